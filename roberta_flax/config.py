@@ -1,0 +1,168 @@
+"""RobertaConfig: everything that a fairseq RoBERTa can vary, as one frozen, hashable value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from roberta_flax.errors import CheckpointError, InputError
+
+# fairseq.utils.get_available_activation_fns, and relu_squared, which get_activation_fn also takes
+ACTIVATIONS = ("relu", "relu_squared", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """A sentence classification head (fairseq's RobertaClassificationHead).
+
+    Attributes:
+      name: the name that predict() takes.
+      num_classes: number of outputs.
+      inner_size: width of the layer between the first token's features and the outputs.
+    """
+
+    name: str
+    num_classes: int
+    inner_size: int
+
+    def __post_init__(self) -> None:
+        if not self.name or "." in self.name:
+            raise InputError(f"a head's name is non-empty and has no dot in it, got {self.name!r}")
+        _require_positive(self, "num_classes", "inner_size")
+
+
+@dataclass(frozen=True)
+class RobertaConfig:
+    """Sizes and choices of a RoBERTa; the defaults are roberta.base as released.
+
+    Attributes:
+      vocab_size: rows of the token embedding.
+      num_layers: transformer layers.
+      hidden_size: width of the features.
+      num_heads: attention heads; divides hidden_size.
+      intermediate_size: width of the feed-forward layers.
+      max_positions: longest sequence. The position table has max_positions + pad_id + 1 rows.
+      pad_id: token id of padding.
+      activation: of the feed-forward layers and the LM head, one of ACTIVATIONS.
+      pooler_activation: of the classification heads, one of ACTIVATIONS.
+      dropout: of the embeddings, of each attention block's and of each feed-forward block's output.
+      attention_dropout: of the attention weights.
+      activation_dropout: after the feed-forward activation.
+      pooler_dropout: in the classification heads.
+      layer_drop: probability that a layer is skipped in training (Fan et al., 2019).
+      normalize_before: pre-norm layers and a final LayerNorm (fairseq's encoder_normalize_before).
+      layernorm_embedding: a LayerNorm after the embeddings.
+      tie_word_embeddings: the LM head projects onto the token embedding, and has no matrix of its own.
+      heads: the sentence classification heads.
+    """
+
+    vocab_size: int = 50265
+    num_layers: int = 12
+    hidden_size: int = 768
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+    pad_id: int = 1
+    activation: str = "gelu"
+    pooler_activation: str = "tanh"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    pooler_dropout: float = 0.0
+    layer_drop: float = 0.0
+    normalize_before: bool = False
+    layernorm_embedding: bool = True
+    tie_word_embeddings: bool = True
+    heads: tuple[HeadConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "vocab_size", "num_layers", "hidden_size", "num_heads", "intermediate_size", "max_positions"
+        )
+        if self.hidden_size % self.num_heads:
+            raise InputError(
+                f"hidden_size must be a multiple of num_heads, got {self.hidden_size} and {self.num_heads}"
+            )
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise InputError(f"pad_id must be in the vocabulary of {self.vocab_size}, got {self.pad_id}")
+        for field in ("activation", "pooler_activation"):
+            if getattr(self, field) not in ACTIVATIONS:
+                raise InputError(f"{field} must be one of {', '.join(ACTIVATIONS)}, got {getattr(self, field)!r}")
+        for field in ("dropout", "attention_dropout", "activation_dropout", "pooler_dropout", "layer_drop"):
+            if not 0 <= getattr(self, field) < 1:
+                raise InputError(f"{field} must be at least 0 and under 1, got {getattr(self, field)}")
+        names = [head.name for head in self.heads]
+        if len(set(names)) != len(names):
+            raise InputError(f"each head needs a name of its own, got {', '.join(names)}")
+
+    @classmethod
+    def base(cls, **changes: Any) -> Self:
+        """roberta.base: 12 layers, 768 wide, 125 million parameters."""
+        return cls(**changes)
+
+    @classmethod
+    def large(cls, **changes: Any) -> Self:
+        """roberta.large: 24 layers, 1024 wide, 355 million parameters (fairseq's roberta_large_architecture)."""
+        sizes = {"num_layers": 24, "hidden_size": 1024, "num_heads": 16, "intermediate_size": 4096}
+        return cls(**{**sizes, **changes})
+
+    def head(self, name: str) -> HeadConfig:
+        """The head called `name`; InputError, naming those there are, where there is none."""
+        for head in self.heads:
+            if head.name == name:
+                return head
+        known = ", ".join(repr(head.name) for head in self.heads) or "none"
+        raise InputError(
+            f"no classification head called {name!r}; this model has: {known}. "
+            "register_classification_head() makes a new one"
+        )
+
+    def with_head(self, head: HeadConfig) -> Self:
+        """This configuration with `head` added, in the place of one of the same name."""
+        others = tuple(other for other in self.heads if other.name != head.name)
+        return dataclasses.replace(self, heads=(*others, head))
+
+    def to_json(self) -> str:
+        """config.json: one object, the fields by name."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote; raises CheckpointError for anything else."""
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(f"config.json is not JSON: {error}") from None
+        known = {field.name: field.type for field in dataclasses.fields(cls)}
+        if not isinstance(fields, Mapping) or set(fields) != set(known):
+            given = set(fields) if isinstance(fields, Mapping) else set()
+            raise CheckpointError(
+                "config.json is not a RobertaConfig of this version"
+                f" (missing: {sorted(set(known) - given)}, unknown: {sorted(given - set(known))}); convert the model again"
+            )
+        heads = fields["heads"]
+        wrong = [
+            name for name, kind in known.items() if name != "heads" and not _is_of_type(fields[name], str(kind))
+        ]
+        if wrong or not isinstance(heads, list):
+            raise CheckpointError(f"config.json has values of a wrong type: {', '.join(wrong) or 'heads'}")
+        try:
+            return cls(**{**fields, "heads": tuple(HeadConfig(**head) for head in heads)})
+        except (InputError, TypeError) as error:
+            raise CheckpointError(f"config.json: {error}") from None
+
+
+def _is_of_type(value: Any, kind: str) -> bool:
+    if kind == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value).__name__ == kind
+
+
+def _require_positive(config: Any, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{field} must be a positive integer, got {value!r}")

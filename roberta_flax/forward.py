@@ -1,0 +1,154 @@
+"""Pure, jitted functions over (params, token ids).
+
+`params` is an ordinary pytree (nested dicts of arrays, or the nnx.State that nnx.split gives): shard it,
+optimise it with optax, save it, map over it. Every function takes the network's RobertaConfig, and the compute
+`dtype` and `precision`, as static arguments; one compilation serves each (batch, time) shape. Token ids are not
+checked here: an index outside the table cannot be seen inside a compiled function (see batching.check_tokens).
+
+With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.lax import Precision
+
+from roberta_flax.config import RobertaConfig
+from roberta_flax.model import Numerics, RobertaModel
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Key
+
+Params = Any  # a pytree of arrays: nested dicts, or nnx.State
+DTypeLike = jax.typing.DTypeLike
+PrecisionLike = str | Precision | None
+
+_STATIC = ("config", "dtype", "precision")
+
+
+@lru_cache(maxsize=64)
+def _abstract(config: RobertaConfig, numerics: Numerics) -> tuple[nnx.GraphDef[RobertaModel], Params]:
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: RobertaModel(config, numerics, nnx.Rngs(0))))
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def abstract_params(config: RobertaConfig, param_dtype: DTypeLike = jnp.float32) -> Params:
+    """The parameter tree of `config` with jax.ShapeDtypeStruct for arrays; nothing is computed."""
+    return _abstract(config, Numerics.of(param_dtype=param_dtype))[1]
+
+
+def init_params(config: RobertaConfig, key: Key[Array, ""], param_dtype: DTypeLike = jnp.float32) -> Params:
+    """A freshly initialised parameter tree, in fairseq's distributions (see RobertaModel)."""
+    model = RobertaModel(config, Numerics.of(param_dtype=param_dtype), nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def _network(
+    params: Params, config: RobertaConfig, dtype: DTypeLike, precision: PrecisionLike
+) -> tuple[RobertaModel, jnp.dtype]:
+    numerics = Numerics.of(dtype, precision=precision)
+    return nnx.merge(_abstract(config, numerics)[0], params), numerics.dtype
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def features(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    *,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch time hidden"]:
+    """The last layer's features, in `dtype`."""
+    network, dtype = _network(params, config, dtype, precision)
+    return network.hidden_states(tokens, key)[1].astype(dtype)
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def hidden_states(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    *,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    key: Key[Array, ""] | None = None,
+) -> list[Float[Array, "batch time hidden"]]:
+    """The embedding output and each layer's output, in `dtype`: num_layers + 1 arrays.
+
+    As in fairseq, a pre-norm network's final LayerNorm is in `features` and not in the last of these.
+    """
+    network, dtype = _network(params, config, dtype, precision)
+    return [state.astype(dtype) for state in network.hidden_states(tokens, key)[0]]
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def lm_logits(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch masked"] | None = None,
+    *,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch masked vocab"]:
+    """Masked-LM logits, in the accumulation dtype (float32, or float64 under a float64 `dtype`).
+
+    Args:
+      params: the parameter tree.
+      tokens: token ids.
+      positions: for each row, the positions to predict; only these meet the vocabulary. None for all.
+      config, dtype, precision, key: see the module's docstring.
+
+    Returns:
+      [batch, time, vocab], or [batch, masked, vocab] with `positions`.
+    """
+    network, _ = _network(params, config, dtype, precision)
+    x = network.hidden_states(tokens, key)[1]
+    if positions is not None:
+        x = jnp.take_along_axis(x, positions[:, :, None], axis=1)
+    logits = network.lm_logits(x.reshape(-1, config.hidden_size))
+    return logits.reshape(*x.shape[:2], config.vocab_size)
+
+
+@partial(jax.jit, static_argnames=("head", *_STATIC))
+def head_logits(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    *,
+    head: str,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch classes"]:
+    """Logits of the classification head called `head`, in the accumulation dtype."""
+    config.head(head)  # a clear error for a name that is not there
+    network, _ = _network(params, config, dtype, precision)
+    body_key, head_key = (None, None) if key is None else cast(Any, jax.random.split(key))
+    return network.head_logits(head, network.hidden_states(tokens, body_key)[1], head_key)
+
+
+@partial(jax.jit, static_argnames=("head", *_STATIC))
+def head_log_probs(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    *,
+    head: str,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch classes"]:
+    """Log-probabilities of the classification head called `head`, in the accumulation dtype."""
+    logits = head_logits(
+        params, tokens, head=head, config=config, dtype=dtype, precision=precision, key=key
+    )
+    return jax.nn.log_softmax(logits, axis=-1)

@@ -1,0 +1,349 @@
+"""The network: RoBERTa (Liu et al., 2019) as fairseq computes it, in Flax NNX.
+
+Reading order: embeddings, attention, layer, encoder, heads, the whole. Shapes: `batch`, `time` (tokens in a
+row), `hidden`; inside a layer the tokens of all rows stand in one axis, `tokens` = batch * time.
+
+Numbers: a matrix product takes its operands in `dtype` and gives its result in the accumulation type (float32;
+float64 where `dtype` is float64). Everything between two products (bias, gelu, residual, LayerNorm, softmax)
+stays in that type.
+
+Dropout takes explicit keys: `key=None` is evaluation, a PRNG key is training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from roberta_flax.config import HeadConfig, RobertaConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, Key
+
+LAYER_NORM_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
+
+# fairseq.utils.get_activation_fn. "gelu" is the exact erf form; gelu_fast is gelu_accurate's old name.
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_fast": partial(jax.nn.gelu, approximate=True),
+    "gelu_accurate": partial(jax.nn.gelu, approximate=True),
+    "tanh": jnp.tanh,
+    "linear": lambda x: x,
+}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a network computes, apart from what it computes; hashable, so that it can be a static argument.
+
+    Attributes:
+      dtype: of the operands of matrix products, and of the features returned.
+      param_dtype: of the parameters made by initialisation.
+      precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
+    """
+
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    precision: lax.Precision | None
+
+    @classmethod
+    def of(
+        cls,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        precision: str | lax.Precision | None = None,
+    ) -> Numerics:
+        """Takes every spelling that JAX takes: "bfloat16", jnp.bfloat16, "highest", Precision.HIGHEST."""
+        return cls(
+            jnp.dtype(dtype), jnp.dtype(param_dtype), None if precision is None else lax.Precision(precision)
+        )
+
+    @property
+    def accumulation_dtype(self) -> jnp.dtype:
+        """float32, or float64 under a float64 `dtype`: what products return and what stands between them."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
+    """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate); nothing without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def position_ids(token_ids: Int[Array, "batch time"], pad_id: int) -> Int[Array, "batch time"]:
+    """pad_id + 1 and on for the tokens that are not padding, pad_id for padding (fairseq.utils.make_positions)."""
+    not_padding = (token_ids != pad_id).astype(jnp.int32)
+    return jnp.cumsum(not_padding, axis=1) * not_padding + pad_id
+
+
+class Embeddings(nnx.Module):
+    """Token plus position embedding, LayerNorm, dropout; padding becomes zero."""
+
+    def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.numerics = numerics
+        embed = partial(nnx.Embed, features=config.hidden_size, param_dtype=numerics.param_dtype, rngs=rngs)
+        init = _normal_with_zero_row(config.pad_id)
+        self.token = embed(config.vocab_size, embedding_init=init)
+        self.position = embed(config.max_positions + config.pad_id + 1, embedding_init=init)
+        self.layer_norm = layer_norm(config.hidden_size, numerics, rngs) if config.layernorm_embedding else None
+
+    def __call__(
+        self, token_ids: Int[Array, "batch time"], key: Key[Array, ""] | None
+    ) -> Float[Array, "batch time hidden"]:
+        positions = position_ids(token_ids, self.config.pad_id)
+        accumulation = self.numerics.accumulation_dtype
+        x = self.token(token_ids).astype(accumulation) + self.position(positions).astype(accumulation)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        x = dropout(x, self.config.dropout, key)
+        is_padding = token_ids == self.config.pad_id
+        return jnp.where(is_padding[..., None], jnp.zeros_like(x), x)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with padding masked (fairseq/modules/multihead_attention.py)."""
+
+    def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.numerics = numerics
+        size = config.hidden_size
+        self.query, self.key, self.value, self.output = (linear(size, size, numerics, rngs) for _ in range(4))
+
+    def __call__(
+        self,
+        x: Float[Array, "tokens hidden"],
+        is_padding: Bool[Array, "batch time"],
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "tokens hidden"]:
+        batch, time = is_padding.shape
+        depth = self.config.hidden_size // self.config.num_heads
+        product = partial(
+            jnp.einsum,
+            precision=self.numerics.precision,
+            preferred_element_type=self.numerics.accumulation_dtype,
+        )
+
+        def heads(projected: Float[Array, "tokens hidden"]) -> Float[Array, "batch time heads depth"]:
+            return projected.astype(self.numerics.dtype).reshape(batch, time, self.config.num_heads, depth)
+
+        query, key_, value = heads(self.query(x) * depth**-0.5), heads(self.key(x)), heads(self.value(x))
+        scores = product("bqhd,bkhd->bhqk", query, key_)
+        # The lowest finite number and not -inf: a row that is all padding gets even weights, and no NaN.
+        scores = jnp.where(is_padding[:, None, None, :], jnp.finfo(scores.dtype).min, scores)
+        weights = dropout(jax.nn.softmax(scores, axis=-1), self.config.attention_dropout, key)
+        context = product("bhqk,bkhd->bqhd", weights.astype(self.numerics.dtype), value)
+        return self.output(context.reshape(batch * time, self.config.hidden_size))
+
+
+class FeedForward(nnx.Module):
+    """Two projections with an activation between them."""
+
+    def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.intermediate = linear(config.hidden_size, config.intermediate_size, numerics, rngs)
+        self.output = linear(config.intermediate_size, config.hidden_size, numerics, rngs)
+
+    def __call__(
+        self, x: Float[Array, "tokens hidden"], key: Key[Array, ""] | None
+    ) -> Float[Array, "tokens hidden"]:
+        x = ACTIVATION_FUNCTIONS[self.config.activation](self.intermediate(x))
+        return self.output(dropout(x, self.config.activation_dropout, key))
+
+
+class TransformerLayer(nnx.Module):
+    """Attention and feed-forward, each with a residual; LayerNorm after (post-norm) or before (pre-norm) each."""
+
+    def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.attention = SelfAttention(config, numerics, rngs)
+        self.attention_layer_norm = layer_norm(config.hidden_size, numerics, rngs)
+        self.feed_forward = FeedForward(config, numerics, rngs)
+        self.feed_forward_layer_norm = layer_norm(config.hidden_size, numerics, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "tokens hidden"],
+        is_padding: Bool[Array, "batch time"],
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "tokens hidden"]:
+        keys = _split(key, 4)
+        pre_norm = self.config.normalize_before
+
+        attended = self.attention(self.attention_layer_norm(x) if pre_norm else x, is_padding, keys[0])
+        x = x + dropout(attended, self.config.dropout, keys[1])
+        x = x if pre_norm else self.attention_layer_norm(x)
+
+        fed = self.feed_forward(self.feed_forward_layer_norm(x) if pre_norm else x, keys[2])
+        x = x + dropout(fed, self.config.dropout, keys[3])
+        return x if pre_norm else self.feed_forward_layer_norm(x)
+
+
+class LMHead(nnx.Module):
+    """Features to a logit for every token of the vocabulary (fairseq's RobertaLMHead)."""
+
+    def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.numerics = numerics
+        self.dense = linear(config.hidden_size, config.hidden_size, numerics, rngs)
+        self.layer_norm = layer_norm(config.hidden_size, numerics, rngs)
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size, numerics.param_dtype))
+        self.embedding = None
+        if not config.tie_word_embeddings:  # a bare nn.Linear's weight, which init_bert_params does not reach
+            shape = (config.vocab_size, config.hidden_size)
+            self.embedding = nnx.Param(_torch_linear_init(shape, config.hidden_size, numerics, rngs))
+
+    def __call__(
+        self, features: Float[Array, "tokens hidden"], token_embedding: Float[Array, "vocab hidden"]
+    ) -> Float[Array, "tokens vocab"]:
+        x = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.activation](self.dense(features)))
+        rows = token_embedding if self.embedding is None else self.embedding[...]
+        logits = lax.dot_general(
+            x.astype(self.numerics.dtype),
+            rows.astype(self.numerics.dtype),
+            (((1,), (1,)), ((), ())),
+            precision=self.numerics.precision,
+            preferred_element_type=self.numerics.accumulation_dtype,
+        )
+        return logits + self.bias[...].astype(logits.dtype)
+
+
+class ClassificationHead(nnx.Module):
+    """The first token's features to a logit for every class (fairseq's RobertaClassificationHead).
+
+    A new head is initialised as torch initialises nn.Linear, uniform within 1 / sqrt(inputs): fairseq
+    registers heads after it has applied init_bert_params to the rest.
+    """
+
+    def __init__(
+        self, config: RobertaConfig, head: HeadConfig, numerics: Numerics, rngs: nnx.Rngs
+    ) -> None:
+        self.config = config
+        init = partial(_torch_linear_init, numerics=numerics, rngs=rngs)
+        self.dense = linear(config.hidden_size, head.inner_size, numerics, rngs)
+        self.output = linear(head.inner_size, head.num_classes, numerics, rngs)
+        for layer in (self.dense, self.output):
+            inputs, outputs = layer.in_features, layer.out_features
+            layer.kernel = nnx.Param(init((inputs, outputs), inputs))
+            layer.bias = nnx.Param(init((outputs,), inputs))
+
+    def __call__(
+        self, features: Float[Array, "batch hidden"], key: Key[Array, ""] | None
+    ) -> Float[Array, "batch classes"]:
+        keys = _split(key, 2)
+        x = dropout(features, self.config.pooler_dropout, keys[0])
+        x = ACTIVATION_FUNCTIONS[self.config.pooler_activation](self.dense(x))
+        return self.output(dropout(x, self.config.pooler_dropout, keys[1]))
+
+
+class RobertaModel(nnx.Module):
+    """The whole network. Its parameter tree is documented in docs/parameters.md."""
+
+    def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        """Builds the network, initialised as fairseq does (init_bert_params: normal, 0.02; biases zero)."""
+        self.config = config
+        self.numerics = numerics
+        self.embeddings = Embeddings(config, numerics, rngs)
+        self.layers = nnx.List([TransformerLayer(config, numerics, rngs) for _ in range(config.num_layers)])
+        self.layer_norm = layer_norm(config.hidden_size, numerics, rngs) if config.normalize_before else None
+        self.lm_head = LMHead(config, numerics, rngs)
+        self.heads = nnx.Dict(
+            {head.name: ClassificationHead(config, head, numerics, rngs) for head in config.heads}
+        )
+
+    def hidden_states(
+        self, token_ids: Int[Array, "batch time"], key: Key[Array, ""] | None = None
+    ) -> tuple[list[Float[Array, "batch time hidden"]], Float[Array, "batch time hidden"]]:
+        """Every hidden state, and the features.
+
+        Args:
+          token_ids: in the vocabulary, at most max_positions a row.
+          key: for dropout and LayerDrop; None evaluates.
+
+        Returns:
+          The embedding output and each layer's output (num_layers + 1 arrays), and the features: the last of
+          them, with the final LayerNorm where the network is pre-norm. In the accumulation dtype.
+        """
+        batch, time = token_ids.shape
+        is_padding = token_ids == self.config.pad_id
+        keys = _split(key, 1 + 2 * len(self.layers))
+        x = self.embeddings(token_ids, keys[0]).reshape(batch * time, self.config.hidden_size)
+        states = [x]
+        for layer, layer_key, drop_key in zip(self.layers, keys[1::2], keys[2::2], strict=True):
+            if drop_key is None or self.config.layer_drop == 0.0:
+                x = layer(x, is_padding, layer_key)
+            else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
+                x = lax.cond(
+                    jax.random.uniform(drop_key) > self.config.layer_drop,
+                    partial(layer, is_padding=is_padding, key=layer_key),
+                    lambda x: x,
+                    x,
+                )
+            states.append(x)
+        features = x if self.layer_norm is None else self.layer_norm(x)
+        *states, features = (state.reshape(batch, time, -1) for state in (*states, features))
+        return states, features
+
+    def lm_logits(self, features: Float[Array, "tokens hidden"]) -> Float[Array, "tokens vocab"]:
+        """A logit for every token of the vocabulary, from features."""
+        return self.lm_head(features, self.embeddings.token.embedding[...])
+
+    def head_logits(
+        self, head: str, features: Float[Array, "batch time hidden"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch classes"]:
+        """A logit for every class of the head called `head`, from the first token's features."""
+        return self.heads[head](features[:, 0, :], key)
+
+
+def linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
+    """kernel [inputs, outputs] and bias [outputs], initialised as init_bert_params does."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        dtype=numerics.dtype,
+        param_dtype=numerics.param_dtype,
+        precision=numerics.precision,
+        preferred_element_type=numerics.accumulation_dtype,
+        kernel_init=nnx.initializers.normal(0.02),
+        rngs=rngs,
+    )
+
+
+def layer_norm(size: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm in the accumulation dtype, by the two-pass variance, as torch computes it."""
+    return nnx.LayerNorm(
+        size,
+        epsilon=LAYER_NORM_EPSILON,
+        dtype=numerics.accumulation_dtype,
+        param_dtype=numerics.param_dtype,
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
+def _split(key: Key[Array, ""] | None, count: int) -> list[Key[Array, ""] | None]:
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def _normal_with_zero_row(row: int) -> jax.nn.initializers.Initializer:
+    def init(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
+        return nnx.initializers.normal(0.02)(key, shape, dtype).at[row].set(0)
+
+    return init
+
+
+def _torch_linear_init(shape: tuple[int, ...], inputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Array:
+    """torch.nn.Linear.reset_parameters: kaiming_uniform_(a=sqrt(5)) is uniform within 1 / sqrt(inputs)."""
+    bound = inputs**-0.5
+    return jax.random.uniform(rngs.params(), shape, numerics.param_dtype, -bound, bound)

@@ -1,0 +1,416 @@
+"""Text <-> token ids, exactly as fairseq: GPT-2 byte-level BPE, then the fairseq dictionary.
+
+Three steps, each from its source in fairseq:
+
+1. `ByteLevelBPE`  text -> BPE pieces (fairseq/data/encoders/gpt2_bpe_utils.py, class Encoder)
+2. `Dictionary`    piece id, as a word -> token id (fairseq/data/dictionary.py, class Dictionary)
+3. `Tokenizer`     `<s> a </s></s> b </s>` and back (fairseq/models/roberta/hub_interface.py)
+
+The merging is done by tiktoken. Its regular-expression engine carries its own Unicode tables, and fairseq
+splits with the `regex` package; so the character classes of the installed `regex` are spelled out, range by
+range, in the pattern that tiktoken compiles, and both split alike whatever Unicode version each was built for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import regex
+import tiktoken
+
+from roberta_flax.errors import CheckpointError, InputError
+
+DICTIONARY_FILE = "dict.txt"
+ENCODER_FILE = "encoder.json"
+MERGES_FILE = "vocab.bpe"
+TOKENIZER_FILES = (DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE)
+
+BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
+BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3  # Dictionary.__init__ adds these four first
+
+# Merges known to be reachable (see ByteLevelBPE), so that checking them at every load is not needed:
+# GPT-2's own vocab.bpe, from dl.fbaipublicfiles.com/fairseq/gpt2_bpe/.
+_REACHABLE_MERGES_SHA256 = frozenset({"1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"})
+
+# A regex engine that backtracks keeps a state for every character of a whitespace run that it may give back,
+# and tiktoken's gives up at a million of them. Longer runs than this are cut beforehand.
+_LONG_WHITESPACE_RUN = 100_000
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that stands for each of the 256 bytes in GPT-2's files (bytes_to_unicode)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    stand_ins = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(stand_ins)) for byte in range(256)]
+
+
+class Dictionary:
+    """fairseq's Dictionary as its masked-LM task builds it: four specials, the file's symbols, `<mask>`.
+
+    Attributes:
+      symbols: every symbol, in the order of its id.
+      index: symbol -> id.
+    """
+
+    def __init__(self, symbols: Iterable[str] = ()) -> None:
+        self.symbols: list[str] = []
+        self.index: dict[str, int] = {}
+        for symbol in (BOS, PAD, EOS, UNK, *symbols):
+            self._add(symbol)
+        if MASK not in self.index:  # fairseq/tasks/masked_lm.py: dictionary.add_symbol("<mask>")
+            self._add(MASK)
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def _add(self, symbol: str) -> None:
+        self.index[symbol] = len(self.symbols)
+        self.symbols.append(symbol)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Dictionary:
+        """Reads dict.txt: one `symbol count` a line, `#fairseq:overwrite` after it where a symbol comes twice.
+
+        Raises:
+          CheckpointError: the file is missing, is not UTF-8, or has a line of another form.
+        """
+        path = Path(path)
+        symbols: list[str] = []
+        seen = {BOS, PAD, EOS, UNK}
+        for number, line in enumerate(_read_text(path).removesuffix("\n").split("\n"), start=1):
+            symbol, _, field = line.rstrip().rpartition(" ")
+            overwrite = field == "#fairseq:overwrite"
+            if overwrite:
+                symbol, _, field = symbol.rpartition(" ")
+            if not symbol or not _is_integer(field):
+                raise CheckpointError(f"{path}, line {number}: expected 'symbol count', got {line[:80]!r}")
+            if symbol in seen and not overwrite:
+                raise CheckpointError(
+                    f"{path}, line {number}: {symbol!r} is in the dictionary already; "
+                    "fairseq takes a second one only with '#fairseq:overwrite' after it"
+                )
+            seen.add(symbol)
+            symbols.append(symbol)
+        return cls(symbols)
+
+
+class ByteLevelBPE:
+    """GPT-2's byte-level BPE from encoder.json (piece -> BPE id) and vocab.bpe (merges, best first).
+
+    fairseq merges by a list of pairs; tiktoken merges any two neighbours whose concatenation is in the
+    vocabulary. The two agree if every merge is reachable: encoded alone, the bytes of its result end as that
+    one piece. (Merges inside a span do not depend on what surrounds it unless one crosses its border, and the
+    last state before the whole piece is then the pair that the list names.) Trained vocabularies are reachable.
+    For any other, `merge` walks the list of pairs as fairseq does, slower.
+    """
+
+    def __init__(self, encoder: dict[str, int], merges: Sequence[tuple[bytes, bytes]], reachable: bool = False) -> None:
+        """Builds the encoder.
+
+        Args:
+          encoder: piece, in GPT-2's byte alphabet -> BPE id.
+          merges: pairs of pieces, as bytes, in order of rank.
+          reachable: true where the merges are known to be reachable; they are checked otherwise.
+        """
+        alphabet = byte_alphabet()
+        self._pair_rank = {pair: rank for rank, pair in enumerate(merges)}
+        self._merged: dict[bytes, tuple[bytes, ...]] = {}
+        pieces = [bytes([byte]) for byte in range(256)] + list(dict.fromkeys(a + b for a, b in merges))
+        self._rank = {piece: rank for rank, piece in enumerate(pieces)}
+        self.pieces: list[bytes] = pieces
+        self.bpe_ids: list[int | None] = [
+            encoder.get("".join(alphabet[byte] for byte in piece)) for piece in pieces
+        ]
+        self._tiktoken: tiktoken.Encoding | None = None
+        if reachable or self._every_merge_is_reachable(merges):
+            self._tiktoken = tiktoken.Encoding(
+                "byte-level-bpe", pat_str=_tiktoken_pattern(), mergeable_ranks=self._rank, special_tokens={}
+            )
+
+    @classmethod
+    def read(cls, encoder_json: str | os.PathLike[str], vocab_bpe: str | os.PathLike[str]) -> ByteLevelBPE:
+        """Reads encoder.json and vocab.bpe.
+
+        Raises:
+          CheckpointError: a file is missing or is not what its name says.
+        """
+        encoder = read_encoder_json(Path(encoder_json))
+        text = _read_text(Path(vocab_bpe))
+        # get_encoder: the first line is a version, and what follows the last line break is not read
+        lines = text.split("\n")[1:-1]
+        byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+        merges = []
+        for number, line in enumerate(lines, start=2):
+            pair = line.split()
+            if len(pair) != 2 or not all(character in byte_of for character in line.replace(" ", "")):
+                raise CheckpointError(f"{vocab_bpe}, line {number}: expected two BPE pieces, got {line[:80]!r}")
+            merges.append((bytes(byte_of[c] for c in pair[0]), bytes(byte_of[c] for c in pair[1])))
+        if not merges:
+            raise CheckpointError(f"{vocab_bpe}: no merges in it; expected GPT-2's vocab.bpe format")
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return cls(encoder, merges, reachable=digest in _REACHABLE_MERGES_SHA256)
+
+    def encode(self, text: str) -> list[int]:
+        """The pieces of `text`, as indices into `pieces`."""
+        if self._tiktoken is None:
+            pieces = _split_pattern().findall(text)
+            return [self._rank[merged] for piece in pieces for merged in self.merge(piece.encode())]
+        if len(text) <= _LONG_WHITESPACE_RUN:
+            return self._tiktoken.encode_ordinary(text)
+        return [i for part in _cut_long_whitespace(text) for i in self._tiktoken.encode_ordinary(part)]
+
+    def merge(self, piece: bytes) -> tuple[bytes, ...]:
+        """The BPE of one piece of split text, by the list of pairs (Encoder.bpe)."""
+        if piece in self._merged:
+            return self._merged[piece]
+        parts = [bytes([byte]) for byte in piece]
+        while len(parts) > 1:
+            pairs = zip(parts, parts[1:], strict=False)
+            best = min(pairs, key=lambda pair: self._pair_rank.get(pair, len(self._pair_rank)))
+            if best not in self._pair_rank:
+                break
+            parts = _merge_pair(parts, best)
+        if len(self._merged) < 100_000:
+            self._merged[piece] = tuple(parts)
+        return tuple(parts)
+
+    def _every_merge_is_reachable(self, merges: Sequence[tuple[bytes, bytes]]) -> bool:
+        known = set(self.pieces[:256])
+        for left, right in merges:
+            if left not in known or right not in known or left + right in known:
+                return False
+            known.add(left + right)
+        return all(len(self.merge(piece)) == 1 for piece in self.pieces)
+
+
+class Tokenizer:
+    """A model's tokenizer: text to the token ids that index its embedding, and back.
+
+    Attributes:
+      dictionary: symbols and their ids.
+      vocab_size: number of token ids, specials and `<mask>` included.
+      bos_id, pad_id, eos_id, unk_id, mask_id: ids of `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>`.
+    """
+
+    bos_id = BOS_ID
+    pad_id = PAD_ID
+    eos_id = EOS_ID
+    unk_id = UNK_ID
+
+    def __init__(self, dictionary: Dictionary, bpe: ByteLevelBPE, encoder: dict[str, int]) -> None:
+        self.dictionary = dictionary
+        self.vocab_size = len(dictionary)
+        self.mask_id = dictionary.index[MASK]
+        self._bpe = bpe
+        # piece index -> token id; -1 for a piece that encoder.json does not have
+        self._token_id = np.array(
+            [-1 if i is None else dictionary.index.get(str(i), UNK_ID) for i in bpe.bpe_ids], np.int32
+        )
+        self._has_gaps = bool((self._token_id < 0).any())
+        self._bytes = _symbol_bytes(dictionary, encoder)
+
+    @classmethod
+    def from_files(
+        cls,
+        dictionary: str | os.PathLike[str],
+        encoder_json: str | os.PathLike[str],
+        vocab_bpe: str | os.PathLike[str],
+    ) -> Tokenizer:
+        """Reads a model's dict.txt and its BPE's encoder.json and vocab.bpe.
+
+        Raises:
+          CheckpointError: a file is missing or malformed, or the dictionary is not one over this BPE.
+        """
+        bpe = ByteLevelBPE.read(encoder_json, vocab_bpe)
+        encoder = read_encoder_json(Path(encoder_json))
+        symbols = Dictionary.read(dictionary)
+        if not any(str(i) in symbols.index for i in encoder.values()):
+            raise CheckpointError(
+                f"{dictionary} has no id of {encoder_json} among its {len(symbols)} symbols: it is the dictionary "
+                "of another tokenizer (sentencepiece, say); give the files of one model together"
+            )
+        return cls(symbols, bpe, encoder)
+
+    @classmethod
+    def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
+        """Reads dict.txt, encoder.json and vocab.bpe from `directory`; raises CheckpointError as `from_files`."""
+        folder = Path(directory)
+        return cls.from_files(*(folder / name for name in TOKENIZER_FILES))
+
+    def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
+        """Encodes a sentence, or several, as fairseq's hub does.
+
+        `<s> a </s>` for one; `<s> a </s></s> b </s>` for two, and so on; with no_separator, `<s> a </s> b </s>`.
+        BPE pieces begin with their space, so 'world' and ' world' differ. Text is text: the characters
+        `<mask>` or `</s>` in it become ordinary pieces. The length is not limited here.
+
+        Returns:
+          int32 [length].
+
+        Raises:
+          InputError: something that is not a str, or text with lone surrogates, which has no UTF-8 form.
+        """
+        between = [EOS_ID] if no_separator else [EOS_ID, EOS_ID]
+        parts = [[BOS_ID], self.encode_text(text)]
+        for sentence in more:
+            parts += [between, self.encode_text(sentence)]
+        return np.concatenate([*parts, [EOS_ID]], dtype=np.int32)
+
+    def encode_text(self, text: str) -> npt.NDArray[np.int32]:
+        """Token ids of `text` alone, with no special tokens: int32 [length]. Raises as `encode`."""
+        if not isinstance(text, str):
+            raise InputError(f"expected text as str, got {type(text).__name__}: {str(text)[:60]!r}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which has "
+                "no UTF-8 form; decode the source with errors='replace' first"
+            ) from None
+        pieces = self._bpe.encode(text)
+        ids = self._token_id[np.asarray(pieces, np.intp)]
+        if self._has_gaps and (ids < 0).any():
+            piece = self._bpe.pieces[pieces[int(np.argmax(ids < 0))]]
+            raise InputError(f"text needs the BPE piece {piece!r}, which this model's {ENCODER_FILE} does not have")
+        return ids
+
+    def decode(self, tokens: npt.ArrayLike) -> str | list[str]:
+        """The text of one sequence of token ids, [length]; a list of texts where `</s></s>` separates several.
+
+        `<s>`, `</s>` and padding have no text; `<unk>` and `<mask>` come back as those characters. Bytes that
+        are not UTF-8 become U+FFFD. (fairseq's own decode stops with an error at padding and at the
+        dictionary's filler words; here a padded row decodes, and a filler word is its own name.)
+
+        Raises:
+          InputError: not one non-empty sequence of integers, or an id outside the vocabulary.
+        """
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or ids.size == 0:
+            raise InputError(f"decode takes one sequence of token ids, [length]; got shape {ids.shape}")
+        check_token_ids(ids, self.vocab_size)
+        if ids[0] == BOS_ID:
+            ids = ids[1:]
+        is_eos = ids == EOS_ID
+        borders = (is_eos[1:] & is_eos[:-1]).nonzero()[0] + 1
+        sentences = [self._text(sentence) for sentence in np.split(ids, borders)]
+        return sentences[0] if len(sentences) == 1 else sentences
+
+    def _text(self, ids: npt.NDArray[Any]) -> str:
+        return b"".join(self._bytes[i] for i in ids.tolist()).decode("utf-8", errors="replace")
+
+
+def check_token_ids(ids: npt.NDArray[Any], vocab_size: int) -> None:
+    """Raises InputError unless `ids` are integers in [0, vocab_size): JAX would clamp an index silently."""
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(f"token ids must be integers, got {ids.dtype}; encode text with encode()")
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise InputError(f"token id {wrong} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1})")
+
+
+def read_encoder_json(path: Path) -> dict[str, int]:
+    """Reads encoder.json, BPE piece -> BPE id; raises CheckpointError where it is not that."""
+    try:
+        encoder = json.loads(_read_text(path))
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(encoder, dict) or not all(type(i) is int for i in encoder.values()):
+        raise CheckpointError(f"{path}: expected one JSON object, BPE piece -> id")
+    return encoder
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing; a model's tokenizer needs {', '.join(TOKENIZER_FILES)}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _is_integer(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _symbol_bytes(dictionary: Dictionary, encoder: dict[str, int]) -> list[bytes]:
+    """The bytes that each token id decodes to."""
+    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+    piece_of = {str(i): piece for piece, i in encoder.items()}
+
+    def bytes_of(symbol: str) -> bytes:
+        piece = piece_of.get(symbol)
+        if piece is None or any(character not in byte_of for character in piece):
+            return symbol.encode()
+        return bytes(byte_of[character] for character in piece)
+
+    return [b"" if symbol in (BOS, PAD, EOS) else bytes_of(symbol) for symbol in dictionary.symbols]
+
+
+def _merge_pair(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+    merged: list[bytes] = []
+    i = 0
+    while i < len(parts):
+        if i + 1 < len(parts) and (parts[i], parts[i + 1]) == pair:
+            merged.append(pair[0] + pair[1])
+            i += 2
+        else:
+            merged.append(parts[i])
+            i += 1
+    return merged
+
+
+@lru_cache(maxsize=1)
+def _split_pattern() -> regex.Pattern[str]:
+    """The pattern by which fairseq splits text before merging (Encoder.pat)."""
+    return regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+
+
+@lru_cache(maxsize=1)
+def _tiktoken_pattern() -> str:
+    """The same language as `_split_pattern`, for tiktoken: explicit classes, and possessive where that is equal.
+
+    `\\s+(?!\\S)|\\s+` takes a run of whitespace whole at the end of the text, else all but its last character,
+    else a lone character: the last three alternatives.
+    """
+    letter, number, space = (_ranges(name) for name in (r"\p{L}", r"\p{N}", r"\s"))
+    return (
+        f"'(?:[stmd]|re|ve|ll)| ?[{letter}]++| ?[{number}]++| ?[^{space}{letter}{number}]++"
+        f"|[{space}]++$|[{space}]+(?![^{space}])|[{space}]"
+    )
+
+
+def _ranges(character_class: str) -> str:
+    """The code points of one of the `regex` package's classes, as the inside of a bracket expression."""
+    runs = regex.finditer(f"{character_class}+", _all_characters())
+    return "".join(rf"\x{{{ord(run[0][0]):X}}}-\x{{{ord(run[0][-1]):X}}}" for run in runs)
+
+
+def _all_characters() -> str:
+    code_points = np.arange(0x110000, dtype="<u4")
+    return code_points[(code_points < 0xD800) | (code_points > 0xDFFF)].tobytes().decode("utf-32-le")
+
+
+def _cut_long_whitespace(text: str) -> list[str]:
+    """Cuts `text` before the last character of every very long whitespace run: there `_split_pattern` splits too."""
+    run = rf"\s{{{_LONG_WHITESPACE_RUN},}}(?=\S)"
+    cuts = [match.end() - 1 for match in regex.finditer(run, text)]
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
