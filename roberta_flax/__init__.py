@@ -1,0 +1,33 @@
+"""RoBERTa in JAX: load a model, encode text, extract features, classify pairs, fill masks.
+
+>>> import roberta_flax
+>>> roberta = roberta_flax.load("roberta.large.mnli")
+>>> tokens = roberta.encode("Roberta is a heavily optimized version of BERT.", "Roberta is based on BERT.")
+>>> roberta.predict("mnli", tokens).argmax()  # 2: entailment
+"""
+
+from roberta_flax import forward
+from roberta_flax.batching import collate_tokens
+from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
+from roberta_flax.hub import Roberta, load, load_tokenizer
+from roberta_flax.model import Numerics, RobertaModel
+from roberta_flax.tokenizer import Tokenizer
+
+__all__ = [
+    "CheckpointError",
+    "DownloadError",
+    "HeadConfig",
+    "InputError",
+    "Numerics",
+    "Roberta",
+    "RobertaConfig",
+    "RobertaFlaxError",
+    "RobertaModel",
+    "Tokenizer",
+    "collate_tokens",
+    "forward",
+    "load",
+    "load_tokenizer",
+]
+__version__ = "0.1.0"

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -237,6 +237,13 @@ class ClassificationHead(nnx.Module):
             inputs, outputs = layer.in_features, layer.out_features
             layer.kernel = nnx.Param(init((inputs, outputs), inputs))
             layer.bias = nnx.Param(init((outputs,), inputs))
+
+    @classmethod
+    def init_params(
+        cls, config: RobertaConfig, head: HeadConfig, numerics: Numerics, key: Key[Array, ""]
+    ) -> dict[str, Any]:
+        """The parameters of a new head: its part of the tree."""
+        return nnx.to_pure_dict(nnx.state(cls(config, head, numerics, nnx.Rngs(key)), nnx.Param))
 
     def __call__(
         self, features: Float[Array, "batch hidden"], key: Key[Array, ""] | None

@@ -1,0 +1,341 @@
+"""Roberta, the object a user holds, and load(), which makes one. A thin shell over the other modules.
+
+Methods have the names and meanings of fairseq's RobertaHubInterface.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from roberta_flax import batching, checkpoint, forward
+from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.forward import DTypeLike, Params, PrecisionLike
+from roberta_flax.model import ClassificationHead, Numerics
+from roberta_flax.tokenizer import BOS_ID, EOS_ID, MASK, PAD_ID, TOKENIZER_FILES, Tokenizer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+PathLike = str | os.PathLike[str]
+
+
+class Roberta:
+    """A RoBERTa with its tokenizer.
+
+    Token arguments are one sequence, [time], or rows of one length, [batch, time]: lists, numpy or JAX arrays.
+    Results are JAX arrays. A new object evaluates (no dropout) until `train` is called; fairseq's begins in
+    train mode.
+
+    Attributes:
+      config: RobertaConfig.
+      params: the parameter tree, nested dicts of arrays (docs/parameters.md).
+      tokenizer: Tokenizer.
+      dtype, precision: of the computation, as in roberta_flax.forward.
+    """
+
+    def __init__(
+        self,
+        config: RobertaConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        precision: PrecisionLike = None,
+    ) -> None:
+        if tokenizer.vocab_size != config.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer has {tokenizer.vocab_size} ids and the model {config.vocab_size}: not of one model"
+            )
+        self.config = config
+        self.params = params
+        self.tokenizer = tokenizer
+        numerics = _numerics(dtype, jnp.float32, precision)
+        self.dtype, self.precision = numerics.dtype, numerics.precision
+        self._dropout_key: jax.Array | None = None
+
+    def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
+        """Token ids, int32 [length], of a sentence or of several; see Tokenizer.encode."""
+        return self.tokenizer.encode(text, *more, no_separator=no_separator)
+
+    def decode(self, tokens: npt.ArrayLike) -> str | list[str]:
+        """The text of one sequence of token ids, or a list where it holds several; see Tokenizer.decode."""
+        return self.tokenizer.decode(tokens)
+
+    @overload
+    def extract_features(
+        self, tokens: npt.ArrayLike, return_all_hiddens: Literal[False] = False
+    ) -> Float[Array, "batch time hidden"]: ...
+    @overload
+    def extract_features(
+        self, tokens: npt.ArrayLike, return_all_hiddens: Literal[True]
+    ) -> list[Float[Array, "batch time hidden"]]: ...
+    def extract_features(self, tokens: npt.ArrayLike, return_all_hiddens: bool = False) -> Any:
+        """Features of the last layer, or with return_all_hiddens of the embedding and of every layer.
+
+        Returns:
+          [batch, time, hidden] in `dtype`; or a list of num_layers + 1 of them, first the embedding output.
+
+        Raises:
+          InputError: token ids that the model cannot take (see batching.check_tokens).
+        """
+        padded, (batch, time) = self._padded(tokens)
+        if return_all_hiddens:
+            states = forward.hidden_states(self.params, padded, **self._static(), key=self._next_key())
+            return [state[:batch, :time] for state in states]
+        return forward.features(self.params, padded, **self._static(), key=self._next_key())[:batch, :time]
+
+    def predict(
+        self, head: str, tokens: npt.ArrayLike, return_logits: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Log-probabilities, or logits, of a classification head.
+
+        Raises:
+          InputError: no such head (those there are are named), or token ids that the model cannot take.
+        """
+        self.config.head(head)
+        padded, (batch, _) = self._padded(tokens)
+        function = forward.head_logits if return_logits else forward.head_log_probs
+        return function(self.params, padded, head=head, **self._static(), key=self._next_key())[:batch]
+
+    def register_classification_head(
+        self, name: str, num_classes: int, inner_dim: int | None = None, *, seed: int | None = None
+    ) -> None:
+        """Adds a freshly initialised classification head, in the place of one of the same name.
+
+        Initialised as fairseq's are: uniform within 1 / sqrt(inputs), weights and biases.
+
+        Args:
+          name: what predict() is to call it.
+          num_classes: number of outputs.
+          inner_dim: width of its hidden layer; hidden_size if not given.
+          seed: of the initialisation; a fresh one each time if not given.
+
+        Raises:
+          InputError: a name with a dot in it, or sizes that are not positive integers.
+        """
+        head = HeadConfig(name, num_classes, self.config.hidden_size if inner_dim is None else inner_dim)
+        seed = int.from_bytes(os.urandom(4)) if seed is None else seed
+        param_dtype = jax.tree.leaves(self.params)[0].dtype
+        params = ClassificationHead.init_params(
+            self.config, head, Numerics.of(param_dtype=param_dtype), jax.random.key(seed)
+        )
+        self.config = self.config.with_head(head)
+        self.params = {**self.params, "heads": {**self.params.get("heads", {}), name: params}}
+
+    def fill_mask(self, masked_input: str, topk: int = 5) -> list[tuple[str, float, str]]:
+        """The likeliest tokens for the one `<mask>` in a text. Never uses dropout.
+
+        As fairseq does it: whitespace before `<mask>` and at the end of the text is not seen by the model, and a
+        space before `<mask>` gives way to the token, which brings its own.
+
+        Args:
+          masked_input: text with exactly one `<mask>`.
+          topk: how many tokens, likeliest first.
+
+        Returns:
+          (text with the token in it, probability, token's text) for each. `<s>`, `</s>` and `<pad>` have no text
+          and are left out where they are among the topk, so that there may be fewer.
+
+        Raises:
+          InputError: not exactly one `<mask>`, a text that is too long, or topk outside the vocabulary.
+        """
+        if not isinstance(masked_input, str) or masked_input.count(MASK) != 1:
+            raise InputError(f"fill_mask takes text with exactly one {MASK}, eg. 'He is a {MASK} guy'; got {masked_input!r}")
+        if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= self.config.vocab_size:
+            raise InputError(f"topk must be an integer from 1 to the vocabulary's {self.config.vocab_size}, got {topk!r}")
+        before, after = (self.tokenizer.encode_text(span.rstrip()) for span in masked_input.split(MASK))
+        tokens = np.concatenate([[BOS_ID], before, [self.tokenizer.mask_id], after, [EOS_ID]])
+        padded, _ = self._padded(tokens)
+        positions = np.array([[1 + len(before)]], np.int32)
+        logits = forward.lm_logits(self.params, padded, positions, **self._static())[0, 0]
+        probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), topk)
+        replaced = f" {MASK}" if f" {MASK}" in masked_input else MASK
+        filled = []
+        for probability, token_id in zip(probabilities.tolist(), ids.tolist(), strict=True):
+            if token_id not in (BOS_ID, EOS_ID, PAD_ID):
+                token = str(self.tokenizer.decode([token_id]))
+                filled.append((masked_input.replace(replaced, token), probability, token))
+        return filled
+
+    def eval(self) -> Self:
+        """Turns dropout and LayerDrop off; returns the object itself."""
+        self._dropout_key = None
+        return self
+
+    def train(self, mode: bool = True, *, seed: int = 0) -> Self:
+        """Turns dropout and LayerDrop on, or off with mode=False; returns the object itself.
+
+        Each call of extract_features and predict then draws anew, from a sequence that `seed` determines.
+        """
+        self._dropout_key = jax.random.key(seed) if mode else None
+        return self
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+        return self._dropout_key is not None
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence, in tokens."""
+        return self.config.max_positions
+
+    def _padded(self, tokens: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], tuple[int, int]]:
+        ids = batching.check_tokens(tokens, self.config.vocab_size, self.config.max_positions)
+        return batching.pad_to_bucket(ids, self.config.pad_id, self.config.max_positions), (ids.shape[0], ids.shape[1])
+
+    def _static(self) -> dict[str, Any]:
+        return {"config": self.config, "dtype": self.dtype, "precision": self.precision}
+
+    def _next_key(self) -> jax.Array | None:
+        if self._dropout_key is None:
+            return None
+        self._dropout_key, key = jax.random.split(self._dropout_key)
+        return key
+
+
+def load(
+    name_or_path: PathLike,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    cache_dir: PathLike | None = None,
+    sha256: str | None = None,
+    checkpoint_file: str = "model.pt",
+    bpe_dir: PathLike | None = None,
+) -> Roberta:
+    """Loads a RoBERTa: a released one by name, a fairseq one from its files, or a converted one.
+
+    The first time, a released model is downloaded, and a fairseq one converted; the result is kept in the cache and
+    loaded from there ever after. Neither needs torch.
+
+    Args:
+      name_or_path: "roberta.base", "roberta.large", "roberta.large.mnli" or "roberta.large.wsc"; or a fairseq
+        directory, a .tar.gz of one, a checkpoint file; or a directory made by `roberta-flax convert`.
+      dtype: of the computation's operands: float32, bfloat16, float16, float64 (with jax_enable_x64).
+      param_dtype: of the parameters in memory.
+      precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
+      cache_dir: the cache; otherwise ROBERTA_FLAX_CACHE, otherwise the platform's user cache.
+      sha256: what the archive or checkpoint must hash to, in hex.
+      checkpoint_file: the checkpoint's name in a fairseq directory or archive.
+      bpe_dir: where encoder.json and vocab.bpe are, if not beside the checkpoint and not GPT-2's.
+
+    Raises:
+      InputError: a dtype or precision that JAX does not know.
+      CheckpointError: the files are not a RoBERTa, are damaged, or something is missing.
+      DownloadError: a file could not be fetched; the message says which files to put where.
+    """
+    numerics = _numerics(dtype, param_dtype, precision)
+    directory = _resolve(name_or_path, cache_dir, sha256, checkpoint_file, bpe_dir)
+    config, params = checkpoint.read(directory, numerics.param_dtype)
+    return Roberta(config, params, Tokenizer.from_directory(directory), dtype=dtype, precision=precision)
+
+
+def load_tokenizer(
+    name_or_path: PathLike,
+    *,
+    cache_dir: PathLike | None = None,
+    checkpoint_file: str = "model.pt",
+    bpe_dir: PathLike | None = None,
+) -> Tokenizer:
+    """The tokenizer that load() would give the model; arguments and errors as there."""
+    return Tokenizer.from_directory(_resolve(name_or_path, cache_dir, None, checkpoint_file, bpe_dir))
+
+
+def _resolve(
+    name_or_path: PathLike,
+    cache_dir: PathLike | None,
+    sha256: str | None,
+    checkpoint_file: str,
+    bpe_dir: PathLike | None,
+) -> Path:
+    """The converted directory of a model, made in the cache where there is none yet."""
+    from roberta_flax import download
+
+    if name_or_path in download.MODELS:
+        cache = download.cache_dir(cache_dir)
+        name = str(name_or_path)
+        directory = cache / "converted" / name
+
+        def source() -> Path:
+            return download.fetch_model_archive(name, cache, sha256=sha256)
+
+    else:
+        path = Path(name_or_path)
+        if not path.exists():
+            raise CheckpointError(
+                f"{str(name_or_path)!r} is neither a file or directory nor a released model "
+                f"({', '.join(download.MODELS)})"
+            )
+        if path.is_dir() and checkpoint.is_converted(path):
+            return _with_sha256(path, sha256)
+        cache = download.cache_dir(cache_dir)
+        directory = cache / "converted" / f"{path.name}-{_fingerprint(path, checkpoint_file, bpe_dir)}"
+
+        def source() -> Path:
+            return path
+
+    if not directory.is_dir():
+        from convert import convert
+
+        with download.locked(directory):
+            if not directory.is_dir():
+                convert(
+                    source(),
+                    directory,
+                    checkpoint_file=checkpoint_file,
+                    bpe_dir=bpe_dir,
+                    cache_dir=cache,
+                    sha256=sha256,
+                )
+    return _with_sha256(directory, sha256)
+
+
+def _with_sha256(directory: Path, sha256: str | None) -> Path:
+    if sha256 is not None:
+        try:
+            found = json.loads((directory / checkpoint.CONVERSION_FILE).read_text(encoding="utf-8"))["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            found = "nothing recorded"
+        if found != sha256.lower():
+            raise CheckpointError(f"{directory} was made from a file of sha256 {found}, expected {sha256.lower()}")
+    return directory
+
+
+def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> str:
+    """Changes when the files that a conversion reads do: their places, sizes and times of change."""
+    beside = path if path.is_dir() else path.parent
+    folders = [beside, Path(bpe_dir)] if bpe_dir is not None else [beside]
+    model = path / checkpoint_file if path.is_dir() else path
+    files = [model, *(folder / name for folder in folders for name in TOKENIZER_FILES)]
+    if not path.is_dir():
+        files.append(Path(checkpoint_file))  # the name inside an archive
+    stats = [
+        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else str(file)
+        for file in files
+    ]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def _numerics(dtype: DTypeLike, param_dtype: DTypeLike, precision: PrecisionLike) -> Numerics:
+    try:
+        numerics = Numerics.of(dtype, param_dtype, precision)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"not a dtype or precision that JAX knows: {error}") from None
+    for given in (numerics.dtype, numerics.param_dtype):
+        if not jnp.issubdtype(given, jnp.floating):
+            raise InputError(f"dtype and param_dtype must be floating point (float32, bfloat16, ...), got {given}")
+        if given.itemsize == 8 and not jax.config.read("jax_enable_x64"):
+            raise InputError("float64 needs jax.config.update('jax_enable_x64', True) before anything is computed")
+    return numerics
