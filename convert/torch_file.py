@@ -53,7 +53,11 @@ _INERT_NAMES = {
     ("torch", "device"),
     ("torch", "Size"),
     *(("torch", f"{kind}") for kind in ("float16", "float32", "float64", "bfloat16", "int64", "int32", "uint8", "bool")),
-    *(("builtins", kind) for kind in ("int", "float", "str", "bool", "dict", "list", "tuple", "bytes", "complex")),
+    *(
+        (module, kind)
+        for module in ("builtins", "__builtin__")  # the name that protocol 2 writes
+        for kind in ("int", "long", "float", "str", "unicode", "bool", "dict", "list", "tuple", "bytes", "complex", "object")
+    ),
 }
 
 

@@ -102,14 +102,17 @@ class Embeddings(nnx.Module):
     def __call__(
         self, token_ids: Int[Array, "batch time"], key: Key[Array, ""] | None
     ) -> Float[Array, "batch time hidden"]:
-        positions = position_ids(token_ids, self.config.pad_id)
-        accumulation = self.numerics.accumulation_dtype
-        x = self.token(token_ids).astype(accumulation) + self.position(positions).astype(accumulation)
+        x = self._rows(self.token, token_ids)
+        x = x + self._rows(self.position, position_ids(token_ids, self.config.pad_id))
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         x = dropout(x, self.config.dropout, key)
         is_padding = token_ids == self.config.pad_id
         return jnp.where(is_padding[..., None], jnp.zeros_like(x), x)
+
+    def _rows(self, table: nnx.Embed, ids: Int[Array, "batch time"]) -> Float[Array, "batch time hidden"]:
+        """Rows of a table. (Calling nnx.Embed would first cast the table, all of it.)"""
+        return jnp.take(table.embedding[...], ids, axis=0).astype(self.numerics.accumulation_dtype)
 
 
 class SelfAttention(nnx.Module):
@@ -199,8 +202,9 @@ class LMHead(nnx.Module):
         self.dense = linear(config.hidden_size, config.hidden_size, numerics, rngs)
         self.layer_norm = layer_norm(config.hidden_size, numerics, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, numerics.param_dtype))
-        self.embedding = None
-        if not config.tie_word_embeddings:  # a bare nn.Linear's weight, which init_bert_params does not reach
+        if config.tie_word_embeddings:
+            self.embedding = None
+        else:  # a bare nn.Linear's weight, which init_bert_params does not reach
             shape = (config.vocab_size, config.hidden_size)
             self.embedding = nnx.Param(_torch_linear_init(shape, config.hidden_size, numerics, rngs))
 

@@ -411,6 +411,6 @@ def _all_characters() -> str:
 
 def _cut_long_whitespace(text: str) -> list[str]:
     """Cuts `text` before the last character of every very long whitespace run: there `_split_pattern` splits too."""
-    run = rf"\s{{{_LONG_WHITESPACE_RUN},}}(?=\S)"
+    run = rf"(?<!\s)\s{{{_LONG_WHITESPACE_RUN},}}+(?=\S)"
     cuts = [match.end() - 1 for match in regex.finditer(run, text)]
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]

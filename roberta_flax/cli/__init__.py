@@ -1,0 +1,41 @@
+"""The command line: `roberta-flax`. One module a subcommand; each imports what it needs when it runs.
+
+Results go to stdout, progress and logs to stderr. Exit status: 0; 1 for an error that the user can mend, in one
+line; 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from roberta_flax.cli import convert, decode, demo, encode, features, fill_mask, mnli
+from roberta_flax.errors import RobertaFlaxError
+
+app = typer.Typer(
+    name="roberta-flax",
+    help="RoBERTa in JAX: convert fairseq checkpoints, classify pairs, extract features, fill masks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("convert")(convert.command)
+app.command("mnli")(mnli.command)
+app.command("features")(features.command)
+app.command("fill-mask")(fill_mask.command)
+app.command("encode")(encode.command)
+app.command("decode")(decode.command)
+app.command("demo")(demo.command)
+
+
+def main() -> None:
+    """Runs the program; the entry point of the console script."""
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("roberta_flax").setLevel(logging.INFO)
+    try:
+        app()
+    except RobertaFlaxError as error:
+        print(f"roberta-flax: {error}", file=sys.stderr)
+        sys.exit(1)

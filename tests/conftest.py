@@ -1,0 +1,102 @@
+"""Fixtures and options. The torch references themselves are in tests/references.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+import roberta_flax
+from convert import convert
+from roberta_flax import download
+from roberta_flax.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+TINY = ROOT / "roberta_flax" / "data" / "roberta.tiny.tar.gz"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--network", action="store_true", help="run the tests that download released models")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--network"):
+        for item in items:
+            if item.get_closest_marker("network"):
+                item.add_marker(pytest.mark.skip(reason="downloads a released model; run with --network"))
+
+
+def skip_or_fail(reason: str) -> None:
+    """Skips, or fails where ROBERTA_FLAX_REQUIRE_REFERENCES is set: CI must not pass by skipping."""
+    if os.environ.get("ROBERTA_FLAX_REQUIRE_REFERENCES"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees or changes the user's cache, or reaches the network by accident."""
+    monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv(download.MIRROR_VARIABLE, "http://127.0.0.1:9/nothing-listens-here")
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="session")
+def gpt2_bpe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory with GPT-2's encoder.json and vocab.bpe and RoBERTa's dict.txt."""
+    candidates = [SHARED / "gpt2_bpe", download.cache_dir() / "gpt2_bpe"]
+    if configured := os.environ.get("ROBERTA_FLAX_GPT2_BPE"):
+        candidates.insert(0, Path(configured))
+    for folder in candidates:
+        if all((folder / name).is_file() for name in ("dict.txt", "encoder.json", "vocab.bpe")):
+            return folder
+    skip_or_fail(
+        f"no dict.txt, encoder.json and vocab.bpe in {', '.join(map(str, candidates))}; "
+        "set ROBERTA_FLAX_GPT2_BPE to the directory that has them"
+    )
+    raise AssertionError
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer(gpt2_bpe: Path) -> Tokenizer:
+    return Tokenizer.from_directory(gpt2_bpe)
+
+
+@pytest.fixture(scope="session")
+def sick_pairs() -> list[tuple[str, str]]:
+    """Real English sentence pairs."""
+    path = SHARED / "sick" / "SICK_train.txt"
+    if not path.is_file():
+        skip_or_fail(f"{path} is not there")
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    return [(row[1], row[2]) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model, unpacked: a fairseq directory with its own BPE files."""
+    folder = tmp_path_factory.mktemp("source") / "unpacked"
+    download.extract_archive(TINY, folder)
+    return folder / "roberta.tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model, converted."""
+    return convert(tiny_source, tmp_path_factory.mktemp("converted") / "tiny")
+
+
+@pytest.fixture
+def tiny(tiny_directory: Path) -> roberta_flax.Roberta:
+    """The embedded model, loaded anew for each test."""
+    return roberta_flax.load(tiny_directory)
+
+
+@pytest.fixture
+def x64():
+    """float64 for the length of a test."""
+    with jax.enable_x64(True):
+        yield
