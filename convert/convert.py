@@ -64,7 +64,11 @@ def convert(
         tokenizer = Tokenizer.from_files(files[DICTIONARY_FILE], files[ENCODER_FILE], files[MERGES_FILE])
         converted = fairseq.read(model, tokenizer.vocab_size)
         checkpoint.write(
-            directory, converted.config, _values(converted), files, _conversion(source, model, digest, converted)
+            directory,
+            converted.config,
+            _values(converted),
+            files,
+            _conversion(source, model, digest, converted),
         )
     return destination
 
@@ -84,7 +88,9 @@ def find_tokenizer_files(
         raise CheckpointError(f"{beside} has {_SENTENCEPIECE_FILE}: sentencepiece models are not supported yet")
     bpe = next((folder for folder in folders if (folder / ENCODER_FILE).is_file()), None)
     if bpe is None and bpe_dir is not None:
-        raise CheckpointError(f"no {ENCODER_FILE} in {bpe_dir}: give the directory with {ENCODER_FILE} and {MERGES_FILE}")
+        raise CheckpointError(
+            f"no {ENCODER_FILE} in {bpe_dir}: give the directory with {ENCODER_FILE} and {MERGES_FILE}"
+        )
     if bpe is None:
         bpe = download.fetch_gpt2_bpe(download.cache_dir(cache_dir))
     return {DICTIONARY_FILE: dictionary, ENCODER_FILE: bpe / ENCODER_FILE, MERGES_FILE: bpe / MERGES_FILE}

@@ -103,14 +103,14 @@ def read(path: Path, vocab_size: int) -> FairseqCheckpoint:
         raise CheckpointError(f"{path} has neither 'args' nor 'cfg': without them its attention heads are unknown")
     tensors = dict(torch_file.tensors(state))
 
+    parts = [(name, *part) for name, tensor in tensors.items() for part in modernize(name, tensor)]
+    if EMBED_TOKENS not in {modern_name for _, modern_name, _ in parts}:
+        raise CheckpointError(_not_a_roberta(path, arguments, tensors))
     modern: dict[str, tuple[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        for modern_name, part in modernize(name, tensor):
-            if modern_name in modern:
-                raise CheckpointError(f"{path}: {modern[modern_name][0]} and {name} are the same tensor by two names")
-            modern[modern_name] = (name, part)
-    if EMBED_TOKENS not in modern:
-        raise CheckpointError(_not_a_roberta(path, arguments, modern))
+    for name, modern_name, part in parts:
+        if modern_name in modern:
+            raise CheckpointError(f"{path}: {modern[modern_name][0]} and {name} are the same tensor by two names")
+        modern[modern_name] = (name, part)
 
     parameters: dict[str, Parameter] = {}
     went: dict[str, list[str] | str] = {}
@@ -157,7 +157,11 @@ def read_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     # hydra runs name the architecture _name
     architecture = given.get("arch") or given.get("_name") or ""
     defaults = {**_DEFAULTS, **_ARCHITECTURE_DEFAULTS.get(str(architecture), {})}
-    return {**defaults, "arch": architecture, **{key: value for key, value in given.items() if value is not None}}
+    return {
+        **defaults,
+        "arch": architecture,
+        **{key: value for key, value in given.items() if value is not None},
+    }
 
 
 def _config(
@@ -166,7 +170,9 @@ def _config(
     """The configuration that arguments and shapes agree on; what they disagree on is appended to `problems`."""
     for name, value in _FIXED.items():
         if arguments.get(name, value) != value:
-            raise CheckpointError(f"{path} was trained with {name}={arguments[name]!r}, which RoBERTa here does not have")
+            raise CheckpointError(
+                f"{path} was trained with {name}={arguments[name]!r}, which RoBERTa here does not have"
+            )
 
     def size(name: str, axis: int) -> int:
         parameter = parameters.get(name)

@@ -125,6 +125,4 @@ def modernize(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
         return [(name, tensor)]
     prefix, kind = match.groups()
     size = tensor.shape[0] // 3
-    return [
-        (f"{prefix}{part}_proj.{kind}", tensor.rows(n * size, (n + 1) * size)) for n, part in enumerate("qkv")
-    ]
+    return [(f"{prefix}{part}_proj.{kind}", tensor.rows(n * size, (n + 1) * size)) for n, part in enumerate("qkv")]

@@ -46,7 +46,8 @@ def train_bpe(text: str, merges: int) -> list[tuple[str, str]]:
     """Byte-level BPE by the book (Sennrich et al., 2016): merge the most frequent pair, again and again."""
     alphabet = byte_alphabet()
     words = collections.Counter(
-        tuple(alphabet[byte] for byte in word.encode()) for word in regex.findall(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+", text)
+        tuple(alphabet[byte] for byte in word.encode())
+        for word in regex.findall(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+", text)
     )
     learned: list[tuple[str, str]] = []
     while len(learned) < merges:
@@ -126,7 +127,12 @@ def files() -> dict[str, bytes]:
         "model": state_dict(vocab_size=len(encoder) + 5),
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
         "optimizer_history": [
-            {"criterion_name": "MaskedLmLoss", "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}, "num_updates": 0}
+            {
+                "criterion_name": "MaskedLmLoss",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {},
+                "num_updates": 0,
+            }
         ],
         "last_optimizer_state": None,
     }

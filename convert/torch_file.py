@@ -48,15 +48,41 @@ _STORAGE_DTYPES: dict[str, npt.DTypeLike] = {
 }
 
 # Packages whose classes only hold values: they become Records. Nothing of theirs is imported or called.
-_INERT_PACKAGES = ("argparse", "omegaconf", "fairseq", "fairseq_cli", "examples", "numpy", "enum", "pathlib", "typing")
+_INERT_PACKAGES = (
+    "argparse",
+    "omegaconf",
+    "fairseq",
+    "fairseq_cli",
+    "examples",
+    "numpy",
+    "enum",
+    "pathlib",
+    "typing",
+)
 _INERT_NAMES = {
     ("torch", "device"),
     ("torch", "Size"),
-    *(("torch", f"{kind}") for kind in ("float16", "float32", "float64", "bfloat16", "int64", "int32", "uint8", "bool")),
+    *(
+        ("torch", f"{kind}")
+        for kind in ("float16", "float32", "float64", "bfloat16", "int64", "int32", "uint8", "bool")
+    ),
     *(
         (module, kind)
         for module in ("builtins", "__builtin__")  # the name that protocol 2 writes
-        for kind in ("int", "long", "float", "str", "unicode", "bool", "dict", "list", "tuple", "bytes", "complex", "object")
+        for kind in (
+            "int",
+            "long",
+            "float",
+            "str",
+            "unicode",
+            "bool",
+            "dict",
+            "list",
+            "tuple",
+            "bytes",
+            "complex",
+            "object",
+        )
     ),
 }
 

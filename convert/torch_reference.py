@@ -37,7 +37,9 @@ class TorchReference:
         x = x * ~is_padding[..., None]
         for i in range(self.args.encoder_layers):
             layer = f"sentence_encoder.layers.{i}"
-            x = self._layer_norm(f"{layer}.self_attn_layer_norm", x + self._attention(f"{layer}.self_attn", x, is_padding))
+            x = self._layer_norm(
+                f"{layer}.self_attn_layer_norm", x + self._attention(f"{layer}.self_attn", x, is_padding)
+            )
             fed = self._linear(f"{layer}.fc2", F.gelu(self._linear(f"{layer}.fc1", x)))
             x = self._layer_norm(f"{layer}.final_layer_norm", x + fed)
         return x

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from roberta_flax.config import RobertaConfig
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, RobertaFlaxError
 from roberta_flax.forward import Params, abstract_params
 from roberta_flax.tokenizer import TOKENIZER_FILES
 
@@ -91,6 +91,8 @@ def new_directory(destination: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(destination)
+    except RobertaFlaxError:  # DownloadError is an OSError too, and says more
+        raise
     except OSError as error:
         raise CheckpointError(f"cannot write {destination}: {error.strerror or error}") from None
     finally:

@@ -144,9 +144,7 @@ class RobertaConfig:
                 f" (missing: {sorted(set(known) - given)}, unknown: {sorted(given - set(known))}); convert the model again"
             )
         heads = fields["heads"]
-        wrong = [
-            name for name, kind in known.items() if name != "heads" and not _is_of_type(fields[name], str(kind))
-        ]
+        wrong = [name for name, kind in known.items() if name != "heads" and not _is_of_type(fields[name], str(kind))]
         if wrong or not isinstance(heads, list):
             raise CheckpointError(f"config.json has values of a wrong type: {', '.join(wrong) or 'heads'}")
         try:

@@ -21,7 +21,14 @@ import filelock
 import platformdirs
 import requests
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from roberta_flax.errors import CheckpointError, DownloadError, InputError
 
@@ -40,7 +47,7 @@ CACHE_VARIABLE = "ROBERTA_FLAX_CACHE"
 ATTEMPTS = 5  # in a row without a byte gained
 BACKOFF_SECONDS = 0.5  # doubled after each attempt
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two reads
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16  # what a broken connection loses at most
 
 # Weights hardly compress, text to about a third. Only a bomb expands a hundredfold.
 _MAX_EXPANSION = 100
@@ -73,7 +80,9 @@ def fetch_model_archive(name: str, cache: Path, *, sha256: str | None = None) ->
     with locked(path):
         if path.is_file():
             if sha256 is not None and (found := _sha256(path)) != sha256.lower():
-                raise CheckpointError(f"{path} has sha256 {found}, expected {sha256.lower()}; remove it to load it anew")
+                raise CheckpointError(
+                    f"{path} has sha256 {found}, expected {sha256.lower()}; remove it to load it anew"
+                )
             return path
         try:
             return fetch(url, path, sha256=sha256)
@@ -201,7 +210,12 @@ def _fetch_part(url: str, part: Path) -> None:
         before = _size(part)
         try:
             return _attempt(url, part)
-        except (_TryAgainError, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as e:
+        except (
+            _TryAgainError,
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        ) as e:
             failures = 1 if _size(part) > before else failures + 1
             if failures >= ATTEMPTS:
                 raise DownloadError(f"cannot download {url}: {_reason(e)}") from None
@@ -216,9 +230,16 @@ def _attempt(url: str, part: Path) -> None:
     headers = {"Accept-Encoding": "identity"}
     if start and validator:
         headers |= {"Range": f"bytes={start}-", "If-Range": validator}
-    with requests.Session() as session, session.get(
-        url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS, hooks={"response": _refuse_insecure_redirect}
-    ) as response:
+    with (
+        requests.Session() as session,
+        session.get(
+            url,
+            headers=headers,
+            stream=True,
+            timeout=TIMEOUT_SECONDS,
+            hooks={"response": _refuse_insecure_redirect},
+        ) as response,
+    ):
         status = response.status_code
         if status == 416:  # nothing is left after `start`: whole if that is the size, and of no use if not
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -263,7 +284,13 @@ def _progress(url: str, start: int, total: int | None) -> Iterator[Any]:
         logger.info("downloading %s (%s bytes)", url, "unknown" if total is None else total)
         yield lambda _: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=total, completed=start)
         yield lambda count: progress.advance(task, count)
@@ -305,9 +332,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reason(error: Exception) -> str:
-    """The innermost reason, in one line: requests wraps it several times over."""
-    inner: BaseException = error
-    while inner.__context__ is not None or (inner.args and isinstance(inner.args[0], BaseException)):
-        inner = inner.args[0] if inner.args and isinstance(inner.args[0], BaseException) else inner.__context__  # type: ignore[assignment]
-    return " ".join(str(inner).split()) or type(inner).__name__
+def _reason(error: BaseException) -> str:
+    """The innermost reason, in one line: requests and urllib3 wrap it several times over."""
+    wrapped = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error.__context__
+    return _reason(wrapped) if wrapped is not None else " ".join(str(error).split()) or type(error).__name__

@@ -8,6 +8,10 @@ keeps its traceback.
 class RobertaFlaxError(Exception):
     """Base of every error that roberta_flax and convert raise on purpose."""
 
+    def __str__(self) -> str:
+        """One line, whatever names and bytes of a user's files are quoted in it."""
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+
 
 class InputError(RobertaFlaxError, ValueError):
     """Text, token ids or arguments that the model cannot take."""

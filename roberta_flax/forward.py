@@ -148,7 +148,5 @@ def head_log_probs(
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch classes"]:
     """Log-probabilities of the classification head called `head`, in the accumulation dtype."""
-    logits = head_logits(
-        params, tokens, head=head, config=config, dtype=dtype, precision=precision, key=key
-    )
+    logits = head_logits(params, tokens, head=head, config=config, dtype=dtype, precision=precision, key=key)
     return jax.nn.log_softmax(logits, axis=-1)

@@ -94,9 +94,7 @@ class Roberta:
             return [state[:batch, :time] for state in states]
         return forward.features(self.params, padded, **self._static(), key=self._next_key())[:batch, :time]
 
-    def predict(
-        self, head: str, tokens: npt.ArrayLike, return_logits: bool = False
-    ) -> Float[Array, "batch classes"]:
+    def predict(self, head: str, tokens: npt.ArrayLike, return_logits: bool = False) -> Float[Array, "batch classes"]:
         """Log-probabilities, or logits, of a classification head.
 
         Raises:
@@ -105,7 +103,8 @@ class Roberta:
         self.config.head(head)
         padded, (batch, _) = self._padded(tokens)
         function = forward.head_logits if return_logits else forward.head_log_probs
-        return function(self.params, padded, head=head, **self._static(), key=self._next_key())[:batch]
+        predicted: Array = function(self.params, padded, head=head, **self._static(), key=self._next_key())
+        return predicted[:batch]
 
     def register_classification_head(
         self, name: str, num_classes: int, inner_dim: int | None = None, *, seed: int | None = None
@@ -150,9 +149,13 @@ class Roberta:
           InputError: not exactly one `<mask>`, a text that is too long, or topk outside the vocabulary.
         """
         if not isinstance(masked_input, str) or masked_input.count(MASK) != 1:
-            raise InputError(f"fill_mask takes text with exactly one {MASK}, eg. 'He is a {MASK} guy'; got {masked_input!r}")
+            raise InputError(
+                f"fill_mask takes text with exactly one {MASK}, eg. 'He is a {MASK} guy'; got {masked_input!r}"
+            )
         if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= self.config.vocab_size:
-            raise InputError(f"topk must be an integer from 1 to the vocabulary's {self.config.vocab_size}, got {topk!r}")
+            raise InputError(
+                f"topk must be an integer from 1 to the vocabulary's {self.config.vocab_size}, got {topk!r}"
+            )
         before, after = (self.tokenizer.encode_text(span.rstrip()) for span in masked_input.split(MASK))
         tokens = np.concatenate([[BOS_ID], before, [self.tokenizer.mask_id], after, [EOS_ID]])
         padded, _ = self._padded(tokens)
@@ -192,7 +195,10 @@ class Roberta:
 
     def _padded(self, tokens: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], tuple[int, int]]:
         ids = batching.check_tokens(tokens, self.config.vocab_size, self.config.max_positions)
-        return batching.pad_to_bucket(ids, self.config.pad_id, self.config.max_positions), (ids.shape[0], ids.shape[1])
+        return batching.pad_to_bucket(ids, self.config.pad_id, self.config.max_positions), (
+            ids.shape[0],
+            ids.shape[1],
+        )
 
     def _static(self) -> dict[str, Any]:
         return {"config": self.config, "dtype": self.dtype, "precision": self.precision}
@@ -200,8 +206,9 @@ class Roberta:
     def _next_key(self) -> jax.Array | None:
         if self._dropout_key is None:
             return None
-        self._dropout_key, key = jax.random.split(self._dropout_key)
-        return key
+        keys: tuple[jax.Array, jax.Array] = tuple(jax.random.split(self._dropout_key))
+        self._dropout_key = keys[0]
+        return keys[1]
 
 
 def load(
@@ -336,6 +343,6 @@ def _numerics(dtype: DTypeLike, param_dtype: DTypeLike, precision: PrecisionLike
     for given in (numerics.dtype, numerics.param_dtype):
         if not jnp.issubdtype(given, jnp.floating):
             raise InputError(f"dtype and param_dtype must be floating point (float32, bfloat16, ...), got {given}")
-        if given.itemsize == 8 and not jax.config.read("jax_enable_x64"):
+        if jax.dtypes.canonicalize_dtype(given) != given:
             raise InputError("float64 needs jax.config.update('jax_enable_x64', True) before anything is computed")
     return numerics

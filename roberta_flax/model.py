@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -63,9 +64,7 @@ class Numerics:
         precision: str | lax.Precision | None = None,
     ) -> Numerics:
         """Takes every spelling that JAX takes: "bfloat16", jnp.bfloat16, "highest", Precision.HIGHEST."""
-        return cls(
-            jnp.dtype(dtype), jnp.dtype(param_dtype), None if precision is None else lax.Precision(precision)
-        )
+        return cls(jnp.dtype(dtype), jnp.dtype(param_dtype), None if precision is None else lax.Precision(precision))
 
     @property
     def accumulation_dtype(self) -> jnp.dtype:
@@ -144,7 +143,7 @@ class SelfAttention(nnx.Module):
         query, key_, value = heads(self.query(x) * depth**-0.5), heads(self.key(x)), heads(self.value(x))
         scores = product("bqhd,bkhd->bhqk", query, key_)
         # The lowest finite number and not -inf: a row that is all padding gets even weights, and no NaN.
-        scores = jnp.where(is_padding[:, None, None, :], jnp.finfo(scores.dtype).min, scores)
+        scores = jnp.where(is_padding[:, None, None, :], float(np.finfo(scores.dtype).min), scores)
         weights = dropout(jax.nn.softmax(scores, axis=-1), self.config.attention_dropout, key)
         context = product("bhqk,bkhd->bqhd", weights.astype(self.numerics.dtype), value)
         return self.output(context.reshape(batch * time, self.config.hidden_size))
@@ -158,9 +157,7 @@ class FeedForward(nnx.Module):
         self.intermediate = linear(config.hidden_size, config.intermediate_size, numerics, rngs)
         self.output = linear(config.intermediate_size, config.hidden_size, numerics, rngs)
 
-    def __call__(
-        self, x: Float[Array, "tokens hidden"], key: Key[Array, ""] | None
-    ) -> Float[Array, "tokens hidden"]:
+    def __call__(self, x: Float[Array, "tokens hidden"], key: Key[Array, ""] | None) -> Float[Array, "tokens hidden"]:
         x = ACTIVATION_FUNCTIONS[self.config.activation](self.intermediate(x))
         return self.output(dropout(x, self.config.activation_dropout, key))
 
@@ -230,9 +227,7 @@ class ClassificationHead(nnx.Module):
     registers heads after it has applied init_bert_params to the rest.
     """
 
-    def __init__(
-        self, config: RobertaConfig, head: HeadConfig, numerics: Numerics, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: RobertaConfig, head: HeadConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.config = config
         init = partial(_torch_linear_init, numerics=numerics, rngs=rngs)
         self.dense = linear(config.hidden_size, head.inner_size, numerics, rngs)
@@ -269,9 +264,7 @@ class RobertaModel(nnx.Module):
         self.layers = nnx.List([TransformerLayer(config, numerics, rngs) for _ in range(config.num_layers)])
         self.layer_norm = layer_norm(config.hidden_size, numerics, rngs) if config.normalize_before else None
         self.lm_head = LMHead(config, numerics, rngs)
-        self.heads = nnx.Dict(
-            {head.name: ClassificationHead(config, head, numerics, rngs) for head in config.heads}
-        )
+        self.heads = nnx.Dict({head.name: ClassificationHead(config, head, numerics, rngs) for head in config.heads})
 
     def hidden_states(
         self, token_ids: Int[Array, "batch time"], key: Key[Array, ""] | None = None
@@ -347,7 +340,7 @@ def _split(key: Key[Array, ""] | None, count: int) -> list[Key[Array, ""] | None
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-def _normal_with_zero_row(row: int) -> jax.nn.initializers.Initializer:
+def _normal_with_zero_row(row: int) -> Callable[..., Array]:
     def init(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
         return nnx.initializers.normal(0.02)(key, shape, dtype).at[row].set(0)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -47,7 +48,11 @@ _LONG_WHITESPACE_RUN = 100_000
 
 def byte_alphabet() -> list[str]:
     """The printable character that stands for each of the 256 bytes in GPT-2's files (bytes_to_unicode)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     stand_ins = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(stand_ins)) for byte in range(256)]
 
@@ -126,9 +131,7 @@ class ByteLevelBPE:
         pieces = [bytes([byte]) for byte in range(256)] + list(dict.fromkeys(a + b for a, b in merges))
         self._rank = {piece: rank for rank, piece in enumerate(pieces)}
         self.pieces: list[bytes] = pieces
-        self.bpe_ids: list[int | None] = [
-            encoder.get("".join(alphabet[byte] for byte in piece)) for piece in pieces
-        ]
+        self.bpe_ids: list[int | None] = [encoder.get("".join(alphabet[byte] for byte in piece)) for piece in pieces]
         self._tiktoken: tiktoken.Encoding | None = None
         if reachable or self._every_merge_is_reachable(merges):
             self._tiktoken = tiktoken.Encoding(
@@ -174,7 +177,7 @@ class ByteLevelBPE:
         parts = [bytes([byte]) for byte in piece]
         while len(parts) > 1:
             pairs = zip(parts, parts[1:], strict=False)
-            best = min(pairs, key=lambda pair: self._pair_rank.get(pair, len(self._pair_rank)))
+            best = min(pairs, key=lambda pair: self._pair_rank.get(pair, math.inf))
             if best not in self._pair_rank:
                 break
             parts = _merge_pair(parts, best)
@@ -259,7 +262,7 @@ class Tokenizer:
           InputError: something that is not a str, or text with lone surrogates, which has no UTF-8 form.
         """
         between = [EOS_ID] if no_separator else [EOS_ID, EOS_ID]
-        parts = [[BOS_ID], self.encode_text(text)]
+        parts: list[Any] = [[BOS_ID], self.encode_text(text)]
         for sentence in more:
             parts += [between, self.encode_text(sentence)]
         return np.concatenate([*parts, [EOS_ID]], dtype=np.int32)
@@ -334,9 +337,7 @@ def _read_text(path: Path) -> str:
         with path.open(encoding="utf-8") as file:
             return file.read()
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing; a model's tokenizer needs {', '.join(TOKENIZER_FILES)}"
-        ) from None
+        raise CheckpointError(f"{path} is missing; a model's tokenizer needs {', '.join(TOKENIZER_FILES)}") from None
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:

@@ -34,7 +34,12 @@ SMALL = {
 def arguments(architecture: str = "roberta_base", **changes: Any) -> argparse.Namespace:
     """A masked-LM training's arguments: an architecture's, with changes."""
     args = argparse.Namespace(
-        arch=architecture, task="masked_lm", criterion="masked_lm", data=".", tokens_per_sample=512, max_positions=512
+        arch=architecture,
+        task="masked_lm",
+        criterion="masked_lm",
+        data=".",
+        tokens_per_sample=512,
+        max_positions=512,
     )
     vars(args).update({name: value for name, value in changes.items() if name != "vocab"})
     name = architecture if architecture.startswith("roberta_") else f"{architecture}_"
@@ -121,7 +126,10 @@ def in_the_names_of_2019(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         name = name.replace("encoder.", "decoder.", 1) if name.startswith("encoder.") else name
         name = name.replace(".layernorm_embedding.", ".emb_layer_norm.")
         if "self_attn.q_proj." in name:
-            parts = [tensor, *(state[name.replace("decoder.", "encoder.", 1).replace("q_proj", p)] for p in ("k_proj", "v_proj"))]
+            parts = [
+                tensor,
+                *(state[name.replace("decoder.", "encoder.", 1).replace("q_proj", p)] for p in ("k_proj", "v_proj")),
+            ]
             old[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
         elif "self_attn.k_proj." not in name and "self_attn.v_proj." not in name:
             old[name] = tensor

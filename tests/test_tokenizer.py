@@ -51,7 +51,11 @@ def test_every_id_decodes_to_something_and_padding_to_nothing(tiny):
 
 def test_filler_words_of_the_dictionary_decode_to_their_names(gpt2_tokenizer):
     fillers = [i for i, s in enumerate(gpt2_tokenizer.dictionary.symbols) if s.startswith("madeupword")]
-    assert [gpt2_tokenizer.decode([i]) for i in fillers] == ["madeupword0000", "madeupword0001", "madeupword0002"]
+    assert [gpt2_tokenizer.decode([i]) for i in fillers] == [
+        "madeupword0000",
+        "madeupword0001",
+        "madeupword0002",
+    ]
 
 
 def test_a_million_spaces_are_split_as_ten_are(gpt2_tokenizer):
@@ -77,7 +81,8 @@ def test_decode_says_what_is_wrong_with_ids(tiny, tokens, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(7, "got int: '7'"), (None, "got NoneType"), ("ab\ud800", r"U\+D800 at character 2")]
+    ("text", "message"),
+    [(7, "got int: '7'"), (None, "got NoneType"), ("ab\ud800", r"U\+D800 at character 2")],
 )
 def test_encode_says_what_is_wrong_with_text(tiny, text, message):
     with pytest.raises(InputError, match=message) as error:

@@ -80,8 +80,13 @@ def run(folder: Path) -> dict[str, Any]:
         "device": str(jax.devices()[0]),
         "tokens": tokens.tolist(),
         "features": list(features.shape),
-        "mnli": {"label": LABELS[int(log_probabilities.argmax())], "log_probabilities": log_probabilities.tolist()},
-        "fill_mask": [{"text": text, "probability": probability, "token": token} for text, probability, token in filled],
+        "mnli": {
+            "label": LABELS[int(log_probabilities.argmax())],
+            "log_probabilities": log_probabilities.tolist(),
+        },
+        "fill_mask": [
+            {"text": text, "probability": probability, "token": token} for text, probability, token in filled
+        ],
         "torch": None,
         "seconds": seconds,
     }
@@ -107,7 +112,12 @@ def compare_with_torch(checkpoint: Path, tokens: Any, features: Any, pair: Any, 
         "mnli_logits": float(np.abs(logits - torch_logits).max()),
     }
     agree = all(difference <= TOLERANCE for difference in differences.values())
-    return {"version": torch.__version__, "tolerance": TOLERANCE, "largest_difference": differences, "agree": agree}
+    return {
+        "version": torch.__version__,
+        "tolerance": TOLERANCE,
+        "largest_difference": differences,
+        "agree": agree,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -122,7 +132,11 @@ def show(result: dict[str, Any]) -> None:
     table.add_column("step", style="bold")
     table.add_column("result", overflow="fold")
     table.add_column("seconds", justify="right")
-    table.add_row("unpack, convert", f"{result['model']}, in fairseq's released form", _sum(seconds, "unpack", "convert"))
+    table.add_row(
+        "unpack, convert",
+        f"{result['model']}, in fairseq's released form",
+        _sum(seconds, "unpack", "convert"),
+    )
     table.add_row("load", "the converted directory", _sum(seconds, "load"))
     table.add_row("encode", escape(f"{TEXT!r} -> {' '.join(map(str, result['tokens']))}"), "")
     table.add_row("features", escape(f"float32 {result['features']}"), _sum(seconds, "features"))
@@ -143,8 +157,12 @@ def show(result: dict[str, Any]) -> None:
         text = f"torch {compared['version']} {verdict}: largest differences {differences} (allowed {compared['tolerance']:.0e})"
         table.add_row("torch", text, _sum(seconds, "torch"))
     console.print(table)
-    console.print("[yellow]This model's weights are untrained:[/yellow] its answers show that everything works, no more.")
-    console.print("Seconds include compilation. Next: roberta-flax mnli PREMISE HYPOTHESIS (downloads roberta.large.mnli)")
+    console.print(
+        "[yellow]This model's weights are untrained:[/yellow] its answers show that everything works, no more."
+    )
+    console.print(
+        "Seconds include compilation. Next: roberta-flax mnli PREMISE HYPOTHESIS (downloads roberta.large.mnli)"
+    )
 
 
 def _sum(seconds: dict[str, float], *steps: str) -> str:

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Dtype, Json, Model, Precision, print_json
+from roberta_flax.cli.options import (
+    BpeDir,
+    CacheDir,
+    CheckpointFile,
+    Dtype,
+    Json,
+    Model,
+    Precision,
+    print_json,
+)
 
 
 def command(
@@ -24,7 +33,12 @@ def command(
     from roberta_flax.hub import load
 
     roberta = load(
-        model, dtype=dtype, precision=precision, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir, cache_dir=cache_dir
+        model,
+        dtype=dtype,
+        precision=precision,
+        checkpoint_file=checkpoint_file,
+        bpe_dir=bpe_dir,
+        cache_dir=cache_dir,
     )
     filled = roberta.fill_mask(text, topk)
     if as_json:

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Dtype, Json, Model, Precision, print_json
+from roberta_flax.cli.options import (
+    BpeDir,
+    CacheDir,
+    CheckpointFile,
+    Dtype,
+    Json,
+    Model,
+    Precision,
+    print_json,
+)
 
 # fairseq/examples/roberta/README.md, label_map
 LABELS = ("contradiction", "neutral", "entailment")
@@ -30,7 +39,12 @@ def command(
     from roberta_flax.hub import load
 
     roberta = load(
-        model, dtype=dtype, precision=precision, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir, cache_dir=cache_dir
+        model,
+        dtype=dtype,
+        precision=precision,
+        checkpoint_file=checkpoint_file,
+        bpe_dir=bpe_dir,
+        cache_dir=cache_dir,
     )
     head = roberta.config.head("mnli")
     if head.num_classes != len(LABELS):

@@ -12,8 +12,7 @@ import pytest
 
 import roberta_flax
 from convert import convert
-from convert.names import place_of
-from convert.names import TRANSPOSE
+from convert.names import TRANSPOSE, place_of
 from roberta_flax import forward
 from tests.references import SMALL, STYLES, all_hidden, build, random_tokens, torch, write
 
@@ -30,7 +29,10 @@ SMALL_VARIANTS = {
     "no layernorm_embedding": {"layernorm_embedding": False},
     "untied": {"untie_weights_roberta": True},
     "one head, one layer": {"encoder_attention_heads": 1, "encoder_layers": 1},
-    **{f"activation {name}": {"activation_fn": name} for name in ("relu", "gelu_fast", "gelu_accurate", "tanh", "linear")},
+    **{
+        f"activation {name}": {"activation_fn": name}
+        for name in ("relu", "gelu_fast", "gelu_accurate", "tanh", "linear")
+    },
     "pooler activation relu": {"pooler_activation_fn": "relu"},
 }
 

@@ -36,7 +36,9 @@ AWKWARD = [
 @pytest.fixture(scope="module")
 def fairseq_hub(gpt2_bpe):
     """fairseq's hub interface around its own BPE and dictionary, without a network."""
-    bpe = GPT2BPE(GPT2BPEConfig(gpt2_encoder_json=str(gpt2_bpe / "encoder.json"), gpt2_vocab_bpe=str(gpt2_bpe / "vocab.bpe")))
+    bpe = GPT2BPE(
+        GPT2BPEConfig(gpt2_encoder_json=str(gpt2_bpe / "encoder.json"), gpt2_vocab_bpe=str(gpt2_bpe / "vocab.bpe"))
+    )
     dictionary = FairseqDictionary.load(str(gpt2_bpe / "dict.txt"))
     dictionary.add_symbol("<mask>")
     hub = SimpleNamespace(bpe=bpe, task=SimpleNamespace(source_dictionary=dictionary))
@@ -72,7 +74,12 @@ def random_texts(count: int, seed: int) -> list[str]:
 
 
 def test_ids_are_fairseqs_on_over_100000_strings(gpt2_tokenizer, fairseq_hub, sick_pairs):
-    code = [line for path in sorted(ROOT.rglob("*.py")) if ".venv" not in path.parts for line in path.read_text().splitlines()]
+    code = [
+        line
+        for path in sorted(ROOT.rglob("*.py"))
+        if ".venv" not in path.parts
+        for line in path.read_text().splitlines()
+    ]
     texts = [*AWKWARD, *(text for pair in sick_pairs for text in pair), *code]
     texts += random_texts(110_000 - len(texts), seed=7)
     assert len(texts) >= 100_000
@@ -89,7 +96,12 @@ def test_every_character_alone_and_between_letters_has_fairseqs_ids(gpt2_tokeniz
 
 
 def test_pairs_and_more_are_joined_as_fairseq_does(gpt2_tokenizer, fairseq_hub, sick_pairs):
-    for texts in [*sick_pairs[:500], ("a", "b", " c", ""), ("", ""), *zip(AWKWARD, reversed(AWKWARD), strict=True)]:
+    for texts in [
+        *sick_pairs[:500],
+        ("a", "b", " c", ""),
+        ("", ""),
+        *zip(AWKWARD, reversed(AWKWARD), strict=True),
+    ]:
         for no_separator in (False, True):
             ours = gpt2_tokenizer.encode(*texts, no_separator=no_separator).tolist()
             assert ours == fairseq_hub.encode(*texts, no_separator=no_separator)
@@ -139,7 +151,11 @@ def test_any_list_of_merges_is_followed_as_fairseq_follows_it(data):
 
 def test_another_models_vocabulary_is_followed_as_fairseq_follows_it(tiny_source, sick_pairs):
     ours = Tokenizer.from_directory(tiny_source)
-    bpe = GPT2BPE(GPT2BPEConfig(gpt2_encoder_json=str(tiny_source / "encoder.json"), gpt2_vocab_bpe=str(tiny_source / "vocab.bpe")))
+    bpe = GPT2BPE(
+        GPT2BPEConfig(
+            gpt2_encoder_json=str(tiny_source / "encoder.json"), gpt2_vocab_bpe=str(tiny_source / "vocab.bpe")
+        )
+    )
     dictionary = FairseqDictionary.load(str(tiny_source / "dict.txt"))
     dictionary.add_symbol("<mask>")
     assert (ours.vocab_size, ours.mask_id) == (len(dictionary), dictionary.index("<mask>"))

@@ -1,0 +1,349 @@
+"""What the converter refuses, each in one line, with nothing executed and nothing left behind."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import roberta_flax
+from convert import convert, torch_file
+from convert.names import TABLE, place_of, source_of
+from convert.tiny import files
+from roberta_flax import CheckpointError, DownloadError
+from tests.conftest import TINY
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def source(tiny_source: Path, tmp_path: Path) -> Path:
+    """A copy of the embedded model's directory, to spoil."""
+    return Path(shutil.copytree(tiny_source, tmp_path / "source"))
+
+
+def load_trusted(path: Path) -> dict:
+    return torch.load(path, weights_only=False)
+
+
+def refused(source: Path, tmp_path: Path, **options) -> str:
+    """The one line with which conversion is refused."""
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CheckpointError) as error:
+        convert(source, tmp_path / "converted", **options)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.iterdir()) == before, "something was left behind"
+    return str(error.value)
+
+
+def test_a_text_file_called_model_pt(source, tmp_path):
+    (source / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "is not a PyTorch checkpoint: it begins with b'version http'" in refused(source, tmp_path)
+
+
+def test_an_empty_file(source, tmp_path):
+    (source / "model.pt").write_bytes(b"")
+    assert "is empty" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("zip_format", [False, True])
+@pytest.mark.parametrize("share", [0.0005, 0.01, 0.5, 0.999])
+def test_a_file_cut_short_anywhere(source, tmp_path, zip_format, share):
+    model = source / "model.pt"
+    torch.save(load_trusted(model), model, _use_new_zipfile_serialization=zip_format)
+    content = model.read_bytes()
+    model.write_bytes(content[: int(len(content) * share)])
+    message = refused(source, tmp_path)
+    assert "cut short" in message or "damaged" in message
+
+
+def test_bytes_changed_at_random_are_refused_or_change_only_values(source, tmp_path):
+    model, generate = source / "model.pt", np.random.default_rng(0)
+    content = bytearray(model.read_bytes())
+    for number in range(60):
+        spoiled = bytearray(content)
+        for position in generate.integers(0, 6000, 3):  # the pickle is at the front
+            spoiled[position] = generate.integers(0, 256)
+        model.write_bytes(spoiled)
+        try:
+            convert(source, tmp_path / f"converted{number}")
+        except CheckpointError as error:
+            assert "\n" not in str(error), error
+
+
+class Hostile:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("zip_format", [False, True])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (os.system, ".system"), (subprocess.Popen, ".Popen"), (eval, ".eval"),
+        (getattr, ".getattr"), (shutil.rmtree, "shutil.rmtree"), (torch.load, "torch"), (__import__, "__import__"),
+    ],
+)  # fmt: skip
+def test_a_pickle_that_calls_something_is_refused_by_name_and_nothing_runs(
+    source, tmp_path, function, name, zip_format
+):
+    proof = tmp_path / "source" / "it-ran"
+    command = f"touch {proof}" if function is not eval else f"open({str(proof)!r}, 'w')"
+    checkpoint = load_trusted(source / "model.pt")
+    checkpoint["extra_state"] = Hostile(function, command)
+    torch.save(checkpoint, source / "model.pt", _use_new_zipfile_serialization=zip_format)
+    message = refused(source, tmp_path)
+    assert name in message
+    assert "nothing of it was run" in message
+    assert not proof.exists()
+
+
+def test_a_class_that_pretends_to_be_fairseqs_is_inert(tmp_path):
+    """An allowed package's name runs nothing either: no module of that name is imported."""
+    raw = b"\x80\x02cfairseq.evil\nrun\n(U\x04argstR}U\x01xU\x01ysb."  # fairseq.evil.run('args'), then state {'x': 'y'}
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", raw)
+    record = torch_file.load(tmp_path / "m.pt")
+    assert isinstance(record, torch_file.Record)
+    assert (record.class_name, record.arguments, record.state) == ("fairseq.evil.run", ("args",), {"x": "y"})
+    assert "fairseq.evil" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [(0, (9,), (1,)), (5, (2, 2), (2, 1)), (0, (2, 2), (-1, 1)), (0, (1 << 40,), (1,))],
+)
+def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path, offset, shape, strides):
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (Storage(), offset, shape, strides, False, {})
+
+    class Storage:
+        pass
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, "0", "cpu", 8) if isinstance(value, Storage) else None
+
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        with archive.open("m/data.pkl", "w") as data:
+            Pickler(data, 2).dump({"model": Tensor()})
+        archive.writestr("m/data/0", bytes(32))
+    with pytest.raises(CheckpointError, match="damaged"):
+        torch_file.load(tmp_path / "m.pt")
+
+
+def test_strided_shared_and_empty_tensors_read_as_torch_reads_them(tmp_path):
+    whole = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    tensors = {
+        "whole": whole, "transposed": whole.T, "part": whole[1:3, ::2], "empty": torch.zeros(0, 3), "number": torch.tensor(3.5),
+        "half": whole.half(), "bfloat16": whole.bfloat16(), "long": whole.long(), "bool": whole > 3,
+        "parameter": torch.nn.Parameter(whole.clone()), "expanded": torch.ones(1, 3).expand(5, 3),
+    }  # fmt: skip
+    for zip_format in (False, True):
+        torch.save(tensors, tmp_path / "t.pt", _use_new_zipfile_serialization=zip_format)
+        loaded = torch_file.load(tmp_path / "t.pt")
+        for name, tensor in tensors.items():
+            values = loaded[name].read()
+            assert values.shape == tuple(tensor.shape)
+            assert (values.astype(np.float32) == tensor.detach().float().numpy()).all(), name
+
+
+def spoil(source: Path, change) -> None:
+    checkpoint = load_trusted(source / "model.pt")
+    change(checkpoint)
+    torch.save(checkpoint, source / "model.pt")
+
+
+def test_all_missing_unknown_and_misshapen_tensors_are_listed_together(source, tmp_path):
+    def change(checkpoint):
+        model = checkpoint["model"]
+        del model["decoder.sentence_encoder.layers.1.fc1.bias"]
+        model["decoder.sentence_encoder.adapter.weight"] = torch.zeros(2, 2)
+        model["decoder.sentence_encoder.layers.0.fc2.weight"] = torch.zeros(64, 7)
+        model["decoder.lm_head.dense.weight"] = torch.zeros(64)
+
+    spoil(source, change)
+    message = refused(source, tmp_path)
+    assert "missing: layers.1.feed_forward.intermediate.bias [128]" in message
+    assert "unknown: decoder.sentence_encoder.adapter.weight [2, 2]" in message
+    assert "wrong shape: layers.0.feed_forward.output.kernel is [7, 64], expected [128, 64]" in message
+    assert "wrong shape: decoder.lm_head.dense.weight is [64]" in message
+
+
+def test_fewer_layers_than_the_arguments_say(source, tmp_path):
+    spoil(source, lambda checkpoint: setattr(checkpoint["args"], "encoder_layers", 3))
+    assert "its arguments say 3 layers (missing: [2]" in refused(source, tmp_path)
+
+
+def test_an_lm_head_that_is_not_the_embedding_it_is_said_to_be(source, tmp_path):
+    def change(checkpoint):
+        checkpoint["model"]["decoder.lm_head.weight"] = checkpoint["model"]["decoder.lm_head.weight"] + 1
+
+    spoil(source, change)
+    assert "differs from encoder.sentence_encoder.embed_tokens.weight" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "argument", [{"encoder_learned_pos": False}, {"adaptive_input": True}, {"no_scale_embedding": False}]
+)
+def test_arguments_that_mean_another_network(source, tmp_path, argument):
+    spoil(source, lambda checkpoint: vars(checkpoint["args"]).update(argument))
+    assert next(iter(argument)) in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("value", [5, 0, "many", None])
+def test_attention_heads_that_do_not_divide_the_width(source, tmp_path, value):
+    spoil(source, lambda checkpoint: setattr(checkpoint["args"], "encoder_attention_heads", value))
+    if value is None:  # the architecture's own number, 12, which does not divide 64
+        value = 12
+    assert str(value) in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        (
+            "bart_large",
+            ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "encoder.layers.0.fc1.weight"],
+        ),
+        ("transformer_wmt_en_de", ["encoder.embed_tokens.weight", "decoder.output_projection.weight"]),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_named(source, tmp_path, architecture, names):
+    checkpoint = {
+        "args": argparse.Namespace(arch=architecture),
+        "model": {name: torch.zeros(2, 2) for name in names},
+    }
+    torch.save(checkpoint, source / "model.pt")
+    assert f"holds a model of architecture '{architecture}', not a RoBERTa" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [({"weight": 1}, "not a fairseq checkpoint"), ([1], "not a fairseq checkpoint")]
+)
+def test_a_pytorch_file_that_is_no_fairseq_checkpoint(source, tmp_path, content, message):
+    torch.save(content, source / "model.pt")
+    assert message in refused(source, tmp_path)
+
+
+def test_a_checkpoint_without_arguments(source, tmp_path):
+    spoil(source, lambda checkpoint: checkpoint.pop("args"))
+    assert "neither 'args' nor 'cfg'" in refused(source, tmp_path)
+
+
+def test_a_zip_file_that_is_no_checkpoint(source, tmp_path):
+    with zipfile.ZipFile(source / "model.pt", "w") as archive:
+        archive.writestr("a.txt", "a")
+    assert "zip file but not a PyTorch checkpoint" in refused(source, tmp_path)
+
+
+def test_no_dictionary(source, tmp_path):
+    (source / "dict.txt").unlink()
+    assert "no dict.txt in" in refused(source, tmp_path)
+
+
+def test_a_dictionary_of_another_size(source, tmp_path):
+    with (source / "dict.txt").open("a") as file:
+        file.write("999999 1\n")
+    assert "embeds 581 tokens but its dictionary has 582" in refused(source, tmp_path)
+
+
+def test_no_such_source_and_no_such_checkpoint(source, tmp_path):
+    assert "does not exist" in refused(tmp_path / "nowhere", tmp_path)
+    assert "no best.pt in" in refused(source, tmp_path, checkpoint_file="best.pt")
+
+
+def test_a_wrong_sha256(source, tmp_path):
+    assert "expected abc" in refused(source, tmp_path, sha256="ABC")
+
+
+def test_a_sentencepiece_model_is_not_taken_for_gpt2s(source, tmp_path):
+    (source / "sentencepiece.bpe.model").write_bytes(b"x")
+    assert "sentencepiece" in refused(source, tmp_path)
+
+
+def test_bpe_files_that_are_nowhere_say_what_to_put_where(source, tmp_path):
+    (source / "encoder.json").unlink()
+    with pytest.raises(DownloadError) as error:
+        convert(source, tmp_path / "converted", cache_dir=tmp_path / "cache")
+    assert str(tmp_path / "cache" / "gpt2_bpe") in str(error.value)
+    assert "bpe_dir" in str(error.value)
+    assert not (tmp_path / "converted").exists()
+    assert "no encoder.json in" in refused(source, tmp_path, bpe_dir=tmp_path)
+
+
+def test_bpe_files_and_dictionary_may_be_elsewhere(source, tmp_path):
+    (tmp_path / "bpe").mkdir()
+    for name in ("dict.txt", "encoder.json", "vocab.bpe"):
+        shutil.move(source / name, tmp_path / "bpe" / name)
+    convert(source / "model.pt", tmp_path / "converted", bpe_dir=tmp_path / "bpe")
+    roberta_flax.load(tmp_path / "converted")
+
+
+def test_a_destination_that_exists_is_left_as_it_is(tiny_source, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").write_text("precious")
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert(tiny_source, tmp_path / "there")
+    assert (tmp_path / "there" / "mine").read_text() == "precious"
+
+
+def test_a_destination_that_cannot_be_written(tiny_source, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        convert(tiny_source, tmp_path / "file" / "converted")
+
+
+def test_conversion_needs_no_torch(tiny_source, tiny_directory, tmp_path):
+    """Where torch is not installed, the same files come out, byte for byte."""
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from convert import convert\n"
+        f"convert({str(tiny_source)!r}, {str(tmp_path / 'converted')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    for file in tiny_directory.iterdir():
+        assert (tmp_path / "converted" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_conversion_json_accounts_for_every_tensor_of_the_source(tiny_source, tiny_directory):
+    conversion = json.loads((tiny_directory / "conversion.json").read_text())
+    state = load_trusted(tiny_source / "model.pt")["model"]
+    assert set(conversion["tensors"]) == set(state)
+    paths = [path for went in conversion["tensors"].values() if isinstance(went, list) for path in went]
+    params = roberta_flax.checkpoint.flatten(roberta_flax.load(tiny_directory).params)
+    assert sorted(paths) == sorted(params)
+
+
+def test_the_table_of_names_reads_the_same_in_both_directions():
+    for source, path, transform in TABLE:
+        name, target = (text.format(i=7, head="mnli") for text in (source, path))
+        assert place_of(name).path == target
+        assert source_of(target).path == name
+        assert place_of(name).transform == source_of(target).transform == transform
+    assert place_of("encoder.sentence_encoder.layers.7.fc3.weight") is None
+
+
+def test_the_embedded_model_is_what_its_script_writes(tiny_source, tmp_path):
+    for name, content in files().items():
+        if name != "model.pt":
+            assert (tiny_source / name).read_bytes() == content, name
+    (tmp_path / "model.pt").write_bytes(files()["model.pt"])
+    written, embedded = load_trusted(tmp_path / "model.pt"), load_trusted(tiny_source / "model.pt")
+    assert vars(written["args"]) == vars(embedded["args"])
+    assert written["model"].keys() == embedded["model"].keys()
+    assert all(torch.equal(written["model"][name], embedded["model"][name]) for name in written["model"])
+    assert TINY.stat().st_size <= 2_000_000

@@ -1,0 +1,308 @@
+"""Roberta and load(): modes, heads, batches, the cache, and what they say of bad input."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import roberta_flax
+from roberta_flax import CheckpointError, DownloadError, InputError
+from roberta_flax.model import dropout
+from tests.conftest import TINY
+
+TEXTS = ("A man is playing a guitar.", "Nobody sleeps.")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([0] * 513, "513 tokens are longer than the 512 positions"),
+        ([0, 581, 2], "token id 581 is outside the vocabulary of 581"),
+        ([0, -1, 2], "token id -1 is outside"),
+        ([0.0, 2.0], "must be integers, got float64"),
+        ([True, False], "must be integers, got bool"),
+        ([], "no token ids"),
+        ([[]], "no token ids"),
+        (np.zeros((0, 5), np.int32), "no token ids"),
+        (np.zeros((1, 1, 5), np.int32), r"got shape \(1, 1, 5\)"),
+        ([[0, 2], [0, 5, 2]], "collate_tokens"),
+        ("text", "got shape"),
+        (None, "one sequence or rows"),
+    ],
+)
+def test_token_ids_that_the_model_cannot_take_are_refused_in_one_line(tiny, tokens, message):
+    for use in (tiny.extract_features, lambda t: tiny.predict("mnli", t)):
+        with pytest.raises(InputError, match=message) as error:
+            use(tokens)
+        assert "\n" not in str(error.value)
+
+
+def test_lists_numpy_and_jax_arrays_of_one_and_two_axes_are_taken(tiny):
+    tokens = tiny.encode(TEXTS[0])
+    expected = np.asarray(tiny.extract_features(tokens))
+    assert expected.shape == (1, len(tokens), 64)
+    for same in (
+        tokens.tolist(),
+        [tokens.tolist()],
+        tokens[None],
+        jnp.asarray(tokens),
+        tokens.astype(np.uint16),
+    ):
+        assert (np.asarray(tiny.extract_features(same)) == expected).all()
+
+
+def test_longest_sequence_is_512_tokens(tiny):
+    assert tiny.extract_features([0] * 512).shape == (1, 512, 64)
+    assert tiny.max_positions == 512
+
+
+def test_all_hidden_states_end_with_the_features(tiny):
+    for length in (1, 16, 17, 300):
+        states = tiny.extract_features([5] * length, return_all_hiddens=True)
+        assert len(states) == 3
+        assert (states[-1] == tiny.extract_features([5] * length)).all()
+
+
+def test_unknown_head_is_refused_with_the_known_ones(tiny):
+    with pytest.raises(InputError, match=r"no classification head called 'rte'; this model has: 'mnli'"):
+        tiny.predict("rte", [0, 2])
+
+
+def test_a_registered_head_predicts_and_leaves_the_others_alone(tiny):
+    tokens = roberta_flax.collate_tokens([tiny.encode(text) for text in TEXTS])
+    before = np.asarray(tiny.predict("mnli", tokens))
+    tiny.register_classification_head("new_task", num_classes=5, inner_dim=7)
+    log_probabilities = np.asarray(tiny.predict("new_task", tokens))
+    assert log_probabilities.shape == (2, 5)
+    np.testing.assert_allclose(np.exp(log_probabilities).sum(1), 1, atol=1e-6)
+    assert tiny.params["heads"]["new_task"]["dense"]["kernel"].shape == (64, 7)
+    assert (np.asarray(tiny.predict("mnli", tokens)) == before).all()
+    tiny.register_classification_head("new_task", num_classes=2)
+    assert tiny.predict("new_task", tokens).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("a.b", 3), ("", 3), ("x", 0), ("x", 2.0)])
+def test_a_head_that_cannot_be_is_refused(tiny, name, classes):
+    with pytest.raises(InputError):
+        tiny.register_classification_head(name, classes)
+
+
+def test_train_mode_drops_out_by_its_seed_and_eval_mode_does_not(tiny):
+    tokens = tiny.encode(*TEXTS)
+    evaluated = np.asarray(tiny.predict("mnli", tokens))
+    assert not tiny.training
+    first = [np.asarray(tiny.train(seed=5).predict("mnli", tokens))]
+    first.append(np.asarray(tiny.predict("mnli", tokens)))
+    assert tiny.training
+    tiny.train(seed=5)
+    again = [np.asarray(tiny.predict("mnli", tokens)) for _ in range(2)]
+    assert (np.stack(first) == np.stack(again)).all()
+    assert np.abs(first[0] - first[1]).max() > 0
+    assert np.abs(first[0] - evaluated).max() > 0
+    assert (np.asarray(tiny.eval().predict("mnli", tokens)) == evaluated).all()
+    assert (np.asarray(tiny.train().train(False).predict("mnli", tokens)) == evaluated).all()
+
+
+def test_fill_mask_never_uses_dropout(tiny):
+    expected = tiny.fill_mask("a <mask> b")
+    assert tiny.train().fill_mask("a <mask> b") == expected
+
+
+def test_dropout_keeps_its_share_and_the_mean():
+    dropped = np.asarray(dropout(jnp.ones(100_000), 0.3, jax.random.key(0)))
+    # a binomial share's deviation here is 0.0014; five of them
+    assert (dropped == 0).mean() == pytest.approx(0.3, abs=0.0073)
+    assert np.unique(dropped) == pytest.approx([0, 1 / 0.7])
+
+
+def test_layer_drop_skips_layers_at_its_rate():
+    config = roberta_flax.RobertaConfig(
+        vocab_size=30, num_layers=12, hidden_size=8, num_heads=1, intermediate_size=4, max_positions=8,
+        dropout=0.0, attention_dropout=0.0, layer_drop=0.25,
+    )  # fmt: skip
+    params = roberta_flax.forward.init_params(config, jax.random.key(0))
+    tokens = np.array([[0, 7, 2]])
+
+    def skipped(**key) -> int:
+        states = roberta_flax.forward.hidden_states(params, tokens, config=config, **key)
+        return sum(bool((a == b).all()) for a, b in zip(states, states[1:], strict=False))
+
+    share = np.mean([skipped(key=jax.random.key(i)) / 12 for i in range(40)])
+    assert share == pytest.approx(0.25, abs=0.08)  # a share of 480 has a deviation of 0.02; four of them
+    assert skipped() == 0
+
+
+def test_collate_pads_on_the_right(tiny):
+    batch = roberta_flax.collate_tokens([[0, 5, 2], np.array([0, 2])])
+    assert batch.dtype == np.int32
+    assert batch.tolist() == [[0, 5, 2], [0, 2, 1]]
+    for wrong in ([], [[0.5]], [[[1]]]):
+        with pytest.raises(InputError):
+            roberta_flax.collate_tokens(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "topk", "message"),
+    [
+        ("no mask", 5, "exactly one <mask>"), ("<mask> <mask>", 5, "exactly one"), (None, 5, "exactly one"),
+        ("a <mask>", 0, "topk"), ("a <mask>", 582, "topk"), ("a <mask>", 2.0, "topk"),
+        ("x " * 600 + "<mask>", 5, "longer than the 512 positions"),
+    ],
+)  # fmt: skip
+def test_fill_mask_says_what_is_wrong(tiny, text, topk, message):
+    with pytest.raises(InputError, match=message):
+        tiny.fill_mask(text, topk)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dtype": "int8"},
+        {"dtype": "float99"},
+        {"precision": "best"},
+        {"dtype": "float64"},
+        {"param_dtype": "int32"},
+    ],
+)
+def test_a_dtype_or_precision_that_cannot_be_is_refused(tiny_directory, wrong):
+    with pytest.raises(InputError):
+        roberta_flax.load(tiny_directory, **wrong)
+
+
+@pytest.mark.parametrize("form", ["archive", "directory", "checkpoint", "converted"])
+def test_every_form_of_a_model_loads_and_answers_alike(form, tiny_source, tiny_directory, tiny, tmp_path):
+    source = {
+        "archive": TINY,
+        "directory": tiny_source,
+        "checkpoint": tiny_source / "model.pt",
+        "converted": tiny_directory,
+    }
+    loaded = roberta_flax.load(str(source[form]), cache_dir=tmp_path)
+    assert (loaded.predict("mnli", [0, 9, 2]) == tiny.predict("mnli", [0, 9, 2])).all()
+
+
+def test_a_local_model_is_converted_once_and_again_when_it_changes(tiny_source, tmp_path, monkeypatch):
+    import convert
+
+    calls = []
+    real = convert.convert
+    monkeypatch.setattr(convert, "convert", lambda *a, **k: (calls.append(a), real(*a, **k))[1])
+    source = tmp_path / "source"
+    shutil.copytree(tiny_source, source)
+    for _ in range(3):
+        roberta_flax.load(source, cache_dir=tmp_path / "cache")
+    assert len(calls) == 1
+    (source / "dict.txt").write_text((source / "dict.txt").read_text().replace(" ", " 1", 1))
+    roberta_flax.load(source, cache_dir=tmp_path / "cache")
+    assert len(calls) == 2
+
+
+def test_a_converted_directory_needs_nothing_else(tiny_directory, tmp_path, tiny):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tiny_directory, moved)
+    loaded = roberta_flax.load(moved, cache_dir=tmp_path / "none")
+    assert (loaded.predict("mnli", [0, 9, 2]) == tiny.predict("mnli", [0, 9, 2])).all()
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_name_that_is_neither_a_file_nor_released_is_refused_with_those_that_are():
+    with pytest.raises(CheckpointError, match=r"neither a file or directory nor a released model \(roberta.base"):
+        roberta_flax.load("roberta.huge")
+
+
+def test_without_network_a_released_name_says_which_file_to_put_where(tmp_path):
+    with pytest.raises(DownloadError) as error:
+        roberta_flax.load("roberta.large.mnli", cache_dir=tmp_path)
+    message = str(error.value)
+    assert "models/roberta.large.mnli.tar.gz" in message
+    assert str(tmp_path / "downloads" / "roberta.large.mnli.tar.gz") in message
+    assert "\n" not in message
+
+
+def test_an_archive_put_into_the_cache_by_hand_is_loaded_by_its_released_name(tmp_path, tiny):
+    (tmp_path / "downloads").mkdir()
+    shutil.copy(TINY, tmp_path / "downloads" / "roberta.large.mnli.tar.gz")
+    loaded = roberta_flax.load("roberta.large.mnli", cache_dir=tmp_path)
+    assert (loaded.predict("mnli", [0, 9, 2]) == tiny.predict("mnli", [0, 9, 2])).all()
+    shutil.rmtree(tmp_path / "downloads")
+    roberta_flax.load("roberta.large.mnli", cache_dir=tmp_path)
+
+
+def test_sha256_is_checked_at_the_first_load_and_after(tmp_path):
+    import hashlib
+
+    right = hashlib.sha256(TINY.read_bytes()).hexdigest()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"sha256 {right}, expected 00"):
+            roberta_flax.load(TINY, cache_dir=tmp_path, sha256="00")
+        roberta_flax.load(TINY, cache_dir=tmp_path, sha256=right.upper())
+
+
+def _load_in_another_process(cache: Path) -> float:
+    return float(roberta_flax.load(TINY, cache_dir=cache).predict("mnli", [0, 9, 2])[0, 0])
+
+
+def test_processes_that_load_at_once_do_not_disturb_each_other(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        answers = pool.map(_load_in_another_process, [tmp_path] * 3)
+    assert len(set(answers)) == 1
+    assert [path.name for path in (tmp_path / "converted").iterdir() if path.is_dir()] != []
+    assert not list((tmp_path / "converted").glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "conversion.json", "dict.txt", "vocab.bpe"])
+def test_a_converted_directory_with_a_file_missing_or_cut_is_refused(name, tiny_directory, tmp_path):
+    for number, change in enumerate(
+        (lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:90]))
+    ):
+        copy = tmp_path / str(number)
+        shutil.copytree(tiny_directory, copy)
+        change(copy / name)
+        if name == "conversion.json" and number == 1:
+            continue  # nothing is read from it but the sha256, which is asked for explicitly
+        if name in ("vocab.bpe",) and number == 1:
+            continue  # fewer merges are merges
+        with pytest.raises(CheckpointError) as error:
+            roberta_flax.load(copy)
+        assert "\n" not in str(error.value)
+
+
+def test_parameters_that_do_not_fit_the_configuration_are_all_listed(tiny_directory, tmp_path):
+    shutil.copytree(tiny_directory, tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    config["num_layers"] = 1
+    config["intermediate_size"] = 100
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as error:
+        roberta_flax.load(tmp_path / "m")
+    assert "unexpected: layers.1.attention.key.bias" in str(error.value)
+    assert "wrong shape: layers.0.feed_forward.intermediate.kernel is [64, 128], expected [64, 100]" in str(error.value)
+
+
+def test_importing_and_loading_import_no_torch(tiny_directory):
+    program = (
+        "import sys, roberta_flax\n"
+        "imported = {name.partition('.')[0] for name in sys.modules}\n"
+        f"roberta_flax.load({str(tiny_directory)!r}).predict('mnli', [0, 2])\n"
+        "assert not {'torch', 'transformers', 'tensorflow'} & set(sys.modules), 'a framework was imported'\n"
+        "assert not {'typer', 'convert'} & imported, imported\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.network
+def test_the_released_mnli_model_knows_its_readme_examples():
+    roberta = roberta_flax.load("roberta.large.mnli")
+    tokens = roberta.encode("Roberta is a heavily optimized version of BERT.", "Roberta is not very optimized.")
+    assert roberta.predict("mnli", tokens).argmax() == 0  # contradiction
+    tokens = roberta.encode("Roberta is a heavily optimized version of BERT.", "Roberta is based on BERT.")
+    assert roberta.predict("mnli", tokens).argmax() == 2  # entailment
