@@ -140,8 +140,8 @@ def read(path: Path, vocab_size: int) -> FairseqCheckpoint:
         raise CheckpointError(f"{path} does not fit a RoBERTa: {describe_problems(problems)}")
     if config.vocab_size != vocab_size:
         raise CheckpointError(
-            f"{path} embeds {config.vocab_size} tokens but its dictionary has {vocab_size} (four specials, the lines of "
-            "dict.txt, and <mask>): give the dict.txt it was trained with"
+            f"{path} embeds {config.vocab_size} tokens but its dictionary has {vocab_size} (four specials, dict.txt's "
+            "lines, and <mask>): give the dict.txt it was trained with"
         )
     return FairseqCheckpoint(config, parameters, went)
 

@@ -141,7 +141,7 @@ class RobertaConfig:
             given = set(fields) if isinstance(fields, Mapping) else set()
             raise CheckpointError(
                 "config.json is not a RobertaConfig of this version"
-                f" (missing: {sorted(set(known) - given)}, unknown: {sorted(given - set(known))}); convert the model again"
+                f" (missing: {sorted(set(known) - given)}, unknown: {sorted(given - set(known))}); convert it again"
             )
         heads = fields["heads"]
         wrong = [name for name, kind in known.items() if name != "heads" and not _is_of_type(fields[name], str(kind))]

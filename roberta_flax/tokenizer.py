@@ -14,6 +14,7 @@ range, in the pattern that tiktoken compiles, and both split alike whatever Unic
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -36,6 +37,8 @@ TOKENIZER_FILES = (DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE)
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3  # Dictionary.__init__ adds these four first
+
+_NO_ID = -1  # of a BPE piece that encoder.json does not have
 
 # Merges known to be reachable (see ByteLevelBPE), so that checking them at every load is not needed:
 # GPT-2's own vocab.bpe, from dl.fbaipublicfiles.com/fairseq/gpt2_bpe/.
@@ -176,8 +179,7 @@ class ByteLevelBPE:
             return self._merged[piece]
         parts = [bytes([byte]) for byte in piece]
         while len(parts) > 1:
-            pairs = zip(parts, parts[1:], strict=False)
-            best = min(pairs, key=lambda pair: self._pair_rank.get(pair, math.inf))
+            best = min(itertools.pairwise(parts), key=lambda pair: self._pair_rank.get(pair, math.inf))
             if best not in self._pair_rank:
                 break
             parts = _merge_pair(parts, best)
@@ -213,11 +215,8 @@ class Tokenizer:
         self.vocab_size = len(dictionary)
         self.mask_id = dictionary.index[MASK]
         self._bpe = bpe
-        # piece index -> token id; -1 for a piece that encoder.json does not have
-        self._token_id = np.array(
-            [-1 if i is None else dictionary.index.get(str(i), UNK_ID) for i in bpe.bpe_ids], np.int32
-        )
-        self._has_gaps = bool((self._token_id < 0).any())
+        self._token_id = [_NO_ID if i is None else dictionary.index.get(str(i), UNK_ID) for i in bpe.bpe_ids]
+        self._has_gaps = _NO_ID in self._token_id
         self._bytes = _symbol_bytes(dictionary, encoder)
 
     @classmethod
@@ -261,14 +260,18 @@ class Tokenizer:
         Raises:
           InputError: something that is not a str, or text with lone surrogates, which has no UTF-8 form.
         """
-        between = [EOS_ID] if no_separator else [EOS_ID, EOS_ID]
-        parts: list[Any] = [[BOS_ID], self.encode_text(text)]
+        between = (EOS_ID,) if no_separator else (EOS_ID, EOS_ID)
+        ids = [BOS_ID, *self._ids(text)]
         for sentence in more:
-            parts += [between, self.encode_text(sentence)]
-        return np.concatenate([*parts, [EOS_ID]], dtype=np.int32)
+            ids += [*between, *self._ids(sentence)]
+        ids.append(EOS_ID)
+        return np.array(ids, np.int32)
 
     def encode_text(self, text: str) -> npt.NDArray[np.int32]:
         """Token ids of `text` alone, with no special tokens: int32 [length]. Raises as `encode`."""
+        return np.array(self._ids(text), np.int32)
+
+    def _ids(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise InputError(f"expected text as str, got {type(text).__name__}: {str(text)[:60]!r}")
         try:
@@ -279,9 +282,9 @@ class Tokenizer:
                 "no UTF-8 form; decode the source with errors='replace' first"
             ) from None
         pieces = self._bpe.encode(text)
-        ids = self._token_id[np.asarray(pieces, np.intp)]
-        if self._has_gaps and (ids < 0).any():
-            piece = self._bpe.pieces[pieces[int(np.argmax(ids < 0))]]
+        ids = [self._token_id[piece] for piece in pieces]
+        if self._has_gaps and _NO_ID in ids:
+            piece = self._bpe.pieces[pieces[ids.index(_NO_ID)]]
             raise InputError(f"text needs the BPE piece {piece!r}, which this model's {ENCODER_FILE} does not have")
         return ids
 

@@ -26,7 +26,8 @@ TOLERANCE = 5e-5
 def command(as_json: Json = False) -> None:
     """Unpack, convert, load and run the small model inside the package; compare it with torch where there is one.
 
-    Exits with status 1 where torch disagrees. Its weights are untrained: the answers show that everything works, and mean nothing.
+    Exits with status 1 where torch disagrees. The weights are untrained: the answers show that everything works, and
+    mean nothing.
     """
     with tempfile.TemporaryDirectory(prefix="roberta-flax-demo-") as temporary:
         result = run(Path(temporary))
@@ -154,7 +155,8 @@ def show(result: dict[str, Any]) -> None:
     else:
         differences = ", ".join(f"{name} {value:.1e}" for name, value in compared["largest_difference"].items())
         verdict = "[green]agrees[/green]" if compared["agree"] else "[red]DISAGREES[/red]"
-        text = f"torch {compared['version']} {verdict}: largest differences {differences} (allowed {compared['tolerance']:.0e})"
+        allowed = f"(allowed {compared['tolerance']:.0e})"
+        text = f"torch {compared['version']} {verdict}: largest differences {differences} {allowed}"
         table.add_row("torch", text, _sum(seconds, "torch"))
     console.print(table)
     console.print(

@@ -1,0 +1,34 @@
+"""What the documentation says is what the code does."""
+
+from __future__ import annotations
+
+import re
+
+from convert.parameters import markdown
+from roberta_flax import hub
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_parameters_is_what_the_code_writes():
+    assert (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == markdown()
+
+
+def test_files_that_the_documentation_links_to_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readmes_python_runs(tiny, monkeypatch):
+    """Every line of its first example, on the embedded model in the place of the released one."""
+    code = re.search(r"```python\n(import roberta_flax\n.*?)```", README, re.DOTALL)[1]
+    monkeypatch.setattr("roberta_flax.load", lambda *_, **__: tiny)
+    exec(code, {})  # noqa: S102 -- the README's own text
+    assert "new_task" in tiny.params["heads"]
+
+
+def test_the_readme_lists_the_arguments_of_load():
+    for name in hub.load.__kwdefaults__:
+        assert f"`{name}`" in README, name
