@@ -3,6 +3,6 @@
 Reading needs no torch: checkpoints are parsed here, and nothing in them is executed (see convert.torch_file).
 """
 
-from convert.convert import convert
+from convert.conversion import convert
 
 __all__ = ["convert"]

@@ -10,6 +10,7 @@ It needs nothing else to run. It is written under a temporary name and renamed w
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from roberta_flax.tokenizer import TOKENIZER_FILES
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
 CONVERSION_FILE = "conversion.json"
+PARTIAL_SUFFIX = ".partial"  # of the temporary name
 DIRECTORY_FILES = (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *TOKENIZER_FILES)
 
 
@@ -71,6 +73,12 @@ def describe_problems(problems: list[str]) -> str:
     return "; ".join(sorted(problems))
 
 
+def remove_partial(destination: Path) -> None:
+    """Removes what killed conversions to `destination` left; only for who knows that none is running."""
+    for partial in destination.parent.glob(f".{glob.escape(destination.name)}-*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 @contextmanager
 def new_directory(destination: Path) -> Iterator[Path]:
     """Gives a temporary directory beside `destination`, and renames it to `destination` if the block succeeds.
@@ -84,7 +92,9 @@ def new_directory(destination: Path) -> Iterator[Path]:
         raise CheckpointError(f"{destination} exists already; remove it or choose another name")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent))
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{destination.name}-", suffix=PARTIAL_SUFFIX, dir=destination.parent)
+        )
     except OSError as error:
         raise CheckpointError(f"cannot write {destination}: {error.strerror}") from None
     try:

@@ -298,6 +298,7 @@ def _resolve(
 
         with download.locked(directory):
             if not directory.is_dir():
+                checkpoint.remove_partial(directory)
                 convert(
                     source(),
                     directory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import shutil
@@ -122,6 +123,21 @@ def test_dropout_keeps_its_share_and_the_mean():
     # a binomial share's deviation here is 0.0014; five of them
     assert (dropped == 0).mean() == pytest.approx(0.3, abs=0.0073)
     assert np.unique(dropped) == pytest.approx([0, 1 / 0.7])
+
+
+@pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "activation_dropout", "pooler_dropout"])
+def test_each_dropout_acts_in_train_mode_and_where_it_belongs(tiny, rate):
+    none = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "pooler_dropout"), 0.0)
+    tokens = tiny.encode(*TEXTS)
+    tiny.config = dataclasses.replace(tiny.config, **none)
+    evaluated = [np.asarray(tiny.extract_features(tokens)), np.asarray(tiny.predict("mnli", tokens))]
+    tiny.train()
+    np.testing.assert_allclose(tiny.predict("mnli", tokens), evaluated[1], atol=1e-6)  # all rates are zero
+    tiny.config = dataclasses.replace(tiny.config, **{rate: 0.5})
+    features, predicted = np.asarray(tiny.extract_features(tokens)), np.asarray(tiny.predict("mnli", tokens))
+    assert np.abs(predicted - evaluated[1]).max() > 1e-3
+    # the pooler's is in the head alone; the other three change the features
+    assert (np.abs(features - evaluated[0]).max() > 1e-3) == (rate != "pooler_dropout")
 
 
 def test_layer_drop_skips_layers_at_its_rate():
@@ -245,6 +261,16 @@ def test_sha256_is_checked_at_the_first_load_and_after(tmp_path):
         with pytest.raises(CheckpointError, match=f"sha256 {right}, expected 00"):
             roberta_flax.load(TINY, cache_dir=tmp_path, sha256="00")
         roberta_flax.load(TINY, cache_dir=tmp_path, sha256=right.upper())
+
+
+def test_what_a_killed_conversion_left_in_the_cache_is_removed(tmp_path):
+    roberta_flax.load(TINY, cache_dir=tmp_path)
+    (directory,) = (path for path in (tmp_path / "converted").iterdir() if path.is_dir())
+    directory.rename(directory.with_name(f".{directory.name}-abc.partial"))
+    other = directory.with_name(f".{directory.name}.mnli-abc.partial")
+    other.mkdir()
+    roberta_flax.load(TINY, cache_dir=tmp_path)
+    assert sorted(path for path in (tmp_path / "converted").iterdir() if path.is_dir()) == sorted([directory, other])
 
 
 def _load_in_another_process(cache: Path) -> float:
