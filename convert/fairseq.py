@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from roberta_flax.tokenizer import PAD_ID
 
 # fairseq/models/roberta/model.py, base_architecture: what an argument is where a checkpoint does not say
 _DEFAULTS: dict[str, Any] = {
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
     "encoder_attention_heads": 12,
+    "tokens_per_sample": 512,
     "dropout": 0.1,
     "attention_dropout": 0.1,
     "activation_dropout": 0.0,
@@ -36,9 +40,9 @@ _DEFAULTS: dict[str, Any] = {
 }
 # roberta_large_architecture, roberta_prenorm_architecture and xlm_architecture change these
 _ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "roberta_large": {"encoder_attention_heads": 16},
+    "roberta_large": {"encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096, "encoder_attention_heads": 16},
     "roberta_prenorm": {"layernorm_embedding": False, "encoder_normalize_before": True},
-    "xlm": {"encoder_attention_heads": 16},
+    "xlm": {"encoder_embed_dim": 1280, "encoder_ffn_embed_dim": 5120, "encoder_attention_heads": 16},
 }
 # Arguments that change the network in a way this one does not have, and the one value that leaves it as it is.
 _FIXED = {
@@ -125,6 +129,9 @@ def read(path: Path, vocab_size: int) -> FairseqCheckpoint:
             if place.transform is TRANSPOSE and len(tensor.shape) != 2:
                 unknown.append(f"wrong shape: {name} is {list(tensor.shape)}, expected two axes")
                 continue
+            if math.prod(tensor.shape) > tensor.storage.count:  # strides of zero: a small file, a huge array
+                unknown.append(f"not stored whole: {name} {list(tensor.shape)} of {tensor.storage.count} elements")
+                continue
             parameters[place.path] = Parameter(name, tensor, place.transform is TRANSPOSE)
             paths = went.setdefault(name, [])
             assert isinstance(paths, list)
@@ -134,7 +141,7 @@ def read(path: Path, vocab_size: int) -> FairseqCheckpoint:
         else:
             unknown.append(f"unknown: {name} {list(tensor.shape)}")
 
-    config = _config(path, arguments, parameters, unknown)
+    config = _config(path, arguments, parameters, vocab_size, unknown)
     problems = unknown + check_tensors(config, {name: parameter.shape for name, parameter in parameters.items()})
     if problems:
         raise CheckpointError(f"{path} does not fit a RoBERTa: {describe_problems(problems)}")
@@ -165,7 +172,7 @@ def read_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(
-    path: Path, arguments: Mapping[str, Any], parameters: Mapping[str, Parameter], problems: list[str]
+    path: Path, arguments: Mapping[str, Any], parameters: Mapping[str, Parameter], vocab_size: int, problems: list[str]
 ) -> RobertaConfig:
     """The configuration that arguments and shapes agree on; what they disagree on is appended to `problems`."""
     for name, value in _FIXED.items():
@@ -174,27 +181,26 @@ def _config(
                 f"{path} was trained with {name}={arguments[name]!r}, which RoBERTa here does not have"
             )
 
-    def size(name: str, axis: int) -> int:
-        parameter = parameters.get(name)
-        if parameter is None or len(parameter.shape) <= axis:
-            raise CheckpointError(f"{path} does not fit a RoBERTa: no tensor for {name}, or of a wrong shape")
-        return parameter.shape[axis]
+    def size(name: str, axis: int, declared: Any) -> int:
+        """A size from a tensor's shape, or what the arguments say where there is none: then all problems are listed."""
+        shape = parameters[name].shape if name in parameters else ()
+        return shape[axis] if axis < len(shape) else int(declared)
 
     layers = {int(match[1]) for name in parameters if (match := re.match(r"layers\.(\d+)\.", name))}
     kept = arguments.get("encoder_layers_to_keep")
     declared = len(str(kept).split(",")) if kept else arguments.get("encoder_layers", len(layers))
-    if layers != set(range(declared)):
-        missing, extra = sorted(set(range(declared)) - layers), sorted(layers - set(range(declared)))
-        problems.append(f"its arguments say {declared} layers (missing: {missing}, beyond them: {extra})")
+    if declared != len(layers):
+        problems.append(f"its arguments say {declared} layers, and it has {len(layers)}")
     heads = sorted(name.split(".")[1] for name in parameters if re.fullmatch(r"heads\.[^.]+\.output\.kernel", name))
     try:
+        positions = int(arguments.get("max_positions") or arguments["tokens_per_sample"]) + PAD_ID + 1
         return RobertaConfig(
-            vocab_size=size("embeddings.token.embedding", 0),
-            num_layers=declared,
-            hidden_size=size("embeddings.token.embedding", 1),
+            vocab_size=size("embeddings.token.embedding", 0, vocab_size),
+            num_layers=len(layers),
+            hidden_size=size("embeddings.token.embedding", 1, arguments["encoder_embed_dim"]),
             num_heads=int(arguments["encoder_attention_heads"]),
-            intermediate_size=size("layers.0.feed_forward.intermediate.kernel", 1),
-            max_positions=size("embeddings.position.embedding", 0) - PAD_ID - 1,
+            intermediate_size=size("layers.0.feed_forward.intermediate.kernel", 1, arguments["encoder_ffn_embed_dim"]),
+            max_positions=size("embeddings.position.embedding", 0, positions) - PAD_ID - 1,
             pad_id=PAD_ID,
             activation=arguments["activation_fn"],
             pooler_activation=arguments["pooler_activation_fn"],
@@ -206,10 +212,7 @@ def _config(
             normalize_before=bool(arguments["encoder_normalize_before"]),
             layernorm_embedding=bool(arguments["layernorm_embedding"]),
             tie_word_embeddings=not arguments["untie_weights_roberta"],
-            heads=tuple(
-                HeadConfig(head, size(f"heads.{head}.output.kernel", 1), size(f"heads.{head}.output.kernel", 0))
-                for head in heads
-            ),
+            heads=tuple(HeadConfig(head, *reversed(parameters[f"heads.{head}.output.kernel"].shape)) for head in heads),
         )
     except (InputError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):

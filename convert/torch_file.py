@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -32,7 +33,7 @@ from roberta_flax.errors import CheckpointError
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 _LEGACY_PROTOCOL = 1001  # torch.serialization.PROTOCOL_VERSION
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # that number, pickled
+_LEGACY_MAGIC_PICKLED = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # that number, after the protocol's opcodes
 
 _STORAGE_DTYPES: dict[str, npt.DTypeLike] = {
     "DoubleStorage": np.float64,
@@ -163,11 +164,11 @@ def load(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(len(_LEGACY_START))
+            start = file.read(32)
             file.seek(0)
             if start.startswith(_ZIP_MAGIC):
                 return _load_zip(path, file)
-            if start == _LEGACY_START:
+            if start.startswith(b"\x80") and _LEGACY_MAGIC_PICKLED in start:
                 return _load_legacy(path, file)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
@@ -354,11 +355,23 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is damaged or cut short ({reason}); copy or download it again")
 
 
+_NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+
+
+def _numpy_scalar(record: Record) -> Any:
+    """A numpy number from its record, scalar(dtype("f8"), bytes); the record itself where it is another kind."""
+    match record.arguments:
+        case (Record(arguments=(str() as code, *_)), bytes() as data) if re.fullmatch("[biuf][1248]", code):
+            dtype = np.dtype(code).newbyteorder("<")
+            return np.frombuffer(data, dtype)[0].item() if len(data) == dtype.itemsize else record
+    return record
+
+
 def plain(value: Any) -> Any:
     """Arguments as dicts, lists and scalars, whichever class they were kept in.
 
-    argparse.Namespace, OmegaConf's DictConfig, ListConfig and value nodes, and enums are opened; whatever else is
-    there stays as it is.
+    argparse.Namespace, OmegaConf's DictConfig, ListConfig and value nodes, enums and numpy's numbers are opened;
+    whatever else is there stays as it is.
     """
     if isinstance(value, Record):
         state = value.state[0] if isinstance(value.state, tuple) else value.state
@@ -366,6 +379,8 @@ def plain(value: Any) -> Any:
             return plain(state)
         if value.class_name.startswith("omegaconf.") and isinstance(state, dict):
             return plain(state["_content"] if "_content" in state else state.get("_val"))
+        if value.class_name in _NUMPY_SCALARS:
+            return _numpy_scalar(value)
         if value.state is None and len(value.arguments) == 1:  # an enum: Class(value)
             return plain(value.arguments[0])
         return value

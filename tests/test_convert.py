@@ -185,9 +185,46 @@ def test_all_missing_unknown_and_misshapen_tensors_are_listed_together(source, t
     assert "wrong shape: decoder.lm_head.dense.weight is [64]" in message
 
 
+def test_what_is_missing_is_listed_whole_when_sizes_are_read_from_it(source, tmp_path):
+    def change(checkpoint):
+        for name in ("embed_positions.weight", "layers.0.fc1.weight", "layers.1.fc2.bias"):
+            del checkpoint["model"][f"decoder.sentence_encoder.{name}"]
+
+    spoil(source, change)
+    message = refused(source, tmp_path)
+    assert message.endswith(
+        "does not fit a RoBERTa: missing: embeddings.position.embedding [514, 64]; "
+        "missing: layers.0.feed_forward.intermediate.kernel [64, 128]; missing: layers.1.feed_forward.output.bias [64]"
+    )
+
+
 def test_fewer_layers_than_the_arguments_say(source, tmp_path):
     spoil(source, lambda checkpoint: setattr(checkpoint["args"], "encoder_layers", 3))
-    assert "its arguments say 3 layers (missing: [2]" in refused(source, tmp_path)
+    assert "its arguments say 3 layers, and it has 2" in refused(source, tmp_path)
+
+
+def test_layers_that_the_arguments_keep_of_a_deeper_network(source, tmp_path):
+    spoil(source, lambda checkpoint: vars(checkpoint["args"]).update(encoder_layers=12, encoder_layers_to_keep="0,5"))
+    assert roberta_flax.load(convert(source, tmp_path / "converted")).config.num_layers == 2
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zip_format", [False, True])
+def test_every_pickle_protocol_and_numpys_numbers_are_read(source, tmp_path, protocol, zip_format):
+    checkpoint = load_trusted(source / "model.pt")
+    vars(checkpoint["args"]).update(encoder_attention_heads=np.int64(4), dropout=np.float64(0.25), seed=np.float32(1))
+    torch.save(checkpoint, source / "model.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zip_format)
+    config = roberta_flax.load(convert(source, tmp_path / "converted")).config
+    assert (config.num_heads, config.dropout) == (4, 0.25)
+
+
+def test_a_tensor_that_is_stretched_from_one_number_is_not_unrolled(source, tmp_path):
+    def change(checkpoint):
+        name = "decoder.sentence_encoder.embed_positions.weight"
+        checkpoint["model"][name] = torch.zeros(1, 1).expand(1 << 40, 64)
+
+    spoil(source, change)
+    assert "not stored whole: decoder.sentence_encoder.embed_positions.weight" in refused(source, tmp_path)
 
 
 def test_an_lm_head_that_is_not_the_embedding_it_is_said_to_be(source, tmp_path):
@@ -204,6 +241,23 @@ def test_an_lm_head_that_is_not_the_embedding_it_is_said_to_be(source, tmp_path)
 def test_arguments_that_mean_another_network(source, tmp_path, argument):
     spoil(source, lambda checkpoint: vars(checkpoint["args"]).update(argument))
     assert next(iter(argument)) in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sentence_encoder.embed_tokens", "sentence_encoder.embed_positions", "lm_head.dense"])
+@pytest.mark.parametrize("shape", [(), (64,), (2, 2, 2)])
+def test_a_tensor_with_another_number_of_axes(source, tmp_path, name, shape):
+    def change(checkpoint):
+        checkpoint["model"][f"decoder.{name}.weight"] = torch.zeros(shape)
+        del checkpoint["model"]["decoder.lm_head.weight"]
+
+    spoil(source, change)
+    assert "wrong shape" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("argument", [{"max_positions": "many"}, {"dropout": "much"}, {"activation_fn": "swish"}])
+def test_arguments_that_make_no_sense(source, tmp_path, argument):
+    spoil(source, lambda checkpoint: vars(checkpoint["args"]).update(argument))
+    assert "arguments that do not make a RoBERTa" in refused(source, tmp_path)
 
 
 @pytest.mark.parametrize("value", [5, 0, "many", None])
