@@ -184,7 +184,7 @@ def _config(
     def size(name: str, axis: int, declared: Any) -> int:
         """A size from a tensor's shape, or what the arguments say where there is none: then all problems are listed."""
         shape = parameters[name].shape if name in parameters else ()
-        return shape[axis] if axis < len(shape) else int(declared)
+        return shape[axis] if len(shape) == 2 else int(declared)
 
     layers = {int(match[1]) for name in parameters if (match := re.match(r"layers\.(\d+)\.", name))}
     kept = arguments.get("encoder_layers_to_keep")
