@@ -288,7 +288,7 @@ def _resolve(
         if path.is_dir() and checkpoint.is_converted(path):
             return _with_sha256(path, sha256)
         cache = download.cache_dir(cache_dir)
-        directory = cache / "converted" / f"{path.name}-{_fingerprint(path, checkpoint_file, bpe_dir)}"
+        directory = cache / "converted" / f"{path.resolve().name}-{_fingerprint(path, checkpoint_file, bpe_dir)}"
 
         def source() -> Path:
             return path
