@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convert import fairseq
+from convert import fairseq, torch_file
 from convert.fairseq import FairseqCheckpoint
 from roberta_flax import checkpoint, download
 from roberta_flax.errors import CheckpointError
@@ -57,6 +57,7 @@ def convert(
     """
     source, destination = Path(source), Path(destination)
     with checkpoint.new_directory(destination) as directory, _opened(source, checkpoint_file) as model:
+        torch_file.layout_of(model)  # a wrong file is said to be one before anything is looked for beside it
         digest = file_sha256(source if source.is_file() else model)
         if sha256 is not None and digest != sha256.lower():
             raise CheckpointError(f"{source} has sha256 {digest}, expected {sha256.lower()}; download it again")

@@ -162,16 +162,25 @@ def load(path: Path) -> Any:
     Raises:
       CheckpointError: not such a file, damaged, cut short, or it asks for a global that is not allowed.
     """
+    read = layout_of(path)
+    try:
+        with path.open("rb") as file:
+            return read(path, file)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def layout_of(path: Path) -> Callable[[Path, IO[bytes]], Any]:
+    """The reader for a file's layout, by its first bytes; CheckpointError where it is none that torch.save writes."""
     try:
         with path.open("rb") as file:
             start = file.read(32)
-            file.seek(0)
-            if start.startswith(_ZIP_MAGIC):
-                return _load_zip(path, file)
-            if start.startswith(b"\x80") and _LEGACY_MAGIC_PICKLED in start:
-                return _load_legacy(path, file)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    if start.startswith(_ZIP_MAGIC):
+        return _load_zip
+    if start.startswith(b"\x80") and _LEGACY_MAGIC_PICKLED in start:
+        return _load_legacy
     if not start:
         raise CheckpointError(f"{path} is empty; expected a checkpoint written by torch.save")
     raise CheckpointError(f"{path} is not a PyTorch checkpoint: it begins with {start[:12]!r}")

@@ -96,6 +96,13 @@ def test_demo_says_that_its_weights_are_untrained_and_that_torch_agrees(run):
     assert set(result["seconds"]) == {"unpack", "convert", "load", "features", "mnli", "fill-mask", "torch"}
 
 
+def test_demo_without_torch_says_how_to_get_it(run, monkeypatch):
+    monkeypatch.setattr(cli.demo.importlib.util, "find_spec", lambda _: None)
+    status, out, _ = run("demo")
+    assert status == 0
+    assert "roberta-flax[convert]" in out.replace("\n", "")
+
+
 def test_demo_fails_where_torch_disagrees(run, monkeypatch):
     monkeypatch.setattr(cli.demo, "TOLERANCE", -1.0)
     status, out, _ = run("demo")
@@ -122,13 +129,6 @@ def test_wrong_usage_exits_with_2(run, arguments):
 )
 def test_what_the_user_can_mend_is_one_line_and_status_1(run, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if arguments[-1] == __file__:
-        (tmp_path / "dict.txt").write_text("5 1\n")
-        text = tmp_path / "model.pt"
-        text.write_text(Path(__file__).read_text())
-        for name in ("encoder.json", "vocab.bpe"):
-            (tmp_path / name).write_text('{"a": 5}' if name.endswith("json") else "#version\na b\n")
-        arguments = [*arguments[:-1], text]
     status, out, err = run(*arguments)
     assert (status, out) == (1, "")
     assert err.startswith("roberta-flax: ")

@@ -151,7 +151,8 @@ def show(result: dict[str, Any]) -> None:
     table.add_row("fill-mask", escape(f"{MASKED}\n{fills}"), _sum(seconds, "fill-mask"))
     compared = result["torch"]
     if compared is None:
-        table.add_row("torch", "not installed, so nothing to compare with (pip install 'roberta-flax[convert]')", "")
+        missing = "not installed, so nothing to compare with (pip install 'roberta-flax[convert]')"
+        table.add_row("torch", escape(missing), "")
     else:
         differences = ", ".join(f"{name} {value:.1e}" for name, value in compared["largest_difference"].items())
         verdict = "[green]agrees[/green]" if compared["agree"] else "[red]DISAGREES[/red]"
