@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     megabytes = sum(len(line.encode()) for line in lines) / 1e6
 
     ours = Tokenizer.from_directory(folder)
-    raw: tiktoken.Encoding = ours._bpe._tiktoken
+    raw: tiktoken.Encoding = ours.bpe._tiktoken
     bpe = GPT2BPE(
         GPT2BPEConfig(gpt2_encoder_json=str(folder / "encoder.json"), gpt2_vocab_bpe=str(folder / "vocab.bpe"))
     )

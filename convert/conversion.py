@@ -1,27 +1,27 @@
-"""convert(): a fairseq model, in any of the forms it comes in, to a converted directory."""
+"""convert(): a RoBERTa in another library's form to a converted directory."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from convert import fairseq, torch_file
-from convert.fairseq import FairseqCheckpoint
+from convert import fairseq, huggingface, shards
+from convert.source import Source
 from roberta_flax import checkpoint, download
 from roberta_flax.errors import CheckpointError
-from roberta_flax.tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, Tokenizer
+from roberta_flax.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
-_SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
 
 
 def convert(
@@ -32,69 +32,91 @@ def convert(
     bpe_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     sha256: str | None = None,
+    dtype: str | None = None,
+    strict: bool = False,
+    head_name: str | None = None,
 ) -> Path:
-    """Converts a fairseq RoBERTa to a directory that roberta_flax.load() takes and that needs nothing else.
+    """Converts a RoBERTa to a directory that roberta_flax.load() takes and that needs nothing else.
 
-    Values are kept bit for bit, in the dtype of the source; kernels are transposed. Nothing in the source is
-    executed, and nothing is left behind where conversion fails.
+    Values are kept bit for bit, in the dtype of the source or rounded to `dtype`; kernels are transposed. Nothing in
+    the source is executed, and nothing is left behind where conversion fails. What is odd about a source, values that
+    are not finite among it, is logged as a warning, a line each.
 
     Args:
-      source: a fairseq directory, a .tar.gz of one, or a checkpoint file with dict.txt beside it.
+      source: a fairseq directory, a .tar.gz of one, or a checkpoint file with dict.txt beside it; or a directory that
+        transformers wrote, a file of weights in one, or "hf:org/name" for one on Hugging Face's hub.
       destination: the directory to make; it must not exist.
-      checkpoint_file: the checkpoint's name, where source is a directory or an archive.
+      checkpoint_file: the checkpoint's name, where source is a fairseq directory or archive.
       bpe_dir: where encoder.json and vocab.bpe are (and dict.txt, where it is not beside the checkpoint).
         Otherwise they are looked for beside the checkpoint, then in the cache, then downloaded: GPT-2's.
       cache_dir: the cache; see roberta_flax.download.cache_dir.
       sha256: what the source file (the archive, or the checkpoint) must hash to, in hex.
+      dtype: of the stored parameters: "float32", "bfloat16", "float16" or "float64"; the source's if not given.
+      strict: refuse values that are not finite.
+      head_name: what the head of a transformers model is called here; its own libraries give it no name.
 
     Returns:
       The destination.
 
     Raises:
-      CheckpointError: the source is not a fairseq RoBERTa, is damaged or incomplete; the destination exists or
-        cannot be written.
-      DownloadError: GPT-2's BPE files are needed and cannot be fetched.
+      InputError: a dtype that parameters are not stored in.
+      CheckpointError: the source is not a RoBERTa, is damaged or incomplete; the destination exists or cannot be
+        written.
+      DownloadError: a file is needed and cannot be fetched.
     """
-    source, destination = Path(source), Path(destination)
-    with checkpoint.new_directory(destination) as directory, _opened(source, checkpoint_file) as model:
-        torch_file.layout_of(model)  # a wrong file is said to be one before anything is looked for beside it
-        digest = file_sha256(source if source.is_file() else model)
+    destination = Path(destination)
+    stored = None if dtype is None else checkpoint.stored_dtype(dtype)
+    with checkpoint.new_directory(destination) as directory, opened(source, checkpoint_file, cache_dir) as opening:
+        hashes = {file.name: file_sha256(file) for file in opening.hashed}
+        digest = _combined(hashes)
         if sha256 is not None and digest != sha256.lower():
             raise CheckpointError(f"{source} has sha256 {digest}, expected {sha256.lower()}; download it again")
-        files = find_tokenizer_files(model.parent, bpe_dir, cache_dir)
-        tokenizer = Tokenizer.from_files(files[DICTIONARY_FILE], files[ENCODER_FILE], files[MERGES_FILE])
-        converted = fairseq.read(model, tokenizer.vocab_size)
-        checkpoint.write(
-            directory,
-            converted.config,
-            _values(converted),
-            files,
-            _conversion(source, model, digest, converted),
-        )
+        read = opening.read(bpe_dir, cache_dir, head_name)
+        write_files(read.tokenizer_files, directory)
+        vocab_size = Tokenizer.from_directory(directory).vocab_size
+        if read.config.vocab_size != vocab_size:
+            raise CheckpointError(
+                f"{opening.files[0]} embeds {read.config.vocab_size} tokens but its dictionary has {vocab_size} (four "
+                "specials, dict.txt's lines, and <mask>): give the dict.txt it was trained with"
+            )
+        conversion = {
+            "source": Path(source).name,
+            "kind": read.kind,
+            "checkpoint_file": opening.files[0].name,
+            "sha256": digest,
+            "files": hashes,
+            "dtype": dtype,
+            "head_name": head_name,
+            "versions": {name: importlib.metadata.version(name) for name in ("roberta-flax", "jax", "flax", "numpy")},
+            "tensors": read.went,
+        }
+        found = checkpoint.write(directory, read.config, read.parameters, conversion, stored)
+        _report(str(source), read, found, strict)
     return destination
 
 
-def find_tokenizer_files(
-    beside: Path, bpe_dir: str | os.PathLike[str] | None, cache_dir: str | os.PathLike[str] | None
-) -> dict[str, Path]:
-    """Where the tokenizer's three files are, by name. Arguments and errors as in `convert`."""
-    folders = [Path(bpe_dir), beside] if bpe_dir is not None else [beside]
-    dictionary = next((folder / DICTIONARY_FILE for folder in folders if (folder / DICTIONARY_FILE).is_file()), None)
-    if dictionary is None:
-        raise CheckpointError(
-            f"no {DICTIONARY_FILE} in {' or '.join(map(str, folders))}: put the dictionary that the model was trained "
-            "with there (it is in every released archive, and in fairseq's data-bin directory)"
-        )
-    if (beside / _SENTENCEPIECE_FILE).is_file():
-        raise CheckpointError(f"{beside} has {_SENTENCEPIECE_FILE}: sentencepiece models are not supported yet")
-    bpe = next((folder for folder in folders if (folder / ENCODER_FILE).is_file()), None)
-    if bpe is None and bpe_dir is not None:
-        raise CheckpointError(
-            f"no {ENCODER_FILE} in {bpe_dir}: give the directory with {ENCODER_FILE} and {MERGES_FILE}"
-        )
-    if bpe is None:
-        bpe = download.fetch_gpt2_bpe(download.cache_dir(cache_dir))
-    return {DICTIONARY_FILE: dictionary, ENCODER_FILE: bpe / ENCODER_FILE, MERGES_FILE: bpe / MERGES_FILE}
+def _report(source: str, read: Source, found: Mapping[str, checkpoint.NonFinite], strict: bool) -> None:
+    """Warns of what is odd about a source; raises CheckpointError for values that are not finite, where strict."""
+    if found:
+        some = [f"{read.parameters[path].source} has {counts}" for path, counts in list(found.items())[:20]]
+        more = f"; and {len(found) - len(some)} more" if len(found) > len(some) else ""
+        message = f"{source} has values that are not finite in {len(found)} of its tensors: {'; '.join(some)}{more}"
+        if strict:
+            raise CheckpointError(f"{message}. It was not converted, as strict asks")
+        logger.warning("%s", " ".join(message.split()))
+    for note in read.notes:
+        logger.warning("%s", " ".join(note.split()))
+
+
+def write_files(files: Mapping[str, Path | str | bytes], directory: Path) -> None:
+    """Copies a Source's tokenizer files into a directory, or writes them there."""
+    for name, content in files.items():
+        if isinstance(content, str | bytes):
+            (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        elif content.is_file():
+            shutil.copyfile(content, directory / name)
+        else:
+            raise CheckpointError(f"{content} is missing: the model's tokenizer needs it")
 
 
 def file_sha256(path: Path) -> str:
@@ -103,42 +125,74 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _combined(hashes: Mapping[str, str]) -> str:
+    """A file's sha256; of several, that of the lines `sha256  name` that sha256sum prints for them."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in hashes.items()).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A source whose files are at hand.
+
+    Attributes:
+      kind: "fairseq" or "huggingface".
+      files: the files of weights.
+      hashed: the files that its sha256 is taken of.
+    """
+
+    kind: str
+    files: Sequence[Path]
+    hashed: Sequence[Path]
+
+    def read(
+        self,
+        bpe_dir: str | os.PathLike[str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        head_name: str | None = None,
+    ) -> Source:
+        """Reads it. Arguments and errors as in `convert`."""
+        if self.kind == "huggingface":
+            return huggingface.read(self.files, bpe_dir, head_name)
+        return fairseq.read(self.files, bpe_dir, cache_dir)
+
+
 @contextmanager
-def _opened(source: Path, checkpoint_file: str) -> Iterator[Path]:
-    """The checkpoint file of a source, unpacked for as long as the block runs where it is an archive."""
-    if not source.exists():
-        raise CheckpointError(f"{source} does not exist; expected a fairseq directory, .tar.gz or checkpoint file")
-    if source.is_dir():
-        yield _checkpoint_in(source, checkpoint_file)
-    elif source.name.endswith(ARCHIVE_SUFFIXES):
+def opened(
+    source: str | os.PathLike[str], checkpoint_file: str, cache_dir: str | os.PathLike[str] | None = None
+) -> Iterator[Opening]:
+    """A source's files: fetched where it is a name on the hub, unpacked while the block runs where it is an archive."""
+    if str(source).startswith(huggingface.HUB_PREFIX):
+        yield _opening(huggingface.fetch(str(source), cache_dir), checkpoint_file)
+        return
+    path = Path(source)
+    if not path.exists() and not shards.files_of(path)[0].exists():
+        raise CheckpointError(
+            f"{path} does not exist; expected a fairseq or transformers directory, a .tar.gz, a checkpoint file, or "
+            f"{huggingface.HUB_PREFIX}org/name"
+        )
+    if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
         with tempfile.TemporaryDirectory(prefix="roberta-flax-") as temporary:
             folder = Path(temporary) / "archive"
-            download.extract_archive(source, folder)
+            download.extract_archive(path, folder)
             inside = list(folder.iterdir())
-            yield _checkpoint_in(inside[0] if len(inside) == 1 and inside[0].is_dir() else folder, checkpoint_file)
+            opening = _opening(inside[0] if len(inside) == 1 and inside[0].is_dir() else folder, checkpoint_file)
+            yield Opening(opening.kind, opening.files, [path])
     else:
-        yield source
+        yield _opening(path, checkpoint_file)
 
 
-def _checkpoint_in(folder: Path, checkpoint_file: str) -> Path:
-    model = folder / checkpoint_file
-    if not model.is_file():
-        there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+def _opening(path: Path, checkpoint_file: str) -> Opening:
+    if path.is_dir() and checkpoint.is_converted(path) and not checkpoint.missing_files(path):
+        raise CheckpointError(f"{path} is converted already: load it as it is")
+    if files := huggingface.weight_files(path):
+        return Opening("huggingface", files, files)
+    model = path / checkpoint_file if path.is_dir() else path
+    files = shards.files_of(model)
+    if not files[0].is_file():
+        there = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
         raise CheckpointError(
-            f"no {checkpoint_file} in {folder} (there is: {there}); name it with checkpoint_file or --checkpoint-file"
+            f"no {checkpoint_file} in {path} (there is: {there}); name it with checkpoint_file or --checkpoint-file"
         )
-    return model
-
-
-def _values(converted: FairseqCheckpoint) -> dict[str, npt.NDArray[Any]]:
-    return {name: np.ascontiguousarray(parameter.read()) for name, parameter in converted.parameters.items()}
-
-
-def _conversion(source: Path, model: Path, digest: str, converted: FairseqCheckpoint) -> dict[str, Any]:
-    return {
-        "source": source.name,
-        "checkpoint_file": model.name,
-        "sha256": digest,
-        "versions": {name: importlib.metadata.version(name) for name in ("roberta-flax", "jax", "flax", "numpy")},
-        "tensors": converted.went,
-    }
+    return Opening("fairseq", files, files)

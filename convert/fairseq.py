@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from convert import torch_file
-from convert.names import EMBED_TOKENS, LM_HEAD_WEIGHT, TRANSPOSE, modernize, place_of, why_ignored
-from convert.torch_file import Tensor
-from roberta_flax.checkpoint import check_tensors, describe_problems
+from convert import shards, torch_file
+from convert.hf_tokenizer import merges_text
+from convert.names import EMBED_TOKENS, LM_HEAD_WEIGHT, from_fairseq, modernize_fairseq, why_ignored
+from convert.source import Placing, Source, equal, integer, number, padded_dictionary, understood
+from convert.tensors import Tensor, Values
+from convert.torch_file import shortened
+from roberta_flax import download
 from roberta_flax.config import HeadConfig, RobertaConfig
-from roberta_flax.errors import CheckpointError, InputError
-from roberta_flax.tokenizer import PAD_ID
+from roberta_flax.errors import CheckpointError
+from roberta_flax.tokenizer import (
+    DICTIONARY_FILE,
+    ENCODER_FILE,
+    MERGES_FILE,
+    PAD_ID,
+    SENTENCEPIECE_FILE,
+    Dictionary,
+)
 
 # fairseq/models/roberta/model.py, base_architecture: what an argument is where a checkpoint does not say
 _DEFAULTS: dict[str, Any] = {
@@ -34,16 +42,16 @@ _DEFAULTS: dict[str, Any] = {
     "encoder_layerdrop": 0.0,
     "activation_fn": "gelu",
     "pooler_activation_fn": "tanh",
-    "encoder_normalize_before": False,
-    "layernorm_embedding": True,
     "untie_weights_roberta": False,
 }
-# roberta_large_architecture, roberta_prenorm_architecture and xlm_architecture change these
+# roberta_large_architecture, xlm_architecture and model_parallel_roberta_large_architecture change these
+_LARGE = {"encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096, "encoder_attention_heads": 16}
 _ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "roberta_large": {"encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096, "encoder_attention_heads": 16},
-    "roberta_prenorm": {"layernorm_embedding": False, "encoder_normalize_before": True},
+    "roberta_large": _LARGE,
     "xlm": {"encoder_embed_dim": 1280, "encoder_ffn_embed_dim": 5120, "encoder_attention_heads": 16},
+    "model_parallel_roberta_large": _LARGE,
 }
+_MODEL_PARALLEL = "model_parallel_roberta"
 # Arguments that change the network in a way this one does not have, and the one value that leaves it as it is.
 _FIXED = {
     "encoder_learned_pos": True,
@@ -53,104 +61,66 @@ _FIXED = {
 }
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A tensor of the source and where it goes in the tree."""
-
-    source: str
-    tensor: Tensor
-    transposed: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape in the tree."""
-        return self.tensor.shape[::-1] if self.transposed else self.tensor.shape
-
-    def read(self) -> npt.NDArray[Any]:
-        """Its values as they stand in the tree; a view of the file."""
-        values = self.tensor.read()
-        return values.T if self.transposed else values
+# What a BPE's files are called: in fairseq's hub, and in that of GottBERT (hf_byte_bpe).
+_BYTE_LEVEL_NAMES = [(ENCODER_FILE, MERGES_FILE), ("vocab.json", "merges.txt")]
+_SENTENCEPIECE_NAMES = (SENTENCEPIECE_FILE, "sentencepiece.model", "spm.model", "spiece.model")
 
 
-@dataclass(frozen=True)
-class FairseqCheckpoint:
-    """A fairseq RoBERTa checkpoint, read and understood.
-
-    Attributes:
-      config: sizes and choices, from its arguments and its tensors' shapes.
-      parameters: dotted path of the tree -> Parameter; exactly the paths that `config` asks for.
-      went: for every tensor of the source, the paths it went to, or why it went nowhere.
-    """
-
-    config: RobertaConfig
-    parameters: dict[str, Parameter]
-    went: dict[str, list[str] | str]
-
-
-def read(path: Path, vocab_size: int) -> FairseqCheckpoint:
-    """Reads a fairseq checkpoint file.
+def read(
+    files: Sequence[Path],
+    bpe_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Source:
+    """Reads a fairseq checkpoint.
 
     Args:
-      path: what fairseq's trainer or torch.save wrote.
-      vocab_size: token ids in the model's dictionary, `<mask>` included.
+      files: what fairseq's trainer or torch.save wrote; several where a model was saved in parts (see shards).
+      bpe_dir, cache_dir: as in convert.convert.
 
     Raises:
       CheckpointError: not a checkpoint, not a RoBERTa, or tensors that are missing, unknown or of a wrong shape
         (all of them are listed).
+      DownloadError: GPT-2's BPE files are needed and cannot be fetched.
     """
-    checkpoint = torch_file.load(path)
-    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} has no 'model' in it: it is a PyTorch file but not a fairseq checkpoint")
-    arguments = read_arguments(checkpoint)
+    path = files[0]
+    torch_file.layout_of(path)  # a wrong file is said to be one before anything is looked for beside it
+    tokenizer_files = find_tokenizer_files(path.parent, bpe_dir, cache_dir)
+    checkpoints = [_checkpoint(file) for file in files]
+    arguments = read_arguments(checkpoints[0])
     if not arguments:
         raise CheckpointError(f"{path} has neither 'args' nor 'cfg': without them its attention heads are unknown")
-    tensors = dict(torch_file.tensors(state))
 
-    parts = [(name, *part) for name, tensor in tensors.items() for part in modernize(name, tensor)]
-    if EMBED_TOKENS not in {modern_name for _, modern_name, _ in parts}:
-        raise CheckpointError(_not_a_roberta(path, arguments, tensors))
-    modern: dict[str, tuple[str, Tensor]] = {}
-    for name, modern_name, part in parts:
-        if modern_name in modern:
-            raise CheckpointError(f"{path}: {modern[modern_name][0]} and {name} are the same tensor by two names")
-        modern[modern_name] = (name, part)
-
-    parameters: dict[str, Parameter] = {}
-    went: dict[str, list[str] | str] = {}
-    unknown: list[str] = []
+    tensors = shards.join(files, checkpoints)
+    modern = _modern(path, arguments, tensors)
+    placing, notes = Placing(), list[str]()
     tied = not arguments["untie_weights_roberta"]
+    modern = _without_pruned_layers(arguments, modern, placing)
+    modern = _with_folded_spectral_norm(modern, placing, notes)
     for modern_name, (name, tensor) in modern.items():
-        place = place_of(modern_name)
         if tied and modern_name == LM_HEAD_WEIGHT:
             _check_tied(path, name, tensor, modern[EMBED_TOKENS][1])
-            went[name] = "the same as the token embedding, which the LM head is tied to"
-        elif place is not None:
-            if place.transform is TRANSPOSE and len(tensor.shape) != 2:
-                unknown.append(f"wrong shape: {name} is {list(tensor.shape)}, expected two axes")
-                continue
-            if math.prod(tensor.shape) > tensor.storage.count:  # strides of zero: a small file, a huge array
-                unknown.append(f"not stored whole: {name} {list(tensor.shape)} of {tensor.storage.count} elements")
-                continue
-            parameters[place.path] = Parameter(name, tensor, place.transform is TRANSPOSE)
-            paths = went.setdefault(name, [])
-            assert isinstance(paths, list)
-            paths.append(place.path)
-        elif reason := why_ignored(modern_name):
-            went[name] = reason
+            placing.leave_out(name, "the same as the token embedding, which the LM head is tied to")
+        elif (reason := why_ignored(modern_name)) is not None:
+            placing.leave_out(name, reason)
         else:
-            unknown.append(f"unknown: {name} {list(tensor.shape)}")
+            placing.put(name, tensor, from_fairseq(modern_name))
 
-    config = _config(path, arguments, parameters, vocab_size, unknown)
-    problems = unknown + check_tensors(config, {name: parameter.shape for name, parameter in parameters.items()})
-    if problems:
-        raise CheckpointError(f"{path} does not fit a RoBERTa: {describe_problems(problems)}")
-    if config.vocab_size != vocab_size:
-        raise CheckpointError(
-            f"{path} embeds {config.vocab_size} tokens but its dictionary has {vocab_size} (four specials, dict.txt's "
-            "lines, and <mask>): give the dict.txt it was trained with"
-        )
-    return FairseqCheckpoint(config, parameters, went)
+    config = understood(
+        str(path), lambda: _config(path, arguments, placing, Path(str(tokenizer_files[DICTIONARY_FILE])))
+    )
+    placing.check(str(path), files, config)
+    if not config.lm_head:
+        notes.append(f"{path.name} has no masked-LM head: fill_mask and lm_logits will not be there")
+    return Source(
+        "fairseq", config, placing.parameters, placing.went, _padded(tokenizer_files, arguments, config), notes
+    )
+
+
+def _checkpoint(path: Path) -> Mapping[str, Any]:
+    checkpoint = torch_file.load(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise CheckpointError(f"{path} has no 'model' in it: it is a PyTorch file but not a fairseq checkpoint")
+    return checkpoint
 
 
 def read_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,79 +131,201 @@ def read_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         given = cfg.get("model") if isinstance(cfg, dict) else None
     if not isinstance(given, dict):
         return {}
+    given = {key: value for key, value in given.items() if isinstance(value, str | int | float)}
     # hydra runs name the architecture _name
     architecture = given.get("arch") or given.get("_name") or ""
     defaults = {**_DEFAULTS, **_ARCHITECTURE_DEFAULTS.get(str(architecture), {})}
-    return {
-        **defaults,
-        "arch": architecture,
-        **{key: value for key, value in given.items() if value is not None},
-    }
+    return {**defaults, "arch": architecture, **given}
 
 
-def _config(
-    path: Path, arguments: Mapping[str, Any], parameters: Mapping[str, Parameter], vocab_size: int, problems: list[str]
-) -> RobertaConfig:
-    """The configuration that arguments and shapes agree on; what they disagree on is appended to `problems`."""
+def find_tokenizer_files(
+    beside: Path, bpe_dir: str | os.PathLike[str] | None, cache_dir: str | os.PathLike[str] | None
+) -> dict[str, Path | str | bytes]:
+    """The tokenizer's files, by their names in a converted directory. Arguments and errors as in convert.convert."""
+    folders = [Path(bpe_dir), beside] if bpe_dir is not None else [beside]
+    dictionary = next((folder / DICTIONARY_FILE for folder in folders if (folder / DICTIONARY_FILE).is_file()), None)
+    if dictionary is None:
+        raise CheckpointError(
+            f"no {DICTIONARY_FILE} in {' or '.join(map(str, folders))}: put the dictionary that the model was trained "
+            "with there (it is in every released archive, and in fairseq's data-bin directory)"
+        )
+    for folder in folders:
+        for encoder, merges in _BYTE_LEVEL_NAMES:
+            if (folder / encoder).is_file():
+                merges_file = folder / merges
+                return {
+                    DICTIONARY_FILE: dictionary,
+                    ENCODER_FILE: folder / encoder,
+                    MERGES_FILE: merges_file if merges == MERGES_FILE else merges_text(merges_file),
+                }
+        if (model := _sentencepiece_model(folder)) is not None:
+            return {DICTIONARY_FILE: dictionary, SENTENCEPIECE_FILE: model}
+    symbols = Dictionary.read(dictionary).symbols[4:]
+    if not any(symbol.isdecimal() for symbol in symbols[:100]):
+        raise CheckpointError(
+            f"{dictionary} is not over GPT-2's BPE, whose pieces are numbers (it has {symbols[0][:20]!r}): put the "
+            f"model's {SENTENCEPIECE_FILE}, or its vocab.json and merges.txt, into {' or '.join(map(str, folders))}"
+        )
+    if bpe_dir is not None:
+        raise CheckpointError(
+            f"no {ENCODER_FILE} in {bpe_dir}: give the directory with {ENCODER_FILE} and {MERGES_FILE}"
+        )
+    bpe = download.fetch_gpt2_bpe(download.cache_dir(cache_dir))
+    return {DICTIONARY_FILE: dictionary, ENCODER_FILE: bpe / ENCODER_FILE, MERGES_FILE: bpe / MERGES_FILE}
+
+
+def _sentencepiece_model(folder: Path) -> Path | None:
+    """The sentencepiece model in a folder: by one of its usual names, or the only file called *.model."""
+    for name in _SENTENCEPIECE_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    models = sorted(folder.glob("*.model"))
+    return models[0] if len(models) == 1 else None
+
+
+def _modern(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """today's name -> (name in the file, tensor)."""
+    parts = [(name, *part) for name, tensor in tensors.items() for part in modernize_fairseq(name, tensor)]
+    if EMBED_TOKENS not in {modern_name for _, modern_name, _ in parts}:
+        raise CheckpointError(_not_a_roberta(path, arguments, tensors))
+    modern: dict[str, tuple[str, Tensor]] = {}
+    for name, modern_name, part in parts:
+        if modern_name in modern:
+            raise CheckpointError(
+                f"{path}: {shortened(modern[modern_name][0])} and {shortened(name)} are the same tensor by two names"
+            )
+        modern[modern_name] = (name, part)
+    return modern
+
+
+_LAYER = re.compile(r"(encoder\.sentence_encoder\.layers\.)([0-9]{1,4})(\..*)")
+
+
+def _without_pruned_layers(
+    arguments: Mapping[str, Any], modern: dict[str, tuple[str, Tensor]], placing: Placing
+) -> dict[str, tuple[str, Tensor]]:
+    """Only the layers that encoder_layers_to_keep names, renumbered, where the others are still there.
+
+    fairseq/checkpoint_utils.py, prune_state_dict; a checkpoint saved after it has the layers by their new numbers.
+    """
+    text = arguments.get("encoder_layers_to_keep")
+    if not text:
+        return modern
+    if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", str(text)):
+        placing.problems.append(f"encoder_layers_to_keep is {shortened(str(text))!r}, expected numbers and commas")
+        return modern
+    keep = {old: new for new, old in enumerate(sorted({int(layer) for layer in str(text).split(",")}))}
+    there = {int(match[2]) for name in modern if (match := _LAYER.fullmatch(name))}
+    if len(there) == len(keep):
+        return modern
+    kept: dict[str, tuple[str, Tensor]] = {}
+    for name, (source, tensor) in modern.items():
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            kept[name] = (source, tensor)
+        elif int(match[2]) in keep:
+            kept[f"{match[1]}{keep[int(match[2])]}{match[3]}"] = (source, tensor)
+        else:
+            placing.leave_out(source, "of a layer that encoder_layers_to_keep does not keep")
+    return kept
+
+
+def _with_folded_spectral_norm(
+    modern: dict[str, tuple[str, Tensor]], placing: Placing, notes: list[str]
+) -> dict[str, tuple[str, Tensor]]:
+    """torch.nn.utils.spectral_norm's weight_orig, weight_u and weight_v made the weight that they stand for."""
+    folded = dict(modern)
+    for name in modern:
+        if not name.endswith(".weight_orig") or not name.startswith("classification_heads."):
+            continue
+        layer = name.removesuffix(".weight_orig")
+        parts = [modern.get(f"{layer}.{part}") for part in ("weight_orig", "weight_u", "weight_v")]
+        weight, u, v = (None if part is None else part[1] for part in parts)
+        for part in parts:
+            if part is not None:
+                placing.leave_out(part[0], f"folded into {layer}.weight")
+                folded.pop(f"{layer}.{part[0].rpartition('.')[2]}", None)
+        if f"{layer}.weight" in modern:  # torch before 1.1 kept the weight itself too
+            continue
+        if weight is None or u is None or v is None or u.shape != weight.shape[:1] or v.shape != weight.shape[1:]:
+            placing.problems.append(f"wrong shape: {shortened(layer)} has no weight_u and weight_v for its weight_orig")
+            continue
+        values = weight.read().astype(np.float64)
+        sigma = u.read().astype(np.float64) @ values @ v.read().astype(np.float64)
+        folded[f"{layer}.weight"] = (f"{layer}.weight_orig", Values((values / sigma).astype(weight.dtype)))
+        notes.append(f"{layer}: spectral norm {sigma:.6g} folded into its weight")
+    return folded
+
+
+def _config(path: Path, arguments: Mapping[str, Any], placing: Placing, dictionary: Path) -> RobertaConfig:
+    """The configuration that arguments and shapes agree on; what they disagree on is added to placing's problems."""
     for name, value in _FIXED.items():
         if arguments.get(name, value) != value:
             raise CheckpointError(
-                f"{path} was trained with {name}={arguments[name]!r}, which RoBERTa here does not have"
+                f"{path} was trained with {name}={str(arguments[name])[:80]}, which RoBERTa here does not have"
             )
+    layers, parameters = placing.num_layers, placing.parameters
+    if not arguments.get("encoder_layers_to_keep"):
+        declared = integer(arguments.get("encoder_layers", layers))
+        if declared != layers:
+            placing.problems.append(f"its arguments say {declared} layers, and it has {layers}")
+    activation = arguments["activation_fn"]
+    position_rows = integer(arguments.get("max_positions") or arguments["tokens_per_sample"]) + PAD_ID + 1
+    intermediate = "layers.0.feed_forward.intermediate.kernel"
+    return RobertaConfig(
+        vocab_size=placing.size("embeddings.token.embedding", 0, len(Dictionary.read(dictionary))),
+        num_layers=layers,
+        hidden_size=placing.size("embeddings.token.embedding", 1, arguments["encoder_embed_dim"]),
+        num_heads=integer(arguments["encoder_attention_heads"]),
+        intermediate_size=placing.size(intermediate, 1, arguments["encoder_ffn_embed_dim"]),
+        max_positions=placing.size("embeddings.position.embedding", 0, position_rows) - PAD_ID - 1,
+        pad_id=PAD_ID,
+        activation=activation,
+        lm_head_activation=activation,
+        pooler_activation=arguments["pooler_activation_fn"],
+        dropout=number(arguments["dropout"]),
+        attention_dropout=number(arguments["attention_dropout"]),
+        activation_dropout=number(arguments["activation_dropout"] or arguments["relu_dropout"]),
+        pooler_dropout=number(arguments["pooler_dropout"]),
+        layer_drop=number(arguments["encoder_layerdrop"]),
+        # what the arguments do not say, the tensors do: architectures differ in these two
+        normalize_before=bool(arguments.get("encoder_normalize_before", placing.has("layer_norm"))),
+        layernorm_embedding=bool(arguments.get("layernorm_embedding", placing.has("embeddings.layer_norm"))),
+        lm_head=placing.has("lm_head"),
+        tie_word_embeddings=not arguments["untie_weights_roberta"],
+        heads=tuple(
+            HeadConfig(match[1], num_classes=parameters[path].shape[1], inner_size=parameters[path].shape[0])
+            for path in sorted(parameters)
+            if (match := re.fullmatch(r"heads\.([^.]+)\.output\.kernel", path))
+        ),
+    )
 
-    def size(name: str, axis: int, declared: Any) -> int:
-        """A size from a tensor's shape, or what the arguments say where there is none: then all problems are listed."""
-        shape = parameters[name].shape if name in parameters else ()
-        return shape[axis] if len(shape) == 2 else int(declared)
 
-    layers = {int(match[1]) for name in parameters if (match := re.match(r"layers\.(\d+)\.", name))}
-    kept = arguments.get("encoder_layers_to_keep")
-    declared = len(str(kept).split(",")) if kept else arguments.get("encoder_layers", len(layers))
-    if declared != len(layers):
-        problems.append(f"its arguments say {declared} layers, and it has {len(layers)}")
-    heads = sorted(name.split(".")[1] for name in parameters if re.fullmatch(r"heads\.[^.]+\.output\.kernel", name))
-    try:
-        positions = int(arguments.get("max_positions") or arguments["tokens_per_sample"]) + PAD_ID + 1
-        return RobertaConfig(
-            vocab_size=size("embeddings.token.embedding", 0, vocab_size),
-            num_layers=len(layers),
-            hidden_size=size("embeddings.token.embedding", 1, arguments["encoder_embed_dim"]),
-            num_heads=int(arguments["encoder_attention_heads"]),
-            intermediate_size=size("layers.0.feed_forward.intermediate.kernel", 1, arguments["encoder_ffn_embed_dim"]),
-            max_positions=size("embeddings.position.embedding", 0, positions) - PAD_ID - 1,
-            pad_id=PAD_ID,
-            activation=arguments["activation_fn"],
-            pooler_activation=arguments["pooler_activation_fn"],
-            dropout=float(arguments["dropout"]),
-            attention_dropout=float(arguments["attention_dropout"]),
-            activation_dropout=float(arguments["activation_dropout"] or arguments["relu_dropout"]),
-            pooler_dropout=float(arguments["pooler_dropout"]),
-            layer_drop=float(arguments["encoder_layerdrop"]),
-            normalize_before=bool(arguments["encoder_normalize_before"]),
-            layernorm_embedding=bool(arguments["layernorm_embedding"]),
-            tie_word_embeddings=not arguments["untie_weights_roberta"],
-            heads=tuple(HeadConfig(head, *reversed(parameters[f"heads.{head}.output.kernel"].shape)) for head in heads),
-        )
-    except (InputError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} has arguments that do not make a RoBERTa: {error}") from None
+def _padded(
+    files: dict[str, Path | str | bytes], arguments: Mapping[str, Any], config: RobertaConfig
+) -> dict[str, Path | str | bytes]:
+    """The files, dict.txt filled up where the model was trained in parallel parts, which pad the dictionary."""
+    dictionary = files[DICTIONARY_FILE]
+    if not str(arguments["arch"]).startswith(_MODEL_PARALLEL) or not isinstance(dictionary, Path):
+        return files
+    symbols = Dictionary.read(dictionary).symbols
+    if not len(symbols) < config.vocab_size < len(symbols) + 8 * 1024:
+        return files
+    return {**files, DICTIONARY_FILE: padded_dictionary(symbols[4:], config.vocab_size)}
 
 
 def _check_tied(path: Path, name: str, weight: Tensor, embedding: Tensor) -> None:
-    if weight.storage is embedding.storage and weight.offset == embedding.offset and weight.shape == embedding.shape:
-        return
-    if weight.shape != embedding.shape or not np.array_equal(weight.read(), embedding.read()):
+    if weight.shape != embedding.shape or not equal(weight, embedding):
         raise CheckpointError(
-            f"{path}: {name} differs from {EMBED_TOKENS} although its arguments tie the two (untie_weights_roberta "
-            "is not set); fairseq would let one overwrite the other"
+            f"{path}: {shortened(name)} differs from {EMBED_TOKENS} although its arguments tie the two "
+            "(untie_weights_roberta is not set); fairseq would let one overwrite the other"
         )
 
 
 def _not_a_roberta(path: Path, arguments: Mapping[str, Any], names: Mapping[str, Any]) -> str:
-    architecture = arguments.get("arch") or "unnamed"
-    some = ", ".join(sorted(names)[:2]) or "no tensors"
+    architecture = str(arguments.get("arch") or "unnamed")
+    some = ", ".join(map(shortened, sorted(names)[:2])) or "no tensors"
     return (
-        f"{path} holds a model of architecture {architecture!r}, not a RoBERTa: expected {EMBED_TOKENS} "
+        f"{path} holds a model of architecture {shortened(architecture)!r}, not a RoBERTa: expected {EMBED_TOKENS} "
         f"(or its 2019 name, with decoder.), got {some}, ..."
     )

@@ -9,20 +9,26 @@ Two layouts, told apart by their first bytes:
   legacy  torch < 1.6 (the released models): magic, protocol and system pickles, the object, the storage
           keys, then for each key an int64 count and its elements
 (torch/serialization.py: _save, _legacy_save.) Storages are memory-mapped and read when asked for.
+
+Hostile files are bounded too: nothing is allocated by what a file merely claims, no size is taken from a compressed
+member, and what is shared or nested in a pickle is never walked twice. tests/fuzz_torch_file.py looks for exceptions to
+that.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -47,6 +53,12 @@ _STORAGE_DTYPES: dict[str, npt.DTypeLike] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+
+_MAX_AXES = 8
+_MAX_COUNT = 1 << 62  # elements, offsets, strides; a number that can be printed and added to others
+_MAX_LINE = 1 << 16  # of a pickle's text opcodes: a global's name, a decimal number
+_MAX_NAME = 300  # of a name out of the file, in a message
+_UNCOMPRESSED_ONLY = "torch writes its members uncompressed"
 
 # Packages whose classes only hold values: they become Records. Nothing of theirs is imported or called.
 _INERT_PACKAGES = (
@@ -124,12 +136,6 @@ class Tensor:
         strides = [stride * self.dtype.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of the first axis."""
-        return Tensor(
-            self.storage, self.offset + start * self.strides[0], (stop - start, *self.shape[1:]), self.strides
-        )
-
 
 @dataclass
 class Record:
@@ -139,9 +145,6 @@ class Record:
     arguments: tuple[Any, ...] = ()
     state: Any = None
     items: list[Any] = field(default_factory=list)
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
 
     def append(self, item: Any) -> None:
         self.items.append(item)
@@ -166,8 +169,12 @@ def load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return read(path, file)
+    except CheckpointError as error:
+        raise _naming(path, error) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception as error:  # a damaged file can fail in any way: IndexError, KeyError, MemoryError, BadZipFile...
+        raise _damaged(path, error) from None
 
 
 def layout_of(path: Path) -> Callable[[Path, IO[bytes]], Any]:
@@ -187,47 +194,68 @@ def layout_of(path: Path) -> Callable[[Path, IO[bytes]], Any]:
 
 
 def _load_zip(path: Path, file: IO[bytes]) -> Any:
-    try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
-        raise _damaged(path, error) from None
-    with archive:
-        members = {member.filename: member for member in archive.infolist()}
+    size = path.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        members = _members(path, archive)
         pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise CheckpointError(f"{path} is a zip file but not a PyTorch checkpoint: it has no data.pkl")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
+        byte_order = members.get(f"{root}byteorder")
+        if byte_order is not None and _content(path, file, byte_order, size)[:8] != b"little":
             raise CheckpointError(f"{path} was written on a big-endian machine, which is not supported")
 
         def storage_of(dtype: np.dtype[Any], key: str, count: int) -> Storage:
             member = members.get(f"{root}data/{key}")
             if member is None:
-                raise CheckpointError(f"{path} is damaged: it has no storage {key!r}")
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size < count * dtype.itemsize:
+                raise CheckpointError(f"{path} is damaged: it has no storage {shortened(key)!r}")
+            if member.file_size < count * dtype.itemsize:
                 raise CheckpointError(
-                    f"{path} is damaged: storage {key!r} should hold {count} x {dtype}, uncompressed; "
+                    f"{path} is damaged: storage {shortened(key)!r} should hold {count} x {dtype}; "
                     f"it has {member.file_size} bytes"
                 )
-            return Storage(dtype, count, path, _member_offset(path, file, member, count * dtype.itemsize))
+            return Storage(dtype, count, path, _member_offset(path, file, member, size))
 
-        with archive.open(pickles[0]) as data:
-            return _unpickle(path, data, storage_of)
+        return _unpickle(io.BytesIO(_content(path, file, members[pickles[0]], size)), storage_of)
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members by name; refused where torch could not have written them."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = member.filename
+        if name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+            raise CheckpointError(f"{path} is not safe: its member {shortened(name)!r} leads out of it")
+        if name in members:
+            raise CheckpointError(f"{path} is damaged: it has {shortened(name)!r} twice")
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise CheckpointError(
+                f"{path}: its member {shortened(name)!r} is compressed or encrypted, and {_UNCOMPRESSED_ONLY}; if it "
+                "was packed again by another program, load it with torch and save it anew"
+            )
+        members[name] = member
+    return members
 
 
 def _member_offset(path: Path, file: IO[bytes], member: zipfile.ZipInfo, size: int) -> int:
     """Where a member's bytes begin: after its local header, whose name and extra field vary in length."""
-    position = file.tell()
     file.seek(member.header_offset)
     header = file.read(30)
-    file.seek(position)
     if len(header) < 30 or not header.startswith(_ZIP_MAGIC):
-        raise CheckpointError(f"{path} is damaged: no local header for {member.filename!r}")
+        raise CheckpointError(f"{path} is damaged: no local header for {shortened(member.filename)!r}")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     offset = member.header_offset + 30 + int(name_length) + int(extra_length)
-    if offset + size > path.stat().st_size:
-        raise CheckpointError(f"{path} is damaged: {member.filename!r} runs past the end of the file")
+    if offset + member.file_size > size:
+        raise CheckpointError(f"{path} is damaged: {shortened(member.filename)!r} runs past the end of the file")
     return offset
+
+
+def _content(path: Path, file: IO[bytes], member: zipfile.ZipInfo, size: int) -> bytes:
+    file.seek(_member_offset(path, file, member, size))
+    content = file.read(member.file_size)
+    if zlib.crc32(content) != member.CRC:
+        raise CheckpointError(f"{path} is damaged: {shortened(member.filename)!r} has another checksum; copy it again")
+    return content
 
 
 def _load_legacy(path: Path, file: IO[bytes]) -> Any:
@@ -236,21 +264,23 @@ def _load_legacy(path: Path, file: IO[bytes]) -> Any:
     def storage_of(dtype: np.dtype[Any], key: str, count: int) -> Storage:
         storage = storages.setdefault(key, Storage(dtype, count, path))
         if (storage.dtype, storage.count) != (dtype, count):
-            raise CheckpointError(f"{path} is damaged: storage {key!r} is described in two ways")
+            raise CheckpointError(f"{path} is damaged: storage {shortened(key)!r} is described in two ways")
         return storage
 
     def no_storage(*_: Any) -> Storage:
         raise CheckpointError(f"{path} is damaged: a storage where none can be")
 
-    magic, protocol, system = (_unpickle(path, file, no_storage) for _ in range(3))
+    magic, protocol, system = (_unpickle(file, no_storage) for _ in range(3))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
-        raise CheckpointError(f"{path} is of an unknown version of torch's format ({protocol!r})")
+        raise CheckpointError(f"{path} is of an unknown version of torch's format")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{path} was written on a big-endian machine, which is not supported")
-    loaded = _unpickle(path, file, storage_of)
-    keys = _unpickle(path, file, no_storage)
+    loaded = _unpickle(file, storage_of)
+    keys = _unpickle(file, no_storage)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
         raise CheckpointError(f"{path} is damaged: its storages do not match its tensors")
+    if len(keys) != len(storages):
+        raise CheckpointError(f"{path} is damaged: it has a storage twice")
     size = path.stat().st_size
     for key in keys:
         storage = storages[key]
@@ -262,15 +292,42 @@ def _load_legacy(path: Path, file: IO[bytes]) -> Any:
                 f"{path} is cut short: it has {size} bytes and needs at least {end}; copy or download it again"
             )
         if struct.unpack("<q", header)[0] != storage.count:
-            raise CheckpointError(f"{path} is damaged: storage {key!r} has another size than its tensors say")
+            raise CheckpointError(
+                f"{path} is damaged: storage {shortened(key)!r} has another size than its tensors say"
+            )
         file.seek(end)
     return loaded
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, path: Path, data: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage]) -> None:
-        super().__init__(data, encoding="utf-8")
-        self._path = path
+class _Input:
+    """What the unpickler reads from: never more than is there, and no line without an end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        position = file.tell()
+        self._end = file.seek(0, io.SEEK_END)
+        file.seek(position)
+
+    def read(self, count: int) -> bytes:
+        if count > self._end - self._file.tell():
+            raise EOFError("it ends early")
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(_MAX_LINE)
+        if not line.endswith(b"\n"):
+            raise EOFError("a line in it has no end")
+        return line
+
+
+# The pure-Python machine, for three reasons: its memo is a dict, where the C one allocates as many slots as a number in
+# the file says; it reads no byte past its end; and each opcode can be held to what checkpoints need.
+_Machine: Any = pickle._Unpickler
+
+
+class _Unpickler(_Machine):  # type: ignore[misc]
+    def __init__(self, file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage]) -> None:
+        super().__init__(_Input(file), encoding="utf-8")
         self._storage_of = storage_of
 
     def find_class(self, module: str, name: str) -> Any:
@@ -282,17 +339,80 @@ class _Unpickler(pickle.Unpickler):
         if package in _INERT_PACKAGES or (module, name) in _INERT_NAMES:
             return _record_class(f"{module}.{name}")
         raise CheckpointError(
-            f"{self._path} asks for {module}.{name}, which no RoBERTa checkpoint needs; nothing of it was run. "
+            f"it asks for {shortened(f'{module}.{name}')}, which no RoBERTa checkpoint needs; nothing of it was run. "
             "Do not load this file with torch.load either, unless you trust who wrote it"
         )
 
     def persistent_load(self, saved_id: Any) -> Storage:
         match saved_id:
             case ("storage", _StorageType(dtype), str() as key, str(), int() as count, *rest) if (
-                count >= 0 and rest in ([], [None])
+                0 <= count < _MAX_COUNT and rest in ([], [None])
             ):
                 return self._storage_of(dtype, key, count)
-        raise CheckpointError(f"{self._path} is damaged: it has a reference that is not a tensor's storage")
+        raise CheckpointError("it is damaged: it has a reference that is not a tensor's storage")
+
+    def get_extension(self, code: int) -> Any:
+        raise CheckpointError("it is damaged: a class by number, which torch never writes")
+
+    def load_build(self) -> None:
+        """State only for what can hold it; a class or a function of ours cannot be changed."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Record):
+            target.state = state
+        elif not isinstance(target, OrderedDict):  # a state dict's _metadata: not needed
+            raise CheckpointError(f"it is damaged: state for {type(target).__name__}, which has none")
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        _set_items(self.stack[-1], items[::2], items[1::2])
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _set_items(self.stack[-1], [key], [value])
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append(_set_items({}, items[::2], items[1::2]))
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        self.stack[-1].update(map(_hashable, items))
+
+    def load_frozenset(self) -> None:
+        self.append(frozenset(map(_hashable, self.pop_mark())))
+
+    def refused(self) -> None:
+        raise CheckpointError("it is damaged: a buffer, which torch never writes")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **_Machine.dispatch,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.BYTEARRAY8[0]: refused,  # allocates what it claims
+        pickle.NEXT_BUFFER[0]: refused,
+        pickle.READONLY_BUFFER[0]: refused,
+    }
+
+
+def _set_items(target: Any, keys: Any, values: Any) -> Any:
+    if not isinstance(target, dict | Record):
+        raise CheckpointError(f"it is damaged: items for {type(target).__name__}, which has none")
+    for key, value in zip(keys, values, strict=True):
+        target[_hashable(key)] = value
+    return target
+
+
+def _hashable(key: Any) -> Any:
+    """A key whose hash costs no more than its size: tuples of tuples, shared, would take forever."""
+    plain_key = isinstance(key, str | bytes | int | float | Record) or key is None
+    if plain_key or (isinstance(key, tuple) and all(isinstance(part, str | bytes | int | float) for part in key)):
+        return key
+    raise CheckpointError(f"it is damaged: a key of type {type(key).__name__}")
 
 
 @dataclass(frozen=True)
@@ -314,12 +434,14 @@ def _record_class(class_name: str) -> type[Record]:
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     """torch._utils._rebuild_tensor and _rebuild_tensor_v2, with the bounds checked."""
     numbers = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise CheckpointError("the file is damaged: a tensor's shape is not made of counts")
+    if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < _MAX_COUNT for n in numbers):
+        raise CheckpointError("it is damaged: a tensor's shape is not made of counts")
+    if len(shape) > _MAX_AXES or len(shape) != len(strides):
+        raise CheckpointError(f"it is damaged: a tensor of {len(shape)} axes and {len(strides)} strides")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= storage.count:
         raise CheckpointError(
-            f"the file is damaged: a tensor of shape {tuple(shape)} reaches past its {storage.count} elements"
+            f"it is damaged: a tensor of shape {tuple(shape)} reaches past its {storage.count} elements"
         )
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -331,8 +453,18 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
 def _bytes_from_latin1(text: Any, encoding: Any) -> bytes:
     """_codecs.encode, by which protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise CheckpointError("the file is damaged: bytes in an encoding other than latin1")
+        raise CheckpointError("it is damaged: bytes in an encoding other than latin1")
     return text.encode("latin1")
+
+
+def _ordered_dict(items: Any = ()) -> Any:
+    """collections.OrderedDict."""
+    pairs = list(items.items() if isinstance(items, dict) else items)
+    return _set_items(OrderedDict(), [key for key, _ in pairs], [value for _, value in pairs])
+
+
+def _set(items: Any = ()) -> set[Any]:
+    return set(map(_hashable, items))
 
 
 _REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
@@ -340,27 +472,31 @@ _REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("_codecs", "encode"): _bytes_from_latin1,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered_dict,
     ("collections", "defaultdict"): _record_class("collections.defaultdict"),
     ("collections", "Counter"): _record_class("collections.Counter"),
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
+    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _set,
 }
 
 
-def _unpickle(path: Path, data: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage]) -> Any:
-    try:
-        return _Unpickler(path, data, storage_of).load()
-    except CheckpointError:
-        raise
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any way: IndexError, KeyError, UnicodeDecodeError...
-        raise _damaged(path, error) from None
+def _unpickle(file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage]) -> Any:
+    return _Unpickler(file, storage_of).load()
+
+
+def shortened(name: str) -> str:
+    """A name out of an untrusted file, of a length that a message can hold."""
+    return name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "..."
+
+
+def _naming(path: Path, error: CheckpointError) -> CheckpointError:
+    """The error with the file's name before it, where it does not name it yet."""
+    text = str(error)
+    return error if str(path) in text else CheckpointError(f"{path}: {text}")
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error) or type(error).__name__
+    reason = shortened(str(error)) or type(error).__name__
     return CheckpointError(f"{path} is damaged or cut short ({reason}); copy or download it again")
 
 
@@ -370,7 +506,7 @@ _NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar
 def _numpy_scalar(record: Record) -> Any:
     """A numpy number from its record, scalar(dtype("f8"), bytes); the record itself where it is another kind."""
     match record.arguments:
-        case (Record(arguments=(str() as code, *_)), bytes() as data) if re.fullmatch("[biuf][1248]", code):
+        case (Record(arguments=(str() as code, *_)), bytes() as data) if re.fullmatch("[iu][1248]|f[248]|b1", code):
             dtype = np.dtype(code).newbyteorder("<")
             return np.frombuffer(data, dtype)[0].item() if len(data) == dtype.itemsize else record
     return record
@@ -380,24 +516,42 @@ def plain(value: Any) -> Any:
     """Arguments as dicts, lists and scalars, whichever class they were kept in.
 
     argparse.Namespace, OmegaConf's DictConfig, ListConfig and value nodes, enums and numpy's numbers are opened;
-    whatever else is there stays as it is.
+    whatever else is there stays as it is. An object that is in several places is opened once, one that holds itself
+    is None inside itself, and what is nested deeper than arguments ever are is None too.
     """
+    return _plain(value, {}, 0)
+
+
+_MAX_DEPTH = 100
+
+
+def _plain(value: Any, opened: dict[int, Any], depth: int) -> Any:
+    if not isinstance(value, Record | dict | list | tuple):
+        return value
+    if id(value) in opened or depth > _MAX_DEPTH:
+        return opened.get(id(value))
+    opened[id(value)] = None
+    opened[id(value)] = result = _opened(value, lambda part: _plain(part, opened, depth + 1))
+    return result
+
+
+def _opened(value: Any, inside: Callable[[Any], Any]) -> Any:
     if isinstance(value, Record):
-        state = value.state[0] if isinstance(value.state, tuple) else value.state
+        state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
         if value.class_name == "argparse.Namespace" and isinstance(state, dict):
-            return plain(state)
+            return inside(state)
         if value.class_name.startswith("omegaconf.") and isinstance(state, dict):
-            return plain(state["_content"] if "_content" in state else state.get("_val"))
+            return inside(state["_content"] if "_content" in state else state.get("_val"))
         if value.class_name in _NUMPY_SCALARS:
             return _numpy_scalar(value)
         if value.state is None and len(value.arguments) == 1:  # an enum: Class(value)
-            return plain(value.arguments[0])
+            return inside(value.arguments[0])
         return value
     if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
+        return {
+            key if isinstance(key, str | int) else _hashable(inside(key)): inside(item) for key, item in value.items()
+        }
+    return [inside(item) for item in value]
 
 
 def tensors(state: Any) -> Iterator[tuple[str, Tensor]]:

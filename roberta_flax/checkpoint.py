@@ -2,41 +2,87 @@
 
   config.json         RobertaConfig
   model.safetensors   the parameter tree, a tensor a leaf, named by its path joined with dots
-  dict.txt, encoder.json, vocab.bpe   the tokenizer's files, as they came
+  dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model
   conversion.json     where it came from: source, sha256, versions, and where every source tensor went
 
-It needs nothing else to run. It is written under a temporary name and renamed when it is whole.
+It needs nothing else to run. It is written under a temporary name and renamed when it is whole. Parameters are written
+and read one at a time, so that neither takes more memory than the parameters themselves.
 """
 
 from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from roberta_flax.config import RobertaConfig
-from roberta_flax.errors import CheckpointError, RobertaFlaxError
+from roberta_flax.errors import CheckpointError, InputError, RobertaFlaxError
 from roberta_flax.forward import Params, abstract_params
-from roberta_flax.tokenizer import TOKENIZER_FILES
+from roberta_flax.tokenizer import BYTE_LEVEL_FILES, SENTENCEPIECE_FILE, SENTENCEPIECE_FILES
 
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
 CONVERSION_FILE = "conversion.json"
 PARTIAL_SUFFIX = ".partial"  # of the temporary name
-DIRECTORY_FILES = (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *TOKENIZER_FILES)
+STORED_DTYPES: dict[str, np.dtype[Any]] = {  # by safetensors' names
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+_ALIGNMENT = 64  # bytes; XLA's CPU backend takes an array as it is where it begins at a multiple of this
+_CHUNK = 1 << 22  # elements written at a time
+_MAX_PROBLEMS = 100  # named in a message
+
+
+class Tensor(Protocol):
+    """A parameter to write."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self) -> npt.NDArray[Any]: ...
+
+
+@dataclass
+class NonFinite:
+    """How many values of a tensor are not numbers.
+
+    Attributes:
+      nan: not a number.
+      infinite: infinite in the source.
+      overflowed: finite in the source, and beyond the range of the dtype that is stored.
+    """
+
+    nan: int = 0
+    infinite: int = 0
+    overflowed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.nan or self.infinite or self.overflowed)
+
+    def __str__(self) -> str:
+        counts = {"NaN": self.nan, "infinite": self.infinite, "too large for the dtype": self.overflowed}
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -50,8 +96,25 @@ def flatten(params: Params) -> dict[str, Any]:
 
 
 def is_converted(directory: Path) -> bool:
-    """Whether `directory` looks like a converted one; `read` tells whether it is whole."""
-    return (directory / CONFIG_FILE).is_file() and (directory / PARAMS_FILE).is_file()
+    """Whether `directory` looks like a converted one; `read` tells whether it is whole.
+
+    transformers' directories have files of the same names; their config.json has a model_type.
+    """
+    if not (directory / CONFIG_FILE).is_file() or not (directory / PARAMS_FILE).is_file():
+        return False
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return True
+    return not (isinstance(config, dict) and "model_type" in config)
+
+
+def stored_dtype(name: str) -> np.dtype[Any]:
+    """The dtype called `name`; InputError where parameters are not stored in it."""
+    for dtype in STORED_DTYPES.values():
+        if dtype.name == name:
+            return dtype
+    raise InputError(f"parameters are stored in {', '.join(map(str, STORED_DTYPES.values()))}; got {name!r}")
 
 
 def check_tensors(config: RobertaConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -69,8 +132,9 @@ def check_tensors(config: RobertaConfig, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def describe_problems(problems: list[str]) -> str:
-    """All problems in one line, sorted."""
-    return "; ".join(sorted(problems))
+    """All problems in one line, sorted (a hundred of them at most)."""
+    some = sorted(problems)[:_MAX_PROBLEMS]
+    return "; ".join(some) + (f"; and {len(problems) - len(some)} more" if len(problems) > len(some) else "")
 
 
 def remove_partial(destination: Path) -> None:
@@ -112,17 +176,88 @@ def new_directory(destination: Path) -> Iterator[Path]:
 def write(
     directory: Path,
     config: RobertaConfig,
-    tensors: Mapping[str, npt.NDArray[Any]],
-    tokenizer_files: Mapping[str, Path],
+    tensors: Mapping[str, Tensor],
     conversion: Mapping[str, Any],
-) -> None:
-    """Writes a converted directory's files into `directory`, which exists (see `new_directory`)."""
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, directory / PARAMS_FILE)
-    (directory / PARAMS_FILE).chmod(0o666 & ~_umask())
-    (directory / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-    (directory / CONVERSION_FILE).write_text(json.dumps(conversion, indent=2) + "\n", encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer_files[name], directory / name)
+    dtype: np.dtype[Any] | None = None,
+) -> dict[str, NonFinite]:
+    """Writes config.json, model.safetensors and conversion.json into `directory` (see `new_directory`).
+
+    The tokenizer's files are the caller's to put there.
+
+    Returns:
+      What write_tensors does.
+    """
+    found = write_tensors(directory / PARAMS_FILE, tensors, dtype)
+    _write_text(directory / CONFIG_FILE, config.to_json())
+    _write_text(directory / CONVERSION_FILE, json.dumps(conversion, indent=2) + "\n")
+    return found
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: np.dtype[Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, NonFinite]:
+    """Writes a safetensors file, one tensor at a time and a part of it at a time.
+
+    Args:
+      path: the file to make.
+      tensors: by name; floating point.
+      dtype: to store them in, rounding to nearest; their own if not given.
+      metadata: of the file.
+
+    Returns:
+      The names of tensors that have values which are not finite, with counts.
+    """
+    # those whose length keeps what follows aligned come first
+    names = sorted(tensors, key=lambda name: (_size(tensors[name], dtype) % _ALIGNMENT != 0, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + _size(tensor, dtype)
+        code = _DTYPE_NAMES[np.dtype(dtype or tensor.dtype)]
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    found: dict[str, NonFinite] = {}
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            if counts := _write_values(file, tensors[name].read(), dtype):
+                found[name] = counts
+        file.flush()
+        os.fsync(file.fileno())
+    return found
+
+
+def _size(tensor: Tensor, dtype: np.dtype[Any] | None) -> int:
+    return math.prod(tensor.shape) * np.dtype(dtype or tensor.dtype).itemsize
+
+
+def _write_values(file: IO[bytes], values: npt.NDArray[Any], dtype: np.dtype[Any] | None) -> NonFinite:
+    counts = NonFinite()
+    rows = values.reshape(1) if values.ndim == 0 else values
+    step = max(1, _CHUNK // max(1, math.prod(rows.shape[1:])))
+    for start in range(0, len(rows), step):
+        block = np.ascontiguousarray(rows[start : start + step])
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = block if dtype is None else block.astype(dtype)
+        if not np.isfinite(stored).all():
+            infinite = int(np.isinf(block).sum())
+            counts.nan += int(np.isnan(block).sum())
+            counts.infinite += infinite
+            counts.overflowed += int(np.isinf(stored).sum()) - infinite
+        file.write(stored.reshape(-1).view(np.uint8).data)
+    return counts
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_config(directory: Path) -> RobertaConfig:
@@ -148,25 +283,91 @@ def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tu
     Raises:
       CheckpointError: a file is missing or damaged, or tensors do not fit the configuration (all are listed).
     """
-    missing = [name for name in DIRECTORY_FILES if not (directory / name).is_file()]
-    if missing:
+    if missing := missing_files(directory):
         raise CheckpointError(f"{directory} is not a whole converted model: it lacks {', '.join(missing)}")
+    if directory.name.endswith(PARTIAL_SUFFIX):
+        raise CheckpointError(f"{directory} is what a conversion that was stopped left; remove it, and convert again")
     config = read_config(directory)
     file_name = directory / PARAMS_FILE
     abstract = abstract_params(config, param_dtype)
     try:
-        with safe_open(file_name, framework="numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            if problems := check_tensors(config, shapes):
-                raise CheckpointError(
-                    f"{file_name} does not hold the parameters of its {CONFIG_FILE}: {describe_problems(problems)}"
-                )
-            params = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: jnp.asarray(file.get_tensor(path_name(path)), leaf.dtype), abstract
+        stored = read_tensors(file_name)
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+        if problems := check_tensors(config, shapes):
+            raise CheckpointError(
+                f"{file_name} does not hold the parameters of its {CONFIG_FILE}: {describe_problems(problems)}"
             )
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file_name} is damaged or cut short ({error}); convert the model again") from None
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jax.device_put(stored[path_name(path)].load(leaf.dtype)), abstract
+        )
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file_name}: {error.strerror or error}") from None
     return config, params
+
+
+def missing_files(directory: Path) -> list[str]:
+    """The files of a converted directory that are not in `directory`."""
+    tokenizer = SENTENCEPIECE_FILES if (directory / SENTENCEPIECE_FILE).is_file() else BYTE_LEVEL_FILES
+    names = (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *tokenizer)
+    return [name for name in names if not (directory / name).is_file()]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+    def read(self) -> npt.NDArray[Any]:
+        """The values, memory-mapped."""
+        if math.prod(self.shape) == 0:
+            return np.empty(self.shape, self.dtype)
+        return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
+
+    def load(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """The values in memory, in `dtype`, where JAX can take them without another copy."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        room = np.empty(size + _ALIGNMENT, np.uint8)
+        begin = -room.ctypes.data % _ALIGNMENT
+        raw = room[begin : begin + size]
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            view, done = raw.data, 0
+            while done < size:  # one read gives at most 2 GiB
+                count = file.readinto(view[done:])
+                if not count:
+                    raise CheckpointError(f"{self.path} is damaged or cut short; convert the model again")
+                done += count
+        return raw.view(self.dtype).reshape(self.shape).astype(dtype, copy=False)
+
+
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name; their values are not read yet.
+
+    Raises:
+      CheckpointError: it is missing, damaged, or has tensors that are not floating point.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:  # checks the header: offsets, sizes, no gap, no overlap
+            names = list(file.keys())
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(length))
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({error}); convert or copy it again") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    tensors = {}
+    for name in names:
+        entry = header[name]
+        if (dtype := STORED_DTYPES.get(entry["dtype"])) is None and entry["dtype"] != "I64":
+            raise CheckpointError(f"{path} has {name[:200]} in {entry['dtype']}; expected {', '.join(STORED_DTYPES)}")
+        offset = 8 + length + entry["data_offsets"][0]
+        tensors[name] = StoredTensor(path, dtype or np.dtype(np.int64), tuple(entry["shape"]), offset)
+    return tensors
 
 
 def _umask() -> int:

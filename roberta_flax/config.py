@@ -14,24 +14,72 @@ from roberta_flax.errors import CheckpointError, InputError
 ACTIVATIONS = ("relu", "relu_squared", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear")
 
 
+# What a head sees and how it is built; see HeadConfig.
+HEAD_KINDS = ("sentence", "token", "span", "choice", "pooler")
+PROBLEMS = ("single_label", "multi_label", "regression")  # transformers' problem_type, less "_classification"
+
+
 @dataclass(frozen=True)
 class HeadConfig:
-    """A sentence classification head (fairseq's RobertaClassificationHead).
+    """A head on the features.
+
+    Kinds, by what they see and how they are built:
+      sentence  first token; dense, activation, output: fairseq's and transformers' RobertaClassificationHead
+      token     every token; output: RobertaForTokenClassification
+      span      every token; output, of a start and an end: RobertaForQuestionAnswering
+      choice    first token of each choice; dense, tanh, output of one score: RobertaForMultipleChoice
+      pooler    first token; dense, tanh: RobertaPooler
 
     Attributes:
       name: the name that predict() takes.
       num_classes: number of outputs.
-      inner_size: width of the layer between the first token's features and the outputs.
+      inner_size: width of the dense layer; 0 where the kind has none.
+      kind: one of HEAD_KINDS.
+      problem: one of PROBLEMS: what the outputs of a sentence or token head are. Classes of which one holds, or any
+        number, or values. Single-output heads are regressions unless told otherwise.
+      labels: the names of the classes, or none.
     """
 
     name: str
     num_classes: int
     inner_size: int
+    kind: str = "sentence"
+    problem: str = ""
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.name or "." in self.name:
+        if not isinstance(self.name, str) or not self.name or "." in self.name:
             raise InputError(f"a head's name is non-empty and has no dot in it, got {self.name!r}")
-        _require_positive(self, "num_classes", "inner_size")
+        _require_positive(self, "num_classes", *(["inner_size"] if self.has_dense else []))
+        if self.kind not in HEAD_KINDS:
+            raise InputError(f"kind must be one of {', '.join(HEAD_KINDS)}, got {self.kind!r}")
+        if not self.problem:
+            object.__setattr__(self, "problem", "regression" if self.num_classes == 1 else "single_label")
+        if self.problem not in PROBLEMS:
+            raise InputError(f"problem must be one of {', '.join(PROBLEMS)}, got {self.problem!r}")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if self.labels and (
+            len(self.labels) != self.num_classes or not all(isinstance(label, str) for label in self.labels)
+        ):
+            raise InputError(f"head {self.name!r} has {self.num_classes} classes and {len(self.labels)} labels")
+        fixed = {"span": 2, "choice": 1, "pooler": self.inner_size}.get(self.kind, self.num_classes)
+        if self.num_classes != fixed:
+            raise InputError(f"a head of kind {self.kind} has {fixed} outputs, got {self.num_classes}")
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether there is a layer before the output, `inner_size` wide."""
+        return self.kind not in ("token", "span")
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is an output layer: a pooler ends with its dense one."""
+        return self.kind != "pooler"
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """`labels`, or where there are none the classes' numbers."""
+        return self.labels or tuple(map(str, range(self.num_classes)))
 
 
 @dataclass(frozen=True)
@@ -46,8 +94,9 @@ class RobertaConfig:
       intermediate_size: width of the feed-forward layers.
       max_positions: longest sequence. The position table has max_positions + pad_id + 1 rows.
       pad_id: token id of padding.
-      activation: of the feed-forward layers and the LM head, one of ACTIVATIONS.
-      pooler_activation: of the classification heads, one of ACTIVATIONS.
+      activation: of the feed-forward layers, one of ACTIVATIONS.
+      lm_head_activation: of the LM head; fairseq's is `activation`, transformers' always gelu.
+      pooler_activation: of the sentence heads, one of ACTIVATIONS.
       dropout: of the embeddings, of each attention block's and of each feed-forward block's output.
       attention_dropout: of the attention weights.
       activation_dropout: after the feed-forward activation.
@@ -55,8 +104,11 @@ class RobertaConfig:
       layer_drop: probability that a layer is skipped in training (Fan et al., 2019).
       normalize_before: pre-norm layers and a final LayerNorm (fairseq's encoder_normalize_before).
       layernorm_embedding: a LayerNorm after the embeddings.
+      layer_norm_epsilon: of every LayerNorm; 1e-5 in fairseq.
+      type_vocab_size: rows of a token type embedding, of which row 0 is added to every token; 0 where there is none.
+      lm_head: whether there is a masked-LM head.
       tie_word_embeddings: the LM head projects onto the token embedding, and has no matrix of its own.
-      heads: the sentence classification heads.
+      heads: the heads on the features.
     """
 
     vocab_size: int = 50265
@@ -67,6 +119,7 @@ class RobertaConfig:
     max_positions: int = 512
     pad_id: int = 1
     activation: str = "gelu"
+    lm_head_activation: str = "gelu"
     pooler_activation: str = "tanh"
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -75,6 +128,9 @@ class RobertaConfig:
     layer_drop: float = 0.0
     normalize_before: bool = False
     layernorm_embedding: bool = True
+    layer_norm_epsilon: float = 1e-5
+    type_vocab_size: int = 0
+    lm_head: bool = True
     tie_word_embeddings: bool = True
     heads: tuple[HeadConfig, ...] = ()
 
@@ -88,12 +144,16 @@ class RobertaConfig:
             )
         if not 0 <= self.pad_id < self.vocab_size:
             raise InputError(f"pad_id must be in the vocabulary of {self.vocab_size}, got {self.pad_id}")
-        for field in ("activation", "pooler_activation"):
+        for field in ("activation", "lm_head_activation", "pooler_activation"):
             if getattr(self, field) not in ACTIVATIONS:
                 raise InputError(f"{field} must be one of {', '.join(ACTIVATIONS)}, got {getattr(self, field)!r}")
         for field in ("dropout", "attention_dropout", "activation_dropout", "pooler_dropout", "layer_drop"):
             if not 0 <= getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 0 and under 1, got {getattr(self, field)}")
+        if not 0 < self.layer_norm_epsilon < 1:
+            raise InputError(f"layer_norm_epsilon must be over 0 and under 1, got {self.layer_norm_epsilon}")
+        if not isinstance(self.type_vocab_size, int) or self.type_vocab_size < 0:
+            raise InputError(f"type_vocab_size must be an integer from 0, got {self.type_vocab_size!r}")
         names = [head.name for head in self.heads]
         if len(set(names)) != len(names):
             raise InputError(f"each head needs a name of its own, got {', '.join(names)}")
@@ -116,8 +176,7 @@ class RobertaConfig:
                 return head
         known = ", ".join(repr(head.name) for head in self.heads) or "none"
         raise InputError(
-            f"no classification head called {name!r}; this model has: {known}. "
-            "register_classification_head() makes a new one"
+            f"no head called {name!r}; this model has: {known}. register_classification_head() makes a new one"
         )
 
     def with_head(self, head: HeadConfig) -> Self:

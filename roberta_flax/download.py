@@ -36,7 +36,28 @@ logger = logging.getLogger(__name__)
 
 # fairseq/models/roberta/model.py, hub_models, and fairseq/data/encoders/gpt2_bpe.py, over https
 BASE_URL = "https://dl.fbaipublicfiles.com/fairseq"
-MODELS = ("roberta.base", "roberta.large", "roberta.large.mnli", "roberta.large.wsc")
+# and those of model_xlmr.py, model_camembert.py and model_gottbert.py: name -> archive, under BASE_URL/models
+MODELS = {
+    **{name: name for name in ("roberta.base", "roberta.large", "roberta.large.mnli", "roberta.large.wsc")},
+    "xlmr.base": "xlmr.base",
+    "xlmr.large": "xlmr.large",
+    "xlmr.xl": "xlmr/xlmr.xl",
+    "xlmr.xxl": "xlmr/xlmr.xxl",
+    "camembert": "camembert-base",
+    "camembert.v0": "camembert-base",
+    **{
+        name: name
+        for name in (
+            "camembert-base",
+            "camembert-large",
+            "camembert-base-ccnet",
+            "camembert-base-ccnet-4gb",
+            "camembert-base-wikipedia-4gb",
+            "camembert-base-oscar-4gb",
+        )
+    },
+    "gottbert-base": "https://dl.gottbert.de/fairseq/models/gottbert-base",  # on a host of its own
+}
 GPT2_BPE_SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -62,10 +83,21 @@ def cache_dir(override: str | os.PathLike[str] | None = None) -> Path:
 
 
 def model_url(name: str) -> str:
-    """The URL of a released model's archive; InputError, naming those there are, for another name."""
+    """The URL of a released model's archive; InputError, naming those there are, for another name.
+
+    A mirror has all of them in one folder.
+    """
     if name not in MODELS:
         raise InputError(f"no released model is called {name!r}; there are {', '.join(MODELS)}")
-    return f"{_base_url()}/models/{name}.tar.gz"
+    archive = MODELS[name]
+    if "://" in archive and MIRROR_VARIABLE not in os.environ:
+        return f"{archive}.tar.gz"
+    return f"{_base_url()}/models/{archive.rpartition('/models/')[2]}.tar.gz"
+
+
+def archive_name(name: str) -> str:
+    """The name of a released model's archive, which several released names may share."""
+    return MODELS[name].rpartition("/")[2]
 
 
 def fetch_model_archive(name: str, cache: Path, *, sha256: str | None = None) -> Path:
@@ -76,7 +108,7 @@ def fetch_model_archive(name: str, cache: Path, *, sha256: str | None = None) ->
       DownloadError: it could not be fetched; the message says which file to put where by hand.
       CheckpointError: the cached file does not have the sha256 asked for.
     """
-    url, path = model_url(name), cache / "downloads" / f"{name}.tar.gz"
+    url, path = model_url(name), cache / "downloads" / f"{archive_name(name)}.tar.gz"
     with locked(path):
         if path.is_file():
             if sha256 is not None and (found := _sha256(path)) != sha256.lower():

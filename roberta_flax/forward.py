@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.lax import Precision
 
-from roberta_flax.config import RobertaConfig
+from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.errors import InputError
 from roberta_flax.model import Numerics, RobertaModel
 
 if TYPE_CHECKING:
@@ -110,6 +112,8 @@ def lm_logits(
     Returns:
       [batch, time, vocab], or [batch, masked, vocab] with `positions`.
     """
+    if not config.lm_head:
+        raise InputError("this model has no masked-LM head: it was converted from a checkpoint without one")
     network, _ = _network(params, config, dtype, precision)
     x = network.hidden_states(tokens, key)[1]
     if positions is not None:
@@ -128,8 +132,11 @@ def head_logits(
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
     key: Key[Array, ""] | None = None,
-) -> Float[Array, "batch classes"]:
-    """Logits of the classification head called `head`, in the accumulation dtype."""
+) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
+    """The outputs of the head called `head`, in the accumulation dtype.
+
+    [batch, classes]; [batch, time, classes] of a head that sees every token. A choice head scores each row of `tokens`.
+    """
     config.head(head)  # a clear error for a name that is not there
     network, _ = _network(params, config, dtype, precision)
     body_key, head_key = (None, None) if key is None else cast(Any, jax.random.split(key))
@@ -146,7 +153,22 @@ def head_log_probs(
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
     key: Key[Array, ""] | None = None,
-) -> Float[Array, "batch classes"]:
-    """Log-probabilities of the classification head called `head`, in the accumulation dtype."""
-    logits = head_logits(params, tokens, head=head, config=config, dtype=dtype, precision=precision, key=key)
+) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
+    """What the outputs of the head called `head` say, in the accumulation dtype.
+
+    By the head's kind and problem (see HeadConfig):
+      single label  log-probabilities of the classes
+      multi label   log-probability of each class, whatever the others'
+      span          log-probabilities of the row's tokens, padding left out, to be the start and to be the end
+      regression, choice, pooler   the outputs as they are; a choice's log-probability needs its alternatives
+    """
+    logits: Array = head_logits(params, tokens, head=head, config=config, dtype=dtype, precision=precision, key=key)
+    match config.head(head):
+        case HeadConfig(kind="span"):
+            is_padding = (tokens == config.pad_id)[:, :, None]
+            return jax.nn.log_softmax(jnp.where(is_padding, float(np.finfo(logits.dtype).min), logits), axis=1)
+        case HeadConfig(kind="choice" | "pooler") | HeadConfig(problem="regression"):
+            return logits
+        case HeadConfig(problem="multi_label"):
+            return jax.nn.log_sigmoid(logits)
     return jax.nn.log_softmax(logits, axis=-1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -20,13 +21,16 @@ from roberta_flax import batching, checkpoint, forward
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.forward import DTypeLike, Params, PrecisionLike
-from roberta_flax.model import ClassificationHead, Numerics
-from roberta_flax.tokenizer import BOS_ID, EOS_ID, MASK, PAD_ID, TOKENIZER_FILES, Tokenizer
+from roberta_flax.model import Head, Numerics
+from roberta_flax.tokenizer import BOS, EOS, MASK, PAD, Tokenizer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 PathLike = str | os.PathLike[str]
+
+# of the files that a conversion may read, beside a checkpoint's own
+_READ_SUFFIXES = (".txt", ".json", ".bpe", ".model", ".safetensors", ".bin", ".msgpack")
 
 
 class Roberta:
@@ -94,24 +98,64 @@ class Roberta:
             return [state[:batch, :time] for state in states]
         return forward.features(self.params, padded, **self._static(), key=self._next_key())[:batch, :time]
 
-    def predict(self, head: str, tokens: npt.ArrayLike, return_logits: bool = False) -> Float[Array, "batch classes"]:
-        """Log-probabilities, or logits, of a classification head.
+    def predict(
+        self, head: str, tokens: npt.ArrayLike, return_logits: bool = False
+    ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
+        """What a head says of each row: log-probabilities of its classes, or with return_logits its outputs.
+
+        By the head's kind and problem (see HeadConfig):
+          sentence  [batch, classes]: log-probabilities; each class's own where any number of them may hold; values as
+            they are of a regression, where fairseq gives the logarithm of a softmax over one number, zero
+          token     [batch, time, classes]: log-probabilities
+          span      [batch, time, 2]: log-probabilities of each token to be the start and to be the end
+          choice    [batch, choices] from tokens [batch, choices, time], or [1, choices] from [choices, time]:
+            log-probabilities of the choices
+          pooler    [batch, hidden], as it is
 
         Raises:
           InputError: no such head (those there are are named), or token ids that the model cannot take.
         """
-        self.config.head(head)
-        padded, (batch, _) = self._padded(tokens)
+        config = self.config.head(head)
+        choices = None
+        if config.kind == "choice":
+            tokens, choices = _as_rows_of_choices(tokens)
+        padded, (batch, time) = self._padded(tokens)
         function = forward.head_logits if return_logits else forward.head_log_probs
         predicted: Array = function(self.params, padded, head=head, **self._static(), key=self._next_key())
-        return predicted[:batch]
+        if choices is not None:
+            scores = predicted[:batch].reshape(-1, choices)
+            return scores if return_logits else jax.nn.log_softmax(scores, axis=-1)
+        return predicted[:batch] if predicted.ndim == 2 else predicted[:batch, :time]
+
+    def predict_labels(self, head: str, tokens: npt.ArrayLike) -> list[Any]:
+        """The names of the classes that a sentence or token head finds, of each row.
+
+        Names are the head's labels, or the classes' numbers as text where it has none.
+
+        Returns:
+          For each row, of a sentence head the likeliest class's name, or the names of all that are likelier than not
+          where any number of classes may hold; of a token head the likeliest class's name for each token.
+
+        Raises:
+          InputError: as predict; and a head without classes: a regression, span, choice or pooler.
+        """
+        config = self.config.head(head)
+        if config.kind not in ("sentence", "token") or config.problem == "regression":
+            what = "is a regression" if config.kind == "sentence" else f"is of kind {config.kind}"
+            raise InputError(f"head {head!r} {what} and has no classes to name; use predict()")
+        names, scores = config.label_names, np.asarray(self.predict(head, tokens))
+        if config.problem == "multi_label":
+            return [[name for name, score in zip(names, row, strict=True) if score > np.log(0.5)] for row in scores]
+        best = scores.argmax(axis=-1).tolist()
+        return [[names[i] for i in row] if isinstance(row, list) else names[row] for row in best]
 
     def register_classification_head(
         self, name: str, num_classes: int, inner_dim: int | None = None, *, seed: int | None = None
     ) -> None:
-        """Adds a freshly initialised classification head, in the place of one of the same name.
+        """Adds a freshly initialised sentence head, in the place of one of the same name.
 
-        Initialised as fairseq's are: uniform within 1 / sqrt(inputs), weights and biases.
+        Initialised as fairseq's are: uniform within 1 / sqrt(inputs), weights and biases. With one class it is a
+        regression.
 
         Args:
           name: what predict() is to call it.
@@ -125,9 +169,7 @@ class Roberta:
         head = HeadConfig(name, num_classes, self.config.hidden_size if inner_dim is None else inner_dim)
         seed = int.from_bytes(os.urandom(4)) if seed is None else seed
         param_dtype = jax.tree.leaves(self.params)[0].dtype
-        params = ClassificationHead.init_params(
-            self.config, head, Numerics.of(param_dtype=param_dtype), jax.random.key(seed)
-        )
+        params = Head.init_params(self.config, head, Numerics.of(param_dtype=param_dtype), jax.random.key(seed))
         self.config = self.config.with_head(head)
         self.params = {**self.params, "heads": {**self.params.get("heads", {}), name: params}}
 
@@ -157,7 +199,8 @@ class Roberta:
                 f"topk must be an integer from 1 to the vocabulary's {self.config.vocab_size}, got {topk!r}"
             )
         before, after = (self.tokenizer.encode_text(span.rstrip()) for span in masked_input.split(MASK))
-        tokens = np.concatenate([[BOS_ID], before, [self.tokenizer.mask_id], after, [EOS_ID]])
+        special = self.tokenizer
+        tokens = np.concatenate([[special.bos_id], before, [special.mask_id], after, [special.eos_id]])
         padded, _ = self._padded(tokens)
         positions = np.array([[1 + len(before)]], np.int32)
         logits = forward.lm_logits(self.params, padded, positions, **self._static())[0, 0]
@@ -165,8 +208,8 @@ class Roberta:
         replaced = f" {MASK}" if f" {MASK}" in masked_input else MASK
         filled = []
         for probability, token_id in zip(probabilities.tolist(), ids.tolist(), strict=True):
-            if token_id not in (BOS_ID, EOS_ID, PAD_ID):
-                token = str(self.tokenizer.decode([token_id]))
+            if self.tokenizer.dictionary.symbols[token_id] not in (BOS, EOS, PAD):
+                token = self.tokenizer.token_text(token_id)
                 filled.append((masked_input.replace(replaced, token), probability, token))
         return filled
 
@@ -222,21 +265,22 @@ def load(
     checkpoint_file: str = "model.pt",
     bpe_dir: PathLike | None = None,
 ) -> Roberta:
-    """Loads a RoBERTa: a released one by name, a fairseq one from its files, or a converted one.
+    """Loads a RoBERTa: a released one by name, one from fairseq's or transformers' files, or a converted one.
 
-    The first time, a released model is downloaded, and a fairseq one converted; the result is kept in the cache and
-    loaded from there ever after. Neither needs torch.
+    The first time, a released model is downloaded, and what is not converted yet is; the result is kept in the cache
+    and loaded from there ever after. Neither needs torch.
 
     Args:
-      name_or_path: "roberta.base", "roberta.large", "roberta.large.mnli" or "roberta.large.wsc"; or a fairseq
-        directory, a .tar.gz of one, a checkpoint file; or a directory made by `roberta-flax convert`.
+      name_or_path: a released name of download.MODELS, "roberta.large.mnli" say; or a fairseq directory, a .tar.gz of
+        one, a checkpoint file; a directory that transformers wrote, or "hf:org/name" for one on Hugging Face's hub; or
+        a directory made by `roberta-flax convert`.
       dtype: of the computation's operands: float32, bfloat16, float16, float64 (with jax_enable_x64).
       param_dtype: of the parameters in memory.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
       cache_dir: the cache; otherwise ROBERTA_FLAX_CACHE, otherwise the platform's user cache.
       sha256: what the archive or checkpoint must hash to, in hex.
       checkpoint_file: the checkpoint's name in a fairseq directory or archive.
-      bpe_dir: where encoder.json and vocab.bpe are, if not beside the checkpoint and not GPT-2's.
+      bpe_dir: where the tokenizer's files are, if not beside the checkpoint and not GPT-2's.
 
     Raises:
       InputError: a dtype or precision that JAX does not know.
@@ -270,19 +314,25 @@ def _resolve(
     """The converted directory of a model, made in the cache where there is none yet."""
     from roberta_flax import download
 
-    if name_or_path in download.MODELS:
+    if (name := str(name_or_path)) in download.MODELS:
         cache = download.cache_dir(cache_dir)
-        name = str(name_or_path)
-        directory = cache / "converted" / name
+        directory = cache / "converted" / download.archive_name(name)
 
-        def source() -> Path:
+        def source() -> PathLike:
             return download.fetch_model_archive(name, cache, sha256=sha256)
+
+    elif name.startswith("hf:"):
+        cache = download.cache_dir(cache_dir)
+        directory = cache / "converted" / ("hf--" + re.sub(r"[^\w.@-]+", "--", name.removeprefix("hf:")))
+
+        def source() -> PathLike:
+            return name
 
     else:
         path = Path(name_or_path)
         if not path.exists():
             raise CheckpointError(
-                f"{str(name_or_path)!r} is neither a file or directory nor a released model "
+                f"{name!r} is neither a file or directory, nor hf:org/name, nor a released model "
                 f"({', '.join(download.MODELS)})"
             )
         if path.is_dir() and checkpoint.is_converted(path):
@@ -290,7 +340,7 @@ def _resolve(
         cache = download.cache_dir(cache_dir)
         directory = cache / "converted" / f"{path.resolve().name}-{_fingerprint(path, checkpoint_file, bpe_dir)}"
 
-        def source() -> Path:
+        def source() -> PathLike:
             return path
 
     if not directory.is_dir():
@@ -323,17 +373,36 @@ def _with_sha256(directory: Path, sha256: str | None) -> Path:
 
 def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> str:
     """Changes when the files that a conversion reads do: their places, sizes and times of change."""
-    beside = path if path.is_dir() else path.parent
-    folders = [beside, Path(bpe_dir)] if bpe_dir is not None else [beside]
-    model = path / checkpoint_file if path.is_dir() else path
-    files = [model, *(folder / name for folder in folders for name in TOKENIZER_FILES)]
-    if not path.is_dir():
-        files.append(Path(checkpoint_file))  # the name inside an archive
+    from convert import shards
+    from convert.conversion import ARCHIVE_SUFFIXES
+
+    folders = [] if bpe_dir is None else [Path(bpe_dir)]
+    if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
+        files = [path]
+    else:
+        beside = path if path.is_dir() else path.parent
+        folders.insert(0, beside)
+        files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
+    files += [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in _READ_SUFFIXES]
     stats = [
         (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else str(file)
         for file in files
     ]
-    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((path.name, checkpoint_file, stats)).encode()).hexdigest()[:16]
+
+
+def _as_rows_of_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:
+    """[batch * choices, time] and the number of choices, from [batch, choices, time] or [choices, time]."""
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:
+        ids = np.empty(0)
+    if ids.ndim not in (2, 3) or ids.size == 0:
+        raise InputError(
+            "a choice head takes rows of one length, [choices, time] or [batch, choices, time]; got shape "
+            f"{ids.shape}; pad the choices with collate_tokens()"
+        )
+    return ids.reshape(-1, ids.shape[-1]), ids.shape[-2]
 
 
 def _numerics(dtype: DTypeLike, param_dtype: DTypeLike, precision: PrecisionLike) -> Numerics:

@@ -28,8 +28,6 @@ from roberta_flax.config import HeadConfig, RobertaConfig
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
 
-LAYER_NORM_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
-
 # fairseq.utils.get_activation_fn. "gelu" is the exact erf form; gelu_fast is gelu_accurate's old name.
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -87,7 +85,7 @@ def position_ids(token_ids: Int[Array, "batch time"], pad_id: int) -> Int[Array,
 
 
 class Embeddings(nnx.Module):
-    """Token plus position embedding, LayerNorm, dropout; padding becomes zero."""
+    """Token plus position (plus token type 0) embedding, LayerNorm, dropout; padding becomes zero."""
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -96,12 +94,19 @@ class Embeddings(nnx.Module):
         init = _normal_with_zero_row(config.pad_id)
         self.token = embed(config.vocab_size, embedding_init=init)
         self.position = embed(config.max_positions + config.pad_id + 1, embedding_init=init)
-        self.layer_norm = layer_norm(config.hidden_size, numerics, rngs) if config.layernorm_embedding else None
+        self.token_type = (
+            embed(config.type_vocab_size, embedding_init=nnx.initializers.normal(0.02))
+            if config.type_vocab_size
+            else None
+        )
+        self.layer_norm = layer_norm(config, numerics, rngs) if config.layernorm_embedding else None
 
     def __call__(
         self, token_ids: Int[Array, "batch time"], key: Key[Array, ""] | None
     ) -> Float[Array, "batch time hidden"]:
         x = self._rows(self.token, token_ids)
+        if self.token_type is not None:
+            x = x + self._rows(self.token_type, jnp.zeros_like(token_ids))
         x = x + self._rows(self.position, position_ids(token_ids, self.config.pad_id))
         if self.layer_norm is not None:
             x = self.layer_norm(x)
@@ -168,9 +173,9 @@ class TransformerLayer(nnx.Module):
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.config = config
         self.attention = SelfAttention(config, numerics, rngs)
-        self.attention_layer_norm = layer_norm(config.hidden_size, numerics, rngs)
+        self.attention_layer_norm = layer_norm(config, numerics, rngs)
         self.feed_forward = FeedForward(config, numerics, rngs)
-        self.feed_forward_layer_norm = layer_norm(config.hidden_size, numerics, rngs)
+        self.feed_forward_layer_norm = layer_norm(config, numerics, rngs)
 
     def __call__(
         self,
@@ -197,7 +202,7 @@ class LMHead(nnx.Module):
         self.config = config
         self.numerics = numerics
         self.dense = linear(config.hidden_size, config.hidden_size, numerics, rngs)
-        self.layer_norm = layer_norm(config.hidden_size, numerics, rngs)
+        self.layer_norm = layer_norm(config, numerics, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, numerics.param_dtype))
         if config.tie_word_embeddings:
             self.embedding = None
@@ -208,7 +213,7 @@ class LMHead(nnx.Module):
     def __call__(
         self, features: Float[Array, "tokens hidden"], token_embedding: Float[Array, "vocab hidden"]
     ) -> Float[Array, "tokens vocab"]:
-        x = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.activation](self.dense(features)))
+        x = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.lm_head_activation](self.dense(features)))
         rows = token_embedding if self.embedding is None else self.embedding[...]
         logits = lax.dot_general(
             x.astype(self.numerics.dtype),
@@ -220,8 +225,8 @@ class LMHead(nnx.Module):
         return logits + self.bias[...].astype(logits.dtype)
 
 
-class ClassificationHead(nnx.Module):
-    """The first token's features to a logit for every class (fairseq's RobertaClassificationHead).
+class Head(nnx.Module):
+    """Features to the outputs of a head, whichever its kind (see HeadConfig).
 
     A new head is initialised as torch initialises nn.Linear, uniform within 1 / sqrt(inputs): fairseq
     registers heads after it has applied init_bert_params to the rest.
@@ -229,13 +234,17 @@ class ClassificationHead(nnx.Module):
 
     def __init__(self, config: RobertaConfig, head: HeadConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.config = config
+        self.head = head
         init = partial(_torch_linear_init, numerics=numerics, rngs=rngs)
-        self.dense = linear(config.hidden_size, head.inner_size, numerics, rngs)
-        self.output = linear(head.inner_size, head.num_classes, numerics, rngs)
+        inputs = config.hidden_size
+        self.dense = linear(inputs, head.inner_size, numerics, rngs) if head.has_dense else None
+        inputs = head.inner_size if head.has_dense else inputs
+        self.output = linear(inputs, head.num_classes, numerics, rngs) if head.has_output else None
         for layer in (self.dense, self.output):
-            inputs, outputs = layer.in_features, layer.out_features
-            layer.kernel = nnx.Param(init((inputs, outputs), inputs))
-            layer.bias = nnx.Param(init((outputs,), inputs))
+            if layer is not None:
+                inputs, outputs = layer.in_features, layer.out_features
+                layer.kernel = nnx.Param(init((inputs, outputs), inputs))
+                layer.bias = nnx.Param(init((outputs,), inputs))
 
     @classmethod
     def init_params(
@@ -245,12 +254,22 @@ class ClassificationHead(nnx.Module):
         return nnx.to_pure_dict(nnx.state(cls(config, head, numerics, nnx.Rngs(key)), nnx.Param))
 
     def __call__(
-        self, features: Float[Array, "batch hidden"], key: Key[Array, ""] | None
-    ) -> Float[Array, "batch classes"]:
+        self, features: Float[Array, "batch time hidden"], key: Key[Array, ""] | None
+    ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
+        """Of the first token; [batch, time, classes] where the kind sees every token."""
+        first_token_only = self.head.has_dense
+        batch, time, size = features.shape
+        x = features[:, 0, :] if first_token_only else features.reshape(batch * time, size)
         keys = _split(key, 2)
-        x = dropout(features, self.config.pooler_dropout, keys[0])
-        x = ACTIVATION_FUNCTIONS[self.config.pooler_activation](self.dense(x))
-        return self.output(dropout(x, self.config.pooler_dropout, keys[1]))
+        if self.dense is not None:
+            if self.head.kind == "sentence":
+                x = dropout(x, self.config.pooler_dropout, keys[0])
+            activation = self.config.pooler_activation if self.head.kind == "sentence" else "tanh"
+            x = ACTIVATION_FUNCTIONS[activation](self.dense(x))
+        if self.output is not None:
+            rate = 0.0 if self.head.kind == "span" else self.config.pooler_dropout
+            x = self.output(dropout(x, rate, keys[1]))
+        return x if first_token_only else x.reshape(batch, time, -1)
 
 
 class RobertaModel(nnx.Module):
@@ -262,9 +281,9 @@ class RobertaModel(nnx.Module):
         self.numerics = numerics
         self.embeddings = Embeddings(config, numerics, rngs)
         self.layers = nnx.List([TransformerLayer(config, numerics, rngs) for _ in range(config.num_layers)])
-        self.layer_norm = layer_norm(config.hidden_size, numerics, rngs) if config.normalize_before else None
-        self.lm_head = LMHead(config, numerics, rngs)
-        self.heads = nnx.Dict({head.name: ClassificationHead(config, head, numerics, rngs) for head in config.heads})
+        self.layer_norm = layer_norm(config, numerics, rngs) if config.normalize_before else None
+        self.lm_head = LMHead(config, numerics, rngs) if config.lm_head else None
+        self.heads = nnx.Dict({head.name: Head(config, head, numerics, rngs) for head in config.heads})
 
     def hidden_states(
         self, token_ids: Int[Array, "batch time"], key: Key[Array, ""] | None = None
@@ -300,14 +319,15 @@ class RobertaModel(nnx.Module):
         return states, features
 
     def lm_logits(self, features: Float[Array, "tokens hidden"]) -> Float[Array, "tokens vocab"]:
-        """A logit for every token of the vocabulary, from features."""
+        """A logit for every token of the vocabulary, from features; only where config.lm_head."""
+        assert self.lm_head is not None, "checked by forward.lm_logits"
         return self.lm_head(features, self.embeddings.token.embedding[...])
 
     def head_logits(
         self, head: str, features: Float[Array, "batch time hidden"], key: Key[Array, ""] | None = None
-    ) -> Float[Array, "batch classes"]:
-        """A logit for every class of the head called `head`, from the first token's features."""
-        return self.heads[head](features[:, 0, :], key)
+    ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
+        """The outputs of the head called `head`."""
+        return self.heads[head](features, key)
 
 
 def linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
@@ -324,11 +344,11 @@ def linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx
     )
 
 
-def layer_norm(size: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm in the accumulation dtype, by the two-pass variance, as torch computes it."""
+def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm of the features, in the accumulation dtype, by the two-pass variance, as torch computes it."""
     return nnx.LayerNorm(
-        size,
-        epsilon=LAYER_NORM_EPSILON,
+        config.hidden_size,
+        epsilon=config.layer_norm_epsilon,
         dtype=numerics.accumulation_dtype,
         param_dtype=numerics.param_dtype,
         use_fast_variance=False,

@@ -1,14 +1,16 @@
-"""Text <-> token ids, exactly as fairseq: GPT-2 byte-level BPE, then the fairseq dictionary.
+"""Text <-> token ids, exactly as fairseq: a BPE, then the fairseq dictionary.
 
 Three steps, each from its source in fairseq:
 
-1. `ByteLevelBPE`  text -> BPE pieces (fairseq/data/encoders/gpt2_bpe_utils.py, class Encoder)
-2. `Dictionary`    piece id, as a word -> token id (fairseq/data/dictionary.py, class Dictionary)
+1. `ByteLevelBPE`  text -> BPE pieces (fairseq/data/encoders/gpt2_bpe_utils.py, class Encoder); or
+   `SentencePiece` text -> sentencepiece's pieces, of XLM-R and CamemBERT (fairseq/data/encoders/sentencepiece_bpe.py)
+2. `Dictionary`    piece, as a word -> token id (fairseq/data/dictionary.py, class Dictionary)
 3. `Tokenizer`     `<s> a </s></s> b </s>` and back (fairseq/models/roberta/hub_interface.py)
 
-The merging is done by tiktoken. Its regular-expression engine carries its own Unicode tables, and fairseq
-splits with the `regex` package; so the character classes of the installed `regex` are spelled out, range by
-range, in the pattern that tiktoken compiles, and both split alike whatever Unicode version each was built for.
+The merging of byte-level BPE is done by tiktoken. Its regular-expression engine carries its own Unicode tables,
+and fairseq splits with the `regex` package; so the character classes of the installed `regex` are spelled out,
+range by range, in the pattern that tiktoken compiles, and both split alike whatever Unicode version each was
+built for.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +35,14 @@ from roberta_flax.errors import CheckpointError, InputError
 DICTIONARY_FILE = "dict.txt"
 ENCODER_FILE = "encoder.json"
 MERGES_FILE = "vocab.bpe"
-TOKENIZER_FILES = (DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE)
+SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
+BYTE_LEVEL_FILES = (DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE)
+SENTENCEPIECE_FILES = (DICTIONARY_FILE, SENTENCEPIECE_FILE)
 
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3  # Dictionary.__init__ adds these four first
 
+_WORD_BOUNDARY = "\u2581"  # what sentencepiece writes for a space
 _NO_ID = -1  # of a BPE piece that encoder.json does not have
 
 # Merges known to be reachable (see ByteLevelBPE), so that checking them at every load is not needed:
@@ -110,6 +115,26 @@ class Dictionary:
         return cls(symbols)
 
 
+class BPE(Protocol):
+    """How a model cuts text into the symbols of its dictionary."""
+
+    def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
+        """A function from text to the token ids of its symbols, by a dictionary's index."""
+        ...
+
+    def bytes_of(self, symbol: str) -> bytes:
+        """A symbol as it stands in text."""
+        ...
+
+    def text_of(self, joined: bytes) -> str:
+        """The text of several symbols' bytes."""
+        ...
+
+    def text_of_one(self, symbol: str) -> str:
+        """The text of a symbol inside a sentence, with the space before it that it may bring."""
+        ...
+
+
 class ByteLevelBPE:
     """GPT-2's byte-level BPE from encoder.json (piece -> BPE id) and vocab.bpe (merges, best first).
 
@@ -129,6 +154,7 @@ class ByteLevelBPE:
           reachable: true where the merges are known to be reachable; they are checked otherwise.
         """
         alphabet = byte_alphabet()
+        self._encoder = encoder
         self._pair_rank = {pair: rank for rank, pair in enumerate(merges)}
         self._merged: dict[bytes, tuple[bytes, ...]] = {}
         pieces = [bytes([byte]) for byte in range(256)] + list(dict.fromkeys(a + b for a, b in merges))
@@ -148,11 +174,11 @@ class ByteLevelBPE:
         Raises:
           CheckpointError: a file is missing or is not what its name says.
         """
-        encoder = read_encoder_json(Path(encoder_json))
+        encoder = _read_encoder_json(Path(encoder_json))
         text = _read_text(Path(vocab_bpe))
         # get_encoder: the first line is a version, and what follows the last line break is not read
         lines = text.split("\n")[1:-1]
-        byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+        byte_of = _byte_of()
         merges = []
         for number, line in enumerate(lines, start=2):
             pair = line.split()
@@ -187,6 +213,41 @@ class ByteLevelBPE:
             self._merged[piece] = tuple(parts)
         return tuple(parts)
 
+    def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
+        token_id = [_NO_ID if i is None else index.get(str(i), UNK_ID) for i in self.bpe_ids]
+        has_gaps = _NO_ID in token_id
+
+        def ids(text: str) -> list[int]:
+            pieces = self.encode(text)
+            result = [token_id[piece] for piece in pieces]
+            if has_gaps and _NO_ID in result:
+                piece = self.pieces[pieces[result.index(_NO_ID)]]
+                raise InputError(f"text needs the BPE piece {piece!r}, which this model's {ENCODER_FILE} does not have")
+            return result
+
+        return ids
+
+    def bytes_of(self, symbol: str) -> bytes:
+        piece = self._piece_of.get(symbol)
+        if piece is None or any(character not in _byte_of() for character in piece):
+            return symbol.encode()
+        return bytes(_byte_of()[character] for character in piece)
+
+    def text_of(self, joined: bytes) -> str:
+        return joined.decode("utf-8", errors="replace")
+
+    def text_of_one(self, symbol: str) -> str:
+        return self.text_of(self.bytes_of(symbol))
+
+    @property
+    def symbols(self) -> set[str]:
+        """The BPE ids, as the dictionary has them."""
+        return set(self._piece_of)
+
+    @cached_property
+    def _piece_of(self) -> dict[str, str]:
+        return {str(i): piece for piece, i in self._encoder.items()}
+
     def _every_merge_is_reachable(self, merges: Sequence[tuple[bytes, bytes]]) -> bool:
         known = set(self.pieces[:256])
         for left, right in merges:
@@ -196,28 +257,92 @@ class ByteLevelBPE:
         return all(len(self.merge(piece)) == 1 for piece in self.pieces)
 
 
+class SentencePiece:
+    """A sentencepiece model; its pieces are the dictionary's symbols."""
+
+    def __init__(self, model: bytes) -> None:
+        """Loads a serialized sentencepiece model; ValueError where it is none."""
+        import sentencepiece
+
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+            self.pieces: list[str] = [self._processor.IdToPiece(i) for i in range(self._processor.GetPieceSize())]
+        except (RuntimeError, OSError) as error:
+            raise ValueError(str(error).strip() or "it cannot be parsed") from None
+        if not self.pieces:
+            raise ValueError("it has no pieces")
+        # dictionary.encode_line splits at whitespace, which no piece of a model trained with the defaults has in it
+        self._one_word_each = all(piece.split() == [piece] for piece in self.pieces)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> SentencePiece:
+        """Reads sentencepiece.bpe.model.
+
+        Raises:
+          CheckpointError: it is missing or not a sentencepiece model.
+        """
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not a sentencepiece model: {error}") from None
+
+    def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
+        token_id = [index.get(piece, UNK_ID) for piece in self.pieces]
+        unknown = self._processor.unk_id()
+
+        def ids(text: str) -> list[int]:
+            pieces = self._processor.Encode(text, out_type=int)
+            if self._one_word_each and unknown not in pieces:
+                return [token_id[piece] for piece in pieces]
+            # an unknown piece stands for itself in the text, and is looked up as such
+            words = " ".join(self._processor.Encode(text, out_type=str)).split()
+            return [index.get(word, UNK_ID) for word in words]
+
+        return ids
+
+    def bytes_of(self, symbol: str) -> bytes:
+        return symbol.replace(" ", "").replace(_WORD_BOUNDARY, " ").encode()
+
+    def text_of(self, joined: bytes) -> str:
+        return joined.decode().strip()
+
+    def text_of_one(self, symbol: str) -> str:
+        # RobertaHubInterface.fill_mask: decode() has stripped the space
+        space = " " if symbol.startswith(_WORD_BOUNDARY) else ""
+        return space + self.text_of(self.bytes_of(symbol))
+
+    @property
+    def symbols(self) -> set[str]:
+        """The pieces."""
+        return set(self.pieces)
+
+
 class Tokenizer:
     """A model's tokenizer: text to the token ids that index its embedding, and back.
 
     Attributes:
       dictionary: symbols and their ids.
       vocab_size: number of token ids, specials and `<mask>` included.
-      bos_id, pad_id, eos_id, unk_id, mask_id: ids of `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>`.
+      bos_id, pad_id, eos_id, unk_id, mask_id: ids of `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>` in encoded text. (0, 1,
+        2, 3 but in CamemBERT, whose dictionary has `<s>` and `</s>` a second time.)
     """
 
-    bos_id = BOS_ID
     pad_id = PAD_ID
-    eos_id = EOS_ID
     unk_id = UNK_ID
 
-    def __init__(self, dictionary: Dictionary, bpe: ByteLevelBPE, encoder: dict[str, int]) -> None:
+    def __init__(self, dictionary: Dictionary, bpe: BPE) -> None:
         self.dictionary = dictionary
+        self.bpe = bpe
         self.vocab_size = len(dictionary)
-        self.mask_id = dictionary.index[MASK]
-        self._bpe = bpe
-        self._token_id = [_NO_ID if i is None else dictionary.index.get(str(i), UNK_ID) for i in bpe.bpe_ids]
-        self._has_gaps = _NO_ID in self._token_id
-        self._bytes = _symbol_bytes(dictionary, encoder)
+        self.bos_id, self.eos_id, self.mask_id = (dictionary.index[symbol] for symbol in (BOS, EOS, MASK))
+        self._token_ids = bpe.bind(dictionary.index)
+        self._bytes = [
+            b"" if symbol in (BOS, PAD, EOS) else symbol.encode() if symbol in (UNK, MASK) else bpe.bytes_of(symbol)
+            for symbol in dictionary.symbols
+        ]
 
     @classmethod
     def from_files(
@@ -231,21 +356,35 @@ class Tokenizer:
         Raises:
           CheckpointError: a file is missing or malformed, or the dictionary is not one over this BPE.
         """
-        bpe = ByteLevelBPE.read(encoder_json, vocab_bpe)
-        encoder = read_encoder_json(Path(encoder_json))
+        return cls._of(dictionary, encoder_json, ByteLevelBPE.read(encoder_json, vocab_bpe))
+
+    @classmethod
+    def from_sentencepiece(cls, dictionary: str | os.PathLike[str], model: str | os.PathLike[str]) -> Tokenizer:
+        """Reads a model's dict.txt and its sentencepiece model; raises CheckpointError as `from_files`."""
+        return cls._of(dictionary, model, SentencePiece.read(model))
+
+    @classmethod
+    def _of(
+        cls,
+        dictionary: str | os.PathLike[str],
+        bpe_file: str | os.PathLike[str],
+        bpe: ByteLevelBPE | SentencePiece,
+    ) -> Tokenizer:
         symbols = Dictionary.read(dictionary)
-        if not any(str(i) in symbols.index for i in encoder.values()):
+        if bpe.symbols.isdisjoint(symbols.symbols[4:]):
             raise CheckpointError(
-                f"{dictionary} has no id of {encoder_json} among its {len(symbols)} symbols: it is the dictionary "
-                "of another tokenizer (sentencepiece, say); give the files of one model together"
+                f"{dictionary} has no piece of {bpe_file} among its {len(symbols)} symbols: it is the dictionary "
+                "of another tokenizer; give the files of one model together"
             )
-        return cls(symbols, bpe, encoder)
+        return cls(symbols, bpe)
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
-        """Reads dict.txt, encoder.json and vocab.bpe from `directory`; raises CheckpointError as `from_files`."""
+        """Reads a tokenizer's files from `directory`; raises CheckpointError as `from_files`."""
         folder = Path(directory)
-        return cls.from_files(*(folder / name for name in TOKENIZER_FILES))
+        if (folder / SENTENCEPIECE_FILE).is_file():
+            return cls.from_sentencepiece(*(folder / name for name in SENTENCEPIECE_FILES))
+        return cls.from_files(*(folder / name for name in BYTE_LEVEL_FILES))
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
         """Encodes a sentence, or several, as fairseq's hub does.
@@ -260,11 +399,11 @@ class Tokenizer:
         Raises:
           InputError: something that is not a str, or text with lone surrogates, which has no UTF-8 form.
         """
-        between = (EOS_ID,) if no_separator else (EOS_ID, EOS_ID)
-        ids = [BOS_ID, *self._ids(text)]
+        between = (self.eos_id,) if no_separator else (self.eos_id, self.eos_id)
+        ids = [self.bos_id, *self._ids(text)]
         for sentence in more:
             ids += [*between, *self._ids(sentence)]
-        ids.append(EOS_ID)
+        ids.append(self.eos_id)
         return np.array(ids, np.int32)
 
     def encode_text(self, text: str) -> npt.NDArray[np.int32]:
@@ -281,12 +420,7 @@ class Tokenizer:
                 f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which has "
                 "no UTF-8 form; decode the source with errors='replace' first"
             ) from None
-        pieces = self._bpe.encode(text)
-        ids = [self._token_id[piece] for piece in pieces]
-        if self._has_gaps and _NO_ID in ids:
-            piece = self._bpe.pieces[pieces[ids.index(_NO_ID)]]
-            raise InputError(f"text needs the BPE piece {piece!r}, which this model's {ENCODER_FILE} does not have")
-        return ids
+        return self._token_ids(text)
 
     def decode(self, tokens: npt.ArrayLike) -> str | list[str]:
         """The text of one sequence of token ids, [length]; a list of texts where `</s></s>` separates several.
@@ -302,15 +436,20 @@ class Tokenizer:
         if ids.ndim != 1 or ids.size == 0:
             raise InputError(f"decode takes one sequence of token ids, [length]; got shape {ids.shape}")
         check_token_ids(ids, self.vocab_size)
-        if ids[0] == BOS_ID:
+        if ids[0] in (BOS_ID, self.bos_id):
             ids = ids[1:]
-        is_eos = ids == EOS_ID
+        is_eos = (ids == EOS_ID) | (ids == self.eos_id)
         borders = (is_eos[1:] & is_eos[:-1]).nonzero()[0] + 1
         sentences = [self._text(sentence) for sentence in np.split(ids, borders)]
         return sentences[0] if len(sentences) == 1 else sentences
 
+    def token_text(self, token_id: int) -> str:
+        """What one token adds to a text, with the space before it that it may bring."""
+        symbol = self.dictionary.symbols[token_id]
+        return symbol if symbol in (UNK, MASK) else self.bpe.text_of_one(symbol)
+
     def _text(self, ids: npt.NDArray[Any]) -> str:
-        return b"".join(self._bytes[i] for i in ids.tolist()).decode("utf-8", errors="replace")
+        return self.bpe.text_of(b"".join(self._bytes[i] for i in ids.tolist()))
 
 
 def check_token_ids(ids: npt.NDArray[Any], vocab_size: int) -> None:
@@ -322,7 +461,7 @@ def check_token_ids(ids: npt.NDArray[Any], vocab_size: int) -> None:
         raise InputError(f"token id {wrong} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1})")
 
 
-def read_encoder_json(path: Path) -> dict[str, int]:
+def _read_encoder_json(path: Path) -> dict[str, int]:
     """Reads encoder.json, BPE piece -> BPE id; raises CheckpointError where it is not that."""
     try:
         encoder = json.loads(_read_text(path))
@@ -340,7 +479,10 @@ def _read_text(path: Path) -> str:
         with path.open(encoding="utf-8") as file:
             return file.read()
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a model's tokenizer needs {', '.join(TOKENIZER_FILES)}") from None
+        raise CheckpointError(
+            f"{path} is missing; a model's tokenizer needs {', '.join(BYTE_LEVEL_FILES)}, or "
+            f"{', '.join(SENTENCEPIECE_FILES)}"
+        ) from None
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -355,18 +497,9 @@ def _is_integer(text: str) -> bool:
     return True
 
 
-def _symbol_bytes(dictionary: Dictionary, encoder: dict[str, int]) -> list[bytes]:
-    """The bytes that each token id decodes to."""
-    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
-    piece_of = {str(i): piece for piece, i in encoder.items()}
-
-    def bytes_of(symbol: str) -> bytes:
-        piece = piece_of.get(symbol)
-        if piece is None or any(character not in byte_of for character in piece):
-            return symbol.encode()
-        return bytes(byte_of[character] for character in piece)
-
-    return [b"" if symbol in (BOS, PAD, EOS) else bytes_of(symbol) for symbol in dictionary.symbols]
+@lru_cache(maxsize=1)
+def _byte_of() -> dict[str, int]:
+    return {character: byte for byte, character in enumerate(byte_alphabet())}
 
 
 def _merge_pair(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -73,6 +74,20 @@ def sick_pairs() -> list[tuple[str, str]]:
         skip_or_fail(f"{path} is not there")
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     return [(row[1], row[2]) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(sick_pairs: list[tuple[str, str]]) -> bytes:
+    """A small sentencepiece model, trained with the defaults, as XLM-R's and CamemBERT's were."""
+    import sentencepiece
+
+    texts = [text for pair in sick_pairs[:2000] for text in pair]
+    texts += ["Ça va très bien, naïve Zoë?", "Größe und Übermut", "l'été à la forêt", "日本語 テキスト"] * 20
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=400, minloglevel=2
+    )
+    return model.getvalue()
 
 
 @pytest.fixture(scope="session")

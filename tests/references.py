@@ -76,14 +76,19 @@ def build(
     for name, classes in (heads or {"mnli": LABELS}).items():
         model.register_classification_head(name, num_classes=classes)
     model = model.to(dtype).eval()
-    with torch.no_grad():  # after the change of dtype, so that float64 weights are not float32 numbers
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1 if parameter.dim() == 1 else 1e-3)
+    perturb(model)
     if dtype == torch.float64 and model.args.activation_fn == "gelu":
         for layer in model.encoder.sentence_encoder.layers:
             layer.activation_fn = F.gelu
         model.encoder.lm_head.activation_fn = F.gelu
     return model
+
+
+def perturb(model: torch.nn.Module) -> None:
+    """Adds noise to every parameter, after the change of dtype, so that float64 weights are not float32 numbers."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1 if parameter.dim() == 1 else 1e-3)
 
 
 def write(model: RobertaModel, folder: Path, bpe: Path, style: str = "main") -> Path:

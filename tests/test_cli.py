@@ -120,7 +120,7 @@ def test_wrong_usage_exits_with_2(run, arguments):
         (["fill-mask", "no mask", "-m", TINY], "exactly one <mask>"),
         (["decode", "581", "-m", TINY], "token id 581 is outside the vocabulary"),
         (["decode", str(10**30), "-m", TINY], "integers"),
-        (["encode", "a", "-m", "nowhere"], "neither a file or directory nor a released model"),
+        (["encode", "a", "-m", "nowhere"], "neither a file or directory, nor hf:org/name, nor a released model"),
         (["encode", "a", "-m", __file__], "is not a PyTorch checkpoint"),
         (["mnli", "a", "b", "-m", TINY, "--dtype", "int4"], "floating point"),
         (["mnli", "a", "b"], "roberta.large.mnli.tar.gz to"),

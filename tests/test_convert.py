@@ -17,7 +17,15 @@ import pytest
 
 import roberta_flax
 from convert import convert, torch_file
-from convert.names import TABLE, place_of, source_of
+from convert.names import (
+    TABLE,
+    from_fairseq,
+    from_huggingface,
+    localize_huggingface,
+    modernize_huggingface,
+    to_fairseq,
+    to_huggingface,
+)
 from convert.tiny import files
 from roberta_flax import CheckpointError, DownloadError
 from tests.conftest import TINY
@@ -326,9 +334,16 @@ def test_a_wrong_sha256(source, tmp_path):
     assert "expected abc" in refused(source, tmp_path, sha256="ABC")
 
 
-def test_a_sentencepiece_model_is_not_taken_for_gpt2s(source, tmp_path):
+def test_a_file_that_is_no_sentencepiece_model(source, tmp_path):
+    (source / "encoder.json").unlink()
     (source / "sentencepiece.bpe.model").write_bytes(b"x")
-    assert "sentencepiece" in refused(source, tmp_path)
+    assert "sentencepiece.bpe.model is not a sentencepiece model" in refused(source, tmp_path)
+
+
+def test_a_dictionary_of_words_asks_for_the_sentencepiece_model(source, tmp_path):
+    (source / "encoder.json").unlink()
+    (source / "dict.txt").write_text("\u2581le 5\n\u2581de 4\n")
+    assert "put the model's sentencepiece.bpe.model" in refused(source, tmp_path)
 
 
 def test_bpe_files_that_are_nowhere_say_what_to_put_where(source, tmp_path):
@@ -384,13 +399,29 @@ def test_conversion_json_accounts_for_every_tensor_of_the_source(tiny_source, ti
     assert sorted(paths) == sorted(params)
 
 
-def test_the_table_of_names_reads_the_same_in_both_directions():
-    for source, path, transform in TABLE:
-        name, target = (text.format(i=7, head="mnli") for text in (source, path))
-        assert place_of(name).path == target
-        assert source_of(target).path == name
-        assert place_of(name).transform == source_of(target).transform == transform
-    assert place_of("encoder.sentence_encoder.layers.7.fc3.weight") is None
+def test_the_table_of_names_reads_the_same_in_every_direction():
+    for row in TABLE:
+        path = row.path.format(i=7, head="mnli")
+        if row.fairseq is not None:
+            name = row.fairseq.format(i=7, head="mnli")
+            assert (from_fairseq(name).path, to_fairseq(path).path) == (path, name)
+            assert from_fairseq(name).transform == to_fairseq(path).transform == row.transform
+        if row.huggingface is not None:
+            name, kind = row.huggingface.format(i=7), row.kind or "sentence"
+            place = from_huggingface(name, ("mnli", kind), "mnli" if kind == "pooler" else None)
+            back = to_huggingface(path, {"mnli": kind})
+            assert (place.path, back.path) == (path, name)
+            assert place.transform == back.transform == row.transform
+    assert from_fairseq("encoder.sentence_encoder.layers.7.fc3.weight") is None
+    assert from_huggingface("roberta.encoder.layer.7.crossattention.self.query.weight") is None
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta-xl", "roberta-prelayernorm"])
+def test_names_of_every_model_type_come_back(model_type):
+    for row in TABLE:
+        if row.huggingface is not None:
+            name = row.huggingface.format(i=7)
+            assert modernize_huggingface(localize_huggingface(name, model_type), model_type) == name
 
 
 def test_the_embedded_model_is_what_its_script_writes(tiny_source, tmp_path):

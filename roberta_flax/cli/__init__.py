@@ -11,17 +11,20 @@ import sys
 
 import typer
 
-from roberta_flax.cli import convert, decode, demo, encode, features, fill_mask, mnli
+from roberta_flax.cli import convert, decode, demo, encode, export, features, fill_mask, mnli, predict, verify
 from roberta_flax.errors import RobertaFlaxError
 
 app = typer.Typer(
     name="roberta-flax",
-    help="RoBERTa in JAX: convert fairseq checkpoints, classify pairs, extract features, fill masks.",
+    help="RoBERTa in JAX: convert checkpoints, classify pairs, extract features, fill masks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("convert")(convert.command)
+app.command("export")(export.command)
+app.command("verify")(verify.command)
+app.command("predict")(predict.command)
 app.command("mnli")(mnli.command)
 app.command("features")(features.command)
 app.command("fill-mask")(fill_mask.command)

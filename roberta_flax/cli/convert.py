@@ -12,20 +12,41 @@ from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Json, pri
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="A fairseq directory, a .tar.gz of one, or a checkpoint file.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A fairseq directory, a .tar.gz of one, a checkpoint file; a directory that transformers wrote, or "
+            "hf:org/name."
+        ),
+    ],
     dest: Annotated[Path, typer.Argument(help="The directory to make.")],
     checkpoint_file: CheckpointFile = "model.pt",
     bpe_dir: BpeDir = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="To store in: float32, bfloat16, float16. [default: the source's own]")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Refuse weights that are not finite.")] = False,
+    head_name: Annotated[str | None, typer.Option(help="What the head of a transformers model is called.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What SOURCE must hash to, in hex.")] = None,
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a fairseq checkpoint to a Flax parameter tree, once. Needs no torch; executes nothing in the file."""
+    """Convert a checkpoint to a Flax parameter tree, once. Needs no torch; executes nothing in the file."""
     from convert import convert
     from roberta_flax import checkpoint
 
     begin = time.perf_counter()
-    convert(source, dest, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir, cache_dir=cache_dir, sha256=sha256)
+    convert(
+        source,
+        dest,
+        checkpoint_file=checkpoint_file,
+        bpe_dir=bpe_dir,
+        cache_dir=cache_dir,
+        sha256=sha256,
+        dtype=dtype,
+        strict=strict,
+        head_name=head_name,
+    )
     seconds = time.perf_counter() - begin
     config = checkpoint.read_config(dest)
     size = (dest / checkpoint.PARAMS_FILE).stat().st_size

@@ -46,13 +46,17 @@ def command(
         bpe_dir=bpe_dir,
         cache_dir=cache_dir,
     )
-    head = roberta.config.head("mnli")
+    heads = {head.name: head for head in roberta.config.heads if head.kind == "sentence"}
+    head = heads.get("mnli") or (next(iter(heads.values())) if len(heads) == 1 else roberta.config.head("mnli"))
     if head.num_classes != len(LABELS):
-        raise InputError(f"the mnli head of {model} has {head.num_classes} classes, expected {', '.join(LABELS)}")
-    log_probabilities = np.asarray(roberta.predict("mnli", roberta.encode(premise, hypothesis)), np.float64)[0]
-    probabilities = {label: float(np.exp(value)) for label, value in zip(LABELS, log_probabilities, strict=True)}
-    label = LABELS[int(log_probabilities.argmax())]
+        raise InputError(
+            f"the {head.name} head of {model} has {head.num_classes} classes, expected {', '.join(LABELS)}"
+        )
+    labels = [name.lower() for name in head.labels] or LABELS
+    outputs = np.asarray(roberta.predict(head.name, roberta.encode(premise, hypothesis)), np.float64)[0]
+    log_probabilities = dict(zip(labels, outputs.tolist(), strict=True))
+    label = max(log_probabilities, key=log_probabilities.__getitem__)
     if as_json:
-        print_json({"label": label, "log_probabilities": dict(zip(LABELS, log_probabilities.tolist(), strict=True))})
+        print_json({"label": label, "log_probabilities": log_probabilities})
     else:
-        print(f"{label}  ({', '.join(f'{name} {value:.4f}' for name, value in probabilities.items())})")
+        print(f"{label}  ({', '.join(f'{name} {np.exp(value):.4f}' for name, value in log_probabilities.items())})")

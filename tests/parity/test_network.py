@@ -12,7 +12,7 @@ import pytest
 
 import roberta_flax
 from convert import convert
-from convert.names import TRANSPOSE, place_of
+from convert.names import TRANSPOSE, from_fairseq
 from roberta_flax import forward
 from tests.references import SMALL, STYLES, all_hidden, build, random_tokens, torch, write
 
@@ -92,7 +92,7 @@ def test_every_style_and_dtype_of_checkpoint_converts_bit_for_bit(style, dtype, 
 
     stored = load_file(directory / "model.safetensors")
     for name, parameter in model.named_parameters():
-        place = place_of(name)
+        place = from_fairseq(name)
         value = stored.pop(place.path)
         assert value.dtype == dtype
         assert torch.equal(value.T if place.transform is TRANSPOSE else value, parameter), name
@@ -149,7 +149,7 @@ def test_gradients_of_base_agree_in_float64(base_model, base_float64):
         assert abs(float(value) - expected_loss.item()) <= FLOAT64
         ours = roberta_flax.checkpoint.flatten(gradient)
         for name, parameter in base_model.named_parameters():
-            place = place_of(name)
+            place = from_fairseq(name)
             mine = np.asarray(ours.pop(place.path))
             mine = mine.T if place.transform is TRANSPOSE else mine
             theirs = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

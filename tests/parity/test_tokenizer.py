@@ -125,7 +125,7 @@ def test_any_ids_decode_as_fairseq_decodes_them(gpt2_tokenizer, fairseq_hub):
 
 
 def test_gpt2s_merges_are_reachable_as_the_code_takes_for_granted(gpt2_tokenizer):
-    bpe = gpt2_tokenizer._bpe
+    bpe = gpt2_tokenizer.bpe
     assert bpe._every_merge_is_reachable(list(bpe._pair_rank))
 
 

@@ -1,0 +1,295 @@
+"""A model that transformers saved, in torch or in Flax: its RobertaConfig, and its tensors by path of the Flax tree.
+
+Neither transformers nor torch is needed, and nothing in the files is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convert import hf_tokenizer, msgpack_file, torch_file
+from convert.names import (
+    HF_LM_HEAD_WEIGHT,
+    HF_TOKEN_TYPES,
+    HF_WORD_EMBEDDINGS,
+    from_huggingface,
+    modernize_huggingface,
+    why_ignored,
+)
+from convert.source import Placing, Source, equal, integer, number, understood
+from convert.tensors import Tensor
+from convert.torch_file import shortened
+from roberta_flax import checkpoint
+from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.errors import CheckpointError, DownloadError
+from roberta_flax.tokenizer import PAD_ID
+
+HUB_PREFIX = "hf:"
+CONFIG_FILE = "config.json"
+_INDEX_SUFFIX = ".index.json"  # of a file that names the parts of a model in several
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")  # in the order of preference
+_SUFFIXES = tuple(Path(name).suffix for name in WEIGHT_FILES)
+
+MODEL_TYPES = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
+PRE_NORM_TYPES = ("xlm-roberta-xl", "roberta-prelayernorm")
+# transformers/activations.py, ACT2FN -> roberta_flax.config.ACTIVATIONS
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_accurate", "gelu_fast": "gelu_accurate",
+    "gelu_pytorch_tanh": "gelu_accurate", "relu": "relu", "relu2": "relu_squared", "tanh": "tanh", "linear": "linear",
+}  # fmt: skip
+# What a head is called where the user gives it no name; fairseq's name for the first (sentence_prediction task).
+HEAD_NAMES = {
+    "sentence": "sentence_classification_head",
+    "token": "token_classification",
+    "span": "question_answering",
+    "choice": "multiple_choice",
+}
+POOLER = "pooler"
+PROBLEM_TYPES = {
+    "regression": "regression",
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+}
+# Settings that change the network in a way this one does not have, and the values that leave it as it is.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "position_embedding_type": ("absolute", None),
+    "pad_token_id": (PAD_ID, None),
+    "pruned_heads": ({}, None),
+}
+
+
+def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The directory of a model on Hugging Face's hub, "hf:org/name" or "hf:org/name@revision", downloaded.
+
+    Only its configuration, its tokenizer's files and one set of weights are. They are kept in `cache_dir`, otherwise
+    in huggingface_hub's own cache, which other programs share.
+
+    Raises:
+      DownloadError: it could not be fetched, or huggingface_hub is not installed.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise DownloadError(
+            f"{name}: models on Hugging Face's hub need huggingface_hub; pip install 'roberta-flax[huggingface]'"
+        ) from None
+    repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
+    folder = None if cache_dir is None else Path(cache_dir) / "huggingface"
+
+    def snapshot(patterns: Sequence[str]) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision or None, cache_dir=folder, allow_patterns=list(patterns)
+            )
+        )
+
+    try:
+        for weights in WEIGHT_FILES:
+            stem, suffix = Path(weights).stem, Path(weights).suffix
+            parts = [weights, f"{weights}{_INDEX_SUFFIX}", f"{stem}-*-of-*{suffix}"]
+            directory = snapshot([CONFIG_FILE, *hf_tokenizer.FILES, *parts])
+            if weight_files(directory):
+                return directory
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise DownloadError(f"cannot fetch {name}: {reason}") from None
+    raise DownloadError(f"{name} has none of {', '.join(WEIGHT_FILES)}")
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files of weights of a directory that transformers wrote (or of one file in one); none where it is no such.
+
+    Raises:
+      CheckpointError: an index that names files which are missing, or elsewhere.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / CONFIG_FILE).is_file() or "model_type" not in _read_json(folder / CONFIG_FILE):
+        return []
+    if path.is_file():
+        return [path] if path.suffix in _SUFFIXES else []
+    for name in WEIGHT_FILES:
+        if (index := path / f"{name}{_INDEX_SUFFIX}").is_file():
+            weight_map = _read_json(index).get("weight_map")
+            values = weight_map.values() if isinstance(weight_map, dict) else []
+            names = sorted({str(name) for name in values})
+            if not names or any("/" in part or "\\" in part or part == ".." for part in names):
+                raise CheckpointError(f"{index} is damaged: it should name the files of weights beside it")
+            if missing := [part for part in names if not (path / part).is_file()]:
+                raise CheckpointError(f"{index} names {', '.join(missing[:5])}, not there: copy the missing files too")
+            return [path / part for part in names]
+        if (path / name).is_file():
+            return [path / name]
+    return []
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({shortened(str(error))})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} should hold one JSON object")
+    return value
+
+
+def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, head_name: str | None = None) -> Source:
+    """Reads a model that transformers saved.
+
+    Args:
+      files: its files of weights; config.json and the tokenizer's files are beside them.
+      bpe_dir: where the tokenizer's files are, if not there.
+      head_name: what its head is called here; see HEAD_NAMES for what it is called otherwise.
+
+    Raises:
+      CheckpointError: not a RoBERTa, or tensors that are missing, unknown or of a wrong shape (all of them are listed).
+    """
+    folder = files[0].parent
+    what = str(folder)
+    given = _read_json(folder / CONFIG_FILE)
+    model_type = given.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{what} holds a model of type {str(model_type)[:80]!r}, not a RoBERTa: expected {', '.join(MODEL_TYPES)}"
+        )
+    for key, values in _FIXED.items():
+        if given.get(key) not in values:
+            raise CheckpointError(f"{what} has {key}={str(given[key])[:80]}, which RoBERTa here does not have")
+
+    modern = _modern(what, files, model_type)
+    placing, notes = Placing(), list[str]()
+    kind = _head_kind(given, modern)
+    head = None if kind is None else (head_name or HEAD_NAMES[kind], kind)
+    pooler = POOLER if kind != "choice" else None
+    tied = given.get("tie_word_embeddings", True) is not False
+    for name, (source, tensor) in modern.items():
+        if tied and name == HF_LM_HEAD_WEIGHT:
+            if not equal(tensor, modern[HF_WORD_EMBEDDINGS][1]):
+                notes.append(
+                    f"{shortened(source)} differs from the embedding that it is tied to; transformers drops it too"
+                )
+            placing.leave_out(source, "the same as the token embedding, which the LM head is tied to")
+        elif name == HF_TOKEN_TYPES and not tensor.read().any():
+            placing.leave_out(source, "zero: token types add nothing")
+        elif (reason := why_ignored(name)) is not None:
+            placing.leave_out(source, reason)
+        else:
+            placing.put(source, tensor, from_huggingface(name, head, pooler))
+
+    config = understood(what, lambda: _config(given, model_type, placing, head, tied))
+    placing.check(what, files, config)
+    folders = [Path(bpe_dir), folder] if bpe_dir is not None else [folder]
+    tokenizer_files = hf_tokenizer.read(folders, model_type, config.vocab_size, notes)
+    return Source("huggingface", config, placing.parameters, placing.went, tokenizer_files, notes)
+
+
+def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tuple[str, Tensor]]:
+    """today's name -> (name in the file, tensor)."""
+    modern: dict[str, tuple[str, Tensor]] = {}
+    for file in files:
+        for name, tensor in _tensors(file).items():
+            modern_name = modernize_huggingface(name, model_type)
+            if modern_name in modern:
+                other = shortened(modern[modern_name][0])
+                raise CheckpointError(f"{what}: {other} and {shortened(name)} are the same tensor by two names")
+            modern[modern_name] = (name, tensor)
+    # Of tensors that share their values a file may keep one alone, whichever.
+    for kept, wanted in (("lm_head.decoder.bias", "lm_head.bias"), (HF_LM_HEAD_WEIGHT, HF_WORD_EMBEDDINGS)):
+        if wanted not in modern and kept in modern:
+            modern[wanted] = modern.pop(kept)
+    if HF_WORD_EMBEDDINGS not in modern:
+        some = ", ".join(map(shortened, sorted(modern)[:2])) or "no tensors"
+        raise CheckpointError(f"{what} does not hold a RoBERTa: expected {HF_WORD_EMBEDDINGS}, got {some}, ...")
+    return modern
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return dict(checkpoint.read_tensors(file))
+    if file.suffix == ".msgpack":
+        return msgpack_file.tensors(file)
+    state = torch_file.load(file)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file} is a PyTorch file but not a state dict")
+    return dict(torch_file.tensors(state))
+
+
+def _head_kind(given: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """Which of HEAD_NAMES' kinds of head there is, if one."""
+    names = set(names)
+    if "classifier.dense.weight" in names:
+        return "sentence"
+    if "qa_outputs.weight" in names:
+        return "span"
+    if "classifier.weight" in names:
+        architectures = given.get("architectures")
+        named = architectures[0] if isinstance(architectures, list) and architectures else ""
+        return "choice" if str(named).endswith("ForMultipleChoice") else "token"
+    return None
+
+
+def _config(
+    given: Mapping[str, Any], model_type: str, placing: Placing, head: tuple[str, str] | None, tied: bool
+) -> RobertaConfig:
+    activation = given.get("hidden_act", "gelu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {str(activation)[:80]!r}")
+    layers = placing.num_layers
+    if (declared := integer(given.get("num_hidden_layers", layers))) != layers:
+        placing.problems.append(f"its config.json says {declared} layers, and it has {layers}")
+    dropout = number(given.get("hidden_dropout_prob", 0.1))
+    classifier_dropout = given.get("classifier_dropout")
+    position_rows = given.get("max_position_embeddings", 514)
+    return RobertaConfig(
+        vocab_size=placing.size("embeddings.token.embedding", 0, given.get("vocab_size", 50265)),
+        num_layers=layers,
+        hidden_size=placing.size("embeddings.token.embedding", 1, given.get("hidden_size", 768)),
+        num_heads=integer(given.get("num_attention_heads", 12)),
+        intermediate_size=placing.size(
+            "layers.0.feed_forward.intermediate.kernel", 1, given.get("intermediate_size", 3072)
+        ),
+        max_positions=placing.size("embeddings.position.embedding", 0, position_rows) - PAD_ID - 1,
+        pad_id=PAD_ID,
+        activation=ACTIVATIONS[activation],
+        lm_head_activation="gelu",  # RobertaLMHead, whatever hidden_act is
+        pooler_activation="tanh",
+        dropout=dropout,
+        attention_dropout=number(given.get("attention_probs_dropout_prob", 0.1)),
+        pooler_dropout=dropout if classifier_dropout is None else number(classifier_dropout),
+        normalize_before=model_type in PRE_NORM_TYPES,
+        layernorm_embedding=model_type != "xlm-roberta-xl",
+        layer_norm_epsilon=number(given.get("layer_norm_eps", 1e-12)),
+        type_vocab_size=placing.size("embeddings.token_type.embedding", 0, 0),
+        lm_head=placing.has("lm_head"),
+        tie_word_embeddings=tied,
+        heads=tuple(_heads(given, placing, head)),
+    )
+
+
+def _heads(given: Mapping[str, Any], placing: Placing, head: tuple[str, str] | None) -> Iterable[HeadConfig]:
+    if head is not None:
+        name, kind = head
+        classes = placing.size(f"heads.{name}.output.kernel", 1, 1)
+        inner = placing.size(f"heads.{name}.dense.kernel", 1, 0)
+        problem = PROBLEM_TYPES.get(str(given.get("problem_type")), "") if kind == "sentence" else "single_label"
+        yield HeadConfig(name, classes, inner, kind, problem, _labels(given, classes) if kind != "choice" else ())
+    if placing.has(f"heads.{POOLER}") and (head is None or head[0] != POOLER):
+        size = placing.size(f"heads.{POOLER}.dense.kernel", 1, 0)
+        yield HeadConfig(POOLER, size, size, "pooler", "regression")
+
+
+def _labels(given: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """id2label in order; none where it only counts them, as transformers does where nobody named them."""
+    id2label = given.get("id2label")
+    if not isinstance(id2label, dict):
+        return ()
+    by_id = {int(key): str(label) for key, label in id2label.items() if re.fullmatch("[0-9]{1,6}", str(key))}
+    labels = tuple(by_id.get(i, f"LABEL_{i}") for i in range(classes))
+    return () if all(label == f"LABEL_{i}" for i, label in enumerate(labels)) else labels

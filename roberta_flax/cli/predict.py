@@ -1,0 +1,134 @@
+"""roberta-flax predict --head NAME --text TEXT [--text TEXT]"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from roberta_flax.cli.options import (
+    BpeDir,
+    CacheDir,
+    CheckpointFile,
+    Dtype,
+    Json,
+    Model,
+    Precision,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from roberta_flax.config import HeadConfig
+    from roberta_flax.hub import Roberta
+
+
+def command(
+    text: Annotated[
+        list[str], typer.Option(help="A sentence; twice for a pair. To a choice head: what is given, then each choice.")
+    ],
+    head: Annotated[str | None, typer.Option(help="The head's name. [default: the only one]")] = None,
+    model: Model = "roberta.large.mnli",
+    dtype: Dtype = "float32",
+    precision: Precision = None,
+    checkpoint_file: CheckpointFile = "model.pt",
+    bpe_dir: BpeDir = None,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+) -> None:
+    """What a head says of a sentence or a pair: labels by name, with probabilities."""
+    from roberta_flax.hub import load
+
+    roberta = load(
+        model,
+        dtype=dtype,
+        precision=precision,
+        checkpoint_file=checkpoint_file,
+        bpe_dir=bpe_dir,
+        cache_dir=cache_dir,
+    )
+    chosen = _head(roberta, model, head)
+    result = _PREDICTIONS[chosen.kind](roberta, chosen, text)
+    if as_json:
+        print_json({"head": chosen.name, **result})
+        return
+    for key, value in result.items():
+        lines = value if isinstance(value, list) else [value]
+        for line in lines:
+            print(f"{key}\t{_shown(line)}")
+
+
+def _head(roberta: Roberta, model: str, name: str | None) -> HeadConfig:
+    from roberta_flax.errors import InputError
+
+    heads = [head for head in roberta.config.heads if head.kind != "pooler"]
+    if name is None and len(heads) != 1:
+        names = ", ".join(head.name for head in heads) or "none"
+        raise InputError(f"{model} has these heads: {names}; say which with --head")
+    chosen = heads[0] if name is None else roberta.config.head(name)
+    if chosen.kind == "pooler":
+        raise InputError(f"head {chosen.name!r} is a pooler, whose outputs are features; use `roberta-flax features`")
+    return chosen
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_shown(part)}" for key, part in value.items())
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _sentence(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any]:
+    import numpy as np
+
+    tokens = roberta.encode(*texts)
+    outputs = np.asarray(roberta.predict(head.name, tokens), np.float64)[0]
+    if head.problem == "regression":
+        return {"values": dict(zip(head.label_names, outputs.tolist(), strict=True))}
+    label = roberta.predict_labels(head.name, tokens)[0]
+    probabilities = dict(zip(head.label_names, np.exp(outputs).tolist(), strict=True))
+    return {"label": label if isinstance(label, str) else ", ".join(label) or "none", "probabilities": probabilities}
+
+
+def _token(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any]:
+    import numpy as np
+
+    tokens = roberta.encode(*texts)
+    best = np.exp(np.asarray(roberta.predict(head.name, tokens), np.float64)[0].max(axis=-1)).tolist()
+    labels = roberta.predict_labels(head.name, tokens)[0]
+    pieces = [roberta.tokenizer.token_text(int(token)) for token in tokens]
+    return {
+        "token": [
+            {"text": piece, "label": label, "probability": probability}
+            for piece, label, probability in zip(pieces, labels, best, strict=True)
+        ]
+    }
+
+
+def _span(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any]:
+    """The likeliest span of the last text: of a question and what it asks of, the second."""
+    import numpy as np
+
+    tokens = roberta.encode(*texts)
+    last = len(tokens) - 1 - len(roberta.tokenizer.encode_text(texts[-1]))
+    scores = np.asarray(roberta.predict(head.name, tokens), np.float64)[0][last:-1]
+    joint = np.triu(scores[:, None, 0] + scores[None, :, 1]) + np.tril(np.full([len(scores)] * 2, -np.inf), -1)
+    start, end = np.unravel_index(joint.argmax(), joint.shape)
+    answer = str(roberta.decode(tokens[last + start : last + end + 1])).strip()
+    return {"answer": answer, "probability": float(np.exp(joint[start, end]))}
+
+
+def _choice(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any]:
+    import numpy as np
+
+    from roberta_flax.batching import collate_tokens
+    from roberta_flax.errors import InputError
+
+    given, *choices = texts
+    if len(choices) < 2:
+        raise InputError(f"a choice head takes what is given and at least two choices, got {len(texts)} texts")
+    rows = collate_tokens([roberta.encode(given, choice) for choice in choices])
+    probabilities = np.exp(np.asarray(roberta.predict(head.name, rows), np.float64))[0].tolist()
+    best = max(range(len(choices)), key=probabilities.__getitem__)
+    return {"label": choices[best], "probabilities": dict(zip(choices, probabilities, strict=True))}
+
+
+_PREDICTIONS = {"sentence": _sentence, "token": _token, "span": _span, "choice": _choice}
