@@ -10,6 +10,7 @@ With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,7 +36,14 @@ _STATIC = ("config", "dtype", "precision")
 
 @lru_cache(maxsize=64)
 def _abstract(config: RobertaConfig, numerics: Numerics) -> tuple[nnx.GraphDef[RobertaModel], Params]:
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: RobertaModel(config, numerics, nnx.Rngs(0))))
+    """The network without its numbers. One layer is traced and the others are copies: tracing each takes seconds."""
+    shallow = dataclasses.replace(config, num_layers=1)
+    model = nnx.eval_shape(lambda: RobertaModel(shallow, numerics, nnx.Rngs(0)))
+    model.layers = nnx.List([nnx.clone(model.layers[0]) for _ in range(config.num_layers)])
+    for _, module in nnx.iter_graph(model):
+        if getattr(module, "config", None) == shallow:
+            module.config = config
+    graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
 
 
