@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -87,7 +86,7 @@ def convert(
             "files": hashes,
             "dtype": dtype,
             "head_name": head_name,
-            "versions": {name: importlib.metadata.version(name) for name in ("roberta-flax", "jax", "flax", "numpy")},
+            "versions": checkpoint.versions(),
             "tensors": read.went,
         }
         found = checkpoint.write(directory, read.config, read.parameters, conversion, stored)

@@ -24,8 +24,9 @@ from convert.names import (
     to_fairseq,
     to_huggingface,
 )
-from convert.tensors import Tensor, Transposed, Values
+from convert.tensors import Transposed
 from roberta_flax import checkpoint
+from roberta_flax.checkpoint import Tensor, Values
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.tokenizer import (
@@ -47,13 +48,6 @@ logger = logging.getLogger(__name__)
 FORMATS = ("fairseq", "huggingface")
 _FAIRSEQ_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
 _FAIRSEQ_ENCODER_VERSION = 3.0  # TransformerEncoderBase: below 2, a pre-norm network's last LayerNorm is dropped
-_CLASS_PREFIXES = {
-    "roberta": "Roberta",
-    "xlm-roberta": "XLMRoberta",
-    "camembert": "Camembert",
-    "xlm-roberta-xl": "XLMRobertaXL",
-    "roberta-prelayernorm": "RobertaPreLayerNorm",
-}
 _CLASS_SUFFIXES = {
     "sentence": "ForSequenceClassification",
     "token": "ForTokenClassification",
@@ -307,7 +301,7 @@ def _huggingface_config(
         raise CheckpointError("a transformers model has one pooler, and this one has several; name the heads to take")
     suffix = _CLASS_SUFFIXES[head.kind] if head else "ForMaskedLM" if config.lm_head else "Model"
     result: dict[str, Any] = {
-        "architectures": [_CLASS_PREFIXES[model_type] + suffix],
+        "architectures": [huggingface.CLASS_PREFIXES[model_type] + suffix],
         "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

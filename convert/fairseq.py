@@ -14,9 +14,9 @@ from convert import shards, torch_file
 from convert.hf_tokenizer import merges_text
 from convert.names import EMBED_TOKENS, LM_HEAD_WEIGHT, from_fairseq, modernize_fairseq, why_ignored
 from convert.source import Placing, Source, equal, integer, number, padded_dictionary, understood
-from convert.tensors import Tensor, Values
 from convert.torch_file import shortened
 from roberta_flax import download
+from roberta_flax.checkpoint import Tensor, Values
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError
 from roberta_flax.tokenizer import (

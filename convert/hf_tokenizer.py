@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.source import padded_dictionary
+from convert.source import padded_dictionary, read_json
 from convert.torch_file import shortened
 from roberta_flax.errors import CheckpointError
 from roberta_flax.tokenizer import (
@@ -57,14 +57,14 @@ def read(folders: Sequence[Path], model_type: str, vocab_size: int, notes: list[
       CheckpointError: there are none, they are damaged, or their special tokens are not where RoBERTa's are.
     """
     for folder in folders:
-        settings = _json(folder / TOKENIZER_CONFIG_FILE) if (folder / TOKENIZER_CONFIG_FILE).is_file() else {}
+        settings = read_json(folder / TOKENIZER_CONFIG_FILE) if (folder / TOKENIZER_CONFIG_FILE).is_file() else {}
         if (folder / SENTENCEPIECE_FILE).is_file():
             model = folder / SENTENCEPIECE_FILE
             pieces = SentencePiece.read(model).pieces
             camembert = "camembert" in str(settings.get("tokenizer_class", model_type)).lower()
             return _over_sentencepiece(model, model, pieces, camembert, vocab_size)
         if (folder / VOCAB_FILE).is_file() and (folder / HF_MERGES_FILE).is_file():
-            vocab, merges = _json(folder / VOCAB_FILE), merges_text(folder / HF_MERGES_FILE)
+            vocab, merges = read_json(folder / VOCAB_FILE), merges_text(folder / HF_MERGES_FILE)
             if settings.get("add_prefix_space"):
                 notes.append(f"{folder} adds a space before each text; encode() here does not: write it yourself")
             return _over_byte_level(folder / VOCAB_FILE, vocab, merges, vocab_size, {**settings, **_added(folder)})
@@ -87,19 +87,9 @@ def merges_text(path: Path) -> str:
     return (text if text.startswith("#version") else _MERGES_HEADER + text).rstrip("\n") + "\n"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({shortened(str(error))})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} should hold one JSON object")
-    return value
-
-
 def _added(folder: Path) -> dict[str, Any]:
     path = folder / "added_tokens.json"
-    return {"added_tokens": _json(path)} if path.is_file() else {}
+    return {"added_tokens": read_json(path)} if path.is_file() else {}
 
 
 def _mask_id(vocab: Mapping[str, int], settings: Mapping[str, Any]) -> int:
@@ -159,7 +149,7 @@ def _over_sentencepiece(
 
 def _over_tokenizer_json(path: Path, vocab_size: int, notes: list[str]) -> TokenizerFiles:
     """tokenizer.json alone, of the tokenizers package: byte-level BPE, or a Unigram, made a sentencepiece model."""
-    whole = _json(path)
+    whole = read_json(path)
     model = whole.get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"{path} is damaged: it has no model")

@@ -5,7 +5,6 @@ Neither transformers nor torch is needed, and nothing in the files is executed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +20,10 @@ from convert.names import (
     modernize_huggingface,
     why_ignored,
 )
-from convert.source import Placing, Source, equal, integer, number, understood
-from convert.tensors import Tensor
+from convert.source import Placing, Source, equal, integer, number, read_json, understood
 from convert.torch_file import shortened
 from roberta_flax import checkpoint
+from roberta_flax.checkpoint import Tensor
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError, DownloadError
 from roberta_flax.tokenizer import PAD_ID
@@ -35,7 +34,14 @@ _INDEX_SUFFIX = ".index.json"  # of a file that names the parts of a model in se
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")  # in the order of preference
 _SUFFIXES = tuple(Path(name).suffix for name in WEIGHT_FILES)
 
-MODEL_TYPES = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
+CLASS_PREFIXES = {  # model_type -> how the names of its classes begin
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
+    "xlm-roberta-xl": "XLMRobertaXL",
+    "roberta-prelayernorm": "RobertaPreLayerNorm",
+}
+MODEL_TYPES = tuple(CLASS_PREFIXES)
 PRE_NORM_TYPES = ("xlm-roberta-xl", "roberta-prelayernorm")
 # transformers/activations.py, ACT2FN -> roberta_flax.config.ACTIVATIONS
 ACTIVATIONS = {
@@ -76,7 +82,6 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise DownloadError(
             f"{name}: models on Hugging Face's hub need huggingface_hub; pip install 'roberta-flax[huggingface]'"
@@ -98,7 +103,9 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
             directory = snapshot([CONFIG_FILE, *hf_tokenizer.FILES, *parts])
             if weight_files(directory):
                 return directory
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # its own, and those of requests or httpx, by its version
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise DownloadError(f"cannot fetch {name}: {reason}") from None
     raise DownloadError(f"{name} has none of {', '.join(WEIGHT_FILES)}")
@@ -111,13 +118,13 @@ def weight_files(path: Path) -> list[Path]:
       CheckpointError: an index that names files which are missing, or elsewhere.
     """
     folder = path if path.is_dir() else path.parent
-    if not (folder / CONFIG_FILE).is_file() or "model_type" not in _read_json(folder / CONFIG_FILE):
+    if not (folder / CONFIG_FILE).is_file() or not checkpoint.is_transformers_config(read_json(folder / CONFIG_FILE)):
         return []
     if path.is_file():
         return [path] if path.suffix in _SUFFIXES else []
     for name in WEIGHT_FILES:
         if (index := path / f"{name}{_INDEX_SUFFIX}").is_file():
-            weight_map = _read_json(index).get("weight_map")
+            weight_map = read_json(index).get("weight_map")
             values = weight_map.values() if isinstance(weight_map, dict) else []
             names = sorted({str(name) for name in values})
             if not names or any("/" in part or "\\" in part or part == ".." for part in names):
@@ -128,16 +135,6 @@ def weight_files(path: Path) -> list[Path]:
         if (path / name).is_file():
             return [path / name]
     return []
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({shortened(str(error))})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} should hold one JSON object")
-    return value
 
 
 def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, head_name: str | None = None) -> Source:
@@ -153,11 +150,11 @@ def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, h
     """
     folder = files[0].parent
     what = str(folder)
-    given = _read_json(folder / CONFIG_FILE)
-    model_type = given.get("model_type")
+    given = read_json(folder / CONFIG_FILE)
+    model_type = _model_type(given)
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{what} holds a model of type {str(model_type)[:80]!r}, not a RoBERTa: expected {', '.join(MODEL_TYPES)}"
+            f"{what} holds a model of type {model_type[:80]!r}, not a RoBERTa: expected {', '.join(MODEL_TYPES)}"
         )
     for key, values in _FIXED.items():
         if given.get(key) not in values:
@@ -188,6 +185,15 @@ def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, h
     folders = [Path(bpe_dir), folder] if bpe_dir is not None else [folder]
     tokenizer_files = hf_tokenizer.read(folders, model_type, config.vocab_size, notes)
     return Source("huggingface", config, placing.parameters, placing.went, tokenizer_files, notes)
+
+
+def _model_type(given: Mapping[str, Any]) -> str:
+    """model_type; before transformers 2.2 wrote it, what the name of the model's class says."""
+    if "model_type" in given:
+        return str(given["model_type"])
+    architectures = given.get("architectures")
+    named = str(architectures[0]) if isinstance(architectures, list) and architectures else "unnamed"
+    return next((kind for kind, prefix in CLASS_PREFIXES.items() if re.match(f"{prefix}(For|Model)", named)), named)
 
 
 def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tuple[str, Tensor]]:

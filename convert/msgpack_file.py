@@ -16,9 +16,9 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from convert.tensors import Tensor, Transposed, Values
+from convert.tensors import Transposed
 from convert.torch_file import shortened
-from roberta_flax.checkpoint import STORED_DTYPES
+from roberta_flax.checkpoint import STORED_DTYPES, Tensor, Values
 from roberta_flax.errors import CheckpointError
 
 _NDARRAY = 1  # flax.serialization._MsgpackExtType.ndarray

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from convert.tensors import Rows, Tensor
+from convert.tensors import Rows
+from roberta_flax.checkpoint import Tensor
 
 
 class Transform(Enum):

@@ -16,7 +16,8 @@ from typing import Any
 
 from convert import torch_file
 from convert.source import equal
-from convert.tensors import Joined, Rows, Slice, Tensor
+from convert.tensors import Joined, Rows, Slice
+from roberta_flax.checkpoint import Tensor
 from roberta_flax.errors import CheckpointError
 
 _PART = re.compile(r"(?P<stem>.*)(?P<way>-shard|-model_part-|_part)(?P<number>[0-9]+)\.pt")

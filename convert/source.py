@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from convert.names import TRANSPOSE, Place
-from convert.tensors import Tensor, size_in_bytes
+from convert.tensors import size_in_bytes
 from convert.torch_file import shortened
-from roberta_flax.checkpoint import check_tensors, describe_problems
+from roberta_flax.checkpoint import Tensor, check_tensors, describe_problems
 from roberta_flax.config import RobertaConfig
 from roberta_flax.errors import CheckpointError, InputError
-from roberta_flax.tokenizer import BOS, EOS, PAD, UNK
+from roberta_flax.tokenizer import Dictionary
 
 _CHUNK = 1 << 22  # elements compared at a time
 
@@ -141,6 +142,17 @@ class Placing:
             )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The one object in a JSON file; CheckpointError where it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({shortened(str(error))})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} should hold one JSON object")
+    return value
+
+
 def integer(value: Any) -> int:
     """An argument that is an integer; ValueError where it is none."""
     if isinstance(value, bool) or not isinstance(value, int | str | float):
@@ -183,10 +195,5 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 def padded_dictionary(symbols: Sequence[str], size: int) -> str:
     """dict.txt of `symbols` (those after the four specials, with `<mask>`), filled up to `size` as fairseq fills it."""
-    fillers = [f"madeupword{i:04d}" for i in range(size - 4 - len(symbols))]
-    seen = {BOS, PAD, EOS, UNK}
-    lines = []
-    for symbol in (*symbols, *fillers):
-        lines.append(f"{symbol} 0 #fairseq:overwrite\n" if symbol in seen else f"{symbol} 0\n")
-        seen.add(symbol)
-    return "".join(lines)
+    fillers = (f"madeupword{i:04d}" for i in range(size - 4 - len(symbols)))
+    return Dictionary([*symbols, *fillers]).to_text()

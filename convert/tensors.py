@@ -1,7 +1,7 @@
 """What a source's tensors look like to the converter: a shape, a dtype, and values that are read when asked for.
 
-`torch_file.Tensor` and `checkpoint.StoredTensor` are such; the classes here are made of others. None of them holds
-values, but `Values`, so that a checkpoint is read one tensor at a time.
+`torch_file.Tensor`, `checkpoint.StoredTensor` and `checkpoint.Values` are such; the classes here are made of others,
+and hold no values of their own, so that a checkpoint is read one tensor at a time.
 """
 
 from __future__ import annotations
@@ -9,46 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-
-class Tensor(Protocol):
-    """A tensor of a source."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def read(self) -> npt.NDArray[Any]:
-        """The values; where it can be, a view of the file."""
+from roberta_flax.checkpoint import Tensor
 
 
 def size_in_bytes(tensor: Tensor) -> int:
     """Of its values, each counted once, however they are stored."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
-
-
-@dataclass(frozen=True, eq=False)
-class Values:
-    """A tensor whose values are in memory."""
-
-    values: npt.NDArray[Any]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.values.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    def read(self) -> npt.NDArray[Any]:
-        return self.values
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ and read one at a time, so that neither takes more memory than the parameters th
 from __future__ import annotations
 
 import glob
+import importlib.metadata
 import json
 import math
 import os
@@ -34,7 +35,7 @@ from safetensors import SafetensorError, safe_open
 from roberta_flax.config import RobertaConfig
 from roberta_flax.errors import CheckpointError, InputError, RobertaFlaxError
 from roberta_flax.forward import Params, abstract_params
-from roberta_flax.tokenizer import BYTE_LEVEL_FILES, SENTENCEPIECE_FILE, SENTENCEPIECE_FILES
+from roberta_flax.tokenizer import BYTE_LEVEL_FILES, SENTENCEPIECE_FILE, SENTENCEPIECE_FILES, Tokenizer
 
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
@@ -55,7 +56,7 @@ _MAX_PROBLEMS = 100  # named in a message
 
 
 class Tensor(Protocol):
-    """A parameter to write."""
+    """A tensor with a shape, a dtype, and values that are read when asked for."""
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
@@ -63,7 +64,26 @@ class Tensor(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def read(self) -> npt.NDArray[Any]: ...
+    def read(self) -> npt.NDArray[Any]:
+        """The values; where it can be, a view of the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """A tensor whose values are in memory, or on a device."""
+
+    values: npt.NDArray[Any] | jax.Array
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def read(self) -> npt.NDArray[Any]:
+        return np.asarray(self.values)
 
 
 @dataclass
@@ -101,7 +121,7 @@ def flatten(params: Params) -> dict[str, Any]:
 def is_converted(directory: Path) -> bool:
     """Whether `directory` looks like a converted one; `read` tells whether it is whole.
 
-    transformers' directories have files of the same names; their config.json has a model_type.
+    transformers' directories have files of the same names.
     """
     if not (directory / CONFIG_FILE).is_file() or not (directory / PARAMS_FILE).is_file():
         return False
@@ -109,7 +129,12 @@ def is_converted(directory: Path) -> bool:
         config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return True
-    return not (isinstance(config, dict) and "model_type" in config)
+    return not is_transformers_config(config)
+
+
+def is_transformers_config(config: Any) -> bool:
+    """Whether what a config.json holds is a configuration of transformers' and not a RobertaConfig."""
+    return isinstance(config, dict) and not {"model_type", "num_hidden_layers"}.isdisjoint(config)
 
 
 def stored_dtype(name: str) -> np.dtype[Any]:
@@ -174,6 +199,43 @@ def new_directory(destination: Path) -> Iterator[Path]:
         raise CheckpointError(f"cannot write {destination}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save(
+    destination: Path,
+    config: RobertaConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    dtype: jax.typing.DTypeLike | None = None,
+) -> dict[str, NonFinite]:
+    """Writes a model that is in memory as a converted directory, which `read` reads.
+
+    Args:
+      destination: the directory to make; it must not exist.
+      config, params, tokenizer: the model.
+      dtype: to store parameters in; their own if not given.
+
+    Returns:
+      What write_tensors does.
+
+    Raises:
+      InputError: parameters that do not fit the configuration, or a dtype that they are not stored in.
+      CheckpointError: the destination exists or cannot be written.
+    """
+    leaves = flatten(params)
+    if problems := check_tensors(config, {name: leaf.shape for name, leaf in leaves.items()}):
+        raise InputError(f"the parameters do not fit the configuration: {describe_problems(problems)}")
+    stored = None if dtype is None else stored_dtype(jnp.dtype(dtype).name)
+    conversion = {"source": None, "kind": "saved", "versions": versions()}
+    with new_directory(destination) as directory:
+        for name, content in tokenizer.files().items():
+            (directory / name).write_bytes(content)
+        return write(directory, config, {name: Values(leaf) for name, leaf in leaves.items()}, conversion, stored)
+
+
+def versions() -> dict[str, str]:
+    """Of this program and what it computes with, for conversion.json."""
+    return {name: importlib.metadata.version(name) for name in ("roberta-flax", "jax", "flax", "numpy")}
 
 
 def write(

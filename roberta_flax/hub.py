@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -26,6 +27,8 @@ from roberta_flax.tokenizer import BOS, EOS, MASK, PAD, Tokenizer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
+
+logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
 
@@ -213,6 +216,23 @@ class Roberta:
                 filled.append((masked_input.replace(replaced, token), probability, token))
         return filled
 
+    def save(self, directory: PathLike, *, dtype: DTypeLike | None = None) -> None:
+        """Writes the model, heads and tokenizer included, as a directory that load() takes.
+
+        `roberta-flax export` makes a checkpoint for fairseq or transformers of it. Values are kept bit for bit.
+
+        Args:
+          directory: to make; it must not exist. It appears when it is whole.
+          dtype: to store the parameters in: float32, bfloat16, float16, float64; their own if not given.
+
+        Raises:
+          InputError: parameters that do not fit the configuration, or a dtype that they are not stored in.
+          CheckpointError: the directory exists or cannot be written.
+        """
+        found = checkpoint.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
+        for name, counts in found.items():
+            logger.warning("%s: %s has values that are not finite: %s", directory, name, counts)
+
     def eval(self) -> Self:
         """Turns dropout and LayerDrop off; returns the object itself."""
         self._dropout_key = None
@@ -354,7 +374,7 @@ def _resolve(
                     directory,
                     checkpoint_file=checkpoint_file,
                     bpe_dir=bpe_dir,
-                    cache_dir=cache,
+                    cache_dir=cache_dir,
                     sha256=sha256,
                 )
     return _with_sha256(directory, sha256)

@@ -43,6 +43,7 @@ BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3  # Dictionary.__init__ adds these four first
 
 _WORD_BOUNDARY = "\u2581"  # what sentencepiece writes for a space
+_MERGES_HEADER = "#version: 0.2\n"  # vocab.bpe's first line
 _NO_ID = -1  # of a BPE piece that encoder.json does not have
 
 # Merges known to be reachable (see ByteLevelBPE), so that checking them at every load is not needed:
@@ -114,6 +115,15 @@ class Dictionary:
             symbols.append(symbol)
         return cls(symbols)
 
+    def to_text(self) -> str:
+        """dict.txt, as `read` reads it and fairseq's Dictionary.load; the counts, which are of no use, are 0."""
+        seen = {BOS, PAD, EOS, UNK}
+        lines = []
+        for symbol in self.symbols[len(seen) :]:
+            lines.append(f"{symbol} 0 #fairseq:overwrite\n" if symbol in seen else f"{symbol} 0\n")
+            seen.add(symbol)
+        return "".join(lines)
+
 
 class BPE(Protocol):
     """How a model cuts text into the symbols of its dictionary."""
@@ -132,6 +142,14 @@ class BPE(Protocol):
 
     def text_of_one(self, symbol: str) -> str:
         """The text of a symbol inside a sentence, with the space before it that it may bring."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """What `Tokenizer.from_directory` makes it of again: content by file name."""
+        ...
+
+    def rules(self, index: Mapping[str, int]) -> tuple[Any, ...]:
+        """What the function that `bind` gives depends on."""
         ...
 
 
@@ -214,7 +232,7 @@ class ByteLevelBPE:
         return tuple(parts)
 
     def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
-        token_id = [_NO_ID if i is None else index.get(str(i), UNK_ID) for i in self.bpe_ids]
+        token_id = self._token_ids(index)
         has_gaps = _NO_ID in token_id
 
         def ids(text: str) -> list[int]:
@@ -227,6 +245,13 @@ class ByteLevelBPE:
 
         return ids
 
+    def rules(self, index: Mapping[str, int]) -> tuple[Any, ...]:
+        return list(self._pair_rank), self._token_ids(index)
+
+    def _token_ids(self, index: Mapping[str, int]) -> list[int]:
+        """For each of `pieces`."""
+        return [_NO_ID if i is None else index.get(str(i), UNK_ID) for i in self.bpe_ids]
+
     def bytes_of(self, symbol: str) -> bytes:
         piece = self._piece_of.get(symbol)
         if piece is None or any(character not in _byte_of() for character in piece):
@@ -238,6 +263,14 @@ class ByteLevelBPE:
 
     def text_of_one(self, symbol: str) -> str:
         return self.text_of(self.bytes_of(symbol))
+
+    def files(self) -> dict[str, bytes]:
+        alphabet = byte_alphabet()
+        merges = (" ".join("".join(alphabet[byte] for byte in piece) for piece in pair) for pair in self._pair_rank)
+        return {
+            ENCODER_FILE: json.dumps(self._encoder, ensure_ascii=False).encode(),
+            MERGES_FILE: "".join([_MERGES_HEADER, *(f"{pair}\n" for pair in merges)]).encode(),
+        }
 
     @property
     def symbols(self) -> set[str]:
@@ -303,6 +336,9 @@ class SentencePiece:
 
         return ids
 
+    def rules(self, index: Mapping[str, int]) -> tuple[Any, ...]:
+        return self._processor.serialized_model_proto(), [index.get(piece, UNK_ID) for piece in self.pieces]
+
     def bytes_of(self, symbol: str) -> bytes:
         return symbol.replace(" ", "").replace(_WORD_BOUNDARY, " ").encode()
 
@@ -313,6 +349,9 @@ class SentencePiece:
         # RobertaHubInterface.fill_mask: decode() has stripped the space
         space = " " if symbol.startswith(_WORD_BOUNDARY) else ""
         return space + self.text_of(self.bytes_of(symbol))
+
+    def files(self) -> dict[str, bytes]:
+        return {SENTENCEPIECE_FILE: self._processor.serialized_model_proto()}
 
     @property
     def symbols(self) -> set[str]:
@@ -385,6 +424,18 @@ class Tokenizer:
         if (folder / SENTENCEPIECE_FILE).is_file():
             return cls.from_sentencepiece(*(folder / name for name in SENTENCEPIECE_FILES))
         return cls.from_files(*(folder / name for name in BYTE_LEVEL_FILES))
+
+    def files(self) -> dict[str, bytes]:
+        """The files that `from_directory` reads: content by name."""
+        return {DICTIONARY_FILE: self.dictionary.to_text().encode(), **self.bpe.files()}
+
+    def is_same_as(self, other: Tokenizer) -> bool:
+        """Whether the two give every text the same ids, and all ids the same text, from whichever files."""
+        return self._definition() == other._definition()
+
+    def _definition(self) -> tuple[Any, ...]:
+        specials = (self.bos_id, self.eos_id, self.mask_id)
+        return type(self.bpe), specials, self._bytes, self.bpe.rules(self.dictionary.index)
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
         """Encodes a sentence, or several, as fairseq's hub does.

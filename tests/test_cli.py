@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+import roberta_flax
 from roberta_flax import cli
 from tests.conftest import TINY
 
@@ -36,6 +40,102 @@ def test_convert_writes_a_directory_that_loads(run, tmp_path):
     status, out, err = run("convert", TINY, tmp_path / "m")
     assert (status, out) == (1, "")
     assert err.strip().endswith("exists already; remove it or choose another name")
+
+
+def test_convert_stores_what_it_is_told_and_refuses_what_is_not_finite(run, tiny_source, tmp_path):
+    status, out, _ = run("convert", TINY, tmp_path / "half", "--dtype", "bfloat16", "--json")
+    assert (status, json.loads(out)["bytes"] < 400_000) == (0, True)
+    torch = pytest.importorskip("torch")
+    saved = torch.load(tiny_source / "model.pt", weights_only=False)
+    saved["model"]["decoder.lm_head.bias"][3] = float("nan")
+    source = shutil.copytree(tiny_source, tmp_path / "source")
+    torch.save(saved, source / "model.pt")
+    status, _, err = run("convert", source, tmp_path / "strict", "--strict")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "decoder.lm_head.bias has 1 NaN. It was not converted, as strict asks" in err
+    program = Path(sys.executable).parent / "roberta-flax"
+    done = subprocess.run(
+        [program, "convert", source, tmp_path / "lenient"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("\n") == 1
+    assert "decoder.lm_head.bias has 1 NaN" in done.stderr
+
+
+def test_verify_prints_a_table_and_fails_where_a_bit_differs(run, tiny_directory, tmp_path):
+    status, out, _ = run("verify", tiny_directory, "--against", TINY)
+    lines = out.splitlines()
+    assert status == 0
+    assert lines[0].split() == ["tensor", "shape", "dtype", "source's", "result", "source"]
+    rows = [line.split()[:5] for line in lines]
+    assert ["embeddings.token.embedding", "581x64", "float32", "float32", "identical"] in rows
+    assert lines[-1].startswith("45 of 45 tensors are the source's")
+    changed = shutil.copytree(tiny_directory, tmp_path / "changed")
+    content = bytearray((changed / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(content)
+    status, out, err = run("verify", changed, "--against", TINY)
+    assert status == 1
+    assert "DIFFERS by" in out
+    assert err.count("\n") == 1
+    assert "is not what" in err
+    result = json.loads(run("verify", changed, "--against", TINY, "--json")[1])
+    assert (result["identical"], len(result["tensors"]), len(result["problems"])) == (44, 45, 1)
+
+
+@pytest.mark.parametrize("to", ["fairseq", "huggingface"])
+def test_export_writes_what_verify_finds_the_same(run, to, tiny_directory, tmp_path):
+    status, out, _ = run("export", tiny_directory, tmp_path / "out", "--to", to, "--json")
+    assert status == 0
+    assert ("model.pt" in json.loads(out)["files"]) == (to == "fairseq")
+    head = [] if to == "fairseq" else ["--head-name", "mnli"]
+    assert run("verify", tiny_directory, "--against", tmp_path / "out", *head)[0] == 0
+    status, _, err = run("export", tiny_directory, tmp_path / "out", "--to", to)
+    assert (status, "exists already" in err) == (1, True)
+
+
+def test_predict_shows_labels_by_name(run, tiny_directory, tmp_path):
+    model = shutil.copytree(tiny_directory, tmp_path / "m")
+    config = json.loads((model / "config.json").read_text())
+    config["heads"][0]["labels"] = ["no", "perhaps", "yes"]
+    (model / "config.json").write_text(json.dumps(config))
+    roberta = roberta_flax.load(model)
+    expected = np.exp(np.asarray(roberta.predict("mnli", roberta.encode("a", "b")))[0])
+    status, out, _ = run("predict", "--text", "a", "--text", "b", "-m", model, "--json")
+    assert status == 0
+    result = json.loads(out)
+    assert result["label"] == ["no", "perhaps", "yes"][expected.argmax()]
+    assert list(result["probabilities"]) == ["no", "perhaps", "yes"]
+    assert list(result["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert run("predict", "--text", "a", "--text", "b", "-m", model)[1].startswith(f"label\t{result['label']}\n")
+    assert "no head called 'sst'" in run("predict", "--text", "a", "--head", "sst", "-m", model)[2]
+
+
+@pytest.mark.parametrize(
+    ("head", "texts", "keys"),
+    [
+        (roberta_flax.HeadConfig("tags", 3, 0, "token", labels=("A", "B", "C")), ["a b"], ["head", "token"]),
+        (roberta_flax.HeadConfig("span", 2, 0, "span"), ["who?", "a b c d"], ["head", "answer", "probability"]),
+        (roberta_flax.HeadConfig("best", 1, 64, "choice"), ["x", "a", "b c"], ["head", "label", "probabilities"]),
+        (roberta_flax.HeadConfig("score", 1, 64), ["x"], ["head", "values"]),
+        (roberta_flax.HeadConfig("topics", 3, 64, problem="multi_label"), ["x"], ["head", "label", "probabilities"]),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_predict_answers_with_every_kind_of_head(run, tiny, head, texts, keys, tmp_path):
+    config = dataclasses.replace(tiny.config, heads=(head,))
+    params = {**tiny.params, "heads": roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]}
+    roberta_flax.Roberta(config, params, tiny.tokenizer).save(tmp_path / "m")
+    arguments = [argument for text in texts for argument in ("--text", text)]
+    status, out, err = run("predict", *arguments, "-m", tmp_path / "m", "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert list(result) == keys
+    if head.kind == "span":
+        assert result["answer"] in "a b c d"
+    if head.kind == "token":
+        assert "".join(row["text"] for row in result["token"][1:-1]) == "a b"
+    if head.kind == "choice":
+        assert sum(result["probabilities"].values()) == pytest.approx(1)
 
 
 def test_mnli_prints_a_label_and_log_probabilities(run, tiny):
@@ -139,5 +239,16 @@ def test_what_the_user_can_mend_is_one_line_and_status_1(run, arguments, message
 def test_the_console_script_is_installed():
     program = Path(sys.executable).parent / "roberta-flax"
     result = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)
-    for name in ("convert", "mnli", "features", "fill-mask", "encode", "decode", "demo"):
+    for name in (
+        "convert",
+        "export",
+        "verify",
+        "predict",
+        "mnli",
+        "features",
+        "fill-mask",
+        "encode",
+        "decode",
+        "demo",
+    ):
         assert name in result.stdout

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import CheckpointError, DownloadError, InputError
+from roberta_flax import CheckpointError, DownloadError, InputError, download
 from roberta_flax.model import dropout
 from tests.conftest import TINY
 
@@ -230,6 +230,38 @@ def test_a_converted_directory_needs_nothing_else(tiny_directory, tmp_path, tiny
     assert not (tmp_path / "none").exists()
 
 
+def test_a_model_that_is_saved_loads_as_it_is(tiny, tmp_path):
+    tiny.params = jax.tree.map(lambda x: x + 0.01, tiny.params)
+    tiny.register_classification_head("new", num_classes=2, inner_dim=5, seed=0)
+    tiny.save(tmp_path / "saved")
+    loaded = roberta_flax.load(tmp_path / "saved")
+    assert loaded.config == tiny.config
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), loaded.params, tiny.params))
+    pair = tiny.encode("A man is sleeping.", "Nobody is awake, naïve 🙂")
+    assert loaded.encode("A man is sleeping.", "Nobody is awake, naïve 🙂").tolist() == pair.tolist()
+    assert (loaded.predict("new", pair) == tiny.predict("new", pair)).all()
+    loaded.save(tmp_path / "half", dtype=jnp.bfloat16)
+    size = (tmp_path / "saved" / "model.safetensors").stat().st_size
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.55 * size
+    again = roberta_flax.load(tmp_path / "half", param_dtype="bfloat16")
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b.astype(jnp.bfloat16)).all(), again.params, tiny.params))
+
+
+def test_saving_overwrites_nothing_and_says_what_does_not_fit(tiny, tmp_path, caplog):
+    tiny.save(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="exists already"):
+        tiny.save(tmp_path / "saved")
+    with pytest.raises(InputError, match="parameters are stored in float64, float32, float16, bfloat16; got 'int8'"):
+        tiny.save(tmp_path / "other", dtype="int8")
+    tiny.params["lm_head"]["bias"] = tiny.params["lm_head"]["bias"].at[:2].set(jnp.nan)
+    tiny.save(tmp_path / "with-nan")
+    assert caplog.messages == [f"{tmp_path / 'with-nan'}: lm_head.bias has values that are not finite: 2 NaN"]
+    del tiny.params["lm_head"]["bias"]
+    with pytest.raises(InputError, match=r"do not fit the configuration: missing: lm_head.bias \[581\]"):
+        tiny.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_name_that_is_neither_a_file_nor_released_is_refused_with_those_that_are():
     with pytest.raises(
         CheckpointError, match=r"neither a file or directory, nor hf:org/name, nor a released model \(roberta.base"
@@ -253,6 +285,25 @@ def test_an_archive_put_into_the_cache_by_hand_is_loaded_by_its_released_name(tm
     assert (loaded.predict("mnli", [0, 9, 2]) == tiny.predict("mnli", [0, 9, 2])).all()
     shutil.rmtree(tmp_path / "downloads")
     roberta_flax.load("roberta.large.mnli", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "url"),
+    [
+        ("xlmr.base", "xlmr.base", "/models/xlmr.base.tar.gz"),
+        ("xlmr.xl", "xlmr.xl", "/models/xlmr/xlmr.xl.tar.gz"),
+        ("camembert", "camembert-base", "/models/camembert-base.tar.gz"),
+        ("camembert-base-oscar-4gb", "camembert-base-oscar-4gb", "/models/camembert-base-oscar-4gb.tar.gz"),
+        ("gottbert-base", "gottbert-base", "https://dl.gottbert.de/fairseq/models/gottbert-base.tar.gz"),
+    ],
+)
+def test_the_familys_released_names_are_fairseqs(tmp_path, tiny, name, archive, url, monkeypatch):
+    monkeypatch.delenv(download.MIRROR_VARIABLE)
+    assert download.model_url(name).removeprefix(download.BASE_URL) == url
+    (tmp_path / "downloads").mkdir()
+    shutil.copy(TINY, tmp_path / "downloads" / f"{archive}.tar.gz")
+    loaded = roberta_flax.load(name, cache_dir=tmp_path)
+    assert (loaded.predict("mnli", [0, 9, 2]) == tiny.predict("mnli", [0, 9, 2])).all()
 
 
 def test_sha256_is_checked_at_the_first_load_and_after(tmp_path):

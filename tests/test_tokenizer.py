@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -28,6 +29,32 @@ def test_the_ids_that_fairseqs_readme_gives(gpt2_tokenizer, text, ids):
 
 def test_released_vocabulary_has_50265_ids_and_mask_is_the_last(gpt2_tokenizer):
     assert (gpt2_tokenizer.vocab_size, gpt2_tokenizer.mask_id) == (50265, 50264)
+
+
+def test_the_files_of_a_tokenizer_are_those_that_it_was_read_from(gpt2_bpe, gpt2_tokenizer, tmp_path):
+    files = gpt2_tokenizer.files()
+    assert files["vocab.bpe"] == (gpt2_bpe / "vocab.bpe").read_bytes()
+    assert json.loads(files["encoder.json"]) == json.loads((gpt2_bpe / "encoder.json").read_bytes())
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert Tokenizer.from_directory(tmp_path).dictionary.symbols == gpt2_tokenizer.dictionary.symbols
+    assert Tokenizer.from_directory(tmp_path).is_same_as(gpt2_tokenizer)
+
+
+@pytest.mark.parametrize("name", ["dict.txt", "encoder.json", "vocab.bpe"])
+def test_a_tokenizer_with_two_lines_exchanged_is_another_one(tiny_source, tmp_path, name):
+    for file in ("dict.txt", "encoder.json", "vocab.bpe"):
+        shutil.copy(tiny_source / file, tmp_path / file)
+    before = Tokenizer.from_directory(tmp_path)
+    if name == "encoder.json":
+        encoder = json.loads((tmp_path / name).read_text())
+        encoder["a"], encoder["b"] = encoder["b"], encoder["a"]
+        (tmp_path / name).write_text(json.dumps(encoder))
+    else:
+        lines = (tmp_path / name).read_text().splitlines(keepends=True)
+        lines[1], lines[2] = lines[2], lines[1]
+        (tmp_path / name).write_text("".join(lines))
+    assert not Tokenizer.from_directory(tmp_path).is_same_as(before)
 
 
 def test_special_tokens_written_in_text_are_ordinary_text(tiny):

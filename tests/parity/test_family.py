@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from fairseq.data import Dictionary
@@ -378,6 +379,9 @@ def test_xlmr_and_camembert_agree(family_member, dtype, tmp_path, sick_pairs):
         if roberta.tokenizer.bos_id == 0:  # (fairseq pairs what follows a dropped special token wrongly)
             assert {(filled, token) for filled, _, token in ours} == {(filled, token) for filled, _, token in theirs}
     assert not verify(directory, source).problems
+    roberta.save(tmp_path / "saved")
+    saved = roberta_flax.load_tokenizer(tmp_path / "saved")
+    assert all(saved.encode(text).tolist() == roberta.encode(text).tolist() for text in texts)
 
 
 def test_gottbert_and_umberto_layouts(tmp_path, tiny_source, sentencepiece_model, sick_pairs):
@@ -485,6 +489,31 @@ def test_a_model_from_fairseq_goes_to_transformers_and_back(tmp_path, tiny_sourc
     back = export(again, tmp_path / "back", to="fairseq")
     state = torch.load(back / "model.pt", weights_only=False)["model"]
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_that_was_trained_here_goes_to_torch(tiny, tmp_path):
+    """Parameters changed in JAX, saved, exported to both libraries: the outputs of these are ours."""
+    transformers = pytest.importorskip("transformers")
+    key = jax.random.key(0)
+    tiny.params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape), tiny.params)
+    tiny.register_classification_head("new", num_classes=4, seed=0)
+    tiny.save(tmp_path / "saved")
+    export(tmp_path / "saved", tmp_path / "fairseq", to="fairseq")
+    export(tmp_path / "saved", tmp_path / "transformers", to="huggingface", heads=["new"])
+    tokens = random_tokens([30, 77], 581)
+    inputs, ours = torch.from_numpy(tokens).long(), np.asarray(tiny.predict("new", tokens, return_logits=True))
+
+    checkpoint = torch.load(tmp_path / "fairseq" / "model.pt", weights_only=False)
+    task = argparse.Namespace(source_dictionary=dictionary(581), max_positions=lambda: 512)
+    model = fairseq_roberta.RobertaModel.build_model(checkpoint["args"], task)
+    for name, classes in {"mnli": 3, "new": 4}.items():
+        model.register_classification_head(name, num_classes=classes)
+    model.load_state_dict(checkpoint["model"])
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "transformers").eval()
+    with torch.no_grad():
+        assert largest_difference(model.eval()(inputs, classification_head_name="new")[0], ours) <= FLOAT32
+        logits = theirs(inputs, attention_mask=torch.from_numpy((tokens != 1).astype(np.int64))).logits
+        assert largest_difference(logits, ours) <= FLOAT32
 
 
 @pytest.mark.parametrize(

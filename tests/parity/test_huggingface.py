@@ -182,7 +182,18 @@ def test_every_class_agrees_and_goes_back_bit_for_bit(variant, tmp_path, tokeniz
 
 
 @pytest.mark.parametrize(
-    "layout", ["safetensors", "sharded", "bin", "sharded bin", "legacy bin", "flax", "gamma and beta"]
+    "layout",
+    [
+        "safetensors",
+        "sharded",
+        "bin",
+        "sharded bin",
+        "legacy bin",
+        "flax",
+        "sharded flax",
+        "gamma and beta",
+        "no model_type",
+    ],
 )
 def test_every_file_layout_gives_the_same_directory(layout, tmp_path, tokenizers):
     model = build("RobertaForSequenceClassification", 581, torch.float32, id2label=dict(enumerate(LABELS)))
@@ -202,11 +213,15 @@ def test_every_file_layout_gives_the_same_directory(layout, tmp_path, tokenizers
             }
         torch.save(state, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
         (source / "model.safetensors").unlink()
-    if layout == "flax":
+    if "flax" in layout:
         flax_model = transformers.FlaxRobertaForSequenceClassification.from_pretrained(tmp_path / "plain", from_pt=True)
-        flax_model.save_pretrained(source)
-        (source / "model.safetensors").unlink()
-        assert (source / "flax_model.msgpack").is_file()
+        flax_model.save_pretrained(source, max_shard_size="40KB" if "sharded" in layout else "5GB")
+        for file in source.glob("model*.safetensors*"):
+            file.unlink()
+    if layout == "no model_type":  # as of transformers 2.1
+        config = json.loads((source / "config.json").read_text())
+        del config["model_type"]
+        (source / "config.json").write_text(json.dumps(config))
     assert ("sharded" in layout) == (len(list(source.glob("*-of-*"))) > 1)
     directory = convert(source, tmp_path / "converted")
     assert (directory / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()

@@ -1,0 +1,541 @@
+"""Files made to harm: each ends in one clear line, with nothing run, nothing written outside, and memory bounded."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import roberta_flax
+from convert import convert, hf_tokenizer, msgpack_file, torch_file
+from roberta_flax import CheckpointError, checkpoint
+
+torch = pytest.importorskip("torch")
+
+MEMORY = 40 << 20  # bytes that reading a small hostile file may take: Python's objects, and nothing that it claims
+
+
+@pytest.fixture
+def source(tiny_source: Path, tmp_path: Path) -> Path:
+    """A copy of the embedded model's directory, to spoil."""
+    return Path(shutil.copytree(tiny_source, tmp_path / "source"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Each file tries to make `it-ran`, here or in the directory that the tests run in."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not (tmp_path / "it-ran").exists()
+
+
+def refusal(read: Callable[[], Any]) -> str:
+    """The one line with which something is refused, in bounded memory."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError) as error:
+            read()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < MEMORY, f"{peak} bytes"
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 4000
+    return message
+
+
+def load_pickle(tmp_path: Path, data: bytes) -> Any:
+    """What the reader makes of a zip checkpoint with this pickle and one storage of 32 bytes, arguments opened."""
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", data)
+        archive.writestr("m/data/0", bytes(32))
+    loaded = torch_file.load(tmp_path / "m.pt")
+    return torch_file.plain(loaded)
+
+
+def refused_pickle(tmp_path: Path, data: bytes) -> str:
+    return refusal(lambda: load_pickle(tmp_path, data))
+
+
+TOUCH = b"touch it-ran"
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x08tQ"
+SET_STATE = b"}X\x01\x00\x00\x00xK\x01sb"  # {"x": 1}, then BUILD
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"cos\nsystem\n(S'" + TOUCH + b"'\ntR.", "os.system"),
+        (b"cposix\nsystem\n(S'" + TOUCH + b"'\ntR.", "posix.system"),
+        (b"csubprocess\nPopen\n((lS'touch'\naS'it-ran'\natR.", "subprocess.Popen"),
+        (b'cbuiltins\neval\n(S\'open("it-ran", "w")\'\ntR.', "builtins.eval"),
+        (b'c__builtin__\nexec\n(S\'open("it-ran", "w")\'\ntR.', "__builtin__.exec"),
+        (b"cbuiltins\ngetattr\n(cos\nsystem\nS'x'\ntR.", "builtins.getattr"),
+        (b"cfunctools\npartial\n(cos\nsystem\nS'" + TOUCH + b"'\ntR.", "functools.partial"),
+        (b"coperator\nattrgetter\n(S'system'\ntR.", "operator.attrgetter"),
+        (b"ctorch\nload\n(S'other.pt'\ntR.", "torch.load"),
+        (b"ctorch.serialization\nload\n(S'other.pt'\ntR.", "torch.serialization.load"),
+        (b"ctorch.hub\nload\n(S'a'\ntR.", "torch.hub.load"),
+        (b"cpickle\nloads\n(S'x'\ntR.", "pickle.loads"),
+        (b"cruntime\nrun\n(S'x'\ntR.", "runtime.run"),
+        (b"ccollections\nnamedtuple\n(S'x'\ntR.", "collections.namedtuple"),
+        (b"(S'" + TOUCH + b"'\nios\nsystem\n.", "os.system"),  # INST
+        (b"(cos\nsystem\nS'" + TOUCH + b"'\no.", "os.system"),  # OBJ
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93(\x8c\x0ctouch it-ran\x94t\x81.", "os.system"),  # NEWOBJ
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93)}\x92.", "os.system"),  # NEWOBJ_EX
+        (b"ctorch\nFloatStorage.__reduce__\n.", "torch.FloatStorage.__reduce__"),
+        (b"ccollections\nOrderedDict.fromkeys\n.", "collections.OrderedDict.fromkeys"),
+    ],
+)
+def test_a_global_that_no_checkpoint_needs_is_named_and_not_run(tmp_path, data, name):
+    message = refused_pickle(tmp_path, data)
+    assert f"asks for {name}" in message
+    assert "nothing of it was run" in message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"cargparse\nNamespace\n(S'os'\ntR(S'system'\ntR.",  # calling what a call gave
+        b"cfairseq.evil\nrun\n)R(S'x'\ntR.",
+        b"cfairseq.evil\nrun\nS'name'\ns.",  # an item of a class
+        b"ctorch._utils\n_rebuild_tensor_v2\n" + SET_STATE + b".",  # state of our own function
+        b"cargparse\nNamespace\n" + SET_STATE + b".",  # state of a class
+        b"ctorch\nFloatStorage\n" + SET_STATE + b".",
+        b"ctorch\nFloatStorage\n)\x81.",  # an instance of a storage's class
+        b"ccollections\nOrderedDict\n)\x81.",
+        b"K\x01" + SET_STATE + b".",
+        b"\x82\x01.",  # EXT1: a class by number
+        b"\x83\x01\x00.",
+        b"\x84\x01\x00\x00\x00.",
+        b"\x97.",  # NEXT_BUFFER
+        b"K\x01\x98.",
+    ],
+)
+def test_calls_and_states_that_are_none_are_damage(tmp_path, data):
+    assert "damaged" in refused_pickle(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    "saved_id",
+    [
+        b"S'0'\n", b"(S'storage'\ncos\nsystem\nS'0'\nS'cpu'\nK\x08t", b"(S'module'\nS'os'\nS'system'\nt",
+        b"(S'storage'\nctorch\nFloatStorage\nS'../../0'\nS'cpu'\nK\x08t", b"(S'storage'\nctorch\nFloatStorage\nS'/etc/passwd'\nS'cpu'\nK\x08t",
+        b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nJ\xff\xff\xff\xfft", b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nK\x09t",
+        b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nL99999999999999999999999999L\nt", b"(t", b"(lt", b"N",
+        b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nK\x08(S'view'\nK\x00K\x01tt",
+    ],
+)  # fmt: skip
+def test_references_to_storages_that_are_not_there_or_are_no_storages(tmp_path, saved_id):
+    refused_pickle(tmp_path, saved_id + b"Q.")
+
+
+def long(number: int) -> bytes:
+    return b"L" + str(number).encode() + b"L\n"
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [
+        (0, [9], [1]), (9, [0, 5], [1, 1]), (0, [3], [4]), (7, [2], [1]), (-1, [1], [1]), (0, [-1], [1]), (0, [2, 2], [-1, 1]),
+        (0, [1 << 40], [1]), (0, [1 << 62], [0]), (0, [1 << 70], [0]), (0, [10**30], [10**30]), (0, [1 << 40] * 2, [0, 0]),
+        (0, [2], [1, 1]), (0, [1] * 70, [1] * 70), (1 << 62, [1], [1]), (10**4000, [1], [1]), (0, [1], [10**4000]),
+    ],
+)  # fmt: skip
+def test_shapes_and_strides_that_reach_out_of_their_storage_or_count_for_ever(tmp_path, offset, shape, strides):
+    """Also through the whole conversion: a tensor that is stretched by strides of zero is never unrolled."""
+    numbers = [b"(" + b"".join(map(long, part)) + b"t" for part in (shape, strides)]
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + long(offset) + numbers[0] + numbers[1] + b"\x89)tR"
+    if np.prod([float(size) for size in shape]) == 0 or all(stride == 0 for stride in strides):
+        try:
+            loaded = load_pickle(tmp_path, b"}S'x'\n" + tensor + b"s.")  # nothing is read: it cannot harm yet
+        except CheckpointError:
+            return
+        assert loaded["x"].shape == tuple(shape)
+        return
+    assert "damaged" in refused_pickle(tmp_path, tensor + b".")
+
+
+def doubling(depth: int, make: bytes) -> bytes:
+    """A pickle of an object that holds the one before it twice, `depth` times over: 2**depth things to walk."""
+    data = b"K\x00q\x000"  # remembered, and taken off the stack
+    for i in range(depth):
+        data += b"(h" + bytes([i]) + b"h" + bytes([i]) + make + b"q" + bytes([i + 1]) + b"0"
+    return data + b"h" + bytes([depth])
+
+
+@pytest.mark.parametrize("make", [b"l", b"t", b"d"])
+def test_objects_that_double_are_not_walked_twice(tmp_path, make):
+    data = b"}S'args'\n" + doubling(100, make) + b"s."
+    if make == b"d":  # a dict that is its own key
+        assert "key of type dict" in refused_pickle(tmp_path, data)
+    else:
+        load_pickle(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"}" + doubling(60, b"t") + b"K\x01s.",  # a key whose hash takes for ever
+        b"}(" + doubling(60, b"t") + b"K\x01u.",
+        b"(" + doubling(60, b"t") + b"K\x01d.",
+        b"\x80\x04\x8f(" + doubling(60, b"t") + b"\x90.",  # a set's element
+        b"\x80\x04(" + doubling(60, b"t") + b"\x91.",
+        b"cbuiltins\nset\n((" + doubling(60, b"t") + b"ltR.",
+        b"ccollections\nOrderedDict\n(((" + doubling(60, b"t") + b"K\x01tltR.",
+    ],
+)
+def test_keys_that_take_for_ever_to_hash(tmp_path, data):
+    assert "key of type tuple" in refused_pickle(tmp_path, data)
+
+
+def test_a_list_that_holds_itself_and_a_list_as_deep_as_the_file_is_long(tmp_path):
+    assert load_pickle(tmp_path, b"}S'args'\n(lq\x01h\x01as.") == {"args": [None]}
+    load_pickle(tmp_path, b"}S'args'\n" + b"(" * 200_000 + b"l" * 200_000 + b"s.")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x05\x96\x00\x00\x00\x00\x02\x00\x00\x00.",  # BYTEARRAY8 of 8 GiB
+        b"\x80\x04\x8e\x00\x00\x00\x00\x02\x00\x00\x00.",  # BINBYTES8
+        b"\x80\x04\x8d\x00\x00\x00\x00\x02\x00\x00\x00.",  # BINUNICODE8
+        b"\x80\x04\x95\x00\x00\x00\x00\x02\x00\x00\x00.",  # FRAME
+        b"X\xff\xff\xff\x7fabc.",
+        b"\x8b\xff\xff\xff\x7fabc.",  # LONG4
+        b"I" + b"9" * 100_000 + b"\n.",
+        b"L" + b"9" * 5_000 + b"L\n.",
+        b"S'" + b"a" * 100_000 + b"'\n.",
+        b"c" + b"a" * 100_000 + b"\nb\n.",
+    ],
+)
+def test_what_a_file_claims_takes_no_memory(tmp_path, data):
+    refused_pickle(tmp_path, data)
+
+
+@pytest.mark.parametrize("data", [b"K\x01r\xff\xff\xff\x7f.", b"K\x01p2147483647\n."])
+def test_a_large_number_in_the_memo_takes_no_room(tmp_path, data):
+    """pickle's C machine makes 2**32 slots for it."""
+    tracemalloc.start()
+    assert load_pickle(tmp_path, data) == 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < MEMORY
+
+
+def test_what_fuzzing_found(tmp_path):
+    """Cases from tests/fuzz_reader.py, each once an exception that was not a CheckpointError."""
+    scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'f1'\nK\x00K\x01tRC\x01atR"  # no such float
+    assert isinstance(load_pickle(tmp_path, b"\x80\x03}S'args'\n" + scalar + b"s.")["args"], torch_file.Record)
+
+
+# zip files
+
+
+@pytest.mark.parametrize(
+    "name", ["/tmp/x", "../x", "m/../../x", "C:\\x", "\\\\server\\x", "m\\..\\..\\x", "m/data/../../../x"]
+)
+def test_a_zip_member_that_leads_out(source, tmp_path, name):
+    with zipfile.ZipFile(source / "model.pt", "w") as archive:
+        archive.writestr("m/data.pkl", b"}.")
+        archive.writestr(zipfile.ZipInfo(name), b"x")
+    assert "leads out of it" in refusal(lambda: convert(source, tmp_path / "converted"))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_file_whose_members_expand_come_twice_or_are_not_what_they_say(source, tmp_path):
+    def made(change: Callable[[zipfile.ZipFile], Any]) -> str:
+        with zipfile.ZipFile(source / "model.pt", "w") as archive:
+            change(archive)
+        return refusal(lambda: convert(source, tmp_path / "converted"))
+
+    bomb = zipfile.ZipInfo("m/data.pkl")
+    bomb.compress_type = zipfile.ZIP_DEFLATED
+    assert "is compressed or encrypted" in made(lambda archive: archive.writestr(bomb, bytes(200 << 20)))
+    order = zipfile.ZipInfo("m/byteorder")
+    order.compress_type = zipfile.ZIP_DEFLATED
+    assert "is compressed" in made(lambda a: (a.writestr("m/data.pkl", b"}."), a.writestr(order, bytes(200 << 20))))
+    assert "twice" in made(lambda a: [a.writestr("m/data.pkl", b"}.") for _ in range(2)])
+    assert "big-endian" in made(lambda a: (a.writestr("m/data.pkl", b"}."), a.writestr("m/byteorder", b"big")))
+
+    with zipfile.ZipFile(source / "model.pt", "w") as archive:
+        archive.writestr("m/data.pkl", b"}.")
+    content = (source / "model.pt").read_bytes()
+    for size in (3, 1 << 30):  # another size than the member has, in its entry of the directory at the end
+        at = content.rindex(b"PK\x01\x02") + 20
+        (source / "model.pt").write_bytes(content[:at] + struct.pack("<II", size, size) + content[at + 8 :])
+        assert "damaged" in refusal(lambda: convert(source, tmp_path / "converted"))
+    at = content.rindex(b"PK\x01\x02") + 42  # the member's place in the file
+    (source / "model.pt").write_bytes(content[:at] + struct.pack("<I", 1 << 31) + content[at + 4 :])
+    assert "damaged" in refusal(lambda: convert(source, tmp_path / "converted"))
+
+
+def test_tensors_that_share_their_values_do_not_make_a_model_larger_than_its_file(source, tmp_path):
+    """A thousand layers of one small storage: what would be written is many times what was read."""
+    saved = torch.load(source / "model.pt", weights_only=False)
+    layer = {name: tensor for name, tensor in saved["model"].items() if ".layers.0." in name}
+    for i in range(1000):
+        saved["model"] |= {name.replace(".layers.0.", f".layers.{i}."): tensor for name, tensor in layer.items()}
+    saved["args"].encoder_layers = 1000
+    torch.save(saved, source / "model.pt")
+    with pytest.raises(CheckpointError, match="its tensors share their values"):
+        convert(source, tmp_path / "converted")
+
+
+# archives
+
+
+def test_archives_with_links_devices_and_paths_that_lead_out(tiny_source, tmp_path):
+    def made(*members: tuple[tarfile.TarInfo, bytes]) -> str:
+        path = tmp_path / "model.tar.gz"
+        with tarfile.open(path, "w:gz") as tar:
+            for name in ("dict.txt", "encoder.json", "vocab.bpe"):
+                tar.add(tiny_source / name, f"m/{name}")
+            for member, content in members:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return refusal(lambda: convert(path, tmp_path / "converted"))
+
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
+        member = tarfile.TarInfo("m/model.pt")
+        member.type, member.linkname = kind, "/etc/passwd"
+        assert "is a link or a device" in made((member, b""))
+    for name in ("/it-ran", "../it-ran", "m/../../it-ran"):
+        assert "leads out of it" in made((tarfile.TarInfo(name), b"x"))
+    link = tarfile.TarInfo("m/link")
+    link.type, link.linkname = tarfile.SYMTYPE, ".."
+    assert "is a link" in made((link, b""), (tarfile.TarInfo("m/link/it-ran"), b"x"))
+
+
+# values
+
+
+def with_values(source: Path, **values: float) -> None:
+    saved = torch.load(source / "model.pt", weights_only=False)
+    for name, value in values.items():
+        tensor = saved["model"][f"decoder.sentence_encoder.layers.{name}"]
+        tensor.view(-1)[:3] = value
+    torch.save(saved, source / "model.pt")
+
+
+def test_values_that_are_not_finite_are_counted_or_refused(source, tmp_path, caplog):
+    with_values(source, **{"0.fc1.weight": float("nan"), "1.fc2.bias": float("inf"), "1.fc1.bias": float("-inf")})
+    with caplog.at_level(logging.WARNING):
+        convert(source, tmp_path / "converted")
+    (message,) = caplog.messages
+    assert "not finite in 3 of its tensors" in message
+    assert "layers.0.fc1.weight has 3 NaN" in message
+    assert "layers.1.fc2.bias has 3 infinite" in message
+    with pytest.raises(CheckpointError, match=r"layers.1.fc1.bias has 3 infinite.* strict"):
+        convert(source, tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_a_stored_dtype_rounds_to_nearest_and_says_what_overflows(dtype, source, tmp_path, caplog):
+    with_values(source, **{"0.fc1.weight": 1e6})
+    directory = convert(source, tmp_path / "converted", dtype=dtype)
+    exact = checkpoint.read_tensors(convert(source, tmp_path / "exact") / "model.safetensors")
+    with np.errstate(over="ignore"):
+        for name, tensor in checkpoint.read_tensors(directory / "model.safetensors").items():
+            assert tensor.dtype.name == dtype
+            expected = torch.from_numpy(np.array(exact[name].read())).to(getattr(torch, dtype)).double().numpy()
+            assert (tensor.read().astype(np.float64) == expected).all()
+    assert any("3 too large for the dtype" in message for message in caplog.messages) == (dtype == "float16")
+    roberta = roberta_flax.load(directory)
+    assert {leaf.dtype.name for leaf in checkpoint.flatten(roberta.params).values()} == {"float32"}
+
+
+def test_a_dtype_that_parameters_are_not_stored_in(tiny_source, tmp_path):
+    with pytest.raises(roberta_flax.InputError, match="float64, float32, float16, bfloat16; got 'int8'"):
+        convert(tiny_source, tmp_path / "converted", dtype="int8")
+
+
+# Flax's, safetensors' and JSON files
+
+
+def array(shape: Any, dtype: Any, content: bytes) -> msgpack.ExtType:
+    return msgpack.ExtType(1, msgpack.packb((shape, dtype, content)))
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"a": array([1 << 40], "float32", b"")}, {"a": array([2], "float32", b"123")}, {"a": array([-1], "float32", b"1234")},
+        {"a": array([1], "object", b"12345678")}, {"a": array([1], "O", b"12345678")}, {"a": array(1, "float32", b"1234")},
+        {"a": array([1.5], "float32", b"1234")}, {"a": msgpack.ExtType(2, b"x")}, {"a": msgpack.ExtType(77, b"os.system")},
+        {"a": 5}, [1, 2], {"a": {"__msgpack_chunked_array__": True}}, 5,
+        {"a": {"__msgpack_chunked_array__": True, "shape": {"0": 1 << 40}, "chunks": {"0": array([1], "float32", b"1234")}}},
+    ],
+)  # fmt: skip
+def test_flax_files_that_are_not_what_they_claim(tmp_path, tree):
+    (tmp_path / "flax_model.msgpack").write_bytes(msgpack.packb(tree))
+    refusal(lambda: msgpack_file.tensors(tmp_path / "flax_model.msgpack"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01", b"\x81\xa1a" * 5000 + b"\x01", b"\x91" * 100_000, b"\x80\x80"],
+)  # fmt: skip
+def test_flax_files_that_are_damaged(tmp_path, content):
+    (tmp_path / "flax_model.msgpack").write_bytes(content)
+    refusal(lambda: msgpack_file.tensors(tmp_path / "flax_model.msgpack"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1 << 40]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
+        {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+        {}, [1], "x", {"a": 1},
+    ],
+)  # fmt: skip
+def test_safetensors_files_that_are_not_what_they_claim(tmp_path, header):
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    refusal(lambda: checkpoint.read_tensors(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 8, b"\xff" * 7 + b"\x7f{}", (1 << 62).to_bytes(8, "little") + b"{}"]
+)
+def test_safetensors_files_that_are_damaged(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    refusal(lambda: checkpoint.read_tensors(tmp_path / "model.safetensors"))
+
+
+def transformers_directory(folder: Path, config: str, tokenizer: str = "{}") -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    (folder / "tokenizer.json").write_text(tokenizer)
+    save_file({"embeddings.word_embeddings.weight": np.zeros((8, 4), np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"model_type": "roberta", "a": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"model_type": "roberta"', "\x00",
+        '{"model_type": ["roberta"]}', '{"model_type": {}}', '{"model_type": "roberta", "num_hidden_layers": 1e308}',
+        '{"model_type": "roberta", "num_attention_heads": 0}', '{"model_type": "roberta", "num_attention_heads": -4}',
+        '{"model_type": "roberta", "num_hidden_layers": ' + "9" * 4000 + "}", '{"model_type": "roberta", "hidden_act": []}',
+        '{"model_type": "roberta", "id2label": {"99999999": "a"}}', '{"model_type": "roberta", "hidden_dropout_prob": NaN}',
+        '{"model_type": "roberta", "num_hidden_layers": ' + "9" * 9000 + "}",
+    ],
+)  # fmt: skip
+def test_a_config_json_that_makes_no_sense(tmp_path, config):
+    refusal(lambda: convert(transformers_directory(tmp_path / "source", config), tmp_path / "converted"))
+    assert not (tmp_path / "converted").exists()
+
+
+VOCAB = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5, "ab": 6, "<mask>": 7}
+BPE = {"pre_tokenizer": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": VOCAB, "merges": ["a b"]}}
+UNIGRAM = [["<s>", 0], ["<pad>", 0], ["</s>", 0], ["<unk>", 0], ["a", -1], ["b", -2], ["<mask>", 0]]
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        {}, {"model": 5}, {"model": {"type": "WordPiece"}}, {**BPE, "model": {**BPE["model"], "vocab": {**VOCAB, "c": 1 << 40}}},
+        {**BPE, "model": {**BPE["model"], "vocab": {**VOCAB, "<pad>": 0}}}, {**BPE, "model": {**BPE["model"], "vocab": []}},
+        {**BPE, "model": {**BPE["model"], "merges": [5]}}, {**BPE, "model": {**BPE["model"], "merges": None}},
+        {**BPE, "added_tokens": [5]}, {"model": {"type": "Unigram", "vocab": [["a"]]}}, {"model": {"type": "Unigram", "vocab": 5}},
+        {"model": {"type": "Unigram", "vocab": UNIGRAM[1:]}}, {"model": {"type": "Unigram", "vocab": [["a", 1e999]] * 4}},
+        {"model": {"type": "Unigram", "vocab": UNIGRAM}, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "%"}},
+        {"model": {"type": "Unigram", "vocab": UNIGRAM},
+         "normalizer": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(b"\xff\xff\xff\x7f").decode()}},
+    ],
+)  # fmt: skip
+def test_a_tokenizer_json_that_makes_no_sense(tmp_path, tokenizer):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    refusal(lambda: hf_tokenizer.read([tmp_path], "roberta", 8, []))
+
+
+# being stopped
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from convert import convert
+source, folder = map(Path, sys.argv[1:])
+print("ready", flush=True)
+for number in range(1000):
+    convert(source, folder / f"converted-{number}")
+"""
+
+
+def test_a_conversion_that_is_killed_never_leaves_a_directory_that_loads(tiny_source, tiny_directory, tmp_path):
+    """Fifty times, at random moments; several conversions run one after the other until the moment comes."""
+    random = np.random.default_rng(0)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    expected = {name.name: name.read_bytes() for name in tiny_directory.iterdir()}
+    partial = whole = 0
+    for kill in range(50):
+        folder = tmp_path / str(kill)
+        folder.mkdir()
+        worker = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(tiny_source), str(folder)], stdout=subprocess.PIPE, env=environment
+        )
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"ready\n"
+            worker.stdout.close()
+            try:
+                worker.wait(float(random.uniform(0, 0.5)))
+            except subprocess.TimeoutExpired:
+                worker.kill()
+        finally:
+            worker.kill()
+            worker.wait()
+        for left in folder.iterdir():
+            if left.name.startswith("."):
+                partial += 1
+                with pytest.raises(CheckpointError):
+                    roberta_flax.load(left)
+            else:
+                whole += 1
+                assert {file.name: file.read_bytes() for file in left.iterdir()} == expected
+                if whole <= 3:
+                    roberta_flax.load(left)
+        shutil.rmtree(folder)
+    assert partial >= 10, "the moments were all between conversions"
+    assert whole >= 10
+
+
+def test_what_a_stopped_conversion_left_is_not_loaded_even_where_every_file_is_there(tiny_directory, tmp_path):
+    left = shutil.copytree(tiny_directory, tmp_path / ".model-x.partial")
+    with pytest.raises(CheckpointError, match="a conversion that was stopped left"):
+        roberta_flax.load(left)
+
+
+def test_pickle_is_the_machine_that_is_restricted():
+    """The opcodes that this reader restricts are those of the Python it runs on: a new one must be looked at."""
+    known = {
+        name for name, value in vars(pickle).items() if isinstance(value, bytes) and name.isupper() and len(value) == 1
+    }
+    assert len(known) == 68, sorted(known)

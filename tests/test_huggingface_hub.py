@@ -1,0 +1,154 @@
+"""hf:org/name, from a server on this machine that answers as Hugging Face's hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import roberta_flax
+from convert import convert, export, huggingface
+from roberta_flax import DownloadError
+
+constants = pytest.importorskip("huggingface_hub.constants")
+file_download = pytest.importorskip("huggingface_hub.file_download")
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Repository:
+    """What the server has, and what it was asked for."""
+
+    files: dict[str, bytes]
+    gated: bool = False
+    downloaded: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, tiny_directory):
+    """A hub with one model, org/tiny, whose main revision is COMMIT."""
+    exported = export(tiny_directory, tmp_path / "exported", to="huggingface")
+    repository = Repository({file.name: file.read_bytes() for file in exported.iterdir()})
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def do_GET(self):
+            if repository.gated:
+                return self.answer(403, b"{}", X_Error_Code="GatedRepo")
+            if self.path.split("?")[0] in (
+                "/api/models/org/tiny/revision/main",
+                f"/api/models/org/tiny/revision/{COMMIT}",
+            ):
+                siblings = [{"rfilename": name} for name in repository.files]
+                return self.answer(200, json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).encode())
+            _, _, name = self.path.rpartition("/")
+            if self.path != f"/org/tiny/resolve/{COMMIT}/{name}" or name not in repository.files:
+                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+            if self.command == "GET":
+                repository.downloaded.append(name)
+            body = repository.files[name]
+            return self.answer(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=COMMIT)
+
+        do_HEAD = do_GET  # noqa: N815
+
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{listening.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (constants, file_download):  # which has a copy of it
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield repository
+    listening.shutdown()
+    listening.server_close()
+
+
+@pytest.mark.parametrize("name", ["hf:org/tiny", "hf:org/tiny@main", f"hf:org/tiny@{COMMIT}"])
+def test_a_model_on_the_hub_loads_by_its_name_and_answers_as_the_one_it_was_made_from(hub, tiny, tmp_path, name):
+    roberta = roberta_flax.load(name, cache_dir=tmp_path / "cache")
+    pair = tiny.encode("A man is sleeping.", "Nobody is awake.")
+    assert roberta.encode("A man is sleeping.", "Nobody is awake.").tolist() == pair.tolist()
+    head = huggingface.HEAD_NAMES["sentence"]
+    assert (roberta.predict(head, pair, True) == tiny.predict("mnli", pair, True)).all()
+
+
+def test_a_model_is_downloaded_once_and_then_loads_without_the_hub(hub, tmp_path):
+    roberta_flax.load("hf:org/tiny", cache_dir=tmp_path / "cache")
+    assert sorted(hub.downloaded) == sorted(hub.files)
+    hub.gated = True
+    roberta_flax.load("hf:org/tiny", cache_dir=tmp_path / "cache")
+    assert len(hub.downloaded) == len(hub.files)
+
+
+def test_one_set_of_weights_and_nothing_that_is_not_needed_is_downloaded(hub, tmp_path):
+    hub.files |= dict.fromkeys(
+        ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5", "README.md", "training_args.bin"), b"not wanted"
+    )
+    convert("hf:org/tiny", tmp_path / "converted", cache_dir=tmp_path / "cache")
+    assert sorted(hub.downloaded) == sorted(
+        ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf:org/other", "cannot fetch hf:org/other: .*404"),
+        ("hf:org/tiny@v7", "cannot fetch hf:org/tiny@v7"),
+        ("hf:", "cannot fetch hf:"),
+        ("hf:a/b/c", "cannot fetch hf:a/b/c"),
+    ],
+)
+def test_a_name_that_the_hub_does_not_have_is_one_line(hub, tmp_path, name, message):
+    with pytest.raises(DownloadError, match=message) as error:
+        convert(name, tmp_path / "converted", cache_dir=tmp_path / "cache")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "converted").exists()
+
+
+def test_a_gated_model_and_one_without_weights_are_said_to_be_such(hub, tmp_path):
+    del hub.files["model.safetensors"]
+    with pytest.raises(
+        DownloadError, match=r"hf:org/tiny has none of model.safetensors, pytorch_model.bin, flax_model.msgpack"
+    ):
+        convert("hf:org/tiny", tmp_path / "converted", cache_dir=tmp_path / "cache")
+    hub.gated = True
+    with pytest.raises(DownloadError, match="cannot fetch hf:org/tiny: .*403"):
+        convert("hf:org/tiny", tmp_path / "converted", cache_dir=tmp_path / "fresh")
+
+
+def test_a_hub_that_is_not_reached_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="cannot fetch hf:org/tiny") as error:
+        convert("hf:org/tiny", tmp_path / "converted", cache_dir=tmp_path / "cache")
+    assert "\n" not in str(error.value)
+
+
+def test_without_huggingface_hub_it_says_which_extra_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(DownloadError, match=r"pip install 'roberta-flax\[huggingface\]'"):
+        convert("hf:org/tiny", tmp_path / "converted")
+
+
+def test_downloads_go_to_the_cache_that_is_named_and_otherwise_to_the_hubs_own(hub, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "own"))
+    roberta_flax.load("hf:org/tiny")
+    assert list(Path(tmp_path / "own").glob("models--org--tiny/snapshots/*/config.json"))
+    roberta_flax.load("hf:org/tiny", cache_dir=tmp_path / "cache")
+    assert list((tmp_path / "cache" / "huggingface").glob("models--org--tiny/snapshots/*/config.json"))
