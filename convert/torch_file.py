@@ -11,7 +11,7 @@ Two layouts, told apart by their first bytes:
 (torch/serialization.py: _save, _legacy_save.) Storages are memory-mapped and read when asked for.
 
 Hostile files are bounded too: nothing is allocated by what a file merely claims, no size is taken from a compressed
-member, and what is shared or nested in a pickle is never walked twice. tests/fuzz_torch_file.py looks for exceptions to
+member, and what is shared or nested in a pickle is never walked twice. tests/fuzz_reader.py looks for exceptions to
 that.
 """
 
