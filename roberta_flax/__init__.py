@@ -11,15 +11,21 @@ from roberta_flax.batching import collate_tokens
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
 from roberta_flax.hub import Roberta, load, load_tokenizer
+from roberta_flax.inference import Classify, Embed, FillMask, Predictor, Rejected
 from roberta_flax.model import Numerics, RobertaModel
 from roberta_flax.tokenizer import Tokenizer
 
 __all__ = [
     "CheckpointError",
+    "Classify",
     "DownloadError",
+    "Embed",
+    "FillMask",
     "HeadConfig",
     "InputError",
     "Numerics",
+    "Predictor",
+    "Rejected",
     "Roberta",
     "RobertaConfig",
     "RobertaFlaxError",

@@ -14,6 +14,9 @@ from roberta_flax.errors import CheckpointError, InputError
 ACTIVATIONS = ("relu", "relu_squared", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear")
 
 
+# fairseq/examples/roberta/README.md, label_map: of the head that roberta.large.mnli has, whose checkpoint does not say
+MNLI_LABELS = ("contradiction", "neutral", "entailment")
+
 # What a head sees and how it is built; see HeadConfig.
 HEAD_KINDS = ("sentence", "token", "span", "choice", "pooler")
 PROBLEMS = ("single_label", "multi_label", "regression")  # transformers' problem_type, less "_classification"
@@ -78,7 +81,9 @@ class HeadConfig:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """`labels`, or where there are none the classes' numbers."""
+        """`labels`; where there are none MNLI_LABELS of a head called "mnli" with three classes, else their numbers."""
+        if not self.labels and self.name == "mnli" and self.num_classes == len(MNLI_LABELS):
+            return MNLI_LABELS
         return self.labels or tuple(map(str, range(self.num_classes)))
 
 

@@ -6,6 +6,10 @@ optimise it with optax, save it, map over it. Every function takes the network's
 checked here: an index outside the table cannot be seen inside a compiled function (see batching.check_tokens).
 
 With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
+
+Several sequences may stand in one row, one after the other. `segments`, [batch, time], then has the number of each
+token's sequence, from 0 in every row, and -1 for padding; `starts`, [batch, segment], the position of each sequence's
+first token. Results are those of the sequences alone. batching.pack makes all three.
 """
 
 from __future__ import annotations
@@ -69,6 +73,7 @@ def _network(
 def features(
     params: Params,
     tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
     *,
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
@@ -77,7 +82,53 @@ def features(
 ) -> Float[Array, "batch time hidden"]:
     """The last layer's features, in `dtype`."""
     network, dtype = _network(params, config, dtype, precision)
-    return network.hidden_states(tokens, key)[1].astype(dtype)
+    return network.hidden_states(tokens, segments, key)[1].astype(dtype)
+
+
+POOLINGS = ("first", "mean")
+
+
+@partial(jax.jit, static_argnames=("pooling", *_STATIC))
+def pooled_features(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    starts: Int[Array, "batch segment"] | None = None,
+    *,
+    pooling: str,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch hidden"] | Float[Array, "batch segment hidden"]:
+    """One vector a sequence, in the accumulation dtype.
+
+    Args:
+      params, tokens, segments, starts: see the module's docstring.
+      pooling: "first", the features of the first token; or "mean", of all tokens, `<s>` and `</s>` included.
+      config, dtype, precision, key: see the module's docstring.
+    """
+    network, _ = _network(params, config, dtype, precision)
+    x = network.hidden_states(tokens, segments, key)[1]
+    if pooling == "first":
+        pooled = _first_tokens(x, starts)
+    elif pooling == "mean":
+        if segments is None or starts is None:
+            member = (tokens != config.pad_id)[:, None, :]
+        else:
+            member = segments[:, None, :] == jnp.arange(starts.shape[1])[None, :, None]
+        # a multiplication and a sum, so that no matrix product rounds the features to its operands' dtype
+        total = (member[..., None] * x[:, None, :, :]).sum(axis=2)
+        pooled = total / jnp.maximum(member.sum(axis=2), 1)[..., None]
+    else:
+        raise InputError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+    return pooled[:, 0] if starts is None else pooled
+
+
+def _first_tokens(
+    x: Float[Array, "batch time hidden"], starts: Int[Array, "batch segment"] | None
+) -> Float[Array, "batch segment hidden"]:
+    return x[:, :1] if starts is None else jnp.take_along_axis(x, starts[:, :, None], axis=1)
 
 
 @partial(jax.jit, static_argnames=_STATIC)
@@ -95,7 +146,7 @@ def hidden_states(
     As in fairseq, a pre-norm network's final LayerNorm is in `features` and not in the last of these.
     """
     network, dtype = _network(params, config, dtype, precision)
-    return [state.astype(dtype) for state in network.hidden_states(tokens, key)[0]]
+    return [state.astype(dtype) for state in network.hidden_states(tokens, key=key)[0]]
 
 
 @partial(jax.jit, static_argnames=_STATIC)
@@ -103,6 +154,7 @@ def lm_logits(
     params: Params,
     tokens: Int[Array, "batch time"],
     positions: Int[Array, "batch masked"] | None = None,
+    segments: Int[Array, "batch time"] | None = None,
     *,
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
@@ -115,6 +167,7 @@ def lm_logits(
       params: the parameter tree.
       tokens: token ids.
       positions: for each row, the positions to predict; only these meet the vocabulary. None for all.
+      segments: see the module's docstring.
       config, dtype, precision, key: see the module's docstring.
 
     Returns:
@@ -123,45 +176,74 @@ def lm_logits(
     if not config.lm_head:
         raise InputError("this model has no masked-LM head: it was converted from a checkpoint without one")
     network, _ = _network(params, config, dtype, precision)
-    x = network.hidden_states(tokens, key)[1]
+    x = network.hidden_states(tokens, segments, key)[1]
     if positions is not None:
         x = jnp.take_along_axis(x, positions[:, :, None], axis=1)
     logits = network.lm_logits(x.reshape(-1, config.hidden_size))
     return logits.reshape(*x.shape[:2], config.vocab_size)
 
 
+@partial(jax.jit, static_argnames=("topk", *_STATIC))
+def top_tokens(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch masked"],
+    *,
+    topk: int,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "batch masked topk"], Int[Array, "batch masked topk"]]:
+    """Probabilities and ids of the `topk` likeliest tokens at each of `positions`, likeliest first."""
+    static = {"config": config, "dtype": dtype, "precision": precision}
+    logits: Array = lm_logits(params, tokens, positions, **static, key=key)
+    probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), topk)
+    return probabilities, ids
+
+
 @partial(jax.jit, static_argnames=("head", *_STATIC))
 def head_logits(
     params: Params,
     tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    starts: Int[Array, "batch segment"] | None = None,
     *,
     head: str,
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
     key: Key[Array, ""] | None = None,
-) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
+) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """The outputs of the head called `head`, in the accumulation dtype.
 
-    [batch, classes]; [batch, time, classes] of a head that sees every token. A choice head scores each row of `tokens`.
+    [batch, classes], or [batch, segment, classes] with `starts`; [batch, time, classes] of a head that sees every
+    token. A choice head scores each row of `tokens`.
     """
-    config.head(head)  # a clear error for a name that is not there
+    sees_first_token_only = config.head(head).has_dense
     network, _ = _network(params, config, dtype, precision)
     body_key, head_key = (None, None) if key is None else cast(Any, jax.random.split(key))
-    return network.head_logits(head, network.hidden_states(tokens, body_key)[1], head_key)
+    x = network.hidden_states(tokens, segments, body_key)[1]
+    if not sees_first_token_only:
+        return network.head_logits(head, x, head_key)
+    first = _first_tokens(x, starts)
+    logits = network.head_logits(head, first.reshape(-1, 1, config.hidden_size), head_key)
+    return logits if starts is None else logits.reshape(*first.shape[:2], -1)
 
 
 @partial(jax.jit, static_argnames=("head", *_STATIC))
 def head_log_probs(
     params: Params,
     tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    starts: Int[Array, "batch segment"] | None = None,
     *,
     head: str,
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
     key: Key[Array, ""] | None = None,
-) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
+) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """What the outputs of the head called `head` say, in the accumulation dtype.
 
     By the head's kind and problem (see HeadConfig):
@@ -170,8 +252,13 @@ def head_log_probs(
       span          log-probabilities of the row's tokens, padding left out, to be the start and to be the end
       regression, choice, pooler   the outputs as they are; a choice's log-probability needs its alternatives
     """
-    logits: Array = head_logits(params, tokens, head=head, config=config, dtype=dtype, precision=precision, key=key)
+    static = {"head": head, "config": config, "dtype": dtype, "precision": precision}
+    logits: Array = head_logits(params, tokens, segments, starts, **static, key=key)
     match config.head(head):
+        case HeadConfig(kind="span") if segments is not None:
+            raise InputError(
+                f"head {head!r} is of kind span, whose log-probabilities are over a whole row: unpack first"
+            )
         case HeadConfig(kind="span"):
             is_padding = (tokens == config.pad_id)[:, :, None]
             return jax.nn.log_softmax(jnp.where(is_padding, float(np.finfo(logits.dtype).min), logits), axis=1)

@@ -193,28 +193,12 @@ class Roberta:
         Raises:
           InputError: not exactly one `<mask>`, a text that is too long, or topk outside the vocabulary.
         """
-        if not isinstance(masked_input, str) or masked_input.count(MASK) != 1:
-            raise InputError(
-                f"fill_mask takes text with exactly one {MASK}, eg. 'He is a {MASK} guy'; got {masked_input!r}"
-            )
-        if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= self.config.vocab_size:
-            raise InputError(
-                f"topk must be an integer from 1 to the vocabulary's {self.config.vocab_size}, got {topk!r}"
-            )
-        before, after = (self.tokenizer.encode_text(span.rstrip()) for span in masked_input.split(MASK))
-        special = self.tokenizer
-        tokens = np.concatenate([[special.bos_id], before, [special.mask_id], after, [special.eos_id]])
+        check_topk(topk, self.config)
+        tokens, position = masked_ids(self.tokenizer, masked_input)
         padded, _ = self._padded(tokens)
-        positions = np.array([[1 + len(before)]], np.int32)
-        logits = forward.lm_logits(self.params, padded, positions, **self._static())[0, 0]
-        probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), topk)
-        replaced = f" {MASK}" if f" {MASK}" in masked_input else MASK
-        filled = []
-        for probability, token_id in zip(probabilities.tolist(), ids.tolist(), strict=True):
-            if self.tokenizer.dictionary.symbols[token_id] not in (BOS, EOS, PAD):
-                token = self.tokenizer.token_text(token_id)
-                filled.append((masked_input.replace(replaced, token), probability, token))
-        return filled
+        positions = np.full((len(padded), 1), position, np.int32)
+        probabilities, ids = forward.top_tokens(self.params, padded, positions, topk=topk, **self._static())
+        return fills(self.tokenizer, masked_input, np.asarray(probabilities)[0, 0], np.asarray(ids)[0, 0])
 
     def save(self, directory: PathLike, *, dtype: DTypeLike | None = None) -> None:
         """Writes the model, heads and tokenizer included, as a directory that load() takes.
@@ -274,6 +258,36 @@ class Roberta:
         return keys[1]
 
 
+def check_topk(topk: Any, config: RobertaConfig) -> None:
+    """Raises InputError unless `topk` is a number of tokens of the vocabulary."""
+    if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= config.vocab_size:
+        raise InputError(f"topk must be an integer from 1 to the vocabulary's {config.vocab_size}, got {topk!r}")
+
+
+def masked_ids(tokenizer: Tokenizer, masked_input: Any) -> tuple[npt.NDArray[np.int32], int]:
+    """Token ids, [length], of a text with one `<mask>`, and the mask's position (RobertaHubInterface.fill_mask)."""
+    if not isinstance(masked_input, str) or masked_input.count(MASK) != 1:
+        raise InputError(
+            f"fill_mask takes text with exactly one {MASK}, eg. 'He is a {MASK} guy'; got {str(masked_input)[:200]!r}"
+        )
+    before, after = (tokenizer.encode_text(span.rstrip()) for span in masked_input.split(MASK))
+    ids = np.concatenate([[tokenizer.bos_id], before, [tokenizer.mask_id], after, [tokenizer.eos_id]])
+    return ids.astype(np.int32), 1 + len(before)
+
+
+def fills(
+    tokenizer: Tokenizer, masked_input: str, probabilities: npt.NDArray[Any], ids: npt.NDArray[Any]
+) -> list[tuple[str, float, str]]:
+    """(text with the token in it, probability, token's text) for each of a mask's tokens that has a text."""
+    replaced = f" {MASK}" if f" {MASK}" in masked_input else MASK
+    filled = []
+    for probability, token_id in zip(probabilities.tolist(), ids.tolist(), strict=True):
+        if tokenizer.dictionary.symbols[token_id] not in (BOS, EOS, PAD):
+            token = tokenizer.token_text(token_id)
+            filled.append((masked_input.replace(replaced, token), probability, token))
+    return filled
+
+
 def load(
     name_or_path: PathLike,
     *,
@@ -308,7 +322,9 @@ def load(
       DownloadError: a file could not be fetched; the message says which files to put where.
     """
     numerics = _numerics(dtype, param_dtype, precision)
-    directory = _resolve(name_or_path, cache_dir, sha256, checkpoint_file, bpe_dir)
+    directory = resolve(
+        name_or_path, cache_dir=cache_dir, sha256=sha256, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir
+    )
     config, params = checkpoint.read(directory, numerics.param_dtype)
     return Roberta(config, params, Tokenizer.from_directory(directory), dtype=dtype, precision=precision)
 
@@ -321,17 +337,20 @@ def load_tokenizer(
     bpe_dir: PathLike | None = None,
 ) -> Tokenizer:
     """The tokenizer that load() would give the model; arguments and errors as there."""
-    return Tokenizer.from_directory(_resolve(name_or_path, cache_dir, None, checkpoint_file, bpe_dir))
+    return Tokenizer.from_directory(
+        resolve(name_or_path, cache_dir=cache_dir, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir)
+    )
 
 
-def _resolve(
+def resolve(
     name_or_path: PathLike,
-    cache_dir: PathLike | None,
-    sha256: str | None,
-    checkpoint_file: str,
-    bpe_dir: PathLike | None,
+    *,
+    cache_dir: PathLike | None = None,
+    sha256: str | None = None,
+    checkpoint_file: str = "model.pt",
+    bpe_dir: PathLike | None = None,
 ) -> Path:
-    """The converted directory of a model, made in the cache where there is none yet."""
+    """The converted directory of a model, made in the cache where there is none yet. Arguments and errors as load's."""
     from roberta_flax import download
 
     if (name := str(name_or_path)) in download.MODELS:

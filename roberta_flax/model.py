@@ -78,10 +78,28 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def position_ids(token_ids: Int[Array, "batch time"], pad_id: int) -> Int[Array, "batch time"]:
-    """pad_id + 1 and on for the tokens that are not padding, pad_id for padding (fairseq.utils.make_positions)."""
+def position_ids(
+    token_ids: Int[Array, "batch time"], pad_id: int, segments: Int[Array, "batch time"] | None = None
+) -> Int[Array, "batch time"]:
+    """pad_id + 1 and on for the tokens that are not padding, pad_id for padding (fairseq.utils.make_positions).
+
+    With `segments` they begin anew in each segment.
+    """
     not_padding = (token_ids != pad_id).astype(jnp.int32)
-    return jnp.cumsum(not_padding, axis=1) * not_padding + pad_id
+    count = jnp.cumsum(not_padding, axis=1)
+    if segments is not None:
+        begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        count -= lax.cummax(jnp.where(begins, count - not_padding, 0), axis=1)
+    return count * not_padding + pad_id
+
+
+def attention_mask(
+    is_padding: Bool[Array, "batch time"], segments: Int[Array, "batch time"] | None
+) -> Bool[Array, "batch queries key"]:
+    """Which keys each query sees: all that are not padding (one row for all queries); or those of its own segment."""
+    if segments is None:
+        return ~is_padding[:, None, :]
+    return segments[:, :, None] == segments[:, None, :]
 
 
 class Embeddings(nnx.Module):
@@ -102,12 +120,15 @@ class Embeddings(nnx.Module):
         self.layer_norm = layer_norm(config, numerics, rngs) if config.layernorm_embedding else None
 
     def __call__(
-        self, token_ids: Int[Array, "batch time"], key: Key[Array, ""] | None
+        self,
+        token_ids: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"] | None,
+        key: Key[Array, ""] | None,
     ) -> Float[Array, "batch time hidden"]:
         x = self._rows(self.token, token_ids)
         if self.token_type is not None:
             x = x + self._rows(self.token_type, jnp.zeros_like(token_ids))
-        x = x + self._rows(self.position, position_ids(token_ids, self.config.pad_id))
+        x = x + self._rows(self.position, position_ids(token_ids, self.config.pad_id, segments))
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         x = dropout(x, self.config.dropout, key)
@@ -131,10 +152,10 @@ class SelfAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "tokens hidden"],
-        is_padding: Bool[Array, "batch time"],
+        mask: Bool[Array, "batch queries time"],
         key: Key[Array, ""] | None,
     ) -> Float[Array, "tokens hidden"]:
-        batch, time = is_padding.shape
+        batch, _, time = mask.shape
         depth = self.config.hidden_size // self.config.num_heads
         product = partial(
             jnp.einsum,
@@ -148,7 +169,7 @@ class SelfAttention(nnx.Module):
         query, key_, value = heads(self.query(x) * depth**-0.5), heads(self.key(x)), heads(self.value(x))
         scores = product("bqhd,bkhd->bhqk", query, key_)
         # The lowest finite number and not -inf: a row that is all padding gets even weights, and no NaN.
-        scores = jnp.where(is_padding[:, None, None, :], float(np.finfo(scores.dtype).min), scores)
+        scores = jnp.where(mask[:, None, :, :], scores, float(np.finfo(scores.dtype).min))
         weights = dropout(jax.nn.softmax(scores, axis=-1), self.config.attention_dropout, key)
         context = product("bhqk,bkhd->bqhd", weights.astype(self.numerics.dtype), value)
         return self.output(context.reshape(batch * time, self.config.hidden_size))
@@ -180,13 +201,13 @@ class TransformerLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "tokens hidden"],
-        is_padding: Bool[Array, "batch time"],
+        mask: Bool[Array, "batch queries time"],
         key: Key[Array, ""] | None,
     ) -> Float[Array, "tokens hidden"]:
         keys = _split(key, 4)
         pre_norm = self.config.normalize_before
 
-        attended = self.attention(self.attention_layer_norm(x) if pre_norm else x, is_padding, keys[0])
+        attended = self.attention(self.attention_layer_norm(x) if pre_norm else x, mask, keys[0])
         x = x + dropout(attended, self.config.dropout, keys[1])
         x = x if pre_norm else self.attention_layer_norm(x)
 
@@ -286,12 +307,17 @@ class RobertaModel(nnx.Module):
         self.heads = nnx.Dict({head.name: Head(config, head, numerics, rngs) for head in config.heads})
 
     def hidden_states(
-        self, token_ids: Int[Array, "batch time"], key: Key[Array, ""] | None = None
+        self,
+        token_ids: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"] | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> tuple[list[Float[Array, "batch time hidden"]], Float[Array, "batch time hidden"]]:
         """Every hidden state, and the features.
 
         Args:
           token_ids: in the vocabulary, at most max_positions a row.
+          segments: where several sequences stand in a row, one after the other, the number of each token's sequence,
+            and another number for padding: none sees the others, and each has positions of its own.
           key: for dropout and LayerDrop; None evaluates.
 
         Returns:
@@ -299,17 +325,17 @@ class RobertaModel(nnx.Module):
           them, with the final LayerNorm where the network is pre-norm. In the accumulation dtype.
         """
         batch, time = token_ids.shape
-        is_padding = token_ids == self.config.pad_id
+        mask = attention_mask(token_ids == self.config.pad_id, segments)
         keys = _split(key, 1 + 2 * len(self.layers))
-        x = self.embeddings(token_ids, keys[0]).reshape(batch * time, self.config.hidden_size)
+        x = self.embeddings(token_ids, segments, keys[0]).reshape(batch * time, self.config.hidden_size)
         states = [x]
         for layer, layer_key, drop_key in zip(self.layers, keys[1::2], keys[2::2], strict=True):
             if drop_key is None or self.config.layer_drop == 0.0:
-                x = layer(x, is_padding, layer_key)
+                x = layer(x, mask, layer_key)
             else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
                 x = lax.cond(
                     jax.random.uniform(drop_key) > self.config.layer_drop,
-                    partial(layer, is_padding=is_padding, key=layer_key),
+                    partial(layer, mask=mask, key=layer_key),
                     lambda x: x,
                     x,
                 )

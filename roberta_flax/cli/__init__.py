@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from roberta_flax.cli import convert, decode, demo, encode, export, features, fill_mask, mnli, predict, verify
+from roberta_flax.cli import convert, decode, demo, encode, evaluate, export, features, fill_mask, mnli, predict, verify
 from roberta_flax.errors import RobertaFlaxError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("convert")(convert.command)
 app.command("export")(export.command)
 app.command("verify")(verify.command)
 app.command("predict")(predict.command)
+app.command("evaluate")(evaluate.command)
 app.command("mnli")(mnli.command)
 app.command("features")(features.command)
 app.command("fill-mask")(fill_mask.command)
@@ -42,3 +43,6 @@ def main() -> None:
     except RobertaFlaxError as error:
         print(f"roberta-flax: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("roberta-flax: stopped; a run over a file goes on with the same command", file=sys.stderr)
+        sys.exit(130)

@@ -53,7 +53,7 @@ def run(folder: Path) -> dict[str, Any]:
     import numpy as np
 
     from convert import convert
-    from roberta_flax.cli.mnli import LABELS
+    from roberta_flax.config import MNLI_LABELS
     from roberta_flax.download import extract_archive
     from roberta_flax.hub import load
 
@@ -82,7 +82,7 @@ def run(folder: Path) -> dict[str, Any]:
         "tokens": tokens.tolist(),
         "features": list(features.shape),
         "mnli": {
-            "label": LABELS[int(log_probabilities.argmax())],
+            "label": MNLI_LABELS[int(log_probabilities.argmax())],
             "log_probabilities": log_probabilities.tolist(),
         },
         "fill_mask": [

@@ -1,4 +1,4 @@
-"""roberta-flax features TEXT [MORE ...] -o FILE"""
+"""roberta-flax features TEXT [MORE ...] -o FILE; or of a file: features --input FILE -o OUTPUT"""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from roberta_flax.cli import batch
 from roberta_flax.cli.options import (
     BpeDir,
     CacheDir,
     CheckpointFile,
     Dtype,
     Json,
+    Loading,
     Model,
     Precision,
     print_json,
@@ -20,12 +22,31 @@ from roberta_flax.cli.options import (
 
 
 def command(
-    text: Annotated[str, typer.Argument(help="A sentence.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .npy file, or .npz for tokens and features.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Of a text .npy, or .npz with its tokens; of a file .parquet, .npy, .jsonl."
+        ),
+    ],
+    text: Annotated[str | None, typer.Argument(help="A sentence.")] = None,
     more: Annotated[list[str] | None, typer.Argument(help="Further sentences of the same input.")] = None,
     all_layers: Annotated[
         bool, typer.Option(help="The embedding's and every layer's output, not just the last.")
     ] = False,
+    file: batch.Input = None,
+    pooling: Annotated[str, typer.Option(help="Of a file: mean, first (token), or tokens, all of them.")] = "mean",
+    columns: batch.Columns = None,
+    keep: batch.Keep = None,
+    no_header: batch.NoHeader = False,
+    format: batch.Format = None,
+    on_long: batch.OnLong = "error",
+    strategy: batch.Strategy = "buckets",
+    strict: batch.Strict = False,
+    rows_per_part: batch.RowsPerPart = 8192,
+    tokens_per_batch: batch.TokensPerBatch = None,
+    tensor_parallel: batch.TensorParallel = 1,
+    share: batch.Share = None,
+    distributed: batch.Distributed = False,
     model: Model = "roberta.base",
     dtype: Dtype = "float32",
     precision: Precision = None,
@@ -34,31 +55,40 @@ def command(
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Write a text's features, float32: [1, time, hidden], or with --all-layers [layers + 1, 1, time, hidden]."""
+    """Write features, float32: of one text [1, time, hidden], or with --all-layers [layers + 1, 1, time, hidden].
+
+    With --input, of every row of a file: a vector each, [rows, hidden] in a .npy file that np.load can map into memory,
+    or with --pooling tokens one for each token. A run that was stopped goes on with the same command.
+    """
     import numpy as np
 
     from roberta_flax.errors import InputError
-    from roberta_flax.hub import load
 
+    if (file is None) == (text is None):
+        raise InputError("give one text, or a file of texts with --input")
+    loading = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir)
+    if file is not None:
+        from roberta_flax.inference import Embed
+
+        options = batch.Options(
+            output, columns, keep, no_header, format, on_long, strategy, strict, rows_per_part, tokens_per_batch,
+            tensor_parallel, share, distributed, as_json,
+        )  # fmt: skip
+        batch.run_job(loading, lambda _: Embed(pooling), file, options)
+        return
+    assert text is not None, "one of the two is given"
     if output.suffix not in (".npy", ".npz"):
         raise InputError(f"{output}: the output file must end in .npy or .npz")
-    roberta = load(
-        model,
-        dtype=dtype,
-        precision=precision,
-        checkpoint_file=checkpoint_file,
-        bpe_dir=bpe_dir,
-        cache_dir=cache_dir,
-    )
+    roberta = loading.load()
     tokens = roberta.encode(text, *(more or []))
     found = roberta.extract_features(tokens, True) if all_layers else roberta.extract_features(tokens)
     features = np.asarray(found, np.float32)
     try:
-        with output.open("wb") as file:
+        with output.open("wb") as saved:
             if output.suffix == ".npy":
-                np.save(file, features)
+                np.save(saved, features)
             else:
-                np.savez(file, tokens=tokens, features=features)
+                np.savez(saved, tokens=tokens, features=features)
     except OSError as error:
         raise InputError(f"cannot write {output}: {error.strerror}") from None
     if as_json:

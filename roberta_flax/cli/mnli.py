@@ -12,13 +12,11 @@ from roberta_flax.cli.options import (
     CheckpointFile,
     Dtype,
     Json,
+    Loading,
     Model,
     Precision,
     print_json,
 )
-
-# fairseq/examples/roberta/README.md, label_map
-LABELS = ("contradiction", "neutral", "entailment")
 
 
 def command(
@@ -35,24 +33,17 @@ def command(
     """Does the hypothesis follow from the premise? Prints contradiction, neutral or entailment, with probabilities."""
     import numpy as np
 
+    from roberta_flax.config import MNLI_LABELS
     from roberta_flax.errors import InputError
-    from roberta_flax.hub import load
 
-    roberta = load(
-        model,
-        dtype=dtype,
-        precision=precision,
-        checkpoint_file=checkpoint_file,
-        bpe_dir=bpe_dir,
-        cache_dir=cache_dir,
-    )
+    roberta = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir).load()
     heads = {head.name: head for head in roberta.config.heads if head.kind == "sentence"}
     head = heads.get("mnli") or (next(iter(heads.values())) if len(heads) == 1 else roberta.config.head("mnli"))
-    if head.num_classes != len(LABELS):
+    if head.num_classes != len(MNLI_LABELS):
         raise InputError(
-            f"the {head.name} head of {model} has {head.num_classes} classes, expected {', '.join(LABELS)}"
+            f"the {head.name} head of {model} has {head.num_classes} classes, expected {', '.join(MNLI_LABELS)}"
         )
-    labels = [name.lower() for name in head.labels] or LABELS
+    labels = [name.lower() for name in head.labels] or MNLI_LABELS
     outputs = np.asarray(roberta.predict(head.name, roberta.encode(premise, hypothesis)), np.float64)[0]
     log_probabilities = dict(zip(labels, outputs.tolist(), strict=True))
     label = max(log_probabilities, key=log_probabilities.__getitem__)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from roberta_flax.hub import Roberta
 
 CacheDir = Annotated[
     Path | None,
@@ -28,6 +32,46 @@ Precision = Annotated[
     typer.Option(help="Of matrix products: default, high, highest (float32 parity on TPU and GPU)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The options that say which model is loaded, and how."""
+
+    model: str
+    dtype: str
+    precision: str | None
+    checkpoint_file: str
+    bpe_dir: Path | None
+    cache_dir: Path | None
+
+    def load(self) -> Roberta:
+        """The model. Programs that are compiled for it are kept in the cache, so that the next run starts at once."""
+        import jax
+
+        from roberta_flax import download, hub
+
+        settings = {
+            "jax_compilation_cache_dir": str(download.cache_dir(self.cache_dir) / "compiled"),
+            "jax_persistent_cache_min_compile_time_secs": 0.2,
+        }
+        for name, value in settings.items():
+            jax.config.update(name, value)  # type: ignore[no-untyped-call]
+        return hub.load(self._directory(), dtype=self.dtype, precision=self.precision)
+
+    def note(self) -> dict[str, Any]:
+        """Which model it is, and that it has not changed, for a job that may be stopped and go on."""
+        from roberta_flax import checkpoint
+
+        stat = (self._directory() / checkpoint.PARAMS_FILE).stat()
+        return {"model": self.model, "parameters": [stat.st_size, stat.st_mtime_ns]}
+
+    def _directory(self) -> Path:
+        from roberta_flax import hub
+
+        return hub.resolve(
+            self.model, checkpoint_file=self.checkpoint_file, bpe_dir=self.bpe_dir, cache_dir=self.cache_dir
+        )
 
 
 def print_json(result: Any) -> None:

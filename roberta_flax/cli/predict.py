@@ -1,17 +1,21 @@
-"""roberta-flax predict --head NAME --text TEXT [--text TEXT]"""
+"""roberta-flax predict INPUT -o OUTPUT --head NAME; or of one text: predict --text TEXT [--text TEXT]"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from roberta_flax.cli import batch
 from roberta_flax.cli.options import (
     BpeDir,
     CacheDir,
     CheckpointFile,
     Dtype,
     Json,
+    Loading,
     Model,
     Precision,
     print_json,
@@ -23,10 +27,29 @@ if TYPE_CHECKING:
 
 
 def command(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[INPUT]", help="A .jsonl, .csv, .tsv, .txt or .parquet file of texts or pairs."),
+    ] = None,
+    output: batch.Output = None,
     text: Annotated[
-        list[str], typer.Option(help="A sentence; twice for a pair. To a choice head: what is given, then each choice.")
-    ],
+        list[str] | None,
+        typer.Option(help="Instead of INPUT: a sentence; twice for a pair. A choice head: what is given, each choice."),
+    ] = None,
     head: Annotated[str | None, typer.Option(help="The head's name. [default: the only one]")] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="Of a file: logits, not log-probabilities.")] = False,
+    columns: batch.Columns = None,
+    keep: batch.Keep = None,
+    no_header: batch.NoHeader = False,
+    format: batch.Format = None,
+    on_long: batch.OnLong = "error",
+    strategy: batch.Strategy = "buckets",
+    strict: batch.Strict = False,
+    rows_per_part: batch.RowsPerPart = 8192,
+    tokens_per_batch: batch.TokensPerBatch = None,
+    tensor_parallel: batch.TensorParallel = 1,
+    share: batch.Share = None,
+    distributed: batch.Distributed = False,
     model: Model = "roberta.large.mnli",
     dtype: Dtype = "float32",
     precision: Precision = None,
@@ -35,18 +58,27 @@ def command(
     cache_dir: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """What a head says of a sentence or a pair: labels by name, with probabilities."""
-    from roberta_flax.hub import load
+    """What a head says of every row of a file, or of one text: labels by name, with probabilities.
 
-    roberta = load(
-        model,
-        dtype=dtype,
-        precision=precision,
-        checkpoint_file=checkpoint_file,
-        bpe_dir=bpe_dir,
-        cache_dir=cache_dir,
-    )
-    chosen = _head(roberta, model, head)
+    A run over a file that was stopped goes on where it was: start it again with the same command.
+    """
+    from roberta_flax.errors import InputError
+
+    if (file is None) == (not text):
+        raise InputError("give a file of texts, or one text with --text")
+    loading = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir)
+    if file is not None:
+        from roberta_flax.inference import Classify
+
+        options = batch.Options(
+            output, columns, keep, no_header, format, on_long, strategy, strict, rows_per_part, tokens_per_batch,
+            tensor_parallel, share, distributed, as_json,
+        )  # fmt: skip
+        batch.run_job(loading, lambda roberta: Classify(head_of(roberta, model, head).name, logits), file, options)
+        return
+    assert text is not None, "one of the two is given"
+    roberta = loading.load()
+    chosen = head_of(roberta, model, head)
     result = _PREDICTIONS[chosen.kind](roberta, chosen, text)
     if as_json:
         print_json({"head": chosen.name, **result})
@@ -57,7 +89,8 @@ def command(
             print(f"{key}\t{_shown(line)}")
 
 
-def _head(roberta: Roberta, model: str, name: str | None) -> HeadConfig:
+def head_of(roberta: Roberta, model: str, name: str | None) -> HeadConfig:
+    """The head called `name`, or the only one; InputError, naming those there are, where that is none."""
     from roberta_flax.errors import InputError
 
     heads = [head for head in roberta.config.heads if head.kind != "pooler"]
@@ -82,9 +115,9 @@ def _sentence(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str,
     tokens = roberta.encode(*texts)
     outputs = np.asarray(roberta.predict(head.name, tokens), np.float64)[0]
     if head.problem == "regression":
-        return {"values": dict(zip(head.label_names, outputs.tolist(), strict=True))}
+        return {"values": dict(zip(_distinct(head.label_names), outputs.tolist(), strict=True))}
     label = roberta.predict_labels(head.name, tokens)[0]
-    probabilities = dict(zip(head.label_names, np.exp(outputs).tolist(), strict=True))
+    probabilities = dict(zip(_distinct(head.label_names), np.exp(outputs).tolist(), strict=True))
     return {"label": label if isinstance(label, str) else ", ".join(label) or "none", "probabilities": probabilities}
 
 
@@ -107,9 +140,13 @@ def _span(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any
     """The likeliest span of the last text: of a question and what it asks of, the second."""
     import numpy as np
 
+    from roberta_flax.errors import InputError
+
     tokens = roberta.encode(*texts)
     last = len(tokens) - 1 - len(roberta.tokenizer.encode_text(texts[-1]))
     scores = np.asarray(roberta.predict(head.name, tokens), np.float64)[0][last:-1]
+    if not len(scores):
+        raise InputError("an answer is a span of the last text, and that is empty")
     joint = np.triu(scores[:, None, 0] + scores[None, :, 1]) + np.tril(np.full([len(scores)] * 2, -np.inf), -1)
     start, end = np.unravel_index(joint.argmax(), joint.shape)
     answer = str(roberta.decode(tokens[last + start : last + end + 1])).strip()
@@ -128,7 +165,12 @@ def _choice(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, A
     rows = collate_tokens([roberta.encode(given, choice) for choice in choices])
     probabilities = np.exp(np.asarray(roberta.predict(head.name, rows), np.float64))[0].tolist()
     best = max(range(len(choices)), key=probabilities.__getitem__)
-    return {"label": choices[best], "probabilities": dict(zip(choices, probabilities, strict=True))}
+    return {"label": choices[best], "probabilities": dict(zip(_distinct(choices), probabilities, strict=True))}
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with its number behind each that comes more than once, so that they can be keys."""
+    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 _PREDICTIONS = {"sentence": _sentence, "token": _token, "span": _span, "choice": _choice}

@@ -1,0 +1,193 @@
+"""Pairs a second from text to label, beside fairseq's loop and transformers' pipeline: python -m benchmarks.inference
+
+One model (base, random weights, an MNLI head), one process, rounds in turn, medians. Work is SICK's pairs in file
+order, and a mix of lengths (log-normal, median 40 tokens, from 5 to 500). Every program is compiled before its first
+round; fairseq's and transformers' batches are in the order of the file, padded to their longest. JSON lines.
+
+  python -m benchmarks.inference BPE_DIR SICK_FILE [--pairs N] [--mixed N] [--rounds N] [--sweep]
+
+--sweep tries tokens a batch, and both strategies, and compares nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import convert, export
+from roberta_flax import Classify, Predictor, load
+from roberta_flax.inference import Stats
+from tests.references import RobertaModel, build, torch, write
+
+FAIRSEQ_BATCH = 32
+PIPELINE_BATCHES = (1, 8, 32)
+Pairs = Sequence[tuple[str, str]]
+
+
+def fairseq_hub(folder: Path, bpe_dir: Path) -> Any:
+    """fairseq's own from_pretrained, of a model of base's size with random weights, written to `folder`."""
+    write(build(), folder, bpe_dir)
+    shutil.copy(bpe_dir / "dict.txt", folder / "dict.txt")
+    trusted, torch.load = torch.load, partial(torch.load, weights_only=False)  # which fairseq leaves to the default
+    try:
+        files = {"gpt2_encoder_json": str(folder / "encoder.json"), "gpt2_vocab_bpe": str(folder / "vocab.bpe")}
+        return RobertaModel.from_pretrained(str(folder), **files).eval()
+    finally:
+        torch.load = trusted
+
+
+def sick_pairs(path: Path, count: int) -> Pairs:
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    return [(row[1], row[2]) for row in rows][:count]
+
+
+def mixed_pairs(sick: Pairs, count: int, length_of: Callable[[str], int]) -> Pairs:
+    """Pairs of SICK's sentences strung together, of about the lengths asked for."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(np.exp(random.normal(np.log(40), 0.8, count)), 5, 500).astype(int)
+    sentences = [sentence for pair in sick for sentence in pair]
+    order = iter(random.integers(0, len(sentences), 100 * count).tolist())
+    pairs = []
+    for length in lengths:
+        first, second = "", sentences[next(order)].split(" ")[0]
+        while length_of(first) + length_of(second) + 4 < length:
+            words = sentences[next(order)]
+            room = max(1, int((length - length_of(first) - length_of(second) - 4) / 1.2))
+            first = f"{first} {' '.join(words.split(' ')[:room])}".strip()
+        pairs.append((first or "A", second))
+    return pairs
+
+
+def fairseq_loop(hub: Any, pairs: Pairs, batch: int) -> list[int]:
+    """The loop of fairseq's README; with batches, its collate_tokens too (its own example of batched prediction)."""
+    from fairseq.data.data_utils import collate_tokens
+
+    labels: list[int] = []
+    with torch.no_grad():
+        for start in range(0, len(pairs), batch):
+            tokens = [hub.encode(*pair) for pair in pairs[start : start + batch]]
+            labels += hub.predict("mnli", collate_tokens(tokens, pad_idx=1)).argmax(dim=1).tolist()
+    return labels
+
+
+def transformers_pipeline(directory: Path, dtype: Any) -> Any:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=dtype).eval()
+    return pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(directory))
+
+
+def in_turn(rounds: int, runs: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    for name, times in seconds.items():
+        yield name, statistics.median(times)
+
+
+def line(**values: Any) -> None:
+    print(
+        json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()}),
+        flush=True,
+    )
+
+
+def sweep(directory: Path, works: dict[str, Pairs]) -> None:
+    for dtype in ("float32", "bfloat16"):
+        roberta = load(directory, dtype=dtype)
+        for what, pairs in works.items():
+            for strategy in ("buckets", "packing"):
+                for tokens in (512, 1024, 2048, 4096):
+                    options = {"strategy": strategy, "tokens_per_batch": tokens}
+                    list(Predictor(roberta, Classify("mnli"), **options)(pairs))
+                    predictor = Predictor(roberta, Classify("mnli"), **options)
+                    list(predictor(pairs))
+                    stats = predictor.stats.to_json()
+                    line(
+                        dtype=dtype,
+                        work=what,
+                        **options,
+                        **{k: stats[k] for k in ("texts_per_second", "padding_share", "shapes")},
+                    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bpe_dir", type=Path)
+    parser.add_argument("sick", type=Path)
+    parser.add_argument("--pairs", type=int, default=512)
+    parser.add_argument("--mixed", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sweep", action="store_true")
+    options = parser.parse_args()
+
+    logging.disable(logging.WARNING)  # fairseq and hydra say much
+    with tempfile.TemporaryDirectory(prefix="benchmark-inference-") as temporary:
+        folder = Path(temporary)
+        hub = fairseq_hub(folder / "fairseq", options.bpe_dir)
+        directory = convert(folder / "fairseq", folder / "converted")
+        sick = sick_pairs(options.sick, options.pairs)
+        mixed = mixed_pairs(sick, options.mixed, lambda text: len(hub.bpe.encode(text).split()))
+        works = {"SICK": sick, "mixed lengths": mixed}
+        if options.sweep:
+            sweep(directory, works)
+            return
+        export(directory, folder / "transformers", to="huggingface")
+        for dtype in ("float32", "bfloat16"):
+            roberta = load(directory, dtype=dtype)
+            hub.model.to(getattr(torch, dtype))
+            pipe = transformers_pipeline(folder / "transformers", getattr(torch, dtype))
+            for work, pairs in works.items():
+                compare(work, pairs, dtype, roberta, hub, pipe, options.rounds)
+
+
+def compare(work: str, pairs: Pairs, dtype: str, roberta: Any, hub: Any, pipe: Any, rounds: int) -> None:
+    predictors = {s: Predictor(roberta, Classify("mnli"), strategy=s) for s in ("buckets", "packing")}
+    labels: dict[str, list[int]] = {}
+
+    def ours(strategy: str) -> None:
+        predictors[strategy].stats = Stats()
+        labels[strategy] = [int(result.argmax()) for result in predictors[strategy](pairs)]
+
+    def theirs(batch: int) -> None:
+        labels[f"fairseq {batch}"] = fairseq_loop(hub, pairs, batch)
+
+    def pipeline(batch: int) -> None:
+        pipe([{"text": a, "text_pair": b} for a, b in pairs], batch_size=batch)
+
+    for strategy in predictors:
+        ours(strategy)  # compiles
+    runs: dict[str, Callable[[], Any]] = {
+        "roberta-flax, buckets": partial(ours, "buckets"),
+        "roberta-flax, packing": partial(ours, "packing"),
+        "fairseq, batches of 32": partial(theirs, FAIRSEQ_BATCH),
+        "fairseq, one at a time": partial(theirs, 1),
+        **{f"transformers' pipeline, batches of {n}": partial(pipeline, n) for n in PIPELINE_BATCHES},
+    }
+    medians = dict(in_turn(rounds, runs))
+    baseline = medians["fairseq, batches of 32"]
+    for name, seconds in medians.items():
+        rate = len(pairs) / seconds
+        line(work=work, dtype=dtype, runner=name, pairs_per_second=rate, over_fairseq_batches=baseline / seconds)
+    for strategy, predictor in predictors.items():
+        agree = float(np.mean(np.array(labels[strategy]) == np.array(labels["fairseq 32"])))
+        line(work=work, dtype=dtype, strategy=strategy, agree_with_fairseq=agree, **predictor.stats.to_json())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""What the subcommands that read a file of texts share: options, the model, progress, and the summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from roberta_flax.cli.options import Loading, print_json
+
+if TYPE_CHECKING:
+    from roberta_flax.hub import Roberta
+    from roberta_flax.inference import Predictor, Work
+    from roberta_flax.jobs import Progress
+
+Input = Annotated[
+    Path | None, typer.Option("--input", "-i", help="A .jsonl, .csv, .tsv, .txt or .parquet file of texts.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="A .jsonl, .csv, .tsv or .parquet file; of features .npy too.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", "-c", help="A column with text; twice for pairs. [default: text, or sentence1 and 2, ...]"
+    ),
+]
+Keep = Annotated[list[str] | None, typer.Option(help="A column to copy to the output.")]
+NoHeader = Annotated[bool, typer.Option("--no-header", help="CSV and TSV: columns are numbers, from 0.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="INPUT's, if not by its name: jsonl, csv, tsv, txt, parquet.")
+]
+OnLong = Annotated[str, typer.Option(help="What becomes of texts that are too long: error, truncate, window.")]
+Strategy = Annotated[str, typer.Option(help="buckets, a text a row; or packing, several where they are short.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
+RowsPerPart = Annotated[int, typer.Option(help="Rows that are done, or not, together.")]
+TokensPerBatch = Annotated[int | None, typer.Option(help="About how many, on each device. [default: by the device]")]
+TensorParallel = Annotated[int, typer.Option(help="Devices that share each layer; the others repeat the model.")]
+Share = Annotated[
+    str | None, typer.Option(metavar="I/N", help="Do the share of process I, from 0, of N that write to one OUTPUT.")
+]
+Distributed = Annotated[
+    bool, typer.Option("--distributed", help="Take the share from jax.distributed, as on a TPU pod or under SLURM.")
+]
+
+# Columns' usual names, the first that are there
+_USUAL = (
+    ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("sentence_A", "sentence_B"),
+    ("text_a", "text_b"), ("question1", "question2"), ("question", "sentence"), ("sentence",),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options above."""
+
+    output: Path | None
+    columns: list[str] | None
+    keep: list[str] | None
+    no_header: bool
+    format: str | None
+    on_long: str
+    strategy: str
+    strict: bool
+    rows_per_part: int
+    tokens_per_batch: int | None
+    tensor_parallel: int
+    share: str | None
+    distributed: bool
+    as_json: bool
+
+
+def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, options: Options) -> None:
+    """Runs a file through a model (jobs.run), with progress on stderr and a summary on stdout.
+
+    Args:
+      loading: which model.
+      work_of: what is asked of it.
+      file: of texts.
+      options: how.
+    """
+    from roberta_flax import jobs
+    from roberta_flax.errors import InputError
+
+    if options.output is None:
+        raise InputError("say where the results go with --output (-o)")
+    share = _share(options.share, options.distributed)  # before JAX does anything
+    header = False if options.no_header else None
+    texts = tuple(options.columns or usual_columns(file, header, options.format))
+    roberta = loading.load()
+    work = work_of(roberta)
+    predictor = predictor_of(roberta, work, options)
+    job = jobs.Job(
+        file, options.output, texts, tuple(options.keep or ()), header, options.format, loading.note(),
+        options.rows_per_part, options.strict, share,
+    )  # fmt: skip
+    with progress_bar(file) as progress:
+        summary = jobs.run(job, predictor, work, progress)
+    if options.as_json:
+        print_json(summary)
+        return
+    done = summary["this_run"]
+    where = options.output if summary["joined"] else f"{job.parts} (other processes have parts to write)"
+    print(
+        f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, {summary.get('cut', 0)} cut; "
+        f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
+        f"padding {done['padding_share']:.1%}, {done['shapes']} shapes"
+    )
+    if summary["rejects"]:
+        print(f"rejected rows, with reasons: {summary['rejects']}")
+
+
+def predictor_of(roberta: Roberta, work: Work, options: Options) -> Predictor:
+    """A Predictor as the options say."""
+    from roberta_flax.inference import Predictor
+
+    return Predictor(
+        roberta,
+        work,
+        on_long=cast(Any, options.on_long),  # checked there
+        strategy=cast(Any, options.strategy),
+        tokens_per_batch=options.tokens_per_batch,
+        tensor_parallel=options.tensor_parallel,
+    )
+
+
+def usual_columns(file: Path, header: bool | None, format: str | None) -> tuple[str, ...]:
+    """The columns that hold text, by their names."""
+    from roberta_flax import tables
+    from roberta_flax.errors import InputError
+
+    names = tables.column_names(file, header, format) or []
+    found = next((columns for columns in _USUAL if set(columns) <= set(names)), None)
+    if found is None and len(names) == 1:
+        found = (names[0],)
+    if found is None:
+        shown = ", ".join(map(repr, names[:20])) or "none"
+        raise InputError(f"{file} has the columns {shown}; say which hold text with --column (-c)")
+    return found
+
+
+def _share(share: str | None, distributed: bool) -> tuple[int, int]:
+    from roberta_flax.errors import InputError
+
+    if share is not None:
+        process, _, count = share.partition("/")
+        if distributed or not process.isdecimal() or not count.isdecimal() or not int(process) < int(count):
+            raise InputError(f"--share is I/N with I from 0 to N - 1, without --distributed; got {share!r}")
+        return int(process), int(count)
+    if distributed:
+        import jax
+
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"jax.distributed: {' '.join(str(error).split())[:300]}; or use --share I/N") from None
+        return jax.process_index(), jax.process_count()
+    return 0, 1
+
+
+@contextmanager
+def progress_bar(file: Path) -> Iterator[Progress]:
+    """On a terminal a bar with rows and tokens a second, padding and time left; otherwise a line now and then."""
+    from roberta_flax.jobs import rows_in
+
+    total = rows_in(file)
+    begin = last = time.monotonic()
+
+    def text(predictor: Predictor) -> str:
+        stats = predictor.stats
+        seconds = max(time.monotonic() - begin, 1e-9)
+        return f"{stats.texts / seconds:.1f} rows/s {stats.tokens / seconds:.0f} tokens/s padding {stats.padding:.1%}"
+
+    if not sys.stderr.isatty():
+
+        def line(rows: int, predictor: Predictor) -> None:
+            nonlocal last
+            if time.monotonic() - last >= 30:
+                last = time.monotonic()
+                print(f"{rows} of {total or '?'} rows, {text(predictor)}", file=sys.stderr)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("loading", total=total)
+        yield lambda rows, predictor: bar.update(task, completed=rows, description=text(predictor))

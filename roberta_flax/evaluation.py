@@ -1,0 +1,425 @@
+"""How well a head does on a labelled file: where GLUE's tasks keep their texts and labels, and what they are judged by.
+
+Pure: numpy arrays of predicted and gold classes or values in, an Evaluation out. Files are read elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from roberta_flax.errors import InputError
+
+CLASS_METRICS = ("accuracy", "matthews", "f1", "macro_f1")
+VALUE_METRICS = ("pearson", "spearman", "mse")
+METRICS = CLASS_METRICS + VALUE_METRICS
+
+_Z = NormalDist().inv_cdf(0.975)  # 1.96: two-sided, 95 %
+
+
+@dataclass(frozen=True)
+class Task:
+    """A labelled file's layout and how it is judged. The columns of GLUE's files are parted by tabs, without quoting.
+
+    Attributes:
+      name: the name that task_of() takes.
+      texts: names of the one or two text columns, by the file's header; 0-based indices ("3") where `header` is False.
+      label: the gold column, named likewise.
+      labels: the gold strings, in the order of a head's classes; () for a regression. Only MNLI's order is a released
+        fairseq head's. fairseq's README.glue.md numbers the others by their frequency in the training file, so a head
+        fine-tuned so may have any order; these are in the order of datasets' glue.py. See resolve_labels().
+      metrics: of METRICS, the task's main one first.
+      header: whether the file's first line names the columns.
+      problem: what the head's outputs are, as HeadConfig.problem.
+      meanings: what datasets' glue.py calls the classes, in the order of `labels`, where the file has only numbers.
+      unlabelled: gold strings of rows that are left out: "-" where annotators did not agree (SNLI's README.txt).
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    header: bool = True
+    problem: Literal["single_label", "regression"] = "single_label"
+    meanings: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+
+
+_SENTENCES = ("sentence1", "sentence2")
+_NLI = ("contradiction", "neutral", "entailment")  # roberta.large.mnli; fairseq/examples/roberta/README.md, label_map
+_RTE = ("entailment", "not_entailment")
+_BINARY = ("0", "1")
+_F1 = ("accuracy", "f1")
+_SICK = ("sentence_A", "sentence_B")
+
+# Columns: fairseq/examples/roberta/preprocess_GLUE_tasks.sh. Metrics: Wang et al., 2019 (GLUE), table 1; SICK's:
+# Marelli et al., 2014 (SemEval task 1). No mse for sts-b: fairseq's heads are trained on its scores divided by 5.
+# GLUE's diagnostic set (ax) is not here, as its gold labels are not public.
+_TASKS = (
+    Task("mnli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabelled=("-",)),
+    Task("snli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabelled=("-",)),
+    Task("qnli", ("question", "sentence"), "label", _RTE, ("accuracy",)),
+    Task("rte", _SENTENCES, "label", _RTE, ("accuracy",)),
+    Task("wnli", _SENTENCES, "label", _BINARY, ("accuracy",), meanings=("not_entailment", "entailment")),
+    Task("qqp", ("question1", "question2"), "is_duplicate", _BINARY, _F1, meanings=("not_duplicate", "duplicate")),
+    Task("mrpc", ("#1 String", "#2 String"), "Quality", _BINARY, _F1, meanings=("not_equivalent", "equivalent")),
+    Task("sst-2", ("sentence",), "label", _BINARY, ("accuracy",), meanings=("negative", "positive")),
+    Task("cola", ("3",), "1", _BINARY, ("matthews", "accuracy"), False, meanings=("unacceptable", "acceptable")),
+    Task("sts-b", _SENTENCES, "score", (), ("pearson", "spearman"), problem="regression"),
+    Task("sick", _SICK, "entailment_judgment", tuple(map(str.upper, _NLI)), ("accuracy",)),
+    Task("sick-relatedness", _SICK, "relatedness_score", (), VALUE_METRICS, problem="regression"),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+
+# Names in the paths of released files; a dash stands for itself, "_", a blank or nothing.
+_SPELLINGS = {name: name for name in TASKS} | {"multi-nli": "mnli", "msr-paraphrase": "mrpc"}
+_SPELLINGS |= {"dev-matched": "mnli", "dev-mismatched": "mnli"}
+_BY_LETTERS = {spelling.replace("-", ""): name for spelling, name in _SPELLINGS.items()}
+_ANY = "|".join(sorted(_SPELLINGS, key=len, reverse=True)).replace("-", "[-_ ]?")
+_SPELLING = re.compile(f"(?<![a-z0-9])(?:{_ANY})(?![a-z0-9])")
+
+
+def task_of(name_or_path: str | os.PathLike[str]) -> Task:
+    """The task of a name, "mnli" or "SST2", or of a path that has one in it: glue_data/MNLI/dev_matched.tsv.
+
+    Of a path, the part nearest to the file's name that has a task's name in it counts.
+
+    Raises:
+      InputError: no task's name is there, or two in one part; names those there are.
+    """
+    text = os.fspath(name_or_path)
+    for part in reversed(re.split(r"[/\\]", text.casefold())):
+        found = {_BY_LETTERS[re.sub("[-_ ]", "", spelling)] for spelling in _SPELLING.findall(part)}
+        if len(found) == 1:
+            return TASKS[found.pop()]
+        if found:
+            break
+    raise InputError(f"no one task is named in {text!r}; give one by its name: {', '.join(TASKS)}")
+
+
+def class_of(label: str, names: Sequence[str]) -> int | None:
+    """The class that a gold string names: as spelled, in other case, or by its number ("1"); None for any other."""
+    folded = [name.casefold() for name in names]
+    for text, known in ((label, names), (label.casefold(), folded), (label, list(map(str, range(len(names)))))):
+        if text in known:
+            return known.index(text)
+    return None
+
+
+def resolve_labels(
+    task: Task, head_labels: Sequence[str], num_classes: int, given: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The gold string of each of a head's classes, for class_of() and evaluate_classes().
+
+    Those given by the user; or else the head's own, where they are the task's labels (or their meanings) in some
+    order; or else the task's, in its order. Names that are the task's come back as the file spells them: a head's
+    ("positive", "negative") for sst-2 is ("1", "0").
+
+    Args:
+      head_labels, num_classes: HeadConfig.labels, which may be (), and HeadConfig.num_classes.
+      given: by the user, in the order of the head's classes; or None.
+
+    Returns:
+      num_classes names, or () for a regression.
+
+    Raises:
+      InputError: the counts do not fit, or two classes are given one name.
+    """
+    if task.problem == "regression":
+        if given or num_classes != 1:
+            raise InputError(
+                f"{task.name} is a regression: it takes a head of 1 output and no labels,"
+                f" got {num_classes} outputs and {len(given or ())} labels"
+            )
+        return ()
+    if given is not None:
+        if len(given) != num_classes or len({name.casefold() for name in given}) != num_classes:
+            raise InputError(
+                f"the head has {num_classes} classes, got the labels {', '.join(given) or '(none)'};"
+                " give each class a name of its own, in the order of the head"
+            )
+        return _in_gold_strings(task, given) or tuple(given)
+    if len(task.labels) != num_classes:
+        raise InputError(
+            f"{task.name} has {len(task.labels)} classes ({', '.join(task.labels)}), the head {num_classes};"
+            " take another head, or name each of its classes with --labels"
+        )
+    return _in_gold_strings(task, head_labels) or task.labels
+
+
+def _in_gold_strings(task: Task, names: Sequence[str]) -> tuple[str, ...] | None:
+    """`names` as the file spells them, where they are the task's labels or their meanings in some order."""
+    folded = [name.casefold() for name in names]
+    for known in (task.labels, task.meanings):
+        gold = {name.casefold(): label for name, label in zip(known, task.labels, strict=False)}
+        if gold and sorted(folded) == sorted(gold):
+            return tuple(gold[name] for name in folded)
+    return None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+      count: rows judged.
+      metrics: by name, in the order asked for. accuracy; matthews (Gorodkin, 2004; 0 where gold or predicted classes
+        are all one); f1, of the class called "1" or else class 1 where there are two classes, macro_f1 where there
+        are others; macro_f1, over the classes that occur in gold or predicted. As scikit-learn's, an F1 of 0 / 0 is 0.
+        pearson and spearman, NaN where gold or predicted values are all one; mse.
+      intervals: 95 %, by metric. accuracy: the score interval of Wilson (1927). pearson: Fisher's z; spearman: the
+        same with the standard error of Bonett and Wright (2000); both only from 4 rows and within -1 and 1.
+      confusion: rows [gold][predicted]; None for values.
+      labels: names of the classes; () for values.
+    """
+
+    count: int
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    confusion: list[list[int]] | None = None
+    labels: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, for json.dumps: NaN and infinity, which JSON lacks, are None."""
+        return {
+            "count": self.count,
+            "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "labels": list(self.labels),
+            "confusion": self.confusion,
+        }
+
+    def to_text(self) -> str:
+        """Lines for a terminal: the metrics; of classes also the confusion matrix, and each one's precision and so on.
+
+        A precision or recall of 0 / 0 is "-".
+        """
+        lines = [self._metric_line(name) for name in self.metrics]
+        lines[0] += f", {self.count} row{'' if self.count == 1 else 's'}"
+        if self.confusion is not None:
+            names = [_printable(label) for label in self.labels]
+            matrix = [[name, *map(str, row)] for name, row in zip(names, self.confusion, strict=True)]
+            scores = [
+                [name, *("-" if math.isnan(score) else f"{score:.4f}" for score in row), str(sum(gold))]
+                for name, row, gold in zip(names, _class_scores(self.confusion), self.confusion, strict=True)
+            ]
+            lines += ["", *_aligned([["gold \\ predicted", *names], *matrix])]
+            lines += ["", *_aligned([["class", "precision", "recall", "f1", "rows"], *scores])]
+        return "\n".join(lines)
+
+    def _metric_line(self, name: str) -> str:
+        value = self.metrics[name]
+        if math.isnan(value):
+            return f"{name} undefined (the gold or the predicted values are all the same)"
+        line = f"{name} {value:.4f}"
+        if name == "f1" and len(self.labels) == 2:
+            line += f" (of class {_printable(self.labels[_positive(self.labels)])})"
+        if name in self.intervals:
+            line += " (95 % interval {:.4f} to {:.4f})".format(*self.intervals[name])
+        return line
+
+
+class ClassCounts:
+    """A confusion matrix that rows are added to, so that a file of any length is judged in the memory of one batch."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        """Args: labels, the names of the classes, in the order of their numbers; at least one."""
+        if not labels:
+            raise InputError("no labels: name the classes that predictions are judged by")
+        self.labels = tuple(labels)
+        self.counts = np.zeros((len(self.labels), len(self.labels)), np.int64)  # [gold, predicted]
+
+    def add(self, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> None:
+        """Counts rows: classes as integers, [rows] each, which may be none.
+
+        Raises:
+          InputError: not integers, lengths that differ, or a class outside the labels; nothing is counted then.
+        """
+        size = len(self.labels)
+        arrays = {"predicted": np.asarray(predicted), "gold": np.asarray(gold)}
+        _check_shapes(arrays)
+        for what, classes in arrays.items():
+            if classes.size and not np.issubdtype(classes.dtype, np.integer):
+                raise InputError(f"{what} classes must be integers, got {classes.dtype}; class_of() takes names")
+            outside = classes[(classes < 0) | (classes >= size)]
+            if outside.size:
+                raise InputError(
+                    f"{outside.size} {what} classes are outside the {size} labels, the first is {outside[0]};"
+                    f" classes go from 0 to {size - 1}"
+                )
+        cells = arrays["gold"].astype(np.int64) * size + arrays["predicted"].astype(np.int64)
+        self.counts += np.bincount(cells, minlength=size * size).reshape(size, size)
+
+    def evaluation(self, metrics: Sequence[str] = ("accuracy",)) -> Evaluation:
+        """Judges the rows added so far by `metrics`, of CLASS_METRICS; InputError where there are no rows."""
+        _check_metrics(metrics, CLASS_METRICS)
+        confusion: list[list[int]] = self.counts.tolist()
+        count = _checked_count(sum(map(sum, confusion)))
+        correct = sum(row[i] for i, row in enumerate(confusion))
+        f1 = [score for _, _, score in _class_scores(confusion)]
+        of_positive = f1[_positive(self.labels)] if len(f1) == 2 else math.nan
+        macro_f1 = float(np.nanmean(f1))
+        values = {
+            "accuracy": correct / count,
+            "matthews": _matthews(confusion),
+            "f1": macro_f1 if len(f1) != 2 else 0.0 if math.isnan(of_positive) else of_positive,
+            "macro_f1": macro_f1,
+        }
+        intervals = {"accuracy": _wilson(correct, count)} if "accuracy" in metrics else {}
+        return Evaluation(count, {name: values[name] for name in metrics}, intervals, confusion, self.labels)
+
+
+def evaluate_classes(
+    predicted: npt.ArrayLike, gold: npt.ArrayLike, labels: Sequence[str], metrics: Sequence[str] = ("accuracy",)
+) -> Evaluation:
+    """Judges predicted classes, integers [rows], by gold ones, integers [rows]; ClassCounts in one call.
+
+    Args:
+      labels: the names of the classes, in the order of their numbers.
+      metrics: of CLASS_METRICS.
+
+    Raises:
+      InputError: no rows, lengths that differ, a class outside the labels, or no such metric.
+    """
+    counts = ClassCounts(labels)
+    counts.add(predicted, gold)
+    return counts.evaluation(metrics)
+
+
+def evaluate_values(
+    predicted: npt.ArrayLike, gold: npt.ArrayLike, metrics: Sequence[str] = ("pearson", "spearman")
+) -> Evaluation:
+    """Judges predicted values, floats [rows], by gold ones, floats [rows], in float64.
+
+    Args:
+      metrics: of VALUE_METRICS.
+
+    Raises:
+      InputError: no rows, lengths that differ, values that are not finite numbers, or no such metric.
+    """
+    _check_metrics(metrics, VALUE_METRICS)
+    arrays = {"predicted": _as_floats(predicted, "predicted"), "gold": _as_floats(gold, "gold")}
+    _check_shapes(arrays)
+    for what, values in arrays.items():
+        if bad := int((~np.isfinite(values)).sum()):
+            raise InputError(f"{bad} of {values.size} {what} values are NaN or infinite; mend or leave out those rows")
+    ours, theirs = arrays["predicted"], arrays["gold"]
+    count = _checked_count(len(ours))
+    values_of: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for name in metrics:
+        if name == "mse":
+            with np.errstate(over="ignore"):
+                values_of[name] = float(np.mean((ours - theirs) ** 2))
+            continue
+        r = values_of[name] = _pearson(ours, theirs) if name == "pearson" else _pearson(_ranks(ours), _ranks(theirs))
+        if count > 3 and abs(r) < 1 - 1e-12:  # what a sum's rounding leaves of 1
+            error = math.sqrt((1 + (r * r / 2 if name == "spearman" else 0)) / (count - 3))
+            intervals[name] = (math.tanh(math.atanh(r) - _Z * error), math.tanh(math.atanh(r) + _Z * error))
+    return Evaluation(count, values_of, intervals)
+
+
+def _check_metrics(metrics: Sequence[str], known: tuple[str, ...]) -> None:
+    wrong = [name for name in metrics if name not in known]
+    if wrong or not metrics:
+        raise InputError(f"no such metric here: {', '.join(wrong) or '(none given)'}; there are {', '.join(known)}")
+
+
+def _check_shapes(arrays: dict[str, npt.NDArray[Any]]) -> None:
+    for what, array in arrays.items():
+        if array.ndim != 1:
+            raise InputError(f"{what} must be one for each row, of shape [rows], got shape {list(array.shape)}")
+    predicted, gold = (len(array) for array in arrays.values())
+    if predicted != gold:
+        raise InputError(f"{predicted} predicted and {gold} gold rows; each row needs one of both")
+
+
+def _checked_count(count: int) -> int:
+    if not count:
+        raise InputError("no rows to judge: the file has none, or none with a gold label")
+    return count
+
+
+def _as_floats(values: npt.ArrayLike, what: str) -> npt.NDArray[np.float64]:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} values must be numbers, one for each row") from None
+
+
+def _positive(labels: tuple[str, ...]) -> int:
+    """The class that the F1 of two is of: GLUE's is of "1", wherever in its order a head has that."""
+    return labels.index("1") if "1" in labels else 1
+
+
+def _class_scores(confusion: list[list[int]]) -> list[tuple[float, float, float]]:
+    """Precision, recall and F1 of each class; NaN for 0 / 0."""
+    scores = []
+    for i, row in enumerate(confusion):
+        hits, gold, predicted = row[i], sum(row), sum(other[i] for other in confusion)
+        pairs = ((hits, predicted), (hits, gold), (2 * hits, predicted + gold))
+        precision, recall, f1 = (above / below if below else math.nan for above, below in pairs)
+        scores.append((precision, recall, f1))
+    return scores
+
+
+def _matthews(confusion: list[list[int]]) -> float:
+    """R_K of Gorodkin (2004), in Python's integers: the products of a million rows overflow 64 bits."""
+    gold = [sum(row) for row in confusion]
+    predicted = [sum(column) for column in zip(*confusion, strict=True)]
+    count, correct = sum(gold), sum(row[i] for i, row in enumerate(confusion))
+    covariance = correct * count - sum(g * p for g, p in zip(gold, predicted, strict=True))
+    variances = (count**2 - sum(g * g for g in gold)) * (count**2 - sum(p * p for p in predicted))
+    return covariance / math.sqrt(variances) if variances else 0.0
+
+
+def _wilson(correct: int, count: int) -> tuple[float, float]:
+    """Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927), 209-212."""
+    middle = correct + _Z**2 / 2
+    reach = _Z * math.sqrt(correct * (count - correct) / count + _Z**2 / 4)
+    low, high = (middle - reach) / (count + _Z**2), (middle + reach) / (count + _Z**2)
+    accuracy = correct / count  # within, but for rounding: low is 0 where it is 0, high 1 where it is 1
+    return max(0.0, min(low, accuracy)), min(1.0, max(high, accuracy))
+
+
+def _pearson(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
+    """NaN where x or y is constant."""
+    units = []
+    for values in (x, y):
+        if values.min() == values.max():
+            return math.nan
+        scaled = values / np.abs(values).max()  # no square of it over- or underflows
+        scaled -= scaled.mean()
+        scaled /= np.abs(scaled).max()
+        units.append(scaled / np.linalg.norm(scaled))
+    return max(-1.0, min(1.0, float(units[0] @ units[1])))
+
+
+def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    means: npt.NDArray[np.float64] = np.cumsum(sizes) - (sizes - 1) / 2
+    return means[group]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+
+
+def _printable(label: str) -> str:
+    """A label of somebody's checkpoint, without what would steer a terminal or break a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in label)

@@ -1,0 +1,79 @@
+"""Meshes of devices, and which part of the parameters each device holds.
+
+Two axes: DATA, along which rows of a batch are divided and the model is repeated, and MODEL, along which each layer's
+matrices are divided (Shoeybi et al., 2019: the first of two products by columns, the second by rows).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from roberta_flax.checkpoint import path_name
+from roberta_flax.config import RobertaConfig
+from roberta_flax.errors import InputError
+from roberta_flax.forward import Params
+
+DATA, MODEL = "data", "model"
+# Paths of the tree (docs/parameters.md) -> the mesh's axis that divides each of theirs; others are whole everywhere.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(embeddings\.token|lm_head)\.embedding", (None, MODEL)),
+    (r"layers\.\d+\.attention\.(query|key|value)\.kernel", (None, MODEL)),
+    (r"layers\.\d+\.attention\.(query|key|value)\.bias", (MODEL,)),
+    (r"layers\.\d+\.attention\.output\.kernel", (MODEL, None)),
+    (r"layers\.\d+\.feed_forward\.intermediate\.kernel", (None, MODEL)),
+    (r"layers\.\d+\.feed_forward\.intermediate\.bias", (MODEL,)),
+    (r"layers\.\d+\.feed_forward\.output\.kernel", (MODEL, None)),
+)
+
+
+def mesh(devices: Sequence[jax.Device] | None = None, tensor_parallel: int = 1) -> Mesh:
+    """A mesh of DATA x MODEL devices.
+
+    Args:
+      devices: all local ones if not given.
+      tensor_parallel: the size of the MODEL axis.
+
+    Raises:
+      InputError: no devices, or a number of them that tensor_parallel does not divide.
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    whole = isinstance(tensor_parallel, int) and not isinstance(tensor_parallel, bool) and tensor_parallel >= 1
+    if not whole or not devices or len(devices) % tensor_parallel:
+        raise InputError(
+            f"tensor_parallel must divide the number of devices, got {tensor_parallel!r} and {len(devices)} devices"
+        )
+    return Mesh(np.array(devices).reshape(-1, tensor_parallel), (DATA, MODEL))
+
+
+def spec(path: str) -> PartitionSpec:
+    """How the parameter at a dotted path is divided."""
+    axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, path)), ())
+    return PartitionSpec(*axes)  # type: ignore[no-untyped-call]
+
+
+def place(params: Params, config: RobertaConfig, on: Mesh) -> Params:
+    """The parameters on a mesh's devices, by RULES.
+
+    Raises:
+      InputError: heads or widths that the MODEL axis does not divide.
+    """
+    parts = on.shape[MODEL]
+    for name in ("num_heads", "hidden_size", "intermediate_size"):
+        if getattr(config, name) % parts:
+            raise InputError(f"tensor_parallel must divide {name}, got {parts} and {getattr(config, name)}")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.device_put(leaf, NamedSharding(on, spec(path_name(path)))), params
+    )
+
+
+def place_rows(array: npt.NDArray[Any], on: Mesh) -> jax.Array:
+    """An array on a mesh's devices, its rows divided along DATA; they must be a multiple of its size."""
+    rows: jax.Array = jax.device_put(array, NamedSharding(on, PartitionSpec(DATA)))  # type: ignore[no-untyped-call]
+    return rows

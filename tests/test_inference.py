@@ -1,0 +1,372 @@
+"""Many texts at once: the same answers as one at a time, in order, however they are laid out and on how many devices."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import roberta_flax
+from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, Rejected, batching, forward
+from roberta_flax.inference import encode_texts, longest_first
+
+TOLERANCE = 5e-5  # float32, as in tests/parity/test_network.py
+
+
+@pytest.fixture(scope="module")
+def texts(sick_pairs) -> list:
+    """Single texts and pairs of every length up to the longest that fits, empty ones and emoji among them."""
+    words = " ".join(text for pair in sick_pairs[:200] for text in pair).split(" ")
+    random = np.random.default_rng(0)
+    singles = [" ".join(words[start : start + n]) for start, n in random.integers(1, 60, (12, 2))]
+    mixed: list = [
+        *sick_pairs[:20],
+        *singles,
+        " ".join(words[:100]),
+        "",
+        " ",
+        "🙂",
+        "日本語",
+        ("", ""),
+        ("a", "b", "c"),
+        ["x", "y"],
+    ]
+    return [mixed[i] for i in random.permutation(len(mixed))]
+
+
+@pytest.fixture
+def roberta(tiny: roberta_flax.Roberta) -> roberta_flax.Roberta:
+    """The embedded model with a token head, a regression and one of several labels."""
+    heads = (
+        HeadConfig("tags", 4, 0, "token"),
+        HeadConfig("score", 1, 64),
+        HeadConfig("topics", 3, 64, problem="multi_label"),
+    )
+    config = tiny.config
+    for head in heads:
+        config = config.with_head(head)
+    made = forward.init_params(config, jax.random.key(0))["heads"]
+    tiny.params = {**tiny.params, "heads": {**made, **tiny.params["heads"]}}
+    tiny.config = config
+    return tiny
+
+
+def one_at_a_time(roberta, work, item):
+    tokens = roberta.encode(*([item] if isinstance(item, str) else item))
+    if isinstance(work, Embed):
+        features = np.asarray(roberta.extract_features(tokens))[0]
+        return {"first": features[0], "mean": features.mean(axis=0), "tokens": features}[work.pooling]
+    return np.asarray(roberta.predict(work.head, tokens, work.logits))[0]
+
+
+WORKS = [
+    Classify("mnli"), Classify("mnli", logits=True), Classify("score"), Classify("topics"), Classify("tags"),
+    Embed("first"), Embed("mean"), Embed("tokens"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("work", "strategy"),
+    [*((work, "buckets") for work in WORKS), *((work, "packing") for work in (Classify("mnli"), *WORKS[-4:]))],
+    ids=str,
+)
+def test_results_are_those_of_one_text_at_a_time_and_in_order(roberta, texts, work, strategy):
+    predictor = Predictor(roberta, work, strategy=strategy, window=17, tokens_per_batch=300)
+    results = list(predictor(iter(texts)))
+    assert len(results) == len(texts)
+    for item, result in zip(texts, results, strict=True):
+        expected = one_at_a_time(roberta, work, item)
+        assert result.shape == expected.shape
+        assert result.dtype == np.float32
+        assert np.abs(result - expected).max() <= TOLERANCE, item
+
+
+def test_masks_are_filled_as_one_at_a_time(tiny, sick_pairs):
+    masked = [
+        "<mask>",
+        "a <mask> b",
+        *(first.replace(" is ", " <mask> ", 1) for first, _ in sick_pairs[:80] if " is " in first),
+    ]
+    results = list(Predictor(tiny, FillMask(4), window=30)(masked))
+    for text, result in zip(masked, results, strict=True):
+        expected = tiny.fill_mask(text, topk=4)
+        assert [(filled, token) for filled, _, token in result] == [(filled, token) for filled, _, token in expected]
+        assert [p for _, p, _ in result] == pytest.approx([p for _, p, _ in expected], abs=TOLERANCE)
+
+
+def test_eight_devices_give_the_answers_of_one(eight_devices, tiny_directory):
+    """Data parallel, and with two and four devices sharing each layer; the last batch does not fill all of them."""
+    program = f"""
+import jax, numpy as np, roberta_flax
+from roberta_flax import Classify, Embed, Predictor
+assert len(jax.devices()) == 8
+roberta = roberta_flax.load({str(tiny_directory)!r})
+texts = [" ".join(["word", "another", "dog"][i % 3] for i in range(3 + n % 2 * 9)) for n in range(67)]
+for work in (Classify("mnli"), Embed("tokens")):
+    one = list(Predictor(roberta, work, devices=jax.devices()[:1])(texts))
+    for tensor_parallel in (1, 2, 4):
+        for strategy in ("buckets", "packing"):
+            eight = Predictor(roberta, work, tensor_parallel=tensor_parallel, strategy=strategy, tokens_per_batch=128)
+            for a, b in zip(one, eight(texts), strict=True):
+                assert np.abs(a - b).max() <= {TOLERANCE}
+print("the same")
+"""
+    assert eight_devices(program) == "the same\n"
+
+
+def test_devices_and_widths_that_do_not_divide_are_refused(tiny):
+    with pytest.raises(InputError, match="tensor_parallel must divide the number of devices, got 3 and 1 devices"):
+        Predictor(tiny, Embed(), tensor_parallel=3)
+    with pytest.raises(InputError, match="got 0 and 1"):
+        Predictor(tiny, Embed(), tensor_parallel=0)
+
+
+# texts that are too long
+
+
+def test_texts_that_are_too_long_are_refused_by_number_or_truncated_and_counted(tiny):
+    texts = ["a b", "c " * 600, "d"]
+    with pytest.raises(InputError, match=r"input 1: 603 tokens, over the model's 512"):
+        list(Predictor(tiny, Classify("mnli"))(texts))
+    predictor = Predictor(tiny, Classify("mnli"), on_long="truncate")
+    results = list(predictor(texts))
+    ids = tiny.encode("c " * 600)
+    expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:511], ids[-1:]])))[0]
+    assert np.abs(results[1] - expected).max() <= TOLERANCE
+    assert predictor.stats.cut == 1
+
+
+def test_pairs_are_truncated_as_transformers_truncates_them(gpt2_tokenizer, gpt2_bpe, tmp_path, sick_pairs):
+    """longest_first, of its own slow tokenizers."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizer.truncate_sequences
+    slow = transformers.BertTokenizer.__new__(transformers.BertTokenizer)
+    for a, b, room in itertools.product(range(0, 30, 3), range(0, 30, 4), range(1, 40, 7)):
+        excess = a + b - room
+        if excess <= 0 or room < 2:
+            continue
+        slow.truncation_side = "right"
+        first, second, _ = theirs(slow, list(range(a)), list(range(b)), excess, "longest_first")
+        assert longest_first([a, b], room) == [len(first), len(second)], (a, b, room)
+
+
+@given(st.lists(st.integers(0, 700), min_size=1, max_size=4), st.integers(0, 600))
+def test_what_is_kept_fits_and_no_text_is_cut_below_a_shorter_one(lengths, room):
+    kept = longest_first(lengths, room)
+    assert sum(kept) == min(sum(lengths), room)
+    assert all(0 <= k <= n for k, n in zip(kept, lengths, strict=True))
+    cut = [k for k, n in zip(kept, lengths, strict=True) if k < n]
+    assert not cut or max(kept) - min(cut) <= 1
+
+
+def test_windows_slide_over_the_last_text_by_half_and_are_joined(roberta):
+    long, given = " ".join(f"w{i}" for i in range(400)), "a question"
+    tokenizer, limit = roberta.tokenizer, roberta.config.max_positions
+    pieces = encode_texts(tokenizer, (given, long), limit, "window")
+    last, whole = tokenizer.encode_text(long), tokenizer.encode(given, long)
+    assert len(pieces) > 2
+    assert all(len(piece.ids) == limit for piece in pieces)
+    for piece in pieces:
+        assert (piece.ids[: piece.prefix] == whole[: piece.prefix]).all()
+        assert (piece.ids[piece.prefix : -1] == last[piece.begin : piece.end]).all()
+    covered = set(itertools.chain.from_iterable(range(piece.begin, piece.end) for piece in pieces))
+    assert covered == set(range(len(last)))
+
+    logits = [np.asarray(roberta.predict("mnli", piece.ids))[0] for piece in pieces]
+    (joined,) = Predictor(roberta, Classify("mnli"), on_long="window")([(given, long)])
+    assert np.abs(joined - np.log(np.exp(logits).mean(axis=0))).max() <= TOLERANCE
+    (tokens,) = Predictor(roberta, Embed("tokens"), on_long="window")([(given, long)])
+    assert len(tokens) == len(whole)
+    features = [np.asarray(roberta.extract_features(piece.ids))[0] for piece in pieces]
+    assert np.abs(tokens[: pieces[0].prefix + 10] - features[0][: pieces[0].prefix + 10]).max() <= TOLERANCE
+    assert np.abs(tokens[-10:] - features[-1][-10:]).max() <= TOLERANCE
+    (mean,) = Predictor(roberta, Embed("mean"), on_long="window")([(given, long)])
+    assert np.abs(mean - np.mean([f.mean(axis=0) for f in features], axis=0)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("before", [0, 100, 900])
+def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(tiny, before):
+    text = "a " * before + "<mask>" + " b" * 700
+    with pytest.raises(InputError, match="over the model's 512"):
+        list(Predictor(tiny, FillMask(3))([text]))
+    (piece,) = FillMask(3).encode(tiny.tokenizer, text, 512, "truncate")
+    assert len(piece.ids) == 512
+    assert piece.ids[piece.prefix] == tiny.tokenizer.mask_id
+    assert (piece.ids[0], piece.ids[-1]) == (tiny.tokenizer.bos_id, tiny.tokenizer.eos_id)
+    (filled,) = Predictor(tiny, FillMask(3), on_long="truncate")([text])
+    assert len(filled) <= 3
+    assert all(
+        len(found) == len(text) - len("<mask>") + len(token) for found, _, token in filled if " <mask>" not in text
+    )
+
+
+# what cannot be taken
+
+
+def test_a_bad_input_keeps_its_place_in_a_window_and_others_have_their_results(tiny):
+    window = ["a", 5, ("b", None), Rejected("it was null"), "\ud800", [], "c"]
+    predictor = Predictor(tiny, Classify("mnli"))
+    (results,) = predictor.windows([window])
+    assert [isinstance(result, Rejected) for result in results] == [False, True, True, True, True, True, False]
+    assert results[1].reason == "expected a text or several, got int: '5'"
+    assert results[3].reason == "it was null"
+    assert predictor.stats.to_json()["rejected"] == 5
+    with pytest.raises(InputError, match=r"input 1: expected a text or several, got int"):
+        list(predictor(window))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_long": "cut"}, "on_long must be one of error, truncate, window, got 'cut'"),
+        ({"strategy": "magic"}, "strategy must be one of buckets, packing"),
+        ({"window": 0}, "window must be a positive integer, got 0"),
+        ({"tokens_per_batch": -1}, "tokens_per_batch must be a positive integer"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tiny, options, message):
+    with pytest.raises(InputError, match=message):
+        Predictor(tiny, Embed(), **options)
+
+
+def test_work_that_the_model_cannot_do_is_refused(tiny):
+    tiny.config = tiny.config.with_head(HeadConfig("span", 2, 0, "span"))
+    for work, message in (
+        (Classify("sst"), "no head called 'sst'"), (Classify("span"), "is of kind span"), (Embed("max"), "pooling must be one of"),
+        (FillMask(0), "topk must be an integer"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            Predictor(tiny, work)
+    with pytest.raises(InputError, match="give a list of texts"):
+        list(Predictor(tiny, Embed())("text"))
+
+
+def test_nothing_in_is_nothing_out(tiny):
+    predictor = Predictor(tiny, Embed())
+    assert list(predictor([])) == []
+    assert predictor.stats.to_json()["texts"] == 0
+
+
+def test_an_error_of_the_input_comes_through_and_threads_end(tiny):
+    def broken():
+        yield "a"
+        raise RuntimeError("the disk is gone")
+
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        list(Predictor(tiny, Embed(), window=1)(broken()))
+    endless = Predictor(tiny, Embed(), window=4)(itertools.repeat("a"))
+    assert [next(endless).shape for _ in range(9)] == [(64,)] * 9
+    endless.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+
+
+def test_inputs_are_taken_a_few_windows_ahead_and_no_more(tiny):
+    seen = 0
+
+    def counted():
+        nonlocal seen
+        while True:
+            seen += 1
+            yield "a"
+
+    results = Predictor(tiny, Embed(), window=10)(counted())
+    for _ in range(25):
+        next(results)
+    time.sleep(0.3)
+    assert seen <= 25 + 6 * 10
+    results.close()
+
+
+# layout
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 512), max_size=300), st.integers(1, 3000), st.sampled_from([1, 2, 8]), st.booleans())
+def test_every_sequence_is_laid_out_once_and_whole(lengths, tokens_per_batch, multiple, pack):
+    sequences = [np.arange(2, 2 + length, dtype=np.int32) + i for i, length in enumerate(lengths)]
+    seen = []
+    options = {"tokens_per_batch": tokens_per_batch, "rows_multiple": multiple, "pad_id": 1, "max_positions": 512}
+    for batch in batching.lay_out(sequences, pack=pack, **options):
+        rows, length = batch.tokens.shape
+        assert rows % multiple == 0
+        assert rows <= batching.rows_of(length, tokens_per_batch, multiple)
+        used = np.zeros_like(batch.tokens, bool)
+        for number, row, segment, column in zip(batch.sequences, batch.row, batch.segment, batch.column, strict=True):
+            end = column + len(sequences[number])
+            assert (batch.tokens[row, column:end] == sequences[number]).all()
+            assert not used[row, column:end].any()
+            used[row, column:end] = True
+            if batch.segments is not None:
+                assert (batch.segments[row, column:end] == segment).all()
+                assert batch.starts[row, segment] == column
+        assert (batch.tokens[~used] == 1).all()
+        assert batch.segments is None or (batch.segments[~used] == -1).all()
+        seen += batch.sequences.tolist()
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+def test_shapes_are_few_and_padding_is_little():
+    random = np.random.default_rng(0)
+    lengths = np.clip(np.exp(random.normal(np.log(40), 0.8, 20_000)), 5, 512).astype(int)
+    sequences = [np.full(length, 7, np.int32) for length in lengths]
+    for pack, most in ((False, 1 / 8), (True, 0.05)):  # a bucket's length is an eighth more at most
+        shapes, slots = set(), 0
+        for start in range(0, len(sequences), 8192):
+            options = {"tokens_per_batch": 2048, "pad_id": 1, "max_positions": 512, "pack": pack}
+            for batch in batching.lay_out(sequences[start : start + 8192], **options):
+                shapes.add((batch.tokens.shape, pack))
+                slots += batch.tokens.size
+        assert len(shapes) <= 20 + 4  # the lengths' buckets, and what the last batch of a window has
+        assert 1 - lengths.sum() / slots <= most
+
+
+def test_a_bucket_is_at_most_an_eighth_longer():
+    for length in range(1, 513):
+        bucket = batching.length_bucket(length, 512)
+        assert length <= bucket <= max(length + 7, length * 1.125 + 1, 8)
+    assert batching.length_bucket(500, 510) == 510
+
+
+# packing
+
+
+def test_a_sequence_does_not_see_its_neighbours(tiny):
+    """Whatever else stands in its row, its features are the same."""
+    first, second, third = (tiny.encode(text) for text in ("a dog", "a longer text about a cat", "x"))
+
+    def features(*sequences):
+        (batch,) = batching.lay_out(sequences, tokens_per_batch=256, pad_id=1, max_positions=512, pack=True)
+        states = np.asarray(forward.features(tiny.params, batch.tokens, batch.segments, config=tiny.config))
+        place = batch.sequences.tolist().index(0)
+        row, column = batch.row[place], batch.column[place]
+        return states[row, column : column + len(sequences[0])]
+
+    alone = np.asarray(tiny.extract_features(first))[0]
+    for others in ((), (second,), (third, second, first)):
+        assert np.abs(features(first, *others) - alone).max() <= TOLERANCE
+
+
+def test_spans_are_not_taken_from_packed_rows(tiny):
+    config = tiny.config.with_head(HeadConfig("span", 2, 0, "span"))
+    params = forward.init_params(config, jax.random.key(0))
+    with pytest.raises(InputError, match="kind span"):
+        forward.head_log_probs(
+            params, np.zeros((1, 8), np.int32), np.zeros((1, 8), np.int32), head="span", config=config
+        )
+
+
+def test_half_precision_comes_back_as_float32(tiny_directory):
+    roberta = roberta_flax.load(tiny_directory, dtype=jnp.bfloat16)
+    (features,) = Predictor(roberta, Embed("tokens"))(["a b c"])
+    assert features.dtype == np.float32

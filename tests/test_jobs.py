@@ -1,0 +1,362 @@
+"""Runs over files: in order, nothing lost, resumed with the same bytes, and what they say of bad rows and full disks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import roberta_flax
+from roberta_flax import Classify, Embed, FillMask, InputError, Predictor, jobs
+
+TOLERANCE = 5e-5
+PROGRAM = Path(sys.executable).parent / "roberta-flax"
+
+
+def write_rows(path: Path, rows: list) -> Path:
+    path.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path, sick_pairs) -> Path:
+    """300 pairs of SICK, with a number that is kept."""
+    rows = [{"id": f"x{i}", "premise": a, "hypothesis": b} for i, (a, b) in enumerate(sick_pairs[:300])]
+    return write_rows(tmp_path / "pairs.jsonl", rows)
+
+
+def run(roberta, work, source: Path, output: Path, texts=("premise", "hypothesis"), **options) -> dict:
+    options = {"rows_per_part": 64, **options}
+    return jobs.run(jobs.Job(source, output, texts, **options), Predictor(roberta, work), work)
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet"])
+def test_predictions_are_those_of_each_row_and_in_order(tiny, pairs, tmp_path, suffix):
+    output = tmp_path / f"out.{suffix}"
+    summary = run(tiny, Classify("mnli"), pairs, output, keep=("id",))
+    assert (summary["rows"], summary["rejected"], summary["joined"], summary["rejects"]) == (300, 0, True, None)
+    if suffix == "jsonl":
+        found = records(output)
+    elif suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        import pyarrow.parquet
+
+        found = pyarrow.parquet.read_table(output).to_pylist()
+    else:
+        with output.open(newline="") as file:
+            found = list(csv.DictReader(file, delimiter="\t" if suffix == "tsv" else ","))
+        found = [
+            {**row, "row": int(row["row"]), "log_probabilities": json.loads(row["log_probabilities"])} for row in found
+        ]
+    assert [row["row"] for row in found] == list(range(300))
+    for row, given in zip(found, records(pairs), strict=True):
+        assert row["id"] == given["id"]
+        if row["row"] % 29 == 0:
+            expected = np.asarray(tiny.predict("mnli", tiny.encode(given["premise"], given["hypothesis"])))[0]
+            assert np.abs(np.array(row["log_probabilities"]) - expected).max() <= TOLERANCE
+            assert row["label"] == tiny.config.head("mnli").label_names[expected.argmax()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["pairs.jsonl", output.name])
+
+
+def test_features_are_a_memory_map_in_which_a_bad_row_is_nan(tiny, tmp_path):
+    source = write_rows(
+        tmp_path / "in.jsonl", [{"text": "a dog"}, {"text": None}, {"text": ""}, b"\n", {"text": "x " * 20}]
+    )
+    summary = run(tiny, Embed("mean"), source, tmp_path / "f.npy", ("text",), rows_per_part=2)
+    features = np.load(tmp_path / "f.npy", mmap_mode="r")
+    assert (features.shape, features.dtype, summary["rejected"]) == ((4, 64), np.float32, 1)
+    assert np.isnan(features).all(axis=1).tolist() == [False, True, False, False]
+    expected = np.asarray(tiny.extract_features(tiny.encode("a dog")))[0].mean(axis=0)
+    assert np.abs(features[0] - expected).max() <= TOLERANCE
+    with pytest.raises(InputError, match="a .npy file takes one vector a row"):
+        run(tiny, Embed("tokens"), source, tmp_path / "g.npy", ("text",))
+
+
+def test_token_features_and_filled_masks_are_written(tiny, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a dog"}, {"text": "b"}, {"text": "a <mask> b"}])
+    run(tiny, Embed("tokens"), source, tmp_path / "t.parquet", ("text",))
+    tokens = parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    expected = np.asarray(tiny.extract_features(tiny.encode("a dog")))[0]
+    assert np.abs(np.array(tokens[0]["features"], np.float32) - expected).max() <= TOLERANCE
+    summary = run(tiny, FillMask(3), source, tmp_path / "m.jsonl", ("text",))
+    (filled,) = records(tmp_path / "m.jsonl")
+    expected = tiny.fill_mask("a <mask> b", topk=3)
+    assert filled["row"] == 2
+    assert filled["texts"] == [text for text, _, _ in expected]
+    assert filled["probabilities"] == pytest.approx([p for _, p, _ in expected], abs=TOLERANCE)
+    assert summary["rejected"] == 2
+    assert "exactly one <mask>" in records(tmp_path / "m.jsonl.rejects.jsonl")[0]["reason"]
+
+
+BAD_ROWS = [
+    {"premise": "a", "hypothesis": 5}, {"premise": "a"}, {"premise": None, "hypothesis": "b"}, b'{"premise": "\xff", "hypothesis": "b"}\n',
+    b"not json\n", b'{"premise": "\\ud800", "hypothesis": "b"}\n', {"premise": "w " * 600, "hypothesis": "b"}, [1],
+]  # fmt: skip
+
+
+def test_bad_rows_go_to_a_file_with_line_and_reason_and_do_not_stop_a_run(tiny, tmp_path):
+    good = {"premise": "a", "hypothesis": "b"}
+    rows = [row for bad in BAD_ROWS for row in (good, bad)]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    summary = run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", rows_per_part=3)
+    assert (summary["rows"], summary["rejected"]) == (16, 8)
+    assert [row["row"] for row in records(tmp_path / "out.jsonl")] == list(range(0, 16, 2))
+    rejects = records(Path(summary["rejects"]))
+    assert [(row["row"], row["line"]) for row in rejects] == [(i, i + 1) for i in range(1, 16, 2)]
+    for reject, word in zip(
+        rejects, ["5", "missing", "null", "UTF-8", "JSON", "surrogate", "tokens, over", ""], strict=True
+    ):
+        assert word in reject["reason"]
+    with pytest.raises(InputError, match=r"in.jsonl, line 2: column 'hypothesis'.*5.*as strict asks"):
+        run(tiny, Classify("mnli"), source, tmp_path / "strict.jsonl", rows_per_part=3, strict=True)
+
+
+def test_texts_that_are_too_long_are_cut_and_counted(tiny, tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * n} for n in (5, 600, 7, 700)])
+    for on_long in ("truncate", "window"):
+        job = jobs.Job(source, tmp_path / f"{on_long}.jsonl", ("text",), rows_per_part=1)
+        summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long=on_long), Classify("mnli"))
+        assert (summary["rows"], summary["rejected"], summary["cut"]) == (4, 0, 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_nothing_in_is_a_valid_file_with_nothing_in_it(tiny, tmp_path, content):
+    (tmp_path / "in.jsonl").write_bytes(content)
+    assert run(tiny, Classify("mnli"), tmp_path / "in.jsonl", tmp_path / "out.csv", ("text",))["rows"] == 0
+    assert (tmp_path / "out.csv").read_text() == "row,label,log_probabilities\n"
+    run(tiny, Embed("mean"), tmp_path / "in.jsonl", tmp_path / "out.npy", ("text",))
+    assert np.load(tmp_path / "out.npy").shape == (0, 64)
+
+
+# going on
+
+
+def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs, tmp_path):
+    whole = tmp_path / "whole.jsonl"
+    run(tiny, Classify("mnli"), pairs, whole, keep=("id",))
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(rows: int, _) -> None:
+        if rows >= 128:
+            raise StoppedError
+
+    output = tmp_path / "out.jsonl"
+    job = jobs.Job(pairs, output, ("premise", "hypothesis"), ("id",), rows_per_part=64)
+    with pytest.raises(StoppedError):
+        jobs.run(job, Predictor(tiny, Classify("mnli")), Classify("mnli"), stop)
+    assert not output.exists()
+    for change, message in (
+        ({"rows_per_part": 32}, "rows_per_part was 64 and is 32"), ({"keep": ()}, r"keep was \['id'\] and is \[\]"),
+        ({"keep": ("id",), "model": {"model": "another"}}, "model was None and is 'another'"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"has parts of another run .*{message}.*; remove it to begin anew"):
+            run(tiny, Classify("mnli"), pairs, output, **{"keep": ("id",), **change})
+    summary = run(tiny, Classify("mnli"), pairs, output, keep=("id",))
+    assert summary["this_run"]["parts_resumed"] == 2
+    assert summary["this_run"]["texts"] == 300 - 128
+    assert summary["rows"] == 300
+    assert output.read_bytes() == whole.read_bytes()
+    with pytest.raises(InputError, match="out.jsonl exists already; remove it or choose another name"):
+        run(tiny, Classify("mnli"), pairs, output, keep=("id",))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "npy"])
+def test_a_run_that_is_killed_at_any_moment_goes_on_and_ends_with_the_same_bytes(
+    suffix, tmp_path, tiny_directory, sick_pairs
+):
+    """SIGKILL, at least twenty times in all three formats, from the start of the program to the joining of parts."""
+    source = write_rows(
+        tmp_path / "in.jsonl", [{"text": a} if i % 50 else {"text": None} for i, (a, _) in enumerate(sick_pairs[:3000])]
+    )
+    command = [
+        "features",
+        "-i",
+        source,
+        "-m",
+        tiny_directory,
+        "--rows-per-part",
+        100,
+        "--cache-dir",
+        tmp_path / "cache",
+        "--json",
+    ]
+
+    def start(output: Path) -> subprocess.Popen:
+        arguments = [PROGRAM, *map(str, command), "-o", str(output)]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+
+    expected, output = tmp_path / f"whole.{suffix}", tmp_path / f"out.{suffix}"
+    begin = time.monotonic()
+    assert start(expected).wait(300) == 0
+    seconds = time.monotonic() - begin
+    random = np.random.default_rng(0)
+    kills = 0
+    parts = output.with_name(output.name + ".parts")
+    while not output.exists():
+        assert kills < 60, "it does not come to an end"
+        process = start(output)
+        seen = len(list(parts.glob("*.part")))
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and len(list(parts.glob("*.part"))) <= seen:
+            time.sleep(0.005)  # until it has begun to write
+        time.sleep(float(random.uniform(0, 0.05 * seconds)))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL)
+    assert kills >= 7
+    assert output.read_bytes() == expected.read_bytes()
+    rejects = [path.with_name(path.name + ".rejects.jsonl") for path in (output, expected)]
+    assert rejects[0].read_bytes() == rejects[1].read_bytes()
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def test_processes_share_a_job_and_the_last_joins_it(tiny, pairs, tmp_path):
+    run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
+    for process in (2, 0):
+        summary = run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(process, 3))
+        assert not summary["joined"]
+    assert not (tmp_path / "out.jsonl").exists()
+    assert run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(1, 3))["joined"]
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_processes_of_jax_distributed_share_a_job(tiny_directory, pairs, tmp_path):
+    """Two, over a coordinator on this machine; each reads its own share of the rows."""
+    program = """
+import sys, jax
+port, process, model, source, output = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
+assert jax.process_count() == 2
+import roberta_flax
+from pathlib import Path
+from roberta_flax import Classify, Predictor, jobs
+roberta, work = roberta_flax.load(model), Classify("mnli")
+share = (jax.process_index(), jax.process_count())
+job = jobs.Job(Path(source), Path(output), ("premise", "hypothesis"), rows_per_part=64, share=share)
+summary = jobs.run(job, Predictor(roberta, work), work)
+print(summary["this_run"]["texts"])
+"""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    arguments = [str(tiny_directory), str(pairs), str(tmp_path / "out.jsonl")]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(port), str(i), *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+        for i in range(2)
+    ]  # fmt: skip
+    texts = [int(process.communicate(timeout=200)[0]) for process in processes]
+    assert texts == [64 * 2 + 44, 64 * 2]
+    run(roberta_flax.load(tiny_directory), Classify("mnli"), pairs, tmp_path / "whole.jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_two_runs_of_the_same_job_do_not_write_into_each_other(tiny, pairs, tmp_path):
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
+
+    def second(*_) -> None:
+        with pytest.raises(InputError, match="another process is writing .*out.jsonl already"):
+            jobs.run(job, Predictor(tiny, Classify("mnli")), Classify("mnli"))
+
+    jobs.run(job, Predictor(tiny, Classify("mnli")), Classify("mnli"), second)
+
+
+# disks
+
+
+def test_a_disk_that_is_full_ends_in_one_line_and_keeps_what_was_done(tiny_directory, pairs, tmp_path):
+    """RLIMIT_FSIZE stands for the disk: writing past it fails as a full disk does, part by part."""
+    program = """
+import sys, resource, signal
+from roberta_flax import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import roberta_flax.tables, itertools
+write, done = roberta_flax.tables.write_part, itertools.count()
+def limited(path, *arguments, **options):
+    if path.suffix == ".part" and next(done) == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    write(path, *arguments, **options)
+roberta_flax.tables.write_part = limited
+cli.main()
+"""
+    arguments = [
+        "predict",
+        str(pairs),
+        "-o",
+        str(tmp_path / "out.jsonl"),
+        "-m",
+        str(tiny_directory),
+        "--rows-per-part",
+        "64",
+    ]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "cannot write" in done.stderr
+    assert "File too large" in done.stderr
+    parts = tmp_path / "out.jsonl.parts"
+    assert sorted(path.name for path in parts.glob("*.part")) == ["00000000.part", "00000001.part"]
+    assert not list(parts.glob("*.tmp"))
+    done = subprocess.run([PROGRAM, *arguments, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["this_run"]["parts_resumed"] == 2
+    assert len(records(tmp_path / "out.jsonl")) == 300
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100
+
+
+def test_outputs_that_cannot_be_written_say_so(tiny, pairs, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*Not a directory"):
+        run(tiny, Classify("mnli"), pairs, tmp_path / "file" / "out.jsonl")
+    with pytest.raises(InputError, match=r"predictions are written to .jsonl"):
+        run(tiny, Classify("mnli"), pairs, tmp_path / "out.xlsx")
+    with pytest.raises(InputError, match="column 'label' cannot be kept"):
+        run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", keep=("label",))
+    with pytest.raises(InputError, match="has no column 'nothing'|column 'nothing'"):
+        run(tiny, Classify("mnli"), pairs, tmp_path / "o.csv", ("nothing",), strict=True)
+    with pytest.raises(InputError, match=r"none.jsonl"):
+        run(tiny, Classify("mnli"), tmp_path / "none.jsonl", tmp_path / "p.csv")
+
+
+# memory
+
+
+def test_memory_stays_flat_however_long_the_input(tiny_directory, tmp_path):
+    """Ten times the rows, read from a pipe of one's own: the peak grows by less than a tenth of what they hold."""
+    program = """
+import sys, itertools, roberta_flax
+from roberta_flax import Embed, Predictor
+roberta, count = roberta_flax.load(sys.argv[1]), int(sys.argv[2])
+results = Predictor(roberta, Embed("mean"), window=512)("a dog " + str(i % 100) for i in range(count))
+assert sum(1 for _ in results) == count
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+    def peak(rows: int) -> int:
+        arguments = [sys.executable, "-c", program, str(tiny_directory), str(rows)]
+        return 1024 * int(subprocess.run(arguments, capture_output=True, check=True, env=environment, text=True).stdout)
+
+    few, many = 4_000, 40_000
+    assert peak(many) - peak(few) < 0.1 * (many - few) * 64 * 4 + (8 << 20)  # and what an allocator keeps
