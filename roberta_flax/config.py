@@ -52,7 +52,9 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or "." in self.name:
-            raise InputError(f"a head's name is non-empty and has no dot in it, got {self.name!r}")
+            raise InputError(f"a head's name is non-empty and has no dot in it, got {str(self.name)[:80]!r}")
+        if not self.name.isprintable() or set(self.name) & set("{}"):
+            raise InputError(f"a head's name is printable and has no braces in it, got {self.name[:80]!r}")
         _require_positive(self, "num_classes", *(["inner_size"] if self.has_dense else []))
         if self.kind not in HEAD_KINDS:
             raise InputError(f"kind must be one of {', '.join(HEAD_KINDS)}, got {self.kind!r}")
@@ -198,7 +200,7 @@ class RobertaConfig:
         """Reads what `to_json` wrote; raises CheckpointError for anything else."""
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"config.json is not JSON: {error}") from None
         known = {field.name: field.type for field in dataclasses.fields(cls)}
         if not isinstance(fields, Mapping) or set(fields) != set(known):

@@ -359,7 +359,7 @@ class _TableWriter:
     def __init__(self, job: Job, work: Work, predictor: Predictor) -> None:
         self._format = tables.output_format(job.output)
         self._keep, self._texts = job.keep, len(job.texts)
-        fields, self._say = _answers(work, predictor)
+        fields, self._say = answers(work, predictor)
         self._schema: dict[str, tables.Kind] = {"row": "integer", **dict.fromkeys(job.keep, "scalar"), **fields}
 
     def write(self, path: Path, rows: Sequence[tables.Row | tables.BadRow], results: Sequence[Any]) -> None:
@@ -374,7 +374,7 @@ class _TableWriter:
         tables.join_parts(parts, output, self._schema, format=self._format)
 
 
-def _answers(work: Work, predictor: Predictor) -> tuple[dict[str, tables.Kind], Callable[[Any], dict[str, Any]]]:
+def answers(work: Work, predictor: Predictor) -> tuple[dict[str, tables.Kind], Callable[[Any], dict[str, Any]]]:
     """The fields of a result, and a function that takes it apart."""
     match work:
         case Embed("tokens"):

@@ -176,7 +176,7 @@ def write_part(path: Path, records: Iterable[Mapping[str, Any]], schema: Mapping
     """
     with replacing(path) as file:
         if format == "parquet":
-            table = _arrow_table(path, records, schema)
+            table = arrow_table(path, records, schema)
             _write_tables(file, table.schema, [table])
         else:
             line = _LINES[format]
@@ -661,7 +661,8 @@ def _arrow_schema(schema: Mapping[str, Kind]) -> Any:
     return pa.schema([(field, types[kind]) for field, kind in schema.items()])
 
 
-def _arrow_table(path: Path, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind]) -> Any:
+def arrow_table(what: object, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind]) -> Any:
+    """The records as a pyarrow.Table; InputError, naming the field, where one holds something else than its kind."""
     pa = _pyarrow()
     arrow, rows, columns = _arrow_schema(schema), list(records), []
     for field, kind in schema.items():
@@ -670,7 +671,7 @@ def _arrow_table(path: Path, records: Iterable[Mapping[str, Any]], schema: Mappi
             columns.append(pa.array(values, arrow.field(field).type))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             problem = (str(error).splitlines() or ["?"])[0]
-            raise InputError(f"cannot write {path}: field {field!r} is not {kind} in every row: {problem}") from None
+            raise InputError(f"cannot write {what}: field {field!r} is not {kind} in every row: {problem}") from None
     return pa.table(columns, schema=arrow)
 
 

@@ -116,6 +116,39 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
         print(f"rejected rows, with reasons: {summary['rejects']}")
 
 
+def run_on_ray(
+    loading: Loading, work: Work, source: Path, options: Options, workers: int | None, gpus_per_worker: float
+) -> None:
+    """Runs a directory of Parquet files through a model on a Ray cluster (ray.predict_parquet)."""
+    from roberta_flax import ray
+    from roberta_flax.errors import InputError
+
+    if options.output is None:
+        raise InputError("say where the results go with --output (-o)")
+    local = {"--strict": options.strict, "--share": options.share, "--distributed": options.distributed}
+    if given := [name for name, value in local.items() if value]:
+        raise InputError(f"{given[0]} is for --engine local")
+    counts = ray.predict_parquet(
+        source,
+        options.output,
+        model=loading.directory(),
+        work=work,
+        columns=options.columns or usual_columns(source, None, "parquet"),
+        keep=options.keep,
+        load={"dtype": loading.dtype, "precision": loading.precision},
+        workers=workers,
+        num_gpus=gpus_per_worker,
+        on_long=options.on_long,
+        strategy=options.strategy,
+        tokens_per_batch=options.tokens_per_batch,
+        tensor_parallel=options.tensor_parallel,
+    )
+    if options.as_json:
+        print_json({"output": str(options.output), **counts})
+    else:
+        print(f"{options.output}: {counts['rows']} rows, {counts['rejected']} rejected")
+
+
 def predictor_of(roberta: Roberta, work: Work, options: Options) -> Predictor:
     """A Predictor as the options say."""
     from roberta_flax.inference import Predictor

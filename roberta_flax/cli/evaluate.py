@@ -59,7 +59,7 @@ def command(
         raise InputError(f"{file} is no file; give one with gold labels, as GLUE has them")
     layout = evaluation.task_of(task or file)
     roberta = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir).load()
-    chosen = head_of(roberta, model, head)
+    chosen = head_of(roberta.config, model, head)
     if chosen.kind != "sentence" or (chosen.problem == "regression") != (layout.problem == "regression"):
         raise InputError(
             f"head {chosen.name!r} is of kind {chosen.kind}, {chosen.problem}; {layout.name} is {layout.problem}"

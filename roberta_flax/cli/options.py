@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from roberta_flax.config import RobertaConfig
     from roberta_flax.hub import Roberta
 
 CacheDir = Annotated[
@@ -57,16 +58,23 @@ class Loading:
         }
         for name, value in settings.items():
             jax.config.update(name, value)  # type: ignore[no-untyped-call]
-        return hub.load(self._directory(), dtype=self.dtype, precision=self.precision)
+        return hub.load(self.directory(), dtype=self.dtype, precision=self.precision)
 
     def note(self) -> dict[str, Any]:
         """Which model it is, and that it has not changed, for a job that may be stopped and go on."""
         from roberta_flax import checkpoint
 
-        stat = (self._directory() / checkpoint.PARAMS_FILE).stat()
+        stat = (self.directory() / checkpoint.PARAMS_FILE).stat()
         return {"model": self.model, "parameters": [stat.st_size, stat.st_mtime_ns]}
 
-    def _directory(self) -> Path:
+    def config(self) -> RobertaConfig:
+        """The model's sizes and heads."""
+        from roberta_flax import checkpoint
+
+        return checkpoint.read_config(self.directory())
+
+    def directory(self) -> Path:
+        """The converted model's."""
         from roberta_flax import hub
 
         return hub.resolve(

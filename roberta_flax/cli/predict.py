@@ -22,8 +22,9 @@ from roberta_flax.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from roberta_flax.config import HeadConfig
+    from roberta_flax.config import HeadConfig, RobertaConfig
     from roberta_flax.hub import Roberta
+    from roberta_flax.inference import Classify
 
 
 def command(
@@ -50,6 +51,11 @@ def command(
     tensor_parallel: batch.TensorParallel = 1,
     share: batch.Share = None,
     distributed: batch.Distributed = False,
+    engine: Annotated[
+        str, typer.Option(help="local; or ray, a cluster: INPUT and OUTPUT are directories of Parquet files.")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(help="With --engine ray: how many load the model.")] = None,
+    gpus_per_worker: Annotated[float, typer.Option(help="With --engine ray: what each worker needs.")] = 0,
     model: Model = "roberta.large.mnli",
     dtype: Dtype = "float32",
     precision: Precision = None,
@@ -67,6 +73,15 @@ def command(
     if (file is None) == (not text):
         raise InputError("give a file of texts, or one text with --text")
     loading = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir)
+    if engine not in ("local", "ray"):
+        raise InputError(f"engine must be local or ray, got {engine!r}")
+    if file is not None and engine == "ray":
+        options = batch.Options(
+            output, columns, keep, no_header, format, on_long, strategy, strict, rows_per_part, tokens_per_batch,
+            tensor_parallel, share, distributed, as_json,
+        )  # fmt: skip
+        batch.run_on_ray(loading, _work_on_ray(loading, head, logits), file, options, workers, gpus_per_worker)
+        return
     if file is not None:
         from roberta_flax.inference import Classify
 
@@ -74,11 +89,13 @@ def command(
             output, columns, keep, no_header, format, on_long, strategy, strict, rows_per_part, tokens_per_batch,
             tensor_parallel, share, distributed, as_json,
         )  # fmt: skip
-        batch.run_job(loading, lambda roberta: Classify(head_of(roberta, model, head).name, logits), file, options)
+        batch.run_job(
+            loading, lambda roberta: Classify(head_of(roberta.config, model, head).name, logits), file, options
+        )
         return
     assert text is not None, "one of the two is given"
     roberta = loading.load()
-    chosen = head_of(roberta, model, head)
+    chosen = head_of(roberta.config, model, head)
     result = _PREDICTIONS[chosen.kind](roberta, chosen, text)
     if as_json:
         print_json({"head": chosen.name, **result})
@@ -89,15 +106,22 @@ def command(
             print(f"{key}\t{_shown(line)}")
 
 
-def head_of(roberta: Roberta, model: str, name: str | None) -> HeadConfig:
+def _work_on_ray(loading: Loading, head: str | None, logits: bool) -> Classify:
+    """What each worker is to do; the model is converted here, once, before they load it."""
+    from roberta_flax.inference import Classify
+
+    return Classify(head_of(loading.config(), loading.model, head).name, logits)
+
+
+def head_of(config: RobertaConfig, model: str, name: str | None) -> HeadConfig:
     """The head called `name`, or the only one; InputError, naming those there are, where that is none."""
     from roberta_flax.errors import InputError
 
-    heads = [head for head in roberta.config.heads if head.kind != "pooler"]
+    heads = [head for head in config.heads if head.kind != "pooler"]
     if name is None and len(heads) != 1:
         names = ", ".join(head.name for head in heads) or "none"
         raise InputError(f"{model} has these heads: {names}; say which with --head")
-    chosen = heads[0] if name is None else roberta.config.head(name)
+    chosen = heads[0] if name is None else config.head(name)
     if chosen.kind == "pooler":
         raise InputError(f"head {chosen.name!r} is a pooler, whose outputs are features; use `roberta-flax features`")
     return chosen

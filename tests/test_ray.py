@@ -1,0 +1,120 @@
+"""A Ray cluster on this machine: Parquet in, Parquet out, each row once, also where a worker is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from roberta_flax import Classify, InputError
+from tests.conftest import skip_or_fail
+
+try:
+    import pyarrow
+    import pyarrow.parquet
+    import ray  # noqa: F401
+except ImportError as error:
+    skip_or_fail(f"Ray cannot be imported ({error}); the README's test command installs it")
+    pytest.skip("no ray", allow_module_level=True)
+
+ROWS, FILES = 1200, 4
+
+DRIVER = """
+import json, signal, sys, threading, time
+from pathlib import Path
+import psutil, ray
+import roberta_flax.ray
+from roberta_flax import Classify
+
+source, destination, model, kill = sys.argv[1:]
+ray.init(num_cpus=4, logging_level="error", log_to_driver=False, include_dashboard=False)
+killed = []
+
+def workers():
+    for process in psutil.process_iter(["cmdline"]):
+        if (process.info["cmdline"] or [""])[0].startswith("ray::MapWorker"):
+            yield process
+
+def kill_one():
+    while not list(Path(destination).parent.glob(".out-*.partial/*.parquet")):
+        time.sleep(0.02)  # until there are results to lose, and more to come
+    worker = next(workers())
+    worker.send_signal(signal.SIGKILL)
+    killed.append(worker.pid)
+
+if kill == "kill":
+    threading.Thread(target=kill_one, daemon=True).start()
+counts = roberta_flax.ray.predict_parquet(
+    source, destination, model=model, work=Classify("mnli"), columns=["premise", "hypothesis"], workers=2, rows_per_batch=25
+)
+print(json.dumps({**counts, "killed": len(killed)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, sick_pairs) -> Path:
+    folder = tmp_path_factory.mktemp("ray") / "texts"
+    folder.mkdir()
+    rows = [(i, *sick_pairs[i]) if i % 100 else (i, None, "x") for i in range(ROWS)]
+    for number in range(FILES):
+        some = rows[number * ROWS // FILES : (number + 1) * ROWS // FILES]
+        columns = dict(zip(("id", "premise", "hypothesis"), map(list, zip(*some, strict=True)), strict=True))
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{number}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("kill", ["kill", "leave"])
+def test_every_row_is_there_once_also_where_a_worker_is_killed(kill, source, tiny, tiny_directory, tmp_path):
+    arguments = [sys.executable, "-c", DRIVER, str(source), str(tmp_path / "out"), str(tiny_directory), kill]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts == {"rows": ROWS, "rejected": ROWS // 100, "killed": int(kill == "kill")}
+    found = pyarrow.parquet.read_table(tmp_path / "out").to_pylist()
+    ids = [row["id"] for row in found]
+    assert sorted(ids) == list(range(ROWS))
+    assert kill == "kill" or ids == sorted(ids)  # what a lost worker had is written after the others'
+    found.sort(key=lambda row: row["id"])
+    for row in found[::37]:
+        if row["id"] % 100:
+            expected = np.asarray(tiny.predict("mnli", tiny.encode(row["premise"], row["hypothesis"])))[0]
+            assert np.abs(np.array(row["log_probabilities"]) - expected).max() <= 5e-5
+            assert row["rejected"] is None
+    assert all(row["label"] is None and "NoneType" in row["rejected"] for row in found[::100])
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory):
+    import roberta_flax.ray
+
+    options = {"model": tiny_directory, "work": Classify("mnli"), "columns": ["text"]}
+    with pytest.raises(InputError, match="has no column 'text'; its columns are 'id', 'premise', 'hypothesis'"):
+        roberta_flax.ray.predict_parquet(source, tmp_path / "out", **options)
+    with pytest.raises(InputError, match="exists already"):
+        roberta_flax.ray.predict_parquet(source, tmp_path, **options)
+
+
+def test_the_command_line_runs_on_ray(source, tiny_directory, tmp_path):
+    program = Path(sys.executable).parent / "roberta-flax"
+    arguments = [
+        "predict",
+        source,
+        "-o",
+        tmp_path / "out",
+        "--engine",
+        "ray",
+        "-m",
+        tiny_directory,
+        "--keep",
+        "id",
+        "--json",
+    ]
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["rows"] == ROWS
+    names = pyarrow.parquet.read_table(tmp_path / "out").column_names
+    assert names == ["id", "label", "log_probabilities", "rejected"]
