@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -14,8 +15,9 @@ from pathlib import Path
 
 from convert import fairseq, huggingface, shards
 from convert.source import Source
+from convert.torch_file import shortened
 from roberta_flax import checkpoint, download
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, RobertaFlaxError
 from roberta_flax.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -45,9 +47,10 @@ def convert(
       source: a fairseq directory, a .tar.gz of one, or a checkpoint file with dict.txt beside it; or a directory that
         transformers wrote, a file of weights in one, or "hf:org/name" for one on Hugging Face's hub.
       destination: the directory to make; it must not exist.
-      checkpoint_file: the checkpoint's name, where source is a fairseq directory or archive.
-      bpe_dir: where encoder.json and vocab.bpe are (and dict.txt, where it is not beside the checkpoint).
-        Otherwise they are looked for beside the checkpoint, then in the cache, then downloaded: GPT-2's.
+      checkpoint_file: the checkpoint's name, where source is a fairseq directory or archive; it may be in a folder
+        there ("sub/best.pt").
+      bpe_dir: where encoder.json and vocab.bpe are (and dict.txt, where it is not beside the checkpoint). Otherwise
+        they are looked for beside the checkpoint, then in source, then in the cache, then downloaded: GPT-2's.
       cache_dir: the cache; see roberta_flax.download.cache_dir.
       sha256: what the source file (the archive, or the checkpoint) must hash to, in hex.
       dtype: of the stored parameters: "float32", "bfloat16", "float16" or "float64"; the source's if not given.
@@ -58,11 +61,12 @@ def convert(
       The destination.
 
     Raises:
-      InputError: a dtype that parameters are not stored in.
+      InputError: a dtype that parameters are not stored in, or a bpe_dir that is no directory.
       CheckpointError: the source is not a RoBERTa, is damaged or incomplete; the destination exists or cannot be
         written.
       DownloadError: a file is needed and cannot be fetched.
     """
+    checkpoint.check_directory(bpe_dir)
     destination = Path(destination)
     stored = None if dtype is None else checkpoint.stored_dtype(dtype)
     with checkpoint.new_directory(destination) as directory, opened(source, checkpoint_file, cache_dir) as opening:
@@ -81,7 +85,7 @@ def convert(
         conversion = {
             "source": Path(source).name,
             "kind": read.kind,
-            "checkpoint_file": opening.files[0].name,
+            "checkpoint_file": opening.checkpoint_file,
             "sha256": digest,
             "files": hashes,
             "dtype": dtype,
@@ -119,9 +123,20 @@ def write_files(files: Mapping[str, Path | str | bytes], directory: Path) -> Non
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with path.open("rb") as file:
+    """The sha256 of a file, in hex; CheckpointError where it cannot be read."""
+    with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises CheckpointError, which names the file at fault (`path` if none is), where the block cannot read one."""
+    try:
+        yield
+    except RobertaFlaxError:  # DownloadError is an OSError too, and says more
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
 
 
 def _combined(hashes: Mapping[str, str]) -> str:
@@ -139,11 +154,19 @@ class Opening:
       kind: "fairseq" or "huggingface".
       files: the files of weights.
       hashed: the files that its sha256 is taken of.
+      folder: the directory that was given, or that the file was in.
     """
 
     kind: str
     files: Sequence[Path]
     hashed: Sequence[Path]
+    folder: Path
+
+    @property
+    def checkpoint_file(self) -> str:
+        """The first file's name, from `folder` on."""
+        file = self.files[0]
+        return file.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else str(file)
 
     def read(
         self,
@@ -152,9 +175,10 @@ class Opening:
         head_name: str | None = None,
     ) -> Source:
         """Reads it. Arguments and errors as in `convert`."""
-        if self.kind == "huggingface":
-            return huggingface.read(self.files, bpe_dir, head_name)
-        return fairseq.read(self.files, bpe_dir, cache_dir)
+        with reading(self.files[0]):
+            if self.kind == "huggingface":
+                return huggingface.read(self.files, bpe_dir, head_name)
+            return fairseq.read(self.files, bpe_dir, cache_dir, self.folder)
 
 
 @contextmanager
@@ -166,10 +190,10 @@ def opened(
         yield _opening(huggingface.fetch(str(source), cache_dir), checkpoint_file)
         return
     path = Path(source)
-    if not path.exists() and not shards.files_of(path)[0].exists():
+    if not os.path.exists(path) and not os.path.exists(shards.files_of(path)[0]):
         raise CheckpointError(
-            f"{path} does not exist; expected a fairseq or transformers directory, a .tar.gz, a checkpoint file, or "
-            f"{huggingface.HUB_PREFIX}org/name"
+            f"{shortened(str(path))} does not exist; expected a fairseq or transformers directory, a .tar.gz, a "
+            f"checkpoint file, or {huggingface.HUB_PREFIX}org/name"
         )
     if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
         with tempfile.TemporaryDirectory(prefix="roberta-flax-") as temporary:
@@ -177,21 +201,34 @@ def opened(
             download.extract_archive(path, folder)
             inside = list(folder.iterdir())
             opening = _opening(inside[0] if len(inside) == 1 and inside[0].is_dir() else folder, checkpoint_file)
-            yield Opening(opening.kind, opening.files, [path])
+            yield dataclasses.replace(opening, hashed=[path])
     else:
         yield _opening(path, checkpoint_file)
 
 
 def _opening(path: Path, checkpoint_file: str) -> Opening:
-    if path.is_dir() and checkpoint.is_converted(path) and not checkpoint.missing_files(path):
-        raise CheckpointError(f"{path} is converted already: load it as it is")
-    if files := huggingface.weight_files(path):
-        return Opening("huggingface", files, files)
-    model = path / checkpoint_file if path.is_dir() else path
-    files = shards.files_of(model)
-    if not files[0].is_file():
-        there = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        raise CheckpointError(
-            f"no {checkpoint_file} in {path} (there is: {there}); name it with checkpoint_file or --checkpoint-file"
-        )
-    return Opening("fairseq", files, files)
+    with reading(path):
+        if path.is_dir() and checkpoint.is_converted(path) and not checkpoint.missing_files(path):
+            raise CheckpointError(f"{path} is converted already: load it as it is")
+        folder = path if path.is_dir() else path.parent
+        files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
+        is_there = os.path.isfile(files[0])
+        if weights := _weight_files(path, is_there and not huggingface.is_weight_file(files[0])):
+            return Opening("huggingface", weights, weights, folder)
+        if not is_there:
+            there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+            raise CheckpointError(
+                f"no {shortened(checkpoint_file)} in {path} (there is: {there}); name it with checkpoint_file or "
+                "--checkpoint-file"
+            )
+        return Opening("fairseq", files, files, folder)
+
+
+def _weight_files(path: Path, has_fairseqs: bool) -> list[Path]:
+    """transformers' files of weights. A config.json that is no configuration is not its own, beside a fairseq model."""
+    try:
+        return huggingface.weight_files(path)
+    except huggingface.ConfigError:
+        if not has_fairseqs:
+            raise
+        return []

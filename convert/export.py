@@ -39,6 +39,7 @@ from roberta_flax.tokenizer import (
     PAD,
     SENTENCEPIECE_FILE,
     UNK,
+    ByteLevelBPE,
     SentencePiece,
     Tokenizer,
 )
@@ -46,6 +47,7 @@ from roberta_flax.tokenizer import (
 logger = logging.getLogger(__name__)
 
 FORMATS = ("fairseq", "huggingface")
+_UTF8_BYTES = {*range(0xC0), *range(0xC2, 0xF5)}  # the rest is in no text (RFC 3629, section 4)
 _FAIRSEQ_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
 _FAIRSEQ_ENCODER_VERSION = 3.0  # TransformerEncoderBase: below 2, a pre-norm network's last LayerNorm is dropped
 _CLASS_SUFFIXES = {
@@ -54,6 +56,7 @@ _CLASS_SUFFIXES = {
     "span": "ForQuestionAnswering",
     "choice": "ForMultipleChoice",
 }
+_PROBLEM_NAMES = {"multi_label": "of several labels at once", "regression": "a regression of several values"}
 _TOKENIZER_CLASSES = {"camembert": "CamembertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
 _HIDDEN_ACT = {  # roberta_flax.config.ACTIVATIONS -> transformers/activations.py, ACT2FN
     "gelu": "gelu",
@@ -117,12 +120,12 @@ def export(
 
 
 def _open(directory: Path) -> _Model:
-    if not directory.is_dir() or (missing := checkpoint.missing_files(directory)):
-        lacks = f": it lacks {', '.join(missing)}" if directory.is_dir() else ""
+    if not os.path.isdir(directory) or (missing := checkpoint.missing_files(directory)):
+        lacks = f": it lacks {', '.join(missing)}" if os.path.isdir(directory) else ""
         raise CheckpointError(f"{directory} is not a converted model{lacks}; convert one with `roberta-flax convert`")
     config = checkpoint.read_config(directory)
     tensors = checkpoint.read_tensors(directory / checkpoint.PARAMS_FILE)
-    if problems := checkpoint.check_tensors(config, {name: tensor.shape for name, tensor in tensors.items()}):
+    if problems := checkpoint.check_stored(config, tensors):
         raise CheckpointError(f"{directory} is damaged: {checkpoint.describe_problems(problems)}")
     return _Model(directory, config, tensors, Tokenizer.from_directory(directory))
 
@@ -147,6 +150,15 @@ def _fairseq_heads(heads: Sequence[HeadConfig]) -> list[HeadConfig]:
             logger.warning("the pooler %r is left out: fairseq's RoBERTa has none", head.name)
         elif head.labels:
             logger.warning("the label names of head %r are left out: fairseq keeps none", head.name)
+    for head in taken:
+        # RobertaHubInterface.predict: log_softmax, whatever the head was trained for
+        if head.problem == "multi_label" or (head.problem == "regression" and head.num_classes > 1):
+            logger.warning(
+                "head %r is %s: fairseq keeps no such thing, and its predict() gives log_softmax; call it there with "
+                "return_logits=True",
+                head.name,
+                _PROBLEM_NAMES[head.problem],
+            )
     return taken
 
 
@@ -326,6 +338,12 @@ def _huggingface_config(
         labels = head.labels or [f"LABEL_{i}" for i in range(head.num_classes)]
         result["id2label"] = {str(i): label for i, label in enumerate(labels)}
         result["label2id"] = {label: i for i, label in enumerate(labels)}
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            logger.warning(
+                "head %r has labels of one name (%s): label2id, as transformers makes it, has the last of each",
+                head.name,
+                ", ".join(twice[:5]),
+            )
     if head and head.kind == "sentence":
         problems = {ours: theirs for theirs, ours in huggingface.PROBLEM_TYPES.items()}
         result["problem_type"] = problems[head.problem]
@@ -351,6 +369,7 @@ def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
         shutil.copyfile(model.directory / SENTENCEPIECE_FILE, directory / SENTENCEPIECE_FILE)
         settings["tokenizer_class"] = _TOKENIZER_CLASSES[kind]
     else:
+        _check_every_piece_has_an_id(model)
         encoder = json.loads((model.directory / ENCODER_FILE).read_text(encoding="utf-8"))
         piece_of = {str(i): piece for piece, i in encoder.items()}
         vocab = {piece_of.get(symbol, symbol): i for i, symbol in enumerate(symbols)}
@@ -360,6 +379,28 @@ def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
         shutil.copyfile(model.directory / MERGES_FILE, directory / HF_MERGES_FILE)
         settings |= {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False}
     _write_json(directory / TOKENIZER_CONFIG_FILE, settings)
+
+
+def _check_every_piece_has_an_id(model: _Model) -> None:
+    """Raises CheckpointError where text can need a piece that dict.txt lacks.
+
+    fairseq gives it `<unk>`. transformers' fast tokenizer, which AutoTokenizer takes, does not load with a merge whose
+    result has no id, and drops a byte that has none; and an id of its own would need a row of the embedding.
+    """
+    bpe = model.tokenizer.bpe
+    assert isinstance(bpe, ByteLevelBPE)
+    needed = {*_UTF8_BYTES, *b"".join(bpe.pieces[256:])}
+    missing = [
+        repr(piece)
+        for piece, i in zip(bpe.pieces, bpe.bpe_ids, strict=True)
+        if (len(piece) > 1 or piece[0] in needed) and (i is None or str(i) not in model.tokenizer.dictionary.index)
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{model.directory / DICTIONARY_FILE} lacks {len(missing)} of the {len(bpe.pieces)} pieces of its BPE "
+            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}), for which fairseq gives <unk>; "
+            "transformers' fast tokenizer cannot, and would not load: export the model to fairseq"
+        )
 
 
 def _write_json(path: Path, value: Any) -> None:

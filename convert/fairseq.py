@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,19 @@ import numpy as np
 from convert import shards, torch_file
 from convert.hf_tokenizer import merges_text
 from convert.names import EMBED_TOKENS, LM_HEAD_WEIGHT, from_fairseq, modernize_fairseq, why_ignored
-from convert.source import Placing, Source, equal, integer, number, padded_dictionary, understood
+from convert.source import (
+    Placing,
+    Source,
+    boolean,
+    check_stored,
+    equal,
+    integer,
+    is_floating,
+    number,
+    padded_dictionary,
+    understood,
+    unwrapped,
+)
 from convert.torch_file import shortened
 from roberta_flax import download
 from roberta_flax.checkpoint import Tensor, Values
@@ -32,7 +45,6 @@ from roberta_flax.tokenizer import (
 _DEFAULTS: dict[str, Any] = {
     "encoder_embed_dim": 768,
     "encoder_ffn_embed_dim": 3072,
-    "encoder_attention_heads": 12,
     "tokens_per_sample": 512,
     "dropout": 0.1,
     "attention_dropout": 0.1,
@@ -44,14 +56,28 @@ _DEFAULTS: dict[str, Any] = {
     "pooler_activation_fn": "tanh",
     "untie_weights_roberta": False,
 }
-# roberta_large_architecture, xlm_architecture and model_parallel_roberta_large_architecture change these
+_MODEL_PARALLEL = "model_parallel_roberta"
+# and what the architectures that fairseq registers (there, and in model_parallel/models/roberta/model.py) add
+_BASE: dict[str, Any] = {"encoder_attention_heads": 12}
 _LARGE = {"encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096, "encoder_attention_heads": 16}
 _ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "roberta": _BASE,
+    "roberta_base": _BASE,
+    "roberta_prenorm": _BASE,
     "roberta_large": _LARGE,
     "xlm": {"encoder_embed_dim": 1280, "encoder_ffn_embed_dim": 5120, "encoder_attention_heads": 16},
-    "model_parallel_roberta_large": _LARGE,
+    _MODEL_PARALLEL: _BASE,
+    f"{_MODEL_PARALLEL}_v1": _BASE,
+    f"{_MODEL_PARALLEL}_postnorm": _BASE,
+    f"{_MODEL_PARALLEL}_base": _BASE,
+    f"{_MODEL_PARALLEL}_large": _LARGE,
 }
-_MODEL_PARALLEL = "model_parallel_roberta"
+# fairseq/models/transformer/transformer_config.py, TransformerConfig, which data2vec_text has in "transformer"
+_TRANSFORMER_DEFAULTS: dict[str, Any] = {
+    "activation_fn": "relu",
+    "attention_dropout": 0.0,
+    "no_scale_embedding": False,
+}
 # Arguments that change the network in a way this one does not have, and the one value that leaves it as it is.
 _FIXED = {
     "encoder_learned_pos": True,
@@ -70,11 +96,13 @@ def read(
     files: Sequence[Path],
     bpe_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    folder: Path | None = None,
 ) -> Source:
     """Reads a fairseq checkpoint.
 
     Args:
       files: what fairseq's trainer or torch.save wrote; several where a model was saved in parts (see shards).
+      folder: where the tokenizer's files may be too, if not beside these.
       bpe_dir, cache_dir: as in convert.convert.
 
     Raises:
@@ -84,16 +112,18 @@ def read(
     """
     path = files[0]
     torch_file.layout_of(path)  # a wrong file is said to be one before anything is looked for beside it
-    tokenizer_files = find_tokenizer_files(path.parent, bpe_dir, cache_dir)
+    folders = [path.parent] if folder in (None, path.parent) else [path.parent, folder]
+    tokenizer_files = find_tokenizer_files(folders, bpe_dir, cache_dir)
     checkpoints = [_checkpoint(file) for file in files]
     arguments = read_arguments(checkpoints[0])
     if not arguments:
         raise CheckpointError(f"{path} has neither 'args' nor 'cfg': without them its attention heads are unknown")
 
     tensors = shards.join(files, checkpoints)
+    check_stored(str(path), files, tensors)
     modern = _modern(path, arguments, tensors)
     placing, notes = Placing(), list[str]()
-    tied = not arguments["untie_weights_roberta"]
+    tied = not understood(str(path), lambda: boolean(arguments["untie_weights_roberta"]))
     modern = _without_pruned_layers(arguments, modern, placing)
     modern = _with_folded_spectral_norm(modern, placing, notes)
     for modern_name, (name, tensor) in modern.items():
@@ -131,18 +161,38 @@ def read_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         given = cfg.get("model") if isinstance(cfg, dict) else None
     if not isinstance(given, dict):
         return {}
-    given = {key: value for key, value in given.items() if isinstance(value, str | int | float)}
+    transformer = given.get("transformer")
+    nested = _flat(transformer) if isinstance(transformer, dict) else {}
+    given = _scalars(given)
     # hydra runs name the architecture _name
     architecture = given.get("arch") or given.get("_name") or ""
     defaults = {**_DEFAULTS, **_ARCHITECTURE_DEFAULTS.get(str(architecture), {})}
-    return {**defaults, "arch": architecture, **given}
+    return {**defaults, "arch": architecture, **nested, **given}
+
+
+def _flat(transformer: Mapping[Any, Any]) -> dict[str, Any]:
+    """TransformerConfig's nested settings by their flat names: encoder.layers is encoder_layers (its __getattr__)."""
+    encoder = transformer.get("encoder")
+    nested = _scalars(encoder) if isinstance(encoder, dict) else {}
+    return {
+        **_TRANSFORMER_DEFAULTS,
+        **_scalars(transformer),
+        **{f"encoder_{key}": value for key, value in nested.items()},
+    }
+
+
+def _scalars(arguments: Mapping[Any, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if isinstance(value, str | int | float)}
 
 
 def find_tokenizer_files(
-    beside: Path, bpe_dir: str | os.PathLike[str] | None, cache_dir: str | os.PathLike[str] | None
+    folders: Sequence[Path], bpe_dir: str | os.PathLike[str] | None, cache_dir: str | os.PathLike[str] | None
 ) -> dict[str, Path | str | bytes]:
-    """The tokenizer's files, by their names in a converted directory. Arguments and errors as in convert.convert."""
-    folders = [Path(bpe_dir), beside] if bpe_dir is not None else [beside]
+    """The tokenizer's files, by their names in a converted directory, from `bpe_dir` or else the first of `folders`.
+
+    Other arguments and errors as in convert.convert.
+    """
+    folders = [Path(bpe_dir), *folders] if bpe_dir is not None else folders
     dictionary = next((folder / DICTIONARY_FILE for folder in folders if (folder / DICTIONARY_FILE).is_file()), None)
     if dictionary is None:
         raise CheckpointError(
@@ -185,7 +235,12 @@ def _sentencepiece_model(folder: Path) -> Path | None:
 
 def _modern(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
     """today's name -> (name in the file, tensor)."""
-    parts = [(name, *part) for name, tensor in tensors.items() for part in modernize_fairseq(name, tensor)]
+    prefix = unwrapped(tensors)
+    parts = [
+        (name, *part)
+        for name, tensor in tensors.items()
+        for part in modernize_fairseq(name.removeprefix(prefix), tensor)
+    ]
     if EMBED_TOKENS not in {modern_name for _, modern_name, _ in parts}:
         raise CheckpointError(_not_a_roberta(path, arguments, tensors))
     modern: dict[str, tuple[str, Tensor]] = {}
@@ -247,30 +302,52 @@ def _with_folded_spectral_norm(
                 folded.pop(f"{layer}.{part[0].rpartition('.')[2]}", None)
         if f"{layer}.weight" in modern:  # torch before 1.1 kept the weight itself too
             continue
-        if weight is None or u is None or v is None or u.shape != weight.shape[:1] or v.shape != weight.shape[1:]:
-            placing.problems.append(f"wrong shape: {shortened(layer)} has no weight_u and weight_v for its weight_orig")
+        if weight is None or u is None or v is None or not _has_spectral_norm(weight, u, v):
+            placing.problems.append(
+                f"wrong shape: {shortened(layer)} has no weight_u [rows] and weight_v [columns], floating point, for "
+                "its weight_orig [rows, columns]"
+            )
             continue
         values = weight.read().astype(np.float64)
-        sigma = u.read().astype(np.float64) @ values @ v.read().astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sigma = float(u.read().astype(np.float64) @ values @ v.read().astype(np.float64))
+        if not 0 < sigma < math.inf:
+            placing.problems.append(
+                f"wrong values: {shortened(layer)} has a spectral norm of {sigma:.6g}, expected a positive number"
+            )
+            continue
         folded[f"{layer}.weight"] = (f"{layer}.weight_orig", Values((values / sigma).astype(weight.dtype)))
-        notes.append(f"{layer}: spectral norm {sigma:.6g} folded into its weight")
+        notes.append(f"{shortened(layer)}: spectral norm {sigma:.6g} folded into its weight")
     return folded
+
+
+def _has_spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> bool:
+    """Whether these are a matrix and its singular vectors (torch/nn/utils/spectral_norm.py)."""
+    return (
+        len(weight.shape) == 2
+        and (u.shape, v.shape) == (weight.shape[:1], weight.shape[1:])
+        and all(is_floating(tensor.dtype) for tensor in (weight, u, v))
+    )
 
 
 def _config(path: Path, arguments: Mapping[str, Any], placing: Placing, dictionary: Path) -> RobertaConfig:
     """The configuration that arguments and shapes agree on; what they disagree on is added to placing's problems."""
     for name, value in _FIXED.items():
-        if arguments.get(name, value) != value:
+        if boolean(arguments.get(name, value)) != value:
             raise CheckpointError(
                 f"{path} was trained with {name}={str(arguments[name])[:80]}, which RoBERTa here does not have"
             )
+    if "encoder_attention_heads" not in arguments:
+        raise CheckpointError(
+            f"{path} does not say how many attention heads it has (encoder_attention_heads), and its architecture "
+            f"{shortened(str(arguments['arch']))!r} is none of fairseq's: add the argument, and save it anew"
+        )
     layers, parameters = placing.num_layers, placing.parameters
-    if not arguments.get("encoder_layers_to_keep"):
-        declared = integer(arguments.get("encoder_layers", layers))
-        if declared != layers:
-            placing.problems.append(f"its arguments say {declared} layers, and it has {layers}")
+    declared = arguments.get("encoder_layers", layers)
+    if not (arguments.get("encoder_layers_to_keep") or _is_interpolation(declared)) and integer(declared) != layers:
+        placing.problems.append(f"its arguments say {integer(declared)} layers, and it has {layers}")
     activation = arguments["activation_fn"]
-    position_rows = integer(arguments.get("max_positions") or arguments["tokens_per_sample"]) + PAD_ID + 1
+    positions = arguments.get("max_positions") or arguments["tokens_per_sample"]
     intermediate = "layers.0.feed_forward.intermediate.kernel"
     return RobertaConfig(
         vocab_size=placing.size("embeddings.token.embedding", 0, len(Dictionary.read(dictionary))),
@@ -278,7 +355,7 @@ def _config(path: Path, arguments: Mapping[str, Any], placing: Placing, dictiona
         hidden_size=placing.size("embeddings.token.embedding", 1, arguments["encoder_embed_dim"]),
         num_heads=integer(arguments["encoder_attention_heads"]),
         intermediate_size=placing.size(intermediate, 1, arguments["encoder_ffn_embed_dim"]),
-        max_positions=placing.size("embeddings.position.embedding", 0, position_rows) - PAD_ID - 1,
+        max_positions=placing.size("embeddings.position.embedding", 0, positions, PAD_ID + 1) - PAD_ID - 1,
         pad_id=PAD_ID,
         activation=activation,
         lm_head_activation=activation,
@@ -289,16 +366,21 @@ def _config(path: Path, arguments: Mapping[str, Any], placing: Placing, dictiona
         pooler_dropout=number(arguments["pooler_dropout"]),
         layer_drop=number(arguments["encoder_layerdrop"]),
         # what the arguments do not say, the tensors do: architectures differ in these two
-        normalize_before=bool(arguments.get("encoder_normalize_before", placing.has("layer_norm"))),
-        layernorm_embedding=bool(arguments.get("layernorm_embedding", placing.has("embeddings.layer_norm"))),
+        normalize_before=boolean(arguments.get("encoder_normalize_before", placing.has("layer_norm"))),
+        layernorm_embedding=boolean(arguments.get("layernorm_embedding", placing.has("embeddings.layer_norm"))),
         lm_head=placing.has("lm_head"),
-        tie_word_embeddings=not arguments["untie_weights_roberta"],
+        tie_word_embeddings=not boolean(arguments["untie_weights_roberta"]),
         heads=tuple(
             HeadConfig(match[1], num_classes=parameters[path].shape[1], inner_size=parameters[path].shape[0])
             for path in sorted(parameters)
             if (match := re.fullmatch(r"heads\.([^.]+)\.output\.kernel", path))
         ),
     )
+
+
+def _is_interpolation(value: Any) -> bool:
+    """Whether a setting stands for another, elsewhere in the configuration (OmegaConf's ${task.tokens_per_sample})."""
+    return isinstance(value, str) and value.startswith("${")
 
 
 def _padded(

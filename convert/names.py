@@ -72,6 +72,8 @@ LM_HEAD_WEIGHT = "encoder.lm_head.weight"
 HF_WORD_EMBEDDINGS = "roberta.embeddings.word_embeddings.weight"
 HF_TOKEN_TYPES = "roberta.embeddings.token_type_embeddings.weight"
 HF_LM_HEAD_WEIGHT = "lm_head.decoder.weight"
+HF_LM_HEAD_BIAS = "lm_head.bias"
+HF_DECODER_BIAS = "lm_head.decoder.bias"  # the same parameter by another name
 
 TABLE: list[Row] = [
     Row("embeddings.token.embedding", EMBED_TOKENS, HF_WORD_EMBEDDINGS),
@@ -98,7 +100,7 @@ TABLE: list[Row] = [
     *_linear("lm_head.dense", "encoder.lm_head.dense", "lm_head.dense"),
     *_layer_norm("lm_head.layer_norm", "encoder.lm_head.layer_norm", "lm_head.layer_norm"),
     Row("lm_head.embedding", LM_HEAD_WEIGHT, HF_LM_HEAD_WEIGHT),  # of its own only where the weights are untied
-    Row("lm_head.bias", "encoder.lm_head.bias", "lm_head.bias"),
+    Row("lm_head.bias", "encoder.lm_head.bias", HF_LM_HEAD_BIAS),
     *_linear("heads.{head}.dense", f"{_HEAD}.dense", "classifier.dense", kind="sentence"),
     *_linear("heads.{head}.output", f"{_HEAD}.out_proj", "classifier.out_proj", kind="sentence"),
     *_linear("heads.{head}.output", None, "classifier", kind="token"),
@@ -132,7 +134,6 @@ NOTHING_IN_THEM: list[tuple[str, str]] = [
     (r"encoder\.regression_head\..*", "data2vec's regression onto its teacher, which fairseq drops too"),
     (r"encoder\._ema(\..*)?", "data2vec's teacher, which fairseq drops too"),
     (r"roberta\.embeddings\.(position|token_type)_ids", "the numbers 0, 1, 2, ... that a position begins from"),
-    (r"lm_head\.decoder\.bias", "the same as lm_head.bias"),
 ]
 
 

@@ -9,13 +9,14 @@ Three ways (fairseq/checkpoint_utils.py, trainer.py, distributed/utils.py):
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from convert import torch_file
-from convert.source import equal
+from convert.source import check_stored, equal
 from convert.tensors import Joined, Rows, Slice
 from roberta_flax.checkpoint import Tensor
 from roberta_flax.errors import CheckpointError
@@ -34,11 +35,13 @@ _NOT_DIVIDED = re.compile(r"(.*\.)?classification_heads\.[^.]+\.out_proj\.(weigh
 def files_of(model: Path) -> list[Path]:
     """The files of a checkpoint by this name: itself, or all its parts in order, where it is one or there are some.
 
+    A name that is no file's, however long, is given back.
+
     Raises:
       CheckpointError: parts that are not numbered from 0 on without a gap.
     """
     match = _PART.fullmatch(model.name)
-    if match is None and model.is_file():
+    if match is None and os.path.isfile(model):
         return [model]
     stem, ways = (match["stem"], [match["way"]]) if match else (model.stem, ["-shard", "-model_part-", "_part"])
     for way in ways:
@@ -68,6 +71,8 @@ def join(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> dic
       CheckpointError: parts that do not fit together.
     """
     parts = [dict(torch_file.tensors(checkpoint["model"])) for checkpoint in checkpoints]
+    for file, part in zip(files, parts, strict=True):
+        check_stored(str(file), [file], part)
     if all("fsdp_metadata" in checkpoint for checkpoint in checkpoints):
         metadata = [torch_file.plain(checkpoint["fsdp_metadata"]) for checkpoint in checkpoints]
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,17 @@ import numpy.typing as npt
 from convert.names import TRANSPOSE, Place
 from convert.tensors import size_in_bytes
 from convert.torch_file import shortened
-from roberta_flax.checkpoint import Tensor, check_tensors, describe_problems
+from roberta_flax.checkpoint import STORED_DTYPES, Tensor, check_tensors, describe_problems
 from roberta_flax.config import RobertaConfig
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.tokenizer import Dictionary
 
 _CHUNK = 1 << 22  # elements compared at a time
+_MAX_SHARING = 4  # times that a file's tensors are its size: an LM head tied to the embedding makes at most two
+
+_WRAPPER = "module."  # torch.nn.DataParallel and DistributedDataParallel
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,10 @@ class Placing:
         shape = list(tensor.shape)
         if place is None:
             self.problems.append(f"unknown: {shortened(name)} {shape}")
-        elif not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
-            self.problems.append(f"wrong dtype: {shortened(name)} is {tensor.dtype}, expected floating point")
+        elif not is_floating(tensor.dtype):
+            self.problems.append(
+                f"wrong dtype: {shortened(name)} is {tensor.dtype}, expected floating point, 16 to 64 bits"
+            )
         elif place.transform is TRANSPOSE and len(shape) != 2:
             self.problems.append(f"wrong shape: {shortened(name)} is {shape}, expected two axes")
         elif place.path in self.parameters:
@@ -98,10 +105,10 @@ class Placing:
         """Notes that a tensor goes nowhere."""
         self.went[name] = why
 
-    def size(self, path: str, axis: int, declared: Any) -> int:
-        """A size from a tensor's shape, or as declared where there is none, so that all problems are listed."""
+    def size(self, path: str, axis: int, declared: Any, more: int = 0) -> int:
+        """A size from a tensor's shape; `more` than declared where there is none, so that all problems are listed."""
         shape = self.parameters[path].shape if path in self.parameters else ()
-        return shape[axis] if len(shape) == 2 else integer(declared)
+        return shape[axis] if len(shape) == 2 else integer(declared) + more
 
     @property
     def num_layers(self) -> int:
@@ -119,27 +126,44 @@ class Placing:
           files: the files that hold the tensors, which they cannot outgrow.
           config: what the source is taken for.
         """
-        room = sum(file.stat().st_size for file in files)
-        stretched = [  # by strides of zero: a small file, a huge array
-            f"not stored whole: {shortened(parameter.source)} {list(parameter.shape)}"
-            for parameter in self.parameters.values()
-            if size_in_bytes(parameter.tensor) > room
-        ]
-        self.problems += stretched
-        shapes = {path: parameter.shape for path, parameter in self.parameters.items()}
-        if stretched:
-            pass  # sizes are made up: nothing is built of them
-        elif config.num_layers * 16 > len(shapes):  # so that a claimed depth costs nothing
-            self.problems.append(f"it has {len(shapes)} tensors, too few for {config.num_layers} layers")
-        else:
-            self.problems += check_tensors(config, shapes)
+        self.problems += check_tensors(config, {path: each.shape for path, each in self.parameters.items()})
         if self.problems:
             raise CheckpointError(f"{what} does not fit a RoBERTa: {describe_problems(self.problems)}")
-        if (total := sum(size_in_bytes(parameter.tensor) for parameter in self.parameters.values())) > room:
-            raise CheckpointError(
-                f"{what} is not a model as it was saved: its tensors share their values, {total} bytes of parameters "
-                f"in {room} bytes of file"
-            )
+        _check_total(what, (each.tensor for each in self.parameters.values()), _room(files))
+
+
+def check_stored(what: str, files: Iterable[Path], tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError for tensors that their files cannot hold; before anything reads a value.
+
+    A tensor is stretched by strides of zero: a small file, a huge array. Many that share their values are too.
+
+    Args:
+      what: the source, for the message.
+      files: the files that hold the tensors.
+      tensors: by the source's names.
+    """
+    room = _room(files)
+    stretched = [
+        f"not stored whole: {shortened(name)} {list(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if size_in_bytes(tensor) > room
+    ]
+    if stretched:
+        raise CheckpointError(f"{what} does not fit a RoBERTa: {describe_problems(stretched)}")
+    _check_total(what, tensors.values(), room, _MAX_SHARING)
+
+
+def _room(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
+def _check_total(what: str, tensors: Iterable[Tensor], room: int, sharing: int = 1) -> None:
+    """Raises CheckpointError where tensors together are over `sharing` times the size of their files."""
+    if (total := sum(map(size_in_bytes, tensors))) > sharing * room:
+        raise CheckpointError(
+            f"{what} is not a model as it was saved: its tensors share their values, {total} bytes of parameters "
+            f"in {room} bytes of file"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -151,6 +175,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} should hold one JSON object")
     return value
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether parameters are stored in this dtype."""
+    return dtype in STORED_DTYPES.values()
 
 
 def integer(value: Any) -> int:
@@ -173,24 +202,43 @@ def number(value: Any) -> float:
     return result
 
 
-def understood(what: str, make: Any) -> RobertaConfig:
-    """The configuration that `make` makes of a source's arguments; CheckpointError where these make no sense."""
+def boolean(value: Any) -> bool:
+    """An argument that is true or false, or says so; ValueError where it is neither."""
+    named = {"true": True, "1": True, "false": False, "0": False}
+    if (found := named.get(str(value).lower())) is None:
+        raise ValueError(f"expected true or false, got {shortened(str(value))}")
+    return found
+
+
+def understood(what: str, make: Callable[[], _Result]) -> _Result:
+    """What `make` makes of a source's arguments; CheckpointError where these make no sense."""
     try:
-        config: RobertaConfig = make()
+        return make()
     except CheckpointError:
         raise
     except (InputError, TypeError, ValueError, OverflowError, KeyError) as error:
         raise CheckpointError(f"{what} has arguments that do not make a RoBERTa: {shortened(str(error))}") from None
-    return config
+
+
+def unwrapped(names: Iterable[str]) -> str:
+    """The prefix that torch's DataParallel puts before the names of a model, where all have it."""
+    names = list(names)
+    return _WRAPPER if names and all(name.startswith(_WRAPPER) for name in names) else ""
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same shape and values, a part of them at a time."""
-    if a.shape != b.shape:
-        return False
-    left, right = a.read().reshape(-1), b.read().reshape(-1)
-    parts = range(0, left.size, _CHUNK)
-    return all(np.array_equal(left[i : i + _CHUNK], right[i : i + _CHUNK]) for i in parts)
+    """Whether two tensors have the same shape and values (NaN is NaN), a part of them at a time."""
+    return a.shape == b.shape and _same(a.read(), b.read())
+
+
+def _same(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> bool:
+    """Nothing is copied whole: what is strided is not made one row."""
+    if left.size <= _CHUNK:
+        return bool(((left == right) | ((left != left) & (right != right))).all())
+    if len(left) == 1:
+        return _same(left[0], right[0])
+    step = max(1, _CHUNK // (left.size // len(left)))
+    return all(_same(left[i : i + step], right[i : i + step]) for i in range(0, len(left), step))
 
 
 def padded_dictionary(symbols: Sequence[str], size: int) -> str:

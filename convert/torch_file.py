@@ -52,6 +52,24 @@ _STORAGE_DTYPES: dict[str, npt.DTypeLike] = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+    "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
+    "UntypedStorage": np.uint8,
+}
+_DTYPES: dict[str, np.dtype[Any]] = {  # by torch's names
+    **{
+        name: np.dtype(name)
+        for kind, sizes in (("int", (8, 16, 32, 64)), ("uint", (8, 16, 32, 64)), ("float", (16, 32, 64)))
+        for name in (f"{kind}{size}" for size in sizes)
+    },
+    "bool": np.dtype(np.bool_),
+    "complex64": np.dtype(np.complex64),
+    "complex128": np.dtype(np.complex128),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    **{
+        name: np.dtype(getattr(ml_dtypes, name))
+        for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+    },
 }
 
 _MAX_AXES = 8
@@ -75,10 +93,10 @@ _INERT_PACKAGES = (
 _INERT_NAMES = {
     ("torch", "device"),
     ("torch", "Size"),
-    *(
-        ("torch", f"{kind}")
-        for kind in ("float16", "float32", "float64", "bfloat16", "int64", "int32", "uint8", "bool")
-    ),
+    ("collections", "deque"),
+    ("decimal", "Decimal"),
+    ("uuid", "UUID"),
+    *(("datetime", kind) for kind in ("date", "datetime", "time", "timedelta", "timezone")),
     *(
         (module, kind)
         for module in ("builtins", "__builtin__")  # the name that protocol 2 writes
@@ -94,7 +112,9 @@ _INERT_NAMES = {
             "tuple",
             "bytes",
             "complex",
+            "frozenset",
             "object",
+            "slice",
         )
     ),
 }
@@ -125,16 +145,16 @@ class Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]  # in elements
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.storage.dtype
+    dtype: np.dtype[Any]  # the storage's, or what its bytes are taken for
 
     def read(self) -> npt.NDArray[Any]:
         """The elements, as a read-only view of the memory-mapped file."""
-        elements = self.storage.read()[self.offset :]
+        elements = self.storage.read()
+        if self.dtype != elements.dtype:
+            elements = elements[: elements.nbytes // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
+        raw = elements[self.offset :].view(np.dtype((np.void, self.dtype.itemsize)))  # numpy strides no float8
         strides = [stride * self.dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
+        return np.lib.stride_tricks.as_strided(raw, self.shape, strides, writeable=False).view(self.dtype)
 
 
 @dataclass
@@ -335,6 +355,8 @@ class _Unpickler(_Machine):  # type: ignore[misc]
             return _REBUILDERS[module, name]
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
             return _StorageType(np.dtype(_STORAGE_DTYPES[name]))
+        if module == "torch" and name in _DTYPES:
+            return _DataType(_DTYPES[name])
         package = module.partition(".")[0]
         if package in _INERT_PACKAGES or (module, name) in _INERT_NAMES:
             return _record_class(f"{module}.{name}")
@@ -380,7 +402,8 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         self.stack[-1].update(map(_hashable, items))
 
     def load_frozenset(self) -> None:
-        self.append(frozenset(map(_hashable, self.pop_mark())))
+        items = self.pop_mark()  # which makes another stack the one to append to
+        self.append(frozenset(map(_hashable, items)))
 
     def refused(self) -> None:
         raise CheckpointError("it is damaged: a buffer, which torch never writes")
@@ -420,6 +443,11 @@ class _StorageType:
     dtype: np.dtype[Any]
 
 
+@dataclass(frozen=True)
+class _DataType:
+    dtype: np.dtype[Any]
+
+
 def _record_class(class_name: str) -> type[Record]:
     """A class of its own for each name and file, whose instances are Records whatever they are made from."""
 
@@ -432,18 +460,33 @@ def _record_class(class_name: str) -> type[Record]:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """torch._utils._rebuild_tensor and _rebuild_tensor_v2, with the bounds checked."""
+    """torch._utils._rebuild_tensor and _rebuild_tensor_v2."""
+    if not isinstance(storage, Storage):
+        raise CheckpointError("it is damaged: a tensor without a storage")
+    return _tensor(storage, offset, shape, strides, storage.dtype)
+
+
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, data_type: Any, *_: Any
+) -> Tensor:
+    """torch._utils._rebuild_tensor_v3: an untyped storage's bytes, for dtypes that have no storage of their own."""
+    if not isinstance(storage, Storage) or storage.dtype != np.uint8 or not isinstance(data_type, _DataType):
+        raise CheckpointError("it is damaged: a tensor without a storage or a dtype")
+    return _tensor(storage, offset, shape, strides, data_type.dtype)
+
+
+def _tensor(storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.dtype[Any]) -> Tensor:
+    """A tensor over a storage, with the bounds checked."""
     numbers = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < _MAX_COUNT for n in numbers):
+    count = storage.count * storage.dtype.itemsize // dtype.itemsize
+    if not all(type(n) is int and 0 <= n < _MAX_COUNT for n in numbers):
         raise CheckpointError("it is damaged: a tensor's shape is not made of counts")
     if len(shape) > _MAX_AXES or len(shape) != len(strides):
         raise CheckpointError(f"it is damaged: a tensor of {len(shape)} axes and {len(strides)} strides")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= storage.count:
-        raise CheckpointError(
-            f"it is damaged: a tensor of shape {tuple(shape)} reaches past its {storage.count} elements"
-        )
-    return Tensor(storage, offset, tuple(shape), tuple(strides))
+    if math.prod(shape) and last >= count:
+        raise CheckpointError(f"it is damaged: a tensor of shape {tuple(shape)} reaches past its {count} elements")
+    return Tensor(storage, offset, tuple(shape), tuple(strides), dtype)
 
 
 def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
@@ -470,7 +513,9 @@ def _set(items: Any = ()) -> set[Any]:
 _REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("_codecs", "encode"): _bytes_from_latin1,
     ("collections", "OrderedDict"): _ordered_dict,
     ("collections", "defaultdict"): _record_class("collections.defaultdict"),

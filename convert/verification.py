@@ -6,18 +6,24 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert.conversion import opened, write_files
+from convert.conversion import opened, reading, write_files
 from convert.source import Parameter
+from convert.torch_file import shortened
 from roberta_flax import checkpoint
+from roberta_flax.checkpoint import Tensor
+from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError
 from roberta_flax.tokenizer import Tokenizer
+
+_OF_LM_HEAD = ("lm_head_activation", "tie_word_embeddings")  # settings without effect where there is none
+_TOKEN_TYPES, _POSITIONS = "embeddings.token_type.embedding", "embeddings.position.embedding"
 
 
 @dataclass(frozen=True)
@@ -69,44 +75,108 @@ def verify(
     Args:
       directory: the converted model.
       against: its source, in any form that convert takes; what export wrote, too.
-      checkpoint_file, head_name: as in convert; what conversion.json says if not given.
+      checkpoint_file: as in convert; what conversion.json says if not given, where the model came from fairseq.
       bpe_dir, cache_dir: as in convert.
+      head_name: as in convert; the name of the directory's only head (or what conversion.json says) if not given.
 
     Raises:
+      InputError: a bpe_dir that is no directory.
       CheckpointError: one of the two cannot be read. (What differs is in the result.)
     """
+    checkpoint.check_directory(bpe_dir)
     folder = Path(directory)
-    if not folder.is_dir() or checkpoint.missing_files(folder):
-        raise CheckpointError(f"{folder} is not a converted model; convert one with `roberta-flax convert`")
+    if not os.path.isdir(folder) or checkpoint.missing_files(folder):
+        raise CheckpointError(
+            f"{shortened(str(folder))} is not a converted model; convert one with `roberta-flax convert`"
+        )
     recorded = _recorded(folder)
-    name = checkpoint_file or str(recorded.get("checkpoint_file") or "model.pt")
     config = checkpoint.read_config(folder)
     stored = checkpoint.read_tensors(folder / checkpoint.PARAMS_FILE)
-    comparisons, problems = [], []
-    with opened(against, name if name.endswith(".pt") else "model.pt", cache_dir) as opening:
-        source = opening.read(bpe_dir, cache_dir, head_name or recorded.get("head_name"))
-        mine, theirs = dataclasses.asdict(config), dataclasses.asdict(source.config)
-        problems += [
-            f"config.json has {key} {mine[key]!r}, the source {theirs[key]!r}"
-            for key in mine
-            if mine[key] != theirs[key]
+    if damage := checkpoint.check_stored(config, stored):
+        raise CheckpointError(f"{folder} is damaged: {checkpoint.describe_problems(damage)}")
+    with opened(against, checkpoint_file or _recorded_checkpoint_file(recorded), cache_dir) as opening:
+        source = opening.read(bpe_dir, cache_dir, head_name or _only_head(config) or recorded.get("head_name"))
+        comparisons = [
+            _compared(path, stored[path], source.parameters[path])
+            for path in sorted(stored.keys() & source.parameters.keys())
         ]
-        problems += [f"{path} is not in the source" for path in sorted(stored.keys() - source.parameters.keys())]
-        problems += [f"{path} is not in {folder}" for path in sorted(source.parameters.keys() - stored.keys())]
-        for path in sorted(stored.keys() & source.parameters.keys()):
-            comparison = _compared(path, stored[path], source.parameters[path])
-            comparisons.append(comparison)
-            if not comparison.identical:
-                problems.append(f"{path} differs from {comparison.source}, by {comparison.largest_difference:.3g}")
+        folded = _is_folded(stored, source.parameters)
+        problems = [
+            *_setting_differences(config, source.config, folded),
+            *_tensor_differences(stored, source.parameters, comparisons, folded),
+        ]
         if not _same_tokenizer(folder, source.tokenizer_files):
             problems.append("the tokenizer is not the source's")
     return Verification(comparisons, problems)
 
 
+def _recorded_checkpoint_file(recorded: Mapping[str, Any]) -> str:
+    name = recorded.get("checkpoint_file")
+    return name if isinstance(name, str) and name and recorded.get("kind") == "fairseq" else "model.pt"
+
+
+def _only_head(config: RobertaConfig) -> str | None:
+    """The name of the head that a transformers model of this configuration would have; None where there are several."""
+    names = [head.name for head in config.heads if head.kind != "pooler"]
+    return names[0] if len(names) == 1 else None
+
+
+def _setting_differences(mine: RobertaConfig, theirs: RobertaConfig, folded: bool) -> Iterator[str]:
+    """A line for each setting that differs, and has an effect; token types that are folded are not among them."""
+    heads = {head.name: head for head in mine.heads}, {head.name: head for head in theirs.heads}
+    for name in sorted(heads[0].keys() | heads[1].keys()):
+        if name not in heads[1]:
+            yield f"config.json has a head {name!r}, which is not in the source"
+        elif name not in heads[0]:
+            yield f"the source has a head {name!r}, which is not in config.json"
+        else:
+            for key, ours, others in _different(heads[0][name], heads[1][name]):
+                yield f"config.json has {key} {ours!r} of head {name!r}, the source {others!r}"
+    passed_over = {"heads", *(() if mine.lm_head or theirs.lm_head else _OF_LM_HEAD)}
+    for key, ours, others in _different(mine, theirs):
+        if key not in passed_over and not (folded and key == "type_vocab_size"):
+            yield f"config.json has {key} {ours!r}, the source {others!r}"
+
+
+def _different(mine: RobertaConfig | HeadConfig, theirs: RobertaConfig | HeadConfig) -> Iterator[tuple[str, Any, Any]]:
+    for field in dataclasses.fields(mine):
+        ours, others = getattr(mine, field.name), getattr(theirs, field.name)
+        if ours != others:
+            yield field.name, ours, others
+
+
+def _tensor_differences(
+    stored: Mapping[str, Tensor], source: Mapping[str, Parameter], comparisons: Sequence[Comparison], folded: bool
+) -> Iterator[str]:
+    """A line for each parameter that is in one of the two, or differs; one for token types that are folded."""
+    told = {_TOKEN_TYPES, _POSITIONS} if folded else set()
+    if folded:
+        yield (
+            f"{_TOKEN_TYPES} is not in the source: its row 0 is added to the source's {_POSITIONS}, and rounded, as "
+            "export to fairseq does"
+        )
+    for path in sorted(stored.keys() - source.keys() - told):
+        yield f"{path} is not in the source"
+    for path in sorted(source.keys() - stored.keys()):
+        yield f"the source has {path}, which is not in {checkpoint.PARAMS_FILE}"
+    for each in comparisons:
+        if not each.identical and each.path not in told:
+            yield f"{each.path} differs from {each.source}, by {each.largest_difference:.3g}"
+
+
+def _is_folded(stored: Mapping[str, Tensor], source: Mapping[str, Parameter]) -> bool:
+    """Whether the source's positions are ours with the token type of every token added, as export adds it."""
+    if not {_TOKEN_TYPES, _POSITIONS} <= stored.keys() or _TOKEN_TYPES in source or _POSITIONS not in source:
+        return False
+    positions, theirs = stored[_POSITIONS], source[_POSITIONS]
+    summed = (positions.read() + stored[_TOKEN_TYPES].read()[:1]).astype(positions.dtype)
+    return np.array_equal(summed, theirs.read())
+
+
 def _recorded(folder: Path) -> dict[str, Any]:
     try:
         recorded = json.loads((folder / checkpoint.CONVERSION_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         recorded = None
     if not isinstance(recorded, dict):
         raise CheckpointError(f"{folder / checkpoint.CONVERSION_FILE} is damaged; convert the model again")
@@ -131,6 +201,6 @@ def _compared(path: str, stored: checkpoint.StoredTensor, parameter: Parameter) 
 
 
 def _same_tokenizer(folder: Path, files: Mapping[str, Path | str | bytes]) -> bool:
-    with tempfile.TemporaryDirectory(prefix="roberta-flax-") as temporary:
+    with reading(folder), tempfile.TemporaryDirectory(prefix="roberta-flax-") as temporary:
         write_files(files, Path(temporary))
         return Tokenizer.from_directory(folder).is_same_as(Tokenizer.from_directory(temporary))

@@ -48,11 +48,18 @@ STORED_DTYPES: dict[str, np.dtype[Any]] = {  # by safetensors' names
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+_READ_DTYPES: dict[str, np.dtype[Any]] = {  # those of buffers, which are no parameters
+    **STORED_DTYPES,
+    "BOOL": np.dtype(np.bool_),
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
 _ALIGNMENT = 64  # bytes; XLA's CPU backend takes an array as it is where it begins at a multiple of this
 _CHUNK = 1 << 22  # elements written at a time
 _READERS = 4  # threads
 _TILE = 128  # rows and columns of a transpose copied at a time, so that both sides stay in the cache
 _MAX_PROBLEMS = 100  # named in a message
+_LAYER_TENSORS = 16  # kernel and bias of six Dense, scale and bias of two LayerNorms
 
 
 class Tensor(Protocol):
@@ -145,8 +152,25 @@ def stored_dtype(name: str) -> np.dtype[Any]:
     raise InputError(f"parameters are stored in {', '.join(map(str, STORED_DTYPES.values()))}; got {name!r}")
 
 
+def check_directory(bpe_dir: str | os.PathLike[str] | None) -> None:
+    """Raises InputError where `bpe_dir` is given and is no directory that can be read."""
+    if bpe_dir is None:
+        return
+    try:
+        with os.scandir(bpe_dir) as entries:
+            next(entries, None)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"bpe_dir should be a directory with the tokenizer's files; {bpe_dir}: {reason}") from None
+
+
 def check_tensors(config: RobertaConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is wrong with a set of tensors as the parameters of `config`: one string a problem, empty if nothing."""
+    """What is wrong with a set of tensors as the parameters of `config`: one string a problem, empty if nothing.
+
+    A depth that is merely claimed costs nothing.
+    """
+    if config.num_layers * _LAYER_TENSORS > len(shapes):
+        return [f"it has {len(shapes)} tensors, too few for {config.num_layers} layers"]
     expected = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
     return [
         *(f"missing: {name} {list(expected[name])}" for name in expected.keys() - shapes.keys()),
@@ -156,6 +180,15 @@ def check_tensors(config: RobertaConfig, shapes: Mapping[str, tuple[int, ...]]) 
             for name in expected.keys() & shapes.keys()
             if tuple(shapes[name]) != tuple(expected[name])
         ),
+    ]
+
+
+def check_stored(config: RobertaConfig, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with a converted directory's tensors as the parameters of its configuration, as check_tensors."""
+    integers = [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPE_NAMES]
+    return [
+        *check_tensors(config, {name: tensor.shape for name, tensor in tensors.items()}),
+        *(f"wrong dtype: {name} is {tensors[name].dtype}, expected floating point" for name in integers),
     ]
 
 
@@ -180,15 +213,18 @@ def new_directory(destination: Path) -> Iterator[Path]:
     Raises:
       CheckpointError: `destination` exists, or cannot be made there.
     """
-    if destination.exists() or destination.is_symlink():
-        raise CheckpointError(f"{destination} exists already; remove it or choose another name")
     try:
+        if destination.exists() or destination.is_symlink():
+            raise CheckpointError(f"{destination} exists already; remove it or choose another name")
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(
             tempfile.mkdtemp(prefix=f".{destination.name}-", suffix=PARTIAL_SUFFIX, dir=destination.parent)
         )
-    except OSError as error:
-        raise CheckpointError(f"cannot write {destination}: {error.strerror}") from None
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot write {destination}: {reason}") from None
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -196,7 +232,10 @@ def new_directory(destination: Path) -> Iterator[Path]:
     except RobertaFlaxError:  # DownloadError is an OSError too, and says more
         raise
     except OSError as error:
-        raise CheckpointError(f"cannot write {destination}: {error.strerror or error}") from None
+        at_fault = Path(str(error.filename2 or error.filename or destination))  # the source's file, say, and not ours
+        ours = any(at_fault.is_relative_to(path) for path in (temporary, destination))
+        what = f"write {destination}" if ours else f"read or write {at_fault}"
+        raise CheckpointError(f"cannot {what}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -367,8 +406,7 @@ def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tu
     file_name = directory / PARAMS_FILE
     try:
         stored = read_tensors(file_name)
-        shapes = {name: tensor.shape for name, tensor in stored.items()}
-        if problems := check_tensors(config, shapes):
+        if problems := check_stored(config, stored):
             raise CheckpointError(
                 f"{file_name} does not hold the parameters of its {CONFIG_FILE}: {describe_problems(problems)}"
             )
@@ -437,7 +475,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name; their values are not read yet.
 
     Raises:
-      CheckpointError: it is missing, damaged, or has tensors that are not floating point.
+      CheckpointError: it is missing, damaged, or has tensors in a dtype that is neither floating point nor integers.
     """
     try:
         with safe_open(path, framework="numpy") as file:  # checks the header: offsets, sizes, no gap, no overlap
@@ -452,10 +490,10 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     tensors = {}
     for name in names:
         entry = header[name]
-        if (dtype := STORED_DTYPES.get(entry["dtype"])) is None and entry["dtype"] != "I64":
+        if (dtype := _READ_DTYPES.get(entry["dtype"])) is None:
             raise CheckpointError(f"{path} has {name[:200]} in {entry['dtype']}; expected {', '.join(STORED_DTYPES)}")
         offset = 8 + length + entry["data_offsets"][0]
-        tensors[name] = StoredTensor(path, dtype or np.dtype(np.int64), tuple(entry["shape"]), offset)
+        tensors[name] = StoredTensor(path, dtype, tuple(entry["shape"]), offset)
     return tensors
 
 

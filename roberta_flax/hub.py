@@ -317,7 +317,7 @@ def load(
       bpe_dir: where the tokenizer's files are, if not beside the checkpoint and not GPT-2's.
 
     Raises:
-      InputError: a dtype or precision that JAX does not know.
+      InputError: a dtype or precision that JAX does not know, or a bpe_dir that is no directory.
       CheckpointError: the files are not a RoBERTa, are damaged, or something is missing.
       DownloadError: a file could not be fetched; the message says which files to put where.
     """
@@ -353,6 +353,7 @@ def resolve(
     """The converted directory of a model, made in the cache where there is none yet. Arguments and errors as load's."""
     from roberta_flax import download
 
+    checkpoint.check_directory(bpe_dir)
     if (name := str(name_or_path)) in download.MODELS:
         cache = download.cache_dir(cache_dir)
         directory = cache / "converted" / download.archive_name(name)
@@ -362,27 +363,32 @@ def resolve(
 
     elif name.startswith("hf:"):
         cache = download.cache_dir(cache_dir)
-        directory = cache / "converted" / ("hf--" + re.sub(r"[^\w.@-]+", "--", name.removeprefix("hf:")))
+        mark = hashlib.sha256(repr(name).encode()).hexdigest()[:16]
+        directory = cache / "converted" / _cached_name(re.sub(r"[^\w.@-]+", "--", name), mark)
 
         def source() -> PathLike:
             return name
 
     else:
         path = Path(name_or_path)
-        if not path.exists():
+        if not os.path.exists(path):  # which is false of names that are too long, too
             raise CheckpointError(
-                f"{name!r} is neither a file or directory, nor hf:org/name, nor a released model "
+                f"{name[:200]!r} is neither a file or directory, nor hf:org/name, nor a released model "
                 f"({', '.join(download.MODELS)})"
             )
         if path.is_dir() and checkpoint.is_converted(path):
             return _with_sha256(path, sha256)
         cache = download.cache_dir(cache_dir)
-        directory = cache / "converted" / f"{path.resolve().name}-{_fingerprint(path, checkpoint_file, bpe_dir)}"
+        try:
+            mark = _fingerprint(path, checkpoint_file, bpe_dir)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+        directory = cache / "converted" / _cached_name(path.resolve().name, mark)
 
         def source() -> PathLike:
             return path
 
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         from convert import convert
 
         with download.locked(directory):
@@ -403,11 +409,16 @@ def _with_sha256(directory: Path, sha256: str | None) -> Path:
     if sha256 is not None:
         try:
             found = json.loads((directory / checkpoint.CONVERSION_FILE).read_text(encoding="utf-8"))["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             found = "nothing recorded"
         if found != sha256.lower():
             raise CheckpointError(f"{directory} was made from a file of sha256 {found}, expected {sha256.lower()}")
     return directory
+
+
+def _cached_name(name: str, mark: str) -> str:
+    """A directory's name in the cache: no longer than file systems take, and told from others of its name by `mark`."""
+    return f"{name.encode(errors='ignore')[:150].decode(errors='ignore')}-{mark}"
 
 
 def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> str:
@@ -419,9 +430,9 @@ def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> 
     if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
         files = [path]
     else:
-        beside = path if path.is_dir() else path.parent
-        folders.insert(0, beside)
         files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
+        beside = path if path.is_dir() else path.parent
+        folders = [beside, *([files[0].parent] if files[0].parent != beside else []), *folders]
     files += [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in _READ_SUFFIXES]
     stats = [
         (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else str(file)

@@ -87,7 +87,8 @@ def predict_parquet(
     """Predicts every row of a directory of Parquet files (or of one file) into a directory of them.
 
     The order is kept, but where a worker dies: it is replaced, and what it had is done again and written later. The
-    destination appears when all rows are in it, once each. Ray is started on this machine, or the cluster is joined that RAY_ADDRESS names.
+    destination appears when all rows are in it, once each. Ray is started on this machine, or the cluster is joined
+    that RAY_ADDRESS names.
 
     Args:
       source, destination: on a file system that every worker sees; the destination must not exist.

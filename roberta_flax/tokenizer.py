@@ -516,7 +516,7 @@ def _read_encoder_json(path: Path) -> dict[str, int]:
     """Reads encoder.json, BPE piece -> BPE id; raises CheckpointError where it is not that."""
     try:
         encoder = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is not JSON: {error}") from None

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
+import decimal
+import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -16,7 +22,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from convert import convert, torch_file
+from convert import convert, torch_file, verify
 from convert.names import (
     TABLE,
     from_fairseq,
@@ -27,7 +33,7 @@ from convert.names import (
     to_huggingface,
 )
 from convert.tiny import files
-from roberta_flax import CheckpointError, DownloadError
+from roberta_flax import CheckpointError, DownloadError, InputError
 from tests.conftest import TINY
 
 torch = pytest.importorskip("torch")
@@ -155,6 +161,56 @@ def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path, offset, sha
         torch_file.load(tmp_path / "m.pt")
 
 
+def leftovers() -> dict:
+    """What a trainer's state may hold beside a model: values, of classes that do nothing."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.expert = True
+    return {
+        "when": datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=1))),
+        "day": datetime.date(2020, 1, 1), "recent": collections.deque([1, 2], 5), "slice": slice(1, 2), "id": uuid.UUID(int=1),
+        "price": decimal.Decimal("1.5"), "set": {1, 2}, "frozen": frozenset([1]), "array": np.ones(3), "parameter": parameter,
+        "dtypes": [torch.float16, torch.uint16, torch.complex64],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("zip_format", [False, True])
+def test_leftovers_of_training_that_only_hold_values_are_inert(source, tmp_path, protocol, zip_format):
+    checkpoint = {**load_trusted(source / "model.pt"), "extra_state": leftovers()}
+    if protocol == 5:
+        del checkpoint["extra_state"]["array"]  # a buffer of its own there
+    torch.save(checkpoint, source / "model.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zip_format)
+    convert(source, tmp_path / "converted")
+    state = torch_file.load(source / "model.pt")["extra_state"]
+    assert isinstance(state["when"], torch_file.Record)
+    assert (state["recent"].class_name, state["recent"].items) == ("collections.deque", [1, 2])
+    assert (state["price"].class_name, state["price"].arguments) == ("decimal.Decimal", ("1.5",))
+    assert (state["parameter"].read() == 1).all()
+    assert list(torch_file.plain(state["frozen"])) == [1]
+
+
+@pytest.mark.parametrize("zip_format", [False, True])
+def test_tensors_in_dtypes_that_parameters_never_have_are_read_and_refused_as_parameters(source, tmp_path, zip_format):
+    whole = torch.arange(12).reshape(3, 4)
+    tensors = {
+        "uint16": whole.to(torch.uint16), "uint32": whole.to(torch.uint32)[1:, ::2], "fp8": whole.to(torch.float8_e4m3fn).T,
+        "e5m2": whole.to(torch.float8_e5m2), "complex": whole.to(torch.complex64), "complex128": whole.to(torch.complex128),
+    }  # fmt: skip
+    torch.save(tensors, tmp_path / "t.pt", _use_new_zipfile_serialization=zip_format)
+    loaded = torch_file.load(tmp_path / "t.pt")
+    for name, tensor in tensors.items():
+        values = loaded[name].read()
+        assert values.shape == tuple(tensor.shape)
+        assert (values.astype(np.complex128) == tensor.to(torch.complex128).numpy()).all(), name
+    (tmp_path / "t.pt").unlink()
+    name = "decoder.sentence_encoder.layers.0.fc1.bias"
+    for dtype in (torch.uint16, torch.float8_e4m3fn, torch.complex64):
+        spoil(source, lambda checkpoint, dtype=dtype: checkpoint["model"].update({name: torch.ones(128).to(dtype)}))
+        assert f"wrong dtype: {name} is {str(dtype).removeprefix('torch.')}, expected floating" in refused(
+            source, tmp_path
+        )
+
+
 def test_strided_shared_and_empty_tensors_read_as_torch_reads_them(tmp_path):
     whole = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     tensors = {
@@ -262,10 +318,59 @@ def test_a_tensor_with_another_number_of_axes(source, tmp_path, name, shape):
     assert "wrong shape" in refused(source, tmp_path)
 
 
-@pytest.mark.parametrize("argument", [{"max_positions": "many"}, {"dropout": "much"}, {"activation_fn": "swish"}])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"encoder_layers": "many"}, {"dropout": "much"}, {"activation_fn": "swish"}, {"layernorm_embedding": "perhaps"},
+        {"untie_weights_roberta": 2}, {"encoder_attention_heads": "${model.heads}"},
+    ],
+)  # fmt: skip
 def test_arguments_that_make_no_sense(source, tmp_path, argument):
     spoil(source, lambda checkpoint: vars(checkpoint["args"]).update(argument))
     assert "arguments that do not make a RoBERTa" in refused(source, tmp_path)
+
+
+def test_what_the_tensors_tell_need_not_be_in_the_arguments(source, tmp_path):
+    """OmegaConf's interpolations are not resolved; the position table and the layers are there to be counted."""
+    interpolated = {"max_positions": "${task.tokens_per_sample}", "encoder_layers": "${model.layers}"}
+    spoil(source, lambda checkpoint: vars(checkpoint["args"]).update(interpolated))
+    config = roberta_flax.load(convert(source, tmp_path / "converted")).config
+    assert (config.max_positions, config.num_layers) == (512, 2)
+
+
+def test_arguments_that_say_true_or_false_in_words(source, tmp_path):
+    words = {"encoder_normalize_before": "False", "layernorm_embedding": "true", "untie_weights_roberta": "False"}
+    spoil(source, lambda checkpoint: vars(checkpoint["args"]).update({**words, "encoder_learned_pos": "True"}))
+    config = roberta_flax.load(convert(source, tmp_path / "converted")).config
+    assert (config.normalize_before, config.layernorm_embedding, config.tie_word_embeddings) == (False, True, True)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "heads"),
+    [("roberta_large", 16), ("xlm", 16), ("model_parallel_roberta_large", 16), ("my_roberta", None), (None, None)],
+)
+def test_attention_heads_that_are_not_said_are_the_architectures_or_unknown(source, tmp_path, architecture, heads):
+    def change(checkpoint):
+        del checkpoint["args"].encoder_attention_heads
+        checkpoint["args"].arch = architecture
+
+    spoil(source, change)
+    if heads is None:
+        assert "does not say how many attention heads it has" in refused(source, tmp_path)
+    else:
+        assert roberta_flax.load(convert(source, tmp_path / "converted")).config.num_heads == heads
+
+
+def test_names_that_all_have_dataparallels_prefix(source, tmp_path, tiny_directory):
+    def change(checkpoint):
+        checkpoint["model"] = {f"module.{name}": tensor for name, tensor in checkpoint["model"].items()}
+
+    spoil(source, change)
+    directory = convert(source, tmp_path / "converted")
+    assert (directory / "model.safetensors").read_bytes() == (tiny_directory / "model.safetensors").read_bytes()
+    assert all(
+        name.startswith("module.") for name in json.loads((directory / "conversion.json").read_text())["tensors"]
+    )
 
 
 @pytest.mark.parametrize("value", [5, 0, "many", None])
@@ -312,6 +417,52 @@ def test_a_zip_file_that_is_no_checkpoint(source, tmp_path):
     with zipfile.ZipFile(source / "model.pt", "w") as archive:
         archive.writestr("a.txt", "a")
     assert "zip file but not a PyTorch checkpoint" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "{i}", "{head}", "a}"])
+def test_a_heads_name_that_is_not_printable_or_has_braces(source, tmp_path, name):
+    def change(checkpoint):
+        model = checkpoint["model"]
+        checkpoint["model"] = {key.replace("_heads.mnli", f"_heads.{name}"): tensor for key, tensor in model.items()}
+
+    spoil(source, change)
+    assert "a head's name is printable and has no braces in it" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"\xff\xfe", b"{", b"[" * 100_000, b"{}", b'{"learning_rate": 1}'])
+def test_a_config_json_of_something_else_beside_a_fairseq_checkpoint(source, tmp_path, content):
+    (source / "config.json").write_bytes(content)
+    convert(source, tmp_path / "of directory")
+    convert(source / "model.pt", tmp_path / "of file")
+    roberta_flax.load(source)
+    (source / "model.pt").unlink()
+    message = refused(source, tmp_path)
+    assert "no model.pt in" in message if content.startswith(b"{") and len(content) > 1 else "config.json" in message
+
+
+def test_a_checkpoint_of_another_name_is_verified_by_the_name_that_was_recorded_or_is_given(source, tmp_path):
+    (source / "model.pt").rename(source / "best.pth")
+    directory = convert(source, tmp_path / "converted", checkpoint_file="best.pth")
+    assert not verify(directory, source).problems
+    assert not verify(directory, source, checkpoint_file="best.pth").problems
+    shutil.copy(source / "best.pth", source / "model.pt")
+    assert not verify(directory, source, checkpoint_file="model.pt").problems
+    with pytest.raises(CheckpointError, match=r"no other\.pth in"):
+        verify(directory, source, checkpoint_file="other.pth")
+
+
+def test_a_checkpoint_in_a_folder_of_its_directory(source, tmp_path, tiny_directory):
+    (source / "sub").mkdir()
+    (source / "model.pt").rename(source / "sub" / "best.pt")
+    directory = convert(source, tmp_path / "converted", checkpoint_file="sub/best.pt")
+    assert json.loads((directory / "conversion.json").read_text())["checkpoint_file"] == "sub/best.pt"
+    assert not verify(directory, source).problems
+    assert roberta_flax.load(source, checkpoint_file="sub/best.pt").config == roberta_flax.load(tiny_directory).config
+    (source / "dict.txt").rename(source / "sub" / "dict.txt")
+    with (source / "sub" / "dict.txt").open("a") as file:  # which a conversion in the cache is not of
+        file.write("999999 1\n")
+    with pytest.raises(CheckpointError, match="embeds 581 tokens but its dictionary has 582"):
+        roberta_flax.load(source, checkpoint_file="sub/best.pt")
 
 
 def test_no_dictionary(source, tmp_path):
@@ -376,6 +527,84 @@ def test_a_destination_that_cannot_be_written(tiny_source, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
         convert(tiny_source, tmp_path / "file" / "converted")
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "too long", "zero byte"])
+def test_a_bpe_dir_that_is_no_directory(kind, source, tiny_directory, tmp_path):
+    (tmp_path / "file").write_text("")
+    bpe_dir = str(tmp_path / {"too long": "a" * 300, "zero byte": "a\0b"}.get(kind, kind))
+    for use in (
+        lambda: convert(source, tmp_path / "converted", bpe_dir=bpe_dir),
+        lambda: verify(tiny_directory, source, bpe_dir=bpe_dir),
+        lambda: roberta_flax.load(source, bpe_dir=bpe_dir),
+        lambda: roberta_flax.load(tiny_directory, bpe_dir=bpe_dir),
+        lambda: roberta_flax.load_tokenizer(source, bpe_dir=bpe_dir),
+    ):
+        with pytest.raises(InputError, match="bpe_dir should be a directory with the tokenizer's files"):
+            use()
+    assert not (tmp_path / "converted").exists()
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda source, folder: convert(folder / LONG, folder / "x"), "nnn... does not exist; expected a fairseq"),
+        (lambda source, folder: convert(source, folder / LONG), "cannot write .*nnn: File name too long"),
+        (lambda source, folder: convert(source, folder / "a\0b"), "cannot write .*: embedded null byte"),
+        (lambda source, folder: convert(source, folder / "x", checkpoint_file=LONG), "no nnn.* in .*/source"),
+        (lambda source, folder: roberta_flax.load(folder / LONG), "nnn' is neither a file or directory"),
+        (lambda source, folder: roberta_flax.load(source, checkpoint_file=LONG), "cannot read .*nnn: File name too long"),
+        (lambda source, folder: verify(folder / LONG, source), "nnn... is not a converted model"),
+    ],
+)  # fmt: skip
+def test_names_that_are_too_long(source, tmp_path, use, message):
+    with pytest.raises(CheckpointError, match=message) as error:
+        use(source, tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127])
+def test_a_directory_with_the_longest_name_loads(source, tmp_path, name):
+    roberta_flax.load_tokenizer(source.rename(tmp_path / name), cache_dir=tmp_path / "cache")
+
+
+def test_models_of_different_names_on_the_hub_have_different_places_in_the_cache(tiny_directory, tmp_path, monkeypatch):
+    names = ["hf:a/b", "hf:a--b", "hf:a-/b", "hf:a/b@main", f"hf:a/{LONG}", f"hf:a/{LONG}1"]
+    monkeypatch.setattr("convert.convert", lambda source, directory, **_: shutil.copytree(tiny_directory, directory))
+    for name in names:
+        roberta_flax.load_tokenizer(name, cache_dir=tmp_path)
+    assert len([path for path in (tmp_path / "converted").iterdir() if path.is_dir()]) == len(names)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_cannot_be_read_or_written_is_what_is_named(source, tmp_path, monkeypatch, named):
+    """Of a source, or of the destination: a disk that is full names no file."""
+    fault = str(source / "dict.txt")
+    error = (
+        PermissionError(errno.EACCES, "Permission denied", fault) if named else OSError(errno.ENOSPC, "No space left")
+    )
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    expected = (
+        f"cannot read or write {fault}: Permission denied"
+        if named
+        else f"cannot write {tmp_path / 'converted'}: No space"
+    )
+    assert refused(source, tmp_path).startswith(expected)
+    if named:
+        directory = tmp_path / "another"
+        monkeypatch.undo()
+        convert(source, directory)
+        monkeypatch.setattr(shutil, "copyfile", fail)
+        with pytest.raises(CheckpointError, match=f"cannot read {re.escape(fault)}: Permission denied"):
+            verify(directory, source)
 
 
 def test_conversion_needs_no_torch(tiny_source, tiny_directory, tmp_path):

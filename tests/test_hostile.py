@@ -22,11 +22,13 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import roberta_flax
-from convert import convert, hf_tokenizer, msgpack_file, torch_file
+from convert import convert, export, hf_tokenizer, msgpack_file, torch_file, verify
+from convert.source import equal
 from roberta_flax import CheckpointError, checkpoint
+from roberta_flax.checkpoint import Values
 
 torch = pytest.importorskip("torch")
 
@@ -301,6 +303,121 @@ def test_tensors_that_share_their_values_do_not_make_a_model_larger_than_its_fil
         convert(source, tmp_path / "converted")
 
 
+def stretched(*shape: int) -> Any:
+    """A tensor of one number that claims to be huge."""
+    return torch.zeros(1).as_strided(shape, (0,) * len(shape))
+
+
+HEAD = "classification_heads.mnli.dense"
+EMBEDDINGS = ("decoder.sentence_encoder.embed_tokens.weight", "decoder.lm_head.weight")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        dict.fromkeys(EMBEDDINGS, (1 << 40, 1 << 10)),
+        dict.fromkeys(EMBEDDINGS, (1 << 25, 64)),
+        {f"{HEAD}.weight_orig": (1 << 40, 1 << 10), f"{HEAD}.weight_u": (1 << 40,), f"{HEAD}.weight_v": (1 << 10,)},
+        {"decoder.sentence_encoder.version": (1 << 50,)},
+        {"decoder._ema.weight": (1 << 30, 1 << 20)},
+    ],
+)
+def test_tensors_stretched_by_strides_of_zero_are_refused_before_a_value_is_read(source, tmp_path, tensors):
+    saved = torch.load(source / "model.pt", weights_only=False)
+    saved["model"] |= {name: stretched(*shape) for name, shape in tensors.items()}
+    torch.save(saved, source / "model.pt")
+    message = refusal(lambda: convert(source, tmp_path / "converted"))
+    assert "not stored whole: " + next(iter(sorted(tensors))) in message
+
+
+def test_stretched_tensors_in_the_parts_of_a_model(source, tmp_path):
+    """A tensor that is in every part is compared among them."""
+    saved = torch.load(source / "model.pt", weights_only=False)
+    for i in range(2):
+        part = {"decoder.sentence_encoder.layer_norm.weight": stretched(1 << 40, 1 << 10)}
+        torch.save({**saved, "model": {**saved["model"], **part}}, source / f"model-model_part-{i}.pt")
+    (source / "model.pt").unlink()
+    assert "not stored whole: decoder.sentence_encoder.layer_norm" in refusal(lambda: convert(source, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["embeddings.token_type_embeddings", "lm_head.decoder", "embeddings.position_ids"])
+def test_stretched_tensors_in_a_file_of_transformers(tmp_path, name):
+    folder = transformers_directory(tmp_path / "source", '{"model_type": "roberta", "num_hidden_layers": 1}')
+    (folder / "model.safetensors").unlink()
+    huge = stretched(1 << 40, 1 << 10)
+    state = {
+        "embeddings.word_embeddings.weight": huge if "decoder" in name else torch.zeros(8, 4),
+        f"{name}.weight": huge,
+    }
+    torch.save(state, folder / "pytorch_model.bin")
+    assert f"not stored whole: {name}" in refusal(lambda: convert(folder, tmp_path / "converted"))
+
+
+def test_one_tensor_by_many_names_is_not_read_once_for_each(source, tmp_path):
+    saved = torch.load(source / "model.pt", weights_only=False)
+    weight, vector = torch.ones(300, 300), torch.ones(300)
+    for i in range(1000):
+        name = f"classification_heads.head{i}.dense.weight"
+        saved["model"] |= {f"{name}_orig": weight, f"{name}_u": vector, f"{name}_v": vector}
+    torch.save(saved, source / "model.pt")
+    assert "its tensors share their values" in refusal(lambda: convert(source, tmp_path / "converted"))
+
+
+def test_tensors_are_compared_a_part_at_a_time_however_they_lie():
+    values = np.zeros((6000, 4000), np.float32).T  # 96 MB
+    tracemalloc.start()
+    assert equal(Values(values), Values(values))
+    assert equal(Values(values.reshape(1, 4000, 6000)), Values(values.reshape(1, 4000, 6000)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < MEMORY
+    for position in ((0, 0), (2000, 3000), (3999, 5999)):
+        other = values.copy(order="K")
+        other[position] = 1
+        assert not equal(Values(values), Values(other))
+    not_a_number = np.array([np.nan, 1], np.float32)
+    assert equal(Values(not_a_number), Values(not_a_number.copy()))
+    assert not equal(Values(not_a_number), Values(np.array([0, 1], np.float32)))
+    assert not equal(Values(np.zeros((2, 3))), Values(np.zeros((3, 2))))
+    assert equal(Values(np.float32(1)[None].reshape(())), Values(np.ones((), np.float32)))
+    assert equal(Values(np.zeros((0, 3))), Values(np.zeros((0, 3))))
+
+
+@pytest.mark.parametrize(
+    ("orig", "u", "v", "message"),
+    [
+        ((), (), (), "wrong shape"), ((64,), (64,), (), "wrong shape"), ((64, 64, 64), (64,), (64, 64), "wrong shape"),
+        ((64, 64), (64,), (63,), "wrong shape"), ((64, 64), (64, 1), (64,), "wrong shape"), ((64, 64), None, (64,), "wrong shape"),
+    ],
+)  # fmt: skip
+def test_spectral_norms_of_odd_shapes(source, tmp_path, orig, u, v, message):
+    parts = {"orig": orig, "u": u, "v": v}
+    tensors = {part: torch.ones(shape) for part, shape in parts.items() if shape is not None}
+    assert f"{message}: {HEAD} has no weight_u [rows]" in with_spectral_norm(source, tmp_path, tensors)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_spectral_norms_that_nothing_can_be_divided_by(source, tmp_path, value):
+    dtype = torch.float64 if value == 1e300 else torch.float32
+    tensors = {"orig": torch.full((64, 64), value, dtype=dtype), "u": torch.ones(64), "v": torch.ones(64)}
+    if value == 1e300:
+        tensors["u"] = torch.full((64,), 1e300, dtype=dtype)
+    assert f"wrong values: {HEAD} has a spectral norm of" in with_spectral_norm(source, tmp_path, tensors)
+
+
+def test_a_spectral_norm_of_integers(source, tmp_path):
+    tensors = {"orig": torch.ones(64, 64, dtype=torch.int64), "u": torch.ones(64), "v": torch.ones(64)}
+    assert "wrong shape" in with_spectral_norm(source, tmp_path, tensors)
+
+
+def with_spectral_norm(source: Path, tmp_path: Path, tensors: dict[str, Any]) -> str:
+    saved = torch.load(source / "model.pt", weights_only=False)
+    del saved["model"][f"{HEAD}.weight"]
+    saved["model"] |= {f"{HEAD}.weight_{part}": tensor for part, tensor in tensors.items()}
+    torch.save(saved, source / "model.pt")
+    return refusal(lambda: convert(source, tmp_path / "converted"))
+
+
 # archives
 
 
@@ -450,6 +567,42 @@ def transformers_directory(folder: Path, config: str, tokenizer: str = "{}") -> 
 def test_a_config_json_that_makes_no_sense(tmp_path, config):
     refusal(lambda: convert(transformers_directory(tmp_path / "source", config), tmp_path / "converted"))
     assert not (tmp_path / "converted").exists()
+
+
+@pytest.fixture
+def converted(tiny_directory: Path, tmp_path: Path) -> Path:
+    """A copy of the embedded model, converted, to spoil."""
+    return Path(shutil.copytree(tiny_directory, tmp_path / "converted-copy"))
+
+
+def test_json_that_is_nested_deep(converted, tiny_source, tmp_path):
+    deep = "[" * 100_000
+    (converted / "conversion.json").write_text(deep)
+    assert "conversion.json is damaged" in refusal(lambda: verify(converted, tiny_source))
+    assert "sha256 nothing recorded" in refusal(lambda: roberta_flax.load(converted, sha256="00"))
+    (converted / "config.json").write_text(deep)
+    assert "config.json is not JSON" in refusal(lambda: roberta_flax.load(converted))
+
+
+def test_a_depth_that_is_merely_claimed_costs_nothing(converted, tiny_source, tmp_path):
+    config = json.loads((converted / "config.json").read_text())
+    (converted / "config.json").write_text(json.dumps({**config, "num_layers": 10_000_000}))
+    for use in (
+        lambda: roberta_flax.load(converted),
+        lambda: verify(converted, tiny_source),
+        lambda: export(converted, tmp_path / "exported", to="huggingface"),
+    ):
+        assert "it has 45 tensors, too few for 10000000 layers" in refusal(use)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("name", ["position_ids", "layers.0.attention.key.bias"])
+def test_a_converted_model_with_tensors_of_integers(converted, tiny_source, dtype, name):
+    tensors = load_file(converted / "model.safetensors")
+    save_file({**tensors, name: np.ones(64, dtype)}, converted / "model.safetensors")
+    expected = f"unexpected: {name}" if name == "position_ids" else f"wrong dtype: {name} is {dtype}"
+    assert expected in refusal(lambda: roberta_flax.load(converted))
+    assert expected in refusal(lambda: verify(converted, tiny_source))
 
 
 VOCAB = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5, "ab": 6, "<mask>": 7}

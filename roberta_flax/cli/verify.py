@@ -15,10 +15,11 @@ def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A converted directory.")],
     against: Annotated[str, typer.Option(help="What it came from, or what export made of it.")],
     checkpoint_file: Annotated[
-        str | None, typer.Option(help="The checkpoint's name in a fairseq directory. [default: as it was converted]")
+        str | None,
+        typer.Option(help="The checkpoint's name in a fairseq directory. [default: as it was converted, from fairseq]"),
     ] = None,
     head_name: Annotated[
-        str | None, typer.Option(help="What the head of a transformers model is called. [default: as it was converted]")
+        str | None, typer.Option(help="What the head of a transformers model is called. [default: as DIR's only head]")
     ] = None,
     bpe_dir: BpeDir = None,
     cache_dir: CacheDir = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from fairseq.data import Dictionary
+from fairseq.data.encoders.gpt2_bpe import GPT2BPE
 from fairseq.data.encoders.hf_byte_bpe import HuggingFaceByteLevelBPE
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 from fairseq.models.roberta import RobertaHubInterface
@@ -19,6 +21,7 @@ from fairseq.models.roberta import model as fairseq_roberta
 import roberta_flax
 from convert import convert, export, shards, torch_file, verify
 from roberta_flax import CheckpointError, InputError, forward
+from roberta_flax.tokenizer import byte_alphabet
 from tests.parity.test_network import FLOAT32, FLOAT64, assert_same_network, largest_difference
 from tests.references import SMALL, all_hidden, build, dictionary, in_the_names_of_2019, random_tokens, torch, write
 
@@ -489,6 +492,45 @@ def test_a_model_from_fairseq_goes_to_transformers_and_back(tmp_path, tiny_sourc
     back = export(again, tmp_path / "back", to="fairseq")
     state = torch.load(back / "model.pt", weights_only=False)["model"]
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("lacking", ["some pieces", "bytes that no text has"])
+def test_a_dictionary_that_lacks_pieces_goes_to_transformers_where_no_text_needs_them(
+    lacking, tmp_path, tiny_source, sick_pairs
+):
+    """fairseq gives <unk> for them; transformers' fast tokenizer does not load, or drops them."""
+    transformers = pytest.importorskip("transformers")
+    lines = (tiny_source / "dict.txt").read_text().splitlines()
+    encoder = json.loads((tiny_source / "encoder.json").read_text())
+    unused = {str(encoder[character]) for character in (byte_alphabet()[byte] for byte in (0xC0, 0xC1, 0xF5, 0xFF))}
+    if lacking == "some pieces":
+        kept = [line for i, line in enumerate(lines) if i % 37 != 5]
+    else:
+        kept = [line for line in lines if line.split()[0] not in unused]
+    model = build(**{**SMALL, "vocab": len(kept) + 5})
+    source = write(model, tmp_path / "source", tiny_source)
+    (source / "dict.txt").write_text("\n".join(kept) + "\n")
+    directory = convert(source, tmp_path / "converted")
+    bpe = GPT2BPE(
+        argparse.Namespace(gpt2_encoder_json=str(source / "encoder.json"), gpt2_vocab_bpe=str(source / "vocab.bpe"))
+    )
+    symbols = Dictionary.load(str(export(directory, tmp_path / "fairseq", to="fairseq") / "dict.txt"))
+    ours = roberta_flax.load_tokenizer(directory)
+    texts = [text for pair in sick_pairs[:100] for text in pair] + ["Zebra $~ 1977", "日本語"]
+    expected = [symbols.encode_line(bpe.encode(t), append_eos=False, add_if_not_exist=False).tolist() for t in texts]
+    assert [ours.encode_text(text).tolist() for text in texts] == expected
+    if lacking == "some pieces":
+        assert any(3 in ids for ids in expected)
+        with pytest.raises(CheckpointError, match=f"dict.txt lacks {len(lines) - len(kept)} of the 576 pieces of its"):
+            export(directory, tmp_path / "exported", to="huggingface")
+        assert not (tmp_path / "exported").exists()
+    else:
+        assert len(kept) == len(lines) - 4
+        exported = export(directory, tmp_path / "exported", to="huggingface")
+        theirs = transformers.AutoTokenizer.from_pretrained(exported)
+        assert theirs.is_fast
+        assert theirs(texts, add_special_tokens=False)["input_ids"] == expected
+        assert not verify(directory, exported, head_name="mnli").problems
 
 
 def test_a_model_that_was_trained_here_goes_to_torch(tiny, tmp_path):

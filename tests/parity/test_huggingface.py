@@ -333,6 +333,38 @@ def test_exported_tokenizers_give_transformers_the_same_ids(tmp_path, tokenizers
 
 
 @pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({"problem_type": "multi_label_classification", "num_labels": 4}, "is of several labels at once"),
+        ({"problem_type": "regression", "num_labels": 2}, "is a regression of several values"),
+        ({"problem_type": "regression", "num_labels": 1}, None),
+        ({"problem_type": "single_label_classification", "num_labels": 2}, None),
+    ],
+)
+def test_a_head_that_fairseq_takes_for_classes_is_told(change, warning, tmp_path, tokenizers, caplog):
+    """RobertaHubInterface.predict gives log_softmax of it, unless it is asked for the logits."""
+    model = build("RobertaForSequenceClassification", 581, torch.float32, **change)
+    directory = convert(write(model, tmp_path / "source", tokenizers), tmp_path / "converted", head_name="answer")
+    caplog.clear()
+    export(directory, tmp_path / "exported", to="fairseq")
+    told = [record.getMessage() for record in caplog.records if "log_softmax" in record.getMessage()]
+    assert len(told) == (warning is not None)
+    assert warning is None or told[0].startswith(f"head 'answer' {warning}: ")
+
+
+def test_labels_of_one_name_are_told_and_go_back_as_transformers_has_them(tmp_path, tokenizers, caplog):
+    labels = {0: "A", 1: "B", 2: "A"}
+    model = build("RobertaForSequenceClassification", 581, torch.float32, id2label=labels)
+    directory = convert(write(model, tmp_path / "source", tokenizers), tmp_path / "converted")
+    caplog.clear()
+    config = json.loads((export(directory, tmp_path / "exported", to="huggingface") / "config.json").read_text())
+    assert "has labels of one name (A)" in caplog.text
+    again = transformers.AutoConfig.from_pretrained(tmp_path / "exported")
+    assert (again.id2label, again.num_labels) == (labels, 3)
+    assert config["label2id"] == dict(zip(labels.values(), labels.keys(), strict=True)) == {"A": 2, "B": 1}
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model_type": "bert"}, "a model of type 'bert', not a RoBERTa: expected roberta, xlm-roberta"),
