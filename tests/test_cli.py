@@ -138,6 +138,86 @@ def test_predict_answers_with_every_kind_of_head(run, tiny, head, texts, keys, t
         assert sum(result["probabilities"].values()) == pytest.approx(1)
 
 
+def test_a_file_of_pairs_is_predicted_by_its_usual_columns(run, tiny, tmp_path):
+    rows = ["premise\thypothesis\tid", 'A "dog" runs.\tNobody runs.\tx1', "only one column", "a\tb\tx3"]
+    (tmp_path / "in.tsv").write_text("\n".join(rows) + "\n")
+    arguments = ["predict", tmp_path / "in.tsv", "-o", tmp_path / "out.jsonl", "-m", TINY, "--keep", "id"]
+    status, out, _ = run(*arguments, "--json")
+    summary = json.loads(out)
+    assert (status, summary["rows"], summary["rejected"]) == (0, 3, 1)
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["id"]) for row in found] == [(0, "x1"), (2, "x3")]
+    expected = np.asarray(tiny.predict("mnli", tiny.encode('A "dog" runs.', "Nobody runs.")))[0]
+    assert np.abs(np.array(found[0]["log_probabilities"]) - expected).max() <= 5e-5
+    assert found[0]["label"] == ["contradiction", "neutral", "entailment"][expected.argmax()]
+    assert run(*arguments)[::2] == (
+        1,
+        f"roberta-flax: {tmp_path / 'out.jsonl'} exists already; remove it or choose another name\n",
+    )
+    status, _, err = run(*arguments[:3], tmp_path / "strict.jsonl", *arguments[4:], "--strict")
+    assert (status, "in.tsv, line 3: " in err) == (1, True)
+
+
+def test_features_and_masks_of_a_file(run, tiny, tmp_path):
+    (tmp_path / "in.txt").write_text("a <mask> b\nc <mask>\n")
+    assert (
+        run("features", "-i", tmp_path / "in.txt", "-o", tmp_path / "f.npy", "-m", TINY, "--pooling", "first")[0] == 0
+    )
+    expected = np.asarray(tiny.extract_features(tiny.encode("c <mask>")))[0, 0]
+    assert np.abs(np.load(tmp_path / "f.npy")[1] - expected).max() <= 5e-5
+    assert run("fill-mask", "-i", tmp_path / "in.txt", "-o", tmp_path / "m.jsonl", "-k", 2, "-m", TINY)[0] == 0
+    filled = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert filled[1]["tokens"] == [token for _, _, token in tiny.fill_mask("c <mask>", 2)]
+
+
+def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, sick_pairs):
+    folder = tmp_path / "MNLI"
+    folder.mkdir()
+    labels = ("contradiction", "neutral", "entailment")
+    predicted = [labels[int(np.asarray(tiny.predict("mnli", tiny.encode(*pair))).argmax())] for pair in sick_pairs[:30]]
+    gold = [label if i % 3 else labels[i % 2] for i, label in enumerate(predicted)]
+    lines = [f"{a}\t{b}\t{label}" for (a, b), label in zip(sick_pairs, gold, strict=False)]
+    (folder / "dev_matched.tsv").write_text("\n".join(["sentence1\tsentence2\tgold_label", *lines, "a\tb\t-"]) + "\n")
+    status, out, _ = run("evaluate", folder / "dev_matched.tsv", "-m", TINY, "--json")
+    result = json.loads(out)
+    right = sum(a == b for a, b in zip(predicted, gold, strict=True))
+    assert (status, result["count"], result["skipped"]) == (0, 30, 1)
+    assert result["metrics"]["accuracy"] == pytest.approx(right / 30)
+    assert sum(map(sum, result["confusion"])) == 30
+    text = run("evaluate", folder / "dev_matched.tsv", "-m", TINY)[1]
+    assert text.startswith(f"accuracy {right / 30:.4f} (95 % interval ")
+    assert "1 rows without a gold label" in text
+    (folder / "dev_matched.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tmaybe\n")
+    status, _, err = run("evaluate", folder / "dev_matched.tsv", "-m", TINY)
+    assert (status, "line 2: 'maybe' is no label of mnli" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "-m", TINY], "give a file of texts, or one text with --text"),
+        (["predict", "in.csv", "-m", TINY], "say where the results go with --output"),
+        (["predict", "in.csv", "-o", "o.jsonl", "-m", TINY], "has the columns 'x', 'y'; say which hold text with --column"),
+        (["predict", "in.csv", "-o", "o.jsonl", "-c", "z", "-m", TINY], "has no column 'z'"),
+        (["predict", "in.csv", "-o", "o.xml", "-c", "x", "-m", TINY], "o.xml: predictions are written to"),
+        (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--share", "3/3"], "--share is I/N"),
+        (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--engine", "spark"], "engine must be local or ray"),
+        (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--on-long", "cut"], "on_long must be one of"),
+        (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--tensor-parallel", "3"], "must divide the number of devices"),
+        (["features", "-i", "in.csv", "-o", "o.npy", "-c", "x", "-m", TINY, "--pooling", "max"], "pooling must be one of"),
+        (["fill-mask", "-m", TINY], "give one text, or a file of texts with --input"),
+        (["evaluate", "in.csv", "-m", TINY], "in.csv"),
+        (["evaluate", "none.tsv", "-m", TINY], "none.tsv is no file"),
+    ],
+)  # fmt: skip
+def test_what_a_run_over_a_file_cannot_do_is_one_line(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.csv").write_text("x,y\na,b\n")
+    status, out, err = run(*arguments)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+
+
 def test_mnli_prints_a_label_and_log_probabilities(run, tiny):
     status, out, _ = run("mnli", "A man sleeps.", "Nobody sleeps.", "-m", TINY, "--json")
     assert status == 0
@@ -244,6 +324,7 @@ def test_the_console_script_is_installed():
         "export",
         "verify",
         "predict",
+        "evaluate",
         "mnli",
         "features",
         "fill-mask",
