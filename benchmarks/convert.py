@@ -143,6 +143,10 @@ def measured(
             command, check=True, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
         )
         runs.append(json.loads(output.stdout.splitlines()[-1]))
+    return medians(runs)
+
+
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
@@ -175,8 +179,14 @@ def main() -> None:
                 before=lambda: shutil.rmtree(converted, ignore_errors=True),
             )  # fmt: skip
             line(f"convert, {kind}", result, gigabytes=size / 1e9)
-        file = measured("read", str(converted / "model.safetensors"), repeat=options.repeat)
-        loaded = measured("load", str(converted), repeat=options.repeat)
+        rounds = [  # in turn, since the machine's speed drifts
+            (
+                measured("read", str(converted / "model.safetensors"), repeat=1),
+                measured("load", str(converted), repeat=1),
+            )
+            for _ in range(2 * options.repeat + 1)
+        ]
+        file, loaded = (medians([pair[i] for pair in rounds]) for i in range(2))
         line("read the file", file)
         line("load", loaded, over_reading_the_file=loaded["seconds"] / file["seconds"])
 

@@ -331,10 +331,12 @@ def test_shapes_are_few_and_padding_is_little():
         assert 1 - lengths.sum() / slots <= most
 
 
-def test_a_bucket_is_at_most_an_eighth_longer():
+def test_a_bucket_adds_at_most_seven_tokens_or_an_eighth_of_the_power_of_two_above():
     for length in range(1, 513):
         bucket = batching.length_bucket(length, 512)
-        assert length <= bucket <= max(length + 7, length * 1.125 + 1, 8)
+        power = 1 << (length - 1).bit_length()
+        assert length <= bucket < length + max(8, power // 8)
+    assert len({batching.length_bucket(length, 512) for length in range(1, 513)}) == 20
     assert batching.length_bucket(500, 510) == 510
 
 
