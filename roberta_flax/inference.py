@@ -37,7 +37,7 @@ Item = str | Sequence[str]  # a text, or several of one input: a pair
 
 WINDOW = 8192  # texts
 # About where throughput levels off: on CPU by `python -m benchmarks.inference --sweep`; on accelerators not measured.
-TOKENS_PER_BATCH = {"cpu": 2048}
+TOKENS_PER_BATCH = {"cpu": 1024}
 _TOKENS_PER_BATCH_ELSEWHERE = 32768
 _IN_FLIGHT = 2  # batches: one runs, one waits, so that the device never does
 _TEXTS_PER_TASK = 256  # that a host thread encodes in one go
