@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -387,9 +388,13 @@ def test_xlmr_and_camembert_agree(family_member, dtype, tmp_path, sick_pairs):
     assert all(saved.encode(text).tolist() == roberta.encode(text).tolist() for text in texts)
 
 
-def test_gottbert_and_umberto_layouts(tmp_path, tiny_source, sentencepiece_model, sick_pairs):
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gottbert_and_umberto_layouts(dtype, tmp_path, tiny_source, sentencepiece_model, sick_pairs):
     """GottBERT: vocab.json and merges.txt of the tokenizers package (hf_byte_bpe). UmBERTo: a *.model of another name."""
-    model = build(**{**SMALL, "vocab": 581})
+    torch_dtype, tolerance = DTYPES[dtype]
+    load = partial(roberta_flax.load, dtype=dtype, param_dtype=dtype)
+    model = build(**{**SMALL, "vocab": 581}, dtype=torch_dtype)
     gottbert = write(model, tmp_path / "gottbert", tiny_source)
     shutil.copy(tiny_source / "dict.txt", gottbert / "dict.txt")
     (gottbert / "encoder.json").rename(gottbert / "vocab.json")
@@ -400,8 +405,8 @@ def test_gottbert_and_umberto_layouts(tmp_path, tiny_source, sentencepiece_model
         )
     )
     symbols = Dictionary.load(str(gottbert / "dict.txt"))
-    roberta = roberta_flax.load(convert(gottbert, tmp_path / "gottbert-converted"))
-    assert_same_network(model, roberta, random_tokens([1, 30, 77], 581), FLOAT32)
+    roberta = load(convert(gottbert, tmp_path / "gottbert-converted"))
+    assert_same_network(model, roberta, random_tokens([1, 30, 77], 581), tolerance)
     for text in [text for pair in sick_pairs[:200] for text in pair] + ["Größe 12 — 日本", " x  y "]:
         expected = symbols.encode_line(theirs.encode(text), append_eos=False, add_if_not_exist=False).tolist()
         assert roberta.tokenizer.encode_text(text).tolist() == expected
@@ -410,14 +415,14 @@ def test_gottbert_and_umberto_layouts(tmp_path, tiny_source, sentencepiece_model
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
     pieces = [processor.IdToPiece(i) for i in range(processor.GetPieceSize())]
-    model = build(**{**SMALL, "vocab": len(pieces) + 5})
+    model = build(**{**SMALL, "vocab": len(pieces) + 5}, dtype=torch_dtype)
     umberto = write(model, tmp_path / "umberto", tiny_source)
     for name in ("encoder.json", "vocab.bpe"):
         (umberto / name).unlink()
     (umberto / "umberto.model").write_bytes(sentencepiece_model)
     (umberto / "dict.txt").write_text(camembert_dictionary(pieces))
-    roberta = roberta_flax.load(convert(umberto, tmp_path / "umberto-converted"))
-    assert_same_network(model, roberta, random_tokens([1, 30, 77], len(pieces) + 5), FLOAT32)
+    roberta = load(convert(umberto, tmp_path / "umberto-converted"))
+    assert_same_network(model, roberta, random_tokens([1, 30, 77], len(pieces) + 5), tolerance)
     assert roberta.encode("A man").tolist()[0] == 5
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -229,39 +230,41 @@ def test_every_file_layout_gives_the_same_directory(layout, tmp_path, tokenizers
     assert not verify(directory, source).problems
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(
     "class_name",
     ["FlaxRobertaModel", "FlaxRobertaForMaskedLM", "FlaxRobertaForTokenClassification", "FlaxRobertaForQuestionAnswering",
      "FlaxRobertaForMultipleChoice", "FlaxXLMRobertaForMaskedLM"],
 )  # fmt: skip
-def test_flax_models_of_transformers_4_agree(class_name, tmp_path, tokenizers, sentencepiece_model):
+def test_flax_models_of_transformers_4_agree(class_name, dtype, tmp_path, tokenizers, sentencepiece_model):
     """Its parameters in its own initialisation, perturbed; compared with its own outputs, not with torch's."""
     model_class = getattr(transformers, class_name)
     vocab = vocab_size(class_name.removeprefix("Flax"), sentencepiece_model)
     sizes = {name: value for name, value in SIZES.items() if name != "attn_implementation"}
     config = model_class.config_class(**sizes, vocab_size=vocab, pad_token_id=1, type_vocab_size=1)
-    model = model_class(config, seed=0)
+    model = model_class(config, seed=0, dtype=jnp.dtype(dtype))
     random = np.random.default_rng(0)
-    model.params = jax.tree.map(lambda x: x + random.normal(0, 0.05, x.shape).astype(x.dtype), model.params)
+    model.params = jax.tree.map(lambda x: (x + random.normal(0, 0.05, x.shape)).astype(dtype), model.params)
     source = tmp_path / "source"
     model.save_pretrained(source)
     for file in tokenizers["sentencepiece" if "XLM" in class_name else "byte-level"].iterdir():
         shutil.copy(file, source / file.name)
-    roberta = roberta_flax.load(convert(source, tmp_path / "converted"))
+    roberta = roberta_flax.load(convert(source, tmp_path / "converted"), dtype=dtype, param_dtype=dtype)
     tokens = random_tokens([9, 30, 77], vocab)
     real = tokens != 1
     given = (tokens[None], real[None].astype(int)) if "MultipleChoice" in class_name else (tokens, real.astype(int))
     outputs = model(*given)
     kinds = {head.kind: head.name for head in roberta.config.heads if head.kind != "pooler"}
     if roberta.config.lm_head:
-        ours = forward.lm_logits(roberta.params, tokens, config=roberta.config)
+        ours = forward.lm_logits(roberta.params, tokens, config=roberta.config, dtype=dtype)
     elif kinds:
         ours = roberta.predict(next(iter(kinds.values())), tokens, return_logits=True)
     else:
         ours = roberta.extract_features(tokens)
     theirs = np.stack([outputs.start_logits, outputs.end_logits], -1) if "span" in kinds else np.asarray(outputs[0])
     mask = real if theirs.shape[:2] == real.shape else slice(None)
-    assert np.abs(theirs - np.asarray(ours))[mask].max() <= FLOAT32
+    assert np.abs(theirs - np.asarray(ours))[mask].max() <= {"float64": FLOAT64, "float32": FLOAT32}[dtype]
 
 
 def test_labels_are_kept_and_named_by_predict(tmp_path, tokenizers):
