@@ -75,20 +75,16 @@ def command(
     loading = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir)
     if engine not in ("local", "ray"):
         raise InputError(f"engine must be local or ray, got {engine!r}")
+    options = batch.Options(
+        output, columns, keep, no_header, format, on_long, strategy, strict, rows_per_part, tokens_per_batch,
+        tensor_parallel, share, distributed, as_json,
+    )  # fmt: skip
     if file is not None and engine == "ray":
-        options = batch.Options(
-            output, columns, keep, no_header, format, on_long, strategy, strict, rows_per_part, tokens_per_batch,
-            tensor_parallel, share, distributed, as_json,
-        )  # fmt: skip
         batch.run_on_ray(loading, _work_on_ray(loading, head, logits), file, options, workers, gpus_per_worker)
         return
     if file is not None:
         from roberta_flax.inference import Classify
 
-        options = batch.Options(
-            output, columns, keep, no_header, format, on_long, strategy, strict, rows_per_part, tokens_per_batch,
-            tensor_parallel, share, distributed, as_json,
-        )  # fmt: skip
         batch.run_job(
             loading, lambda roberta: Classify(head_of(roberta.config, model, head).name, logits), file, options
         )
