@@ -86,9 +86,9 @@ def predict_parquet(
 ) -> dict[str, int]:
     """Predicts every row of a directory of Parquet files (or of one file) into a directory of them.
 
-    The order is kept, but where a worker dies: it is replaced, and what it had is done again and written later. The
-    destination appears when all rows are in it, once each. Ray is started on this machine, or the cluster is joined
-    that RAY_ADDRESS names.
+    Workers write their batches as they finish them, so rows are in no order: keep a column that identifies them. A
+    worker that dies is replaced, and what it had is done again. The destination appears when all rows are in it, once
+    each. Ray is started on this machine, or the cluster is joined that RAY_ADDRESS names.
 
     Args:
       source, destination: on a file system that every worker sees; the destination must not exist.
@@ -114,7 +114,6 @@ def predict_parquet(
         raise InputError(f"{source} has a column {min(clash)!r}, which results have too; rename it")
     ray.init(ignore_reinit_error=True, logging_level="warning")
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     resources = ray.cluster_resources()
     cpus = resources.get("CPU", 1)

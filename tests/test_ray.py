@@ -77,7 +77,6 @@ def test_every_row_is_there_once_also_where_a_worker_is_killed(kill, source, tin
     found = pyarrow.parquet.read_table(tmp_path / "out").to_pylist()
     ids = [row["id"] for row in found]
     assert sorted(ids) == list(range(ROWS))
-    assert kill == "kill" or ids == sorted(ids)  # what a lost worker had is written after the others'
     found.sort(key=lambda row: row["id"])
     for row in found[::37]:
         if row["id"] % 100:
