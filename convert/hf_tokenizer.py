@@ -32,9 +32,11 @@ from roberta_flax.tokenizer import (
     EOS,
     MASK,
     MERGES_FILE,
+    MERGES_HEADER,
     PAD,
     SENTENCEPIECE_FILE,
     UNK,
+    WORD_BOUNDARY,
     SentencePiece,
     byte_alphabet,
 )
@@ -52,9 +54,7 @@ _CAMEMBERT_SPECIALS = ("<s>NOTUSED", PAD, "</s>NOTUSED", UNK, "<unk>NOTUSED")
 # The id of a sentencepiece model's fourth piece, in a dictionary with its first three once more and in one without
 _FOURTH_PIECE = {"CamemBERT": 7, "XLM-R": 4}
 _TOKENIZER_CLASSES = {"CamemBERT": "CamembertTokenizer", "XLM-R": "XLMRobertaTokenizer"}
-_MERGES_HEADER = "#version: 0.2\n"
 _FILLER = re.compile("madeupword[0-9]+")  # Dictionary.pad_to_multiple_
-_WORD_BOUNDARY = "\u2581"
 # Settings of the tokenizers package's models, and the values that leave them as they are here
 _FIXED: dict[str, tuple[Any, ...]] = {
     "dropout": (None, 0),
@@ -106,7 +106,7 @@ def merges_text(path: Path) -> str:
         raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    return (text if text.startswith("#version") else _MERGES_HEADER + text).rstrip("\n") + "\n"
+    return (text if text.startswith("#version") else MERGES_HEADER + text).rstrip("\n") + "\n"
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _is_of_sentencepiece(normalizer: Mapping[str, Any]) -> bool:
 def _is_plain_metaspace(step: Mapping[str, Any]) -> bool:
     """(prepend_scheme was add_prefix_space once.)"""
     scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
-    return (scheme, step.get("replacement", _WORD_BOUNDARY)) == ("always", _WORD_BOUNDARY)
+    return (scheme, step.get("replacement", WORD_BOUNDARY)) == ("always", WORD_BOUNDARY)
 
 
 def _adds_our_specials(post_processor: Any) -> bool:
@@ -288,7 +288,7 @@ def _of_vocab_and_merges(said: _Said, vocab_size: int) -> TokenizerFiles:
 
 def _merges_of(model: Mapping[str, Any]) -> str:
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    return "".join([_MERGES_HEADER, *(f"{pair}\n" for pair in merges)])
+    return "".join([MERGES_HEADER, *(f"{pair}\n" for pair in merges)])
 
 
 def _over_byte_level(

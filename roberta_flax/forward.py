@@ -149,6 +149,12 @@ def hidden_states(
     return [state.astype(dtype) for state in network.hidden_states(tokens, key=key)[0]]
 
 
+def check_lm_head(config: RobertaConfig) -> None:
+    """Raises InputError where there is no masked-LM head."""
+    if not config.lm_head:
+        raise InputError("this model has no masked-LM head: it was converted from a checkpoint without one")
+
+
 @partial(jax.jit, static_argnames=_STATIC)
 def lm_logits(
     params: Params,
@@ -173,8 +179,7 @@ def lm_logits(
     Returns:
       [batch, time, vocab], or [batch, masked, vocab] with `positions`.
     """
-    if not config.lm_head:
-        raise InputError("this model has no masked-LM head: it was converted from a checkpoint without one")
+    check_lm_head(config)
     network, _ = _network(params, config, dtype, precision)
     x = network.hidden_states(tokens, segments, key)[1]
     if positions is not None:

@@ -176,8 +176,7 @@ class FillMask:
 
     def check(self, config: RobertaConfig) -> None:
         check_topk(self.topk, config)
-        if not config.lm_head:
-            raise InputError("this model has no masked-LM head: it was converted from a checkpoint without one")
+        forward.check_lm_head(config)
 
     def encode(self, tokenizer: Tokenizer, item: Any, limit: int, on_long: OnLong) -> list[Piece]:
         """One sequence; of a text that is too long, what stands around the mask."""
@@ -224,11 +223,11 @@ def encode_texts(tokenizer: Tokenizer, item: Item, limit: int, on_long: OnLong) 
     specials = 2 * len(parts)  # <s> a </s></s> b </s>
     length = sum(map(len, parts)) + specials
     if length <= limit:
-        return [Piece(_joined(tokenizer, parts))]
+        return [Piece(tokenizer.join(parts))]
     _refuse_long(length, limit, on_long)
     if on_long == "truncate":
         kept = longest_first([len(part) for part in parts], limit - specials)
-        return [Piece(_joined(tokenizer, [part[:n] for part, n in zip(parts, kept, strict=True)]), cut=True)]
+        return [Piece(tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)]), cut=True)]
     *given, last = parts
     room = limit - specials - sum(map(len, given))
     if room < 2:
@@ -236,7 +235,7 @@ def encode_texts(tokenizer: Tokenizer, item: Item, limit: int, on_long: OnLong) 
     prefix = length - len(last) - 1
     begins = [*range(0, len(last) - room, max(room // 2, 1)), len(last) - room]
     return [
-        Piece(_joined(tokenizer, [*given, last[begin : begin + room]]), prefix, begin, begin + room, cut=True)
+        Piece(tokenizer.join([*given, last[begin : begin + room]]), prefix, begin, begin + room, cut=True)
         for begin in begins
     ]
 
@@ -257,13 +256,6 @@ def longest_first(lengths: Sequence[int], room: int) -> list[int]:
 def _refuse_long(length: int, limit: int, on_long: OnLong) -> None:
     if on_long == "error":
         raise InputError(f"{length} tokens, over the model's {limit}; see on_long (--on-long truncate or window)")
-
-
-def _joined(tokenizer: Tokenizer, parts: Sequence[Ids]) -> Ids:
-    ids = [np.array([tokenizer.bos_id]), parts[0]]
-    for part in parts[1:]:
-        ids += [np.array([tokenizer.eos_id] * 2), part]
-    return np.concatenate([*ids, np.array([tokenizer.eos_id])]).astype(np.int32)
 
 
 def _vectors_of(batch: Batch, arrays: npt.NDArray[Any]) -> list[Any]:

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +38,10 @@ ROWS_PER_PART = 8192
 _PARTS_SUFFIX, _REJECTS_SUFFIX = ".parts", ".rejects.jsonl"
 _REJECT_SCHEMA: dict[str, tables.Kind] = {"row": "integer", "line": "integer", "reason": "text"}
 _FEATURES = "features"
+# of the fields that `answers` gives, and the row's number
+RESULT_NAMES = frozenset(
+    ("row", _FEATURES, "label", "labels", "values", "log_probabilities", "logits", "texts", "tokens", "probabilities")
+)
 _COUNTS = ("rows", "rejected", "cut")
 
 
@@ -74,9 +77,7 @@ class Job:
             raise InputError(f"rows_per_part must be a positive integer, got {self.rows_per_part!r}")
         if not 0 <= self.share[0] < self.share[1]:
             raise InputError(f"share must be (process, of how many) from 0 on, got {self.share}")
-        taken = {"row", *(_FEATURES, "label", "labels", "values", "log_probabilities", "logits", "texts", "tokens")}
-        if clash := taken.intersection(self.keep):
-            raise InputError(f"column {min(clash)!r} cannot be kept: a result is called so; rename it")
+        check_kept(self.keep)
 
     @property
     def parts(self) -> Path:
@@ -85,6 +86,12 @@ class Job:
     @property
     def rejects(self) -> Path:
         return self.output.with_name(self.output.name + _REJECTS_SUFFIX)
+
+
+def check_kept(columns: Iterable[str]) -> None:
+    """Raises InputError for a column that is to be kept and has the name of a result."""
+    if clash := RESULT_NAMES.intersection(columns):
+        raise InputError(f"column {min(clash)!r} cannot be kept: a result is called so; rename it")
 
 
 class Progress(Protocol):
@@ -151,7 +158,7 @@ def _item(row: tables.Row, texts: int) -> Any:
 
 
 def rows_in(path: Path) -> int | None:
-    """About how many rows a file has, for a progress bar; None where counting them would mean reading it twice."""
+    """About how many rows a file has, for a progress bar: its lines; None where that cannot be told quickly."""
     try:
         if path.suffix == ".parquet" and path.is_file():
             import pyarrow.parquet
@@ -221,10 +228,7 @@ class _Parts:
             raise InputError(f"{job.input}, line {first['line']}: {first['reason']}. Stopped, as strict asks")
         tables.write_part(self._file(number, _REJECTS_SUFFIX), rejects, _REJECT_SCHEMA, format="jsonl")
         counts = {"rows": len(rows), "rejected": len(rejects), "cut": cut}
-        try:
-            _write_text(self._file(number, ".json"), json.dumps(counts) + "\n")
-        except OSError as error:
-            raise _unwritable(self._file(number, ".json"), error) from None
+        _write_text(self._file(number, ".json"), json.dumps(counts) + "\n")
         self.writer.write(self._file(number, ".part"), rows, results)
         self.done.add(number)
 
@@ -320,9 +324,8 @@ def _require_same(job: Job, before: Any, now: dict[str, Any]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with tables.replacing(path) as file:
+        file.write(text.encode())
 
 
 def _unwritable(path: Path, error: Exception) -> InputError:

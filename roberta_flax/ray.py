@@ -92,7 +92,7 @@ def predict_parquet(
 
     Args:
       source, destination: on a file system that every worker sees; the destination must not exist.
-      workers: how many load the model; as many as Ray has CPUs, or GPUs with num_gpus, if not given.
+      workers: how many load the model; one less than Ray has CPUs, or as its GPUs allow with num_gpus, if not given.
       rows_per_batch: that a worker takes at a time.
       num_gpus: that each worker needs.
       options: of Predict.
@@ -112,6 +112,7 @@ def predict_parquet(
         raise InputError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(map(repr, names))}")
     if clash := {REASON}.intersection(names):
         raise InputError(f"{source} has a column {min(clash)!r}, which results have too; rename it")
+    jobs.check_kept(names if options.get("keep") is None else options["keep"])
     ray.init(ignore_reinit_error=True, logging_level="warning")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

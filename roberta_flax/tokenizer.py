@@ -42,8 +42,8 @@ SENTENCEPIECE_FILES = (DICTIONARY_FILE, SENTENCEPIECE_FILE)
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3  # Dictionary.__init__ adds these four first
 
-_WORD_BOUNDARY = "\u2581"  # what sentencepiece writes for a space
-_MERGES_HEADER = "#version: 0.2\n"  # vocab.bpe's first line
+WORD_BOUNDARY = "\u2581"  # what sentencepiece writes for a space
+MERGES_HEADER = "#version: 0.2\n"  # vocab.bpe's first line
 _NO_ID = -1  # of a BPE piece that encoder.json does not have
 
 # Merges known to be reachable (see ByteLevelBPE), so that checking them at every load is not needed:
@@ -269,7 +269,7 @@ class ByteLevelBPE:
         merges = (" ".join("".join(alphabet[byte] for byte in piece) for piece in pair) for pair in self._pair_rank)
         return {
             ENCODER_FILE: json.dumps(self._encoder, ensure_ascii=False).encode(),
-            MERGES_FILE: "".join([_MERGES_HEADER, *(f"{pair}\n" for pair in merges)]).encode(),
+            MERGES_FILE: "".join([MERGES_HEADER, *(f"{pair}\n" for pair in merges)]).encode(),
         }
 
     @property
@@ -340,14 +340,14 @@ class SentencePiece:
         return self._processor.serialized_model_proto(), [index.get(piece, UNK_ID) for piece in self.pieces]
 
     def bytes_of(self, symbol: str) -> bytes:
-        return symbol.replace(" ", "").replace(_WORD_BOUNDARY, " ").encode()
+        return symbol.replace(" ", "").replace(WORD_BOUNDARY, " ").encode()
 
     def text_of(self, joined: bytes) -> str:
         return joined.decode().strip()
 
     def text_of_one(self, symbol: str) -> str:
         # RobertaHubInterface.fill_mask: decode() has stripped the space
-        space = " " if symbol.startswith(_WORD_BOUNDARY) else ""
+        space = " " if symbol.startswith(WORD_BOUNDARY) else ""
         return space + self.text_of(self.bytes_of(symbol))
 
     def files(self) -> dict[str, bytes]:
@@ -450,10 +450,16 @@ class Tokenizer:
         Raises:
           InputError: something that is not a str, or text with lone surrogates, which has no UTF-8 form.
         """
+        return self.join([self._ids(sentence) for sentence in (text, *more)], no_separator=no_separator)
+
+    def join(
+        self, sentences: Sequence[Sequence[int] | npt.NDArray[np.int32]], *, no_separator: bool = False
+    ) -> npt.NDArray[np.int32]:
+        """The token ids of sentences, without special tokens, as `encode` joins them: int32 [length]."""
         between = (self.eos_id,) if no_separator else (self.eos_id, self.eos_id)
-        ids = [self.bos_id, *self._ids(text)]
-        for sentence in more:
-            ids += [*between, *self._ids(sentence)]
+        ids = [self.bos_id]
+        for number, sentence in enumerate(sentences):
+            ids += [*(between if number else ()), *sentence]
         ids.append(self.eos_id)
         return np.array(ids, np.int32)
 

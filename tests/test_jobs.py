@@ -333,6 +333,9 @@ def test_outputs_that_cannot_be_written_say_so(tiny, pairs, tmp_path):
         run(tiny, Classify("mnli"), pairs, tmp_path / "out.xlsx")
     with pytest.raises(InputError, match="column 'label' cannot be kept"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", keep=("label",))
+    for work in (Classify("mnli"), Classify("mnli", logits=True), Embed("mean"), FillMask(2)):
+        fields, _ = jobs.answers(work, Predictor(tiny, work))
+        assert {"row", *fields} <= jobs.RESULT_NAMES
     with pytest.raises(InputError, match="has no column 'nothing'|column 'nothing'"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "o.csv", ("nothing",), strict=True)
     with pytest.raises(InputError, match=r"none.jsonl"):

@@ -93,6 +93,10 @@ def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory):
     options = {"model": tiny_directory, "work": Classify("mnli"), "columns": ["text"]}
     with pytest.raises(InputError, match="has no column 'text'; its columns are 'id', 'premise', 'hypothesis'"):
         roberta_flax.ray.predict_parquet(source, tmp_path / "out", **options)
+    labelled = tmp_path / "labelled.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": ["x"]}), labelled)
+    with pytest.raises(InputError, match="column 'label' cannot be kept: a result is called so"):
+        roberta_flax.ray.predict_parquet(labelled, tmp_path / "out", **options)
     with pytest.raises(InputError, match="exists already"):
         roberta_flax.ray.predict_parquet(source, tmp_path, **options)
 

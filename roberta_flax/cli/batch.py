@@ -87,6 +87,7 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
     """
     from roberta_flax import jobs
     from roberta_flax.errors import InputError
+    from roberta_flax.inference import Predictor
 
     if options.output is None:
         raise InputError("say where the results go with --output (-o)")
@@ -95,7 +96,14 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
     texts = tuple(options.columns or usual_columns(file, header, options.format))
     roberta = loading.load()
     work = work_of(roberta)
-    predictor = predictor_of(roberta, work, options)
+    predictor = Predictor(
+        roberta,
+        work,
+        on_long=cast(Any, options.on_long),  # checked there
+        strategy=cast(Any, options.strategy),
+        tokens_per_batch=options.tokens_per_batch,
+        tensor_parallel=options.tensor_parallel,
+    )
     job = jobs.Job(
         file, options.output, texts, tuple(options.keep or ()), header, options.format, loading.note(),
         options.rows_per_part, options.strict, share,
@@ -147,20 +155,6 @@ def run_on_ray(
         print_json({"output": str(options.output), **counts})
     else:
         print(f"{options.output}: {counts['rows']} rows, {counts['rejected']} rejected")
-
-
-def predictor_of(roberta: Roberta, work: Work, options: Options) -> Predictor:
-    """A Predictor as the options say."""
-    from roberta_flax.inference import Predictor
-
-    return Predictor(
-        roberta,
-        work,
-        on_long=cast(Any, options.on_long),  # checked there
-        strategy=cast(Any, options.strategy),
-        tokens_per_batch=options.tokens_per_batch,
-        tensor_parallel=options.tensor_parallel,
-    )
 
 
 def usual_columns(file: Path, header: bool | None, format: str | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -53,7 +53,7 @@ def command(
     from roberta_flax import evaluation
     from roberta_flax.cli.predict import head_of
     from roberta_flax.errors import InputError
-    from roberta_flax.inference import Classify
+    from roberta_flax.inference import Classify, Predictor
 
     if not file.is_file():
         raise InputError(f"{file} is no file; give one with gold labels, as GLUE has them")
@@ -64,30 +64,21 @@ def command(
         raise InputError(
             f"head {chosen.name!r} is of kind {chosen.kind}, {chosen.problem}; {layout.name} is {layout.problem}"
         )
-    options = batch.Options(
-        None,
-        None,
-        None,
-        False,
-        None,
-        on_long,
-        strategy,
-        False,
-        8192,
-        tokens_per_batch,
-        tensor_parallel,
-        None,
-        False,
-        as_json,
+    predictor = Predictor(
+        roberta,
+        Classify(chosen.name, logits=True),
+        on_long=cast(Any, on_long),  # checked there
+        strategy=cast(Any, strategy),
+        tokens_per_batch=tokens_per_batch,
+        tensor_parallel=tensor_parallel,
     )
-    predictor = batch.predictor_of(roberta, Classify(chosen.name, logits=True), options)
     judge = _values if layout.problem == "regression" else _classes
     result, skipped = judge(file, layout, predictor, chosen, labels.split(",") if labels else None)
     if as_json:
         print_json({"task": layout.name, "head": chosen.name, "skipped": skipped, **result.to_json()})
         return
     print(result.to_text())
-    cut = f"; {predictor.stats.cut} were too long and {on_long}d" if predictor.stats.cut else ""
+    cut = f"; {predictor.stats.cut} were too long (--on-long {on_long})" if predictor.stats.cut else ""
     if skipped or cut:
         print(f"{skipped} rows without a gold label or a text were left out{cut}")
 
