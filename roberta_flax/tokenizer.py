@@ -453,13 +453,15 @@ class Tokenizer:
         return self.join([self._ids(sentence) for sentence in (text, *more)], no_separator=no_separator)
 
     def join(
-        self, sentences: Sequence[Sequence[int] | npt.NDArray[np.int32]], *, no_separator: bool = False
+        self, sentences: Sequence[list[int] | npt.NDArray[np.int32]], *, no_separator: bool = False
     ) -> npt.NDArray[np.int32]:
         """The token ids of sentences, without special tokens, as `encode` joins them: int32 [length]."""
         between = (self.eos_id,) if no_separator else (self.eos_id, self.eos_id)
         ids = [self.bos_id]
         for number, sentence in enumerate(sentences):
-            ids += [*(between if number else ()), *sentence]
+            if number:
+                ids += between
+            ids += sentence if isinstance(sentence, list) else sentence.tolist()
         ids.append(self.eos_id)
         return np.array(ids, np.int32)
 
