@@ -2,8 +2,9 @@
 
 `params` is an ordinary pytree (nested dicts of arrays, or the nnx.State that nnx.split gives): shard it,
 optimise it with optax, save it, map over it. Every function takes the network's RobertaConfig, and the compute
-`dtype` and `precision`, as static arguments; one compilation serves each (batch, time) shape. Token ids are not
-checked here: an index outside the table cannot be seen inside a compiled function (see batching.check_tokens).
+`dtype`, `precision` and `attention` (one of attention.IMPLEMENTATIONS; None for the backend's default), as static
+arguments; one compilation serves each (batch, time) shape. Token ids are not checked here: an index outside the table
+cannot be seen inside a compiled function (see batching.check_tokens).
 
 With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
 
@@ -26,7 +27,7 @@ from jax.lax import Precision
 
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
-from roberta_flax.model import Numerics, RobertaModel
+from roberta_flax.model import Numerics, RobertaModel, Selection, first_token, tokens_at
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -35,7 +36,7 @@ Params = Any  # a pytree of arrays: nested dicts, or nnx.State
 DTypeLike = jax.typing.DTypeLike
 PrecisionLike = str | Precision | None
 
-_STATIC = ("config", "dtype", "precision")
+_STATIC = ("config", "dtype", "precision", "attention")
 
 
 @lru_cache(maxsize=64)
@@ -63,9 +64,9 @@ def init_params(config: RobertaConfig, key: Key[Array, ""], param_dtype: DTypeLi
 
 
 def _network(
-    params: Params, config: RobertaConfig, dtype: DTypeLike, precision: PrecisionLike
+    params: Params, config: RobertaConfig, dtype: DTypeLike, precision: PrecisionLike, attention: str | None
 ) -> tuple[RobertaModel, jnp.dtype]:
-    numerics = Numerics.of(dtype, precision=precision)
+    numerics = Numerics.of(dtype, precision=precision, attention=attention)
     return nnx.merge(_abstract(config, numerics)[0], params), numerics.dtype
 
 
@@ -78,10 +79,11 @@ def features(
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
+    attention: str | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch time hidden"]:
     """The last layer's features, in `dtype`."""
-    network, dtype = _network(params, config, dtype, precision)
+    network, dtype = _network(params, config, dtype, precision, attention)
     return network.hidden_states(tokens, segments, key)[1].astype(dtype)
 
 
@@ -99,6 +101,7 @@ def pooled_features(
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
+    attention: str | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch hidden"] | Float[Array, "batch segment hidden"]:
     """One vector a sequence, in the accumulation dtype.
@@ -106,13 +109,13 @@ def pooled_features(
     Args:
       params, tokens, segments, starts: see the module's docstring.
       pooling: "first", the features of the first token; or "mean", of all tokens, `<s>` and `</s>` included.
-      config, dtype, precision, key: see the module's docstring.
+      config, dtype, precision, attention, key: see the module's docstring.
     """
-    network, _ = _network(params, config, dtype, precision)
-    x = network.hidden_states(tokens, segments, key)[1]
+    network, _ = _network(params, config, dtype, precision, attention)
     if pooling == "first":
-        pooled = _first_tokens(x, starts)
+        pooled = network.hidden_states(tokens, segments, key, _first_tokens(starts))[1]
     elif pooling == "mean":
+        x = network.hidden_states(tokens, segments, key)[1]
         if segments is None or starts is None:
             member = (tokens != config.pad_id)[:, None, :]
         else:
@@ -125,10 +128,8 @@ def pooled_features(
     return pooled[:, 0] if starts is None else pooled
 
 
-def _first_tokens(
-    x: Float[Array, "batch time hidden"], starts: Int[Array, "batch segment"] | None
-) -> Float[Array, "batch segment hidden"]:
-    return x[:, :1] if starts is None else jnp.take_along_axis(x, starts[:, :, None], axis=1)
+def _first_tokens(starts: Int[Array, "batch segment"] | None) -> Selection:
+    return first_token if starts is None else tokens_at(starts)
 
 
 @partial(jax.jit, static_argnames=_STATIC)
@@ -139,13 +140,14 @@ def hidden_states(
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
+    attention: str | None = None,
     key: Key[Array, ""] | None = None,
 ) -> list[Float[Array, "batch time hidden"]]:
     """The embedding output and each layer's output, in `dtype`: num_layers + 1 arrays.
 
     As in fairseq, a pre-norm network's final LayerNorm is in `features` and not in the last of these.
     """
-    network, dtype = _network(params, config, dtype, precision)
+    network, dtype = _network(params, config, dtype, precision, attention)
     return [state.astype(dtype) for state in network.hidden_states(tokens, key=key)[0]]
 
 
@@ -165,6 +167,7 @@ def lm_logits(
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
+    attention: str | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch masked vocab"]:
     """Masked-LM logits, in the accumulation dtype (float32, or float64 under a float64 `dtype`).
@@ -172,18 +175,17 @@ def lm_logits(
     Args:
       params: the parameter tree.
       tokens: token ids.
-      positions: for each row, the positions to predict; only these meet the vocabulary. None for all.
+      positions: for each row, the positions to predict; only these meet the vocabulary, and the last layer's
+        feed-forward. None for all.
       segments: see the module's docstring.
-      config, dtype, precision, key: see the module's docstring.
+      config, dtype, precision, attention, key: see the module's docstring.
 
     Returns:
       [batch, time, vocab], or [batch, masked, vocab] with `positions`.
     """
     check_lm_head(config)
-    network, _ = _network(params, config, dtype, precision)
-    x = network.hidden_states(tokens, segments, key)[1]
-    if positions is not None:
-        x = jnp.take_along_axis(x, positions[:, :, None], axis=1)
+    network, _ = _network(params, config, dtype, precision, attention)
+    x = network.hidden_states(tokens, segments, key, None if positions is None else tokens_at(positions))[1]
     logits = network.lm_logits(x.reshape(-1, config.hidden_size))
     return logits.reshape(*x.shape[:2], config.vocab_size)
 
@@ -198,10 +200,11 @@ def top_tokens(
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
+    attention: str | None = None,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "batch masked topk"], Int[Array, "batch masked topk"]]:
     """Probabilities and ids of the `topk` likeliest tokens at each of `positions`, likeliest first."""
-    static = {"config": config, "dtype": dtype, "precision": precision}
+    static = {"config": config, "dtype": dtype, "precision": precision, "attention": attention}
     logits: Array = lm_logits(params, tokens, positions, **static, key=key)
     probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), topk)
     return probabilities, ids
@@ -218,6 +221,7 @@ def head_logits(
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
+    attention: str | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """The outputs of the head called `head`, in the accumulation dtype.
@@ -226,12 +230,11 @@ def head_logits(
     token. A choice head scores each row of `tokens`.
     """
     sees_first_token_only = config.head(head).has_dense
-    network, _ = _network(params, config, dtype, precision)
+    network, _ = _network(params, config, dtype, precision, attention)
     body_key, head_key = (None, None) if key is None else cast(Any, jax.random.split(key))
-    x = network.hidden_states(tokens, segments, body_key)[1]
     if not sees_first_token_only:
-        return network.head_logits(head, x, head_key)
-    first = _first_tokens(x, starts)
+        return network.head_logits(head, network.hidden_states(tokens, segments, body_key)[1], head_key)
+    first = network.hidden_states(tokens, segments, body_key, _first_tokens(starts))[1]
     logits = network.head_logits(head, first.reshape(-1, 1, config.hidden_size), head_key)
     return logits if starts is None else logits.reshape(*first.shape[:2], -1)
 
@@ -247,6 +250,7 @@ def head_log_probs(
     config: RobertaConfig,
     dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
+    attention: str | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """What the outputs of the head called `head` say, in the accumulation dtype.
@@ -257,7 +261,7 @@ def head_log_probs(
       span          log-probabilities of the row's tokens, padding left out, to be the start and to be the end
       regression, choice, pooler   the outputs as they are; a choice's log-probability needs its alternatives
     """
-    static = {"head": head, "config": config, "dtype": dtype, "precision": precision}
+    static = {"head": head, "config": config, "dtype": dtype, "precision": precision, "attention": attention}
     logits: Array = head_logits(params, tokens, segments, starts, **static, key=key)
     match config.head(head):
         case HeadConfig(kind="span") if segments is not None:

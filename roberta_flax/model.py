@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
+from roberta_flax.attention import IMPLEMENTATIONS, attend
 from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.errors import InputError
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
@@ -48,11 +49,13 @@ class Numerics:
       dtype: of the operands of matrix products, and of the features returned.
       param_dtype: of the parameters made by initialisation.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
+      attention: one of attention.IMPLEMENTATIONS; None for the backend's default.
     """
 
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     precision: lax.Precision | None
+    attention: str | None
 
     @classmethod
     def of(
@@ -60,9 +63,15 @@ class Numerics:
         dtype: jax.typing.DTypeLike = jnp.float32,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         precision: str | lax.Precision | None = None,
+        attention: str | None = None,
     ) -> Numerics:
         """Takes every spelling that JAX takes: "bfloat16", jnp.bfloat16, "highest", Precision.HIGHEST."""
-        return cls(jnp.dtype(dtype), jnp.dtype(param_dtype), None if precision is None else lax.Precision(precision))
+        dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
+        if attention is not None and attention not in IMPLEMENTATIONS:
+            raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {attention!r}")
+        if attention == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
+            raise InputError(f"attention 'cudnn' computes in bfloat16 or float16, not in {dtype}")
+        return cls(dtype, param_dtype, None if precision is None else lax.Precision(precision), attention)
 
     @property
     def accumulation_dtype(self) -> jnp.dtype:
@@ -100,6 +109,28 @@ def attention_mask(
     if segments is None:
         return ~is_padding[:, None, :]
     return segments[:, :, None] == segments[:, None, :]
+
+
+# Takes some of each row's tokens: [batch, time, n] to [batch, selected, n].
+Selection = Callable[["Float[Array, 'batch time n']"], "Float[Array, 'batch selected n']"]
+
+
+def first_token(x: Float[Array, "batch time n"]) -> Float[Array, "batch 1 n"]:
+    """The Selection of each row's first token."""
+    return x[:, :1]
+
+
+def tokens_at(positions: Int[Array, "batch selected"]) -> Selection:
+    """The Selection of the tokens at these positions of each row."""
+    return lambda x: jnp.take_along_axis(x, positions[:, :, None], axis=1)
+
+
+def select_tokens(
+    select: Selection, x: Float[Array, "tokens hidden"], mask: Bool[Array, "batch queries time"]
+) -> Float[Array, "selected hidden"]:
+    """`select` for tokens of all rows in one axis; the mask tells how many rows there are."""
+    batch, _, time = mask.shape
+    return select(x.reshape(batch, time, -1)).reshape(-1, x.shape[-1])
 
 
 class Embeddings(nnx.Module):
@@ -151,28 +182,29 @@ class SelfAttention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "tokens hidden"],
+        x: Float[Array, "queries hidden"],
+        context: Float[Array, "tokens hidden"],
         mask: Bool[Array, "batch queries time"],
         key: Key[Array, ""] | None,
-    ) -> Float[Array, "tokens hidden"]:
-        batch, _, time = mask.shape
-        depth = self.config.hidden_size // self.config.num_heads
-        product = partial(
-            jnp.einsum,
-            precision=self.numerics.precision,
-            preferred_element_type=self.numerics.accumulation_dtype,
-        )
+    ) -> Float[Array, "queries hidden"]:
+        """What each token of `x` takes from those of `context`, both all rows' tokens in one axis."""
+        batch, num_heads = mask.shape[0], self.config.num_heads
+        depth = self.config.hidden_size // num_heads
 
         def heads(projected: Float[Array, "tokens hidden"]) -> Float[Array, "batch time heads depth"]:
-            return projected.astype(self.numerics.dtype).reshape(batch, time, self.config.num_heads, depth)
+            return projected.astype(self.numerics.dtype).reshape(batch, -1, num_heads, depth)
 
-        query, key_, value = heads(self.query(x) * depth**-0.5), heads(self.key(x)), heads(self.value(x))
-        scores = product("bqhd,bkhd->bhqk", query, key_)
-        # The lowest finite number and not -inf: a row that is all padding gets even weights, and no NaN.
-        scores = jnp.where(mask[:, None, :, :], scores, float(np.finfo(scores.dtype).min))
-        weights = dropout(jax.nn.softmax(scores, axis=-1), self.config.attention_dropout, key)
-        context = product("bhqk,bkhd->bqhd", weights.astype(self.numerics.dtype), value)
-        return self.output(context.reshape(batch * time, self.config.hidden_size))
+        rate = self.config.attention_dropout
+        attended = attend(
+            heads(self.query(x) * depth**-0.5),
+            heads(self.key(context)),
+            heads(self.value(context)),
+            mask,
+            implementation=self.numerics.attention,
+            precision=self.numerics.precision,
+            dropout=None if key is None or rate == 0.0 else partial(dropout, rate=rate, key=key),
+        )
+        return self.output(attended.reshape(x.shape))
 
 
 class FeedForward(nnx.Module):
@@ -203,11 +235,18 @@ class TransformerLayer(nnx.Module):
         x: Float[Array, "tokens hidden"],
         mask: Bool[Array, "batch queries time"],
         key: Key[Array, ""] | None,
-    ) -> Float[Array, "tokens hidden"]:
+        select: Selection | None = None,
+    ) -> Float[Array, "selected hidden"]:
+        """The layer's output for each token, or for those that `select` takes of each row."""
         keys = _split(key, 4)
         pre_norm = self.config.normalize_before
 
-        attended = self.attention(self.attention_layer_norm(x) if pre_norm else x, mask, keys[0])
+        context = self.attention_layer_norm(x) if pre_norm else x
+        queries = context
+        if select is not None:
+            x, queries = select_tokens(select, x, mask), select_tokens(select, context, mask)
+            mask = mask if mask.shape[1] == 1 else select(mask)
+        attended = self.attention(queries, context, mask, keys[0])
         x = x + dropout(attended, self.config.dropout, keys[1])
         x = x if pre_norm else self.attention_layer_norm(x)
 
@@ -311,7 +350,8 @@ class RobertaModel(nnx.Module):
         token_ids: Int[Array, "batch time"],
         segments: Int[Array, "batch time"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[list[Float[Array, "batch time hidden"]], Float[Array, "batch time hidden"]]:
+        select: Selection | None = None,
+    ) -> tuple[list[Float[Array, "batch time hidden"]], Float[Array, "batch selected hidden"]]:
         """Every hidden state, and the features.
 
         Args:
@@ -319,29 +359,33 @@ class RobertaModel(nnx.Module):
           segments: where several sequences stand in a row, one after the other, the number of each token's sequence,
             and another number for padding: none sees the others, and each has positions of its own.
           key: for dropout and LayerDrop; None evaluates.
+          select: the tokens whose features are wanted. The last layer is computed for these only: the others' keys and
+            values, but not their queries, output projection and feed-forward. None for all tokens.
 
         Returns:
-          The embedding output and each layer's output (num_layers + 1 arrays), and the features: the last of
-          them, with the final LayerNorm where the network is pre-norm. In the accumulation dtype.
+          The embedding output and each layer's output (num_layers + 1 arrays, the last of selected tokens), and the
+          features: the last of them, with the final LayerNorm where the network is pre-norm. In the accumulation dtype.
         """
         batch, time = token_ids.shape
         mask = attention_mask(token_ids == self.config.pad_id, segments)
         keys = _split(key, 1 + 2 * len(self.layers))
         x = self.embeddings(token_ids, segments, keys[0]).reshape(batch * time, self.config.hidden_size)
         states = [x]
-        for layer, layer_key, drop_key in zip(self.layers, keys[1::2], keys[2::2], strict=True):
+        for i, layer in enumerate(self.layers):
+            layer_key, drop_key = keys[1 + 2 * i], keys[2 + 2 * i]
+            selected = select if i == len(self.layers) - 1 else None
             if drop_key is None or self.config.layer_drop == 0.0:
-                x = layer(x, mask, layer_key)
+                x = layer(x, mask, layer_key, selected)
             else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
                 x = lax.cond(
                     jax.random.uniform(drop_key) > self.config.layer_drop,
-                    partial(layer, mask=mask, key=layer_key),
-                    lambda x: x,
+                    partial(layer, mask=mask, key=layer_key, select=selected),
+                    lambda x, chosen=selected: x if chosen is None else select_tokens(chosen, x, mask),
                     x,
                 )
             states.append(x)
         features = x if self.layer_norm is None else self.layer_norm(x)
-        *states, features = (state.reshape(batch, time, -1) for state in (*states, features))
+        *states, features = (state.reshape(batch, -1, self.config.hidden_size) for state in (*states, features))
         return states, features
 
     def lm_logits(self, features: Float[Array, "tokens hidden"]) -> Float[Array, "tokens vocab"]:
