@@ -4,7 +4,8 @@
 optimise it with optax, save it, map over it. Every function takes the network's RobertaConfig, and the compute
 `dtype`, `precision` and `attention` (one of attention.IMPLEMENTATIONS; None for the backend's default), as static
 arguments; one compilation serves each (batch, time) shape. Token ids are not checked here: an index outside the table
-cannot be seen inside a compiled function (see batching.check_tokens).
+cannot be seen inside a compiled function (see batching.check_tokens). Of parameters that quantize.quantize made, the
+layers' products are computed in int8.
 
 With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
 
@@ -28,6 +29,7 @@ from jax.lax import Precision
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
 from roberta_flax.model import Numerics, RobertaModel, Selection, first_token, tokens_at
+from roberta_flax.quantize import is_quantized
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -63,10 +65,25 @@ def init_params(config: RobertaConfig, key: Key[Array, ""], param_dtype: DTypeLi
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+def operands(params: Params, dtype: DTypeLike) -> Params:
+    """The parameters with those in `dtype` already that a computation in `dtype` casts to it: the same results.
+
+    Kernels and biases of linear layers, that is, and the LM head's own matrix; not embeddings and LayerNorm. A caller
+    who runs many batches saves the cast in each, and a caller who keeps only these, memory.
+    """
+
+    if "kernel" in params and "kernel_scale" not in params:
+        return {name: leaf.astype(dtype) for name, leaf in params.items()}
+    tree = {name: operands(node, dtype) if isinstance(node, dict) else node for name, node in params.items()}
+    if "embedding" in tree.get("lm_head", {}):
+        tree["lm_head"]["embedding"] = tree["lm_head"]["embedding"].astype(dtype)
+    return tree
+
+
 def _network(
     params: Params, config: RobertaConfig, dtype: DTypeLike, precision: PrecisionLike, attention: str | None
 ) -> tuple[RobertaModel, jnp.dtype]:
-    numerics = Numerics.of(dtype, precision=precision, attention=attention)
+    numerics = Numerics.of(dtype, precision=precision, attention=attention, quantized=is_quantized(params))
     return nnx.merge(_abstract(config, numerics)[0], params), numerics.dtype
 
 

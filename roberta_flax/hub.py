@@ -23,6 +23,8 @@ from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.forward import DTypeLike, Params, PrecisionLike
 from roberta_flax.model import Head, Numerics
+from roberta_flax.quantize import METHODS, is_quantized
+from roberta_flax.quantize import quantize as quantized
 from roberta_flax.tokenizer import BOS, EOS, MASK, PAD, Tokenizer
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Roberta:
       config: RobertaConfig.
       params: the parameter tree, nested dicts of arrays (docs/parameters.md).
       tokenizer: Tokenizer.
-      dtype, precision: of the computation, as in roberta_flax.forward.
+      dtype, precision, attention: of the computation, as in roberta_flax.forward.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Roberta:
         *,
         dtype: DTypeLike = jnp.float32,
         precision: PrecisionLike = None,
+        attention: str | None = None,
     ) -> None:
         if tokenizer.vocab_size != config.vocab_size:
             raise CheckpointError(
@@ -66,8 +69,8 @@ class Roberta:
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
-        numerics = _numerics(dtype, jnp.float32, precision)
-        self.dtype, self.precision = numerics.dtype, numerics.precision
+        numerics = _numerics(dtype, jnp.float32, precision, attention)
+        self.dtype, self.precision, self.attention = numerics.dtype, numerics.precision, numerics.attention
         self._dropout_key: jax.Array | None = None
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
@@ -97,9 +100,9 @@ class Roberta:
         """
         padded, (batch, time) = self._padded(tokens)
         if return_all_hiddens:
-            states = forward.hidden_states(self.params, padded, **self._static(), key=self._next_key())
+            states = forward.hidden_states(self.params, padded, **self.static(), key=self._next_key())
             return [state[:batch, :time] for state in states]
-        return forward.features(self.params, padded, **self._static(), key=self._next_key())[:batch, :time]
+        return forward.features(self.params, padded, **self.static(), key=self._next_key())[:batch, :time]
 
     def predict(
         self, head: str, tokens: npt.ArrayLike, return_logits: bool = False
@@ -124,7 +127,7 @@ class Roberta:
             tokens, choices = _as_rows_of_choices(tokens)
         padded, (batch, time) = self._padded(tokens)
         function = forward.head_logits if return_logits else forward.head_log_probs
-        predicted: Array = function(self.params, padded, head=head, **self._static(), key=self._next_key())
+        predicted: Array = function(self.params, padded, head=head, **self.static(), key=self._next_key())
         if choices is not None:
             scores = predicted[:batch].reshape(-1, choices)
             return scores if return_logits else jax.nn.log_softmax(scores, axis=-1)
@@ -197,7 +200,7 @@ class Roberta:
         tokens, position = masked_ids(self.tokenizer, masked_input)
         padded, _ = self._padded(tokens)
         positions = np.full((len(padded), 1), position, np.int32)
-        probabilities, ids = forward.top_tokens(self.params, padded, positions, topk=topk, **self._static())
+        probabilities, ids = forward.top_tokens(self.params, padded, positions, topk=topk, **self.static())
         return fills(self.tokenizer, masked_input, np.asarray(probabilities)[0, 0], np.asarray(ids)[0, 0])
 
     def save(self, directory: PathLike, *, dtype: DTypeLike | None = None) -> None:
@@ -210,9 +213,12 @@ class Roberta:
           dtype: to store the parameters in: float32, bfloat16, float16, float64; their own if not given.
 
         Raises:
-          InputError: parameters that do not fit the configuration, or a dtype that they are not stored in.
+          InputError: parameters that do not fit the configuration or are quantised, or a dtype that they are not
+            stored in.
           CheckpointError: the directory exists or cannot be written.
         """
+        if is_quantized(self.params):
+            raise InputError("quantised parameters are not stored; save the model before, and load it with quantize=")
         found = checkpoint.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
         for name, counts in found.items():
             logger.warning("%s: %s has values that are not finite: %s", directory, name, counts)
@@ -247,8 +253,14 @@ class Roberta:
             ids.shape[1],
         )
 
-    def _static(self) -> dict[str, Any]:
-        return {"config": self.config, "dtype": self.dtype, "precision": self.precision}
+    def static(self) -> dict[str, Any]:
+        """The static arguments that the functions of roberta_flax.forward take for this model."""
+        return {
+            "config": self.config,
+            "dtype": self.dtype,
+            "precision": self.precision,
+            "attention": self.attention,
+        }
 
     def _next_key(self) -> jax.Array | None:
         if self._dropout_key is None:
@@ -294,6 +306,8 @@ def load(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     precision: PrecisionLike = None,
+    attention: str | None = None,
+    quantize: str | None = None,
     cache_dir: PathLike | None = None,
     sha256: str | None = None,
     checkpoint_file: str = "model.pt",
@@ -311,22 +325,29 @@ def load(
       dtype: of the computation's operands: float32, bfloat16, float16, float64 (with jax_enable_x64).
       param_dtype: of the parameters in memory.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
+      attention: how attention is computed, one of attention.IMPLEMENTATIONS; the backend's default if not given.
+      quantize: "int8" for the products of the layers in int8 (see roberta_flax.quantize).
       cache_dir: the cache; otherwise ROBERTA_FLAX_CACHE, otherwise the platform's user cache.
       sha256: what the archive or checkpoint must hash to, in hex.
       checkpoint_file: the checkpoint's name in a fairseq directory or archive.
       bpe_dir: where the tokenizer's files are, if not beside the checkpoint and not GPT-2's.
 
     Raises:
-      InputError: a dtype or precision that JAX does not know, or a bpe_dir that is no directory.
+      InputError: a dtype, precision, attention or quantize that is not known, or a bpe_dir that is no directory.
       CheckpointError: the files are not a RoBERTa, are damaged, or something is missing.
       DownloadError: a file could not be fetched; the message says which files to put where.
     """
-    numerics = _numerics(dtype, param_dtype, precision)
+    numerics = _numerics(dtype, param_dtype, precision, attention)
+    if quantize is not None and quantize not in METHODS:
+        raise InputError(f"quantize must be one of {', '.join(METHODS)}, got {quantize!r}")
     directory = resolve(
         name_or_path, cache_dir=cache_dir, sha256=sha256, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir
     )
     config, params = checkpoint.read(directory, numerics.param_dtype)
-    return Roberta(config, params, Tokenizer.from_directory(directory), dtype=dtype, precision=precision)
+    if quantize is not None:
+        params = quantized(params, quantize)
+    tokenizer = Tokenizer.from_directory(directory)
+    return Roberta(config, params, tokenizer, dtype=dtype, precision=precision, attention=attention)
 
 
 def load_tokenizer(
@@ -455,9 +476,11 @@ def _as_rows_of_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:
     return ids.reshape(-1, ids.shape[-1]), ids.shape[-2]
 
 
-def _numerics(dtype: DTypeLike, param_dtype: DTypeLike, precision: PrecisionLike) -> Numerics:
+def _numerics(dtype: DTypeLike, param_dtype: DTypeLike, precision: PrecisionLike, attention: str | None) -> Numerics:
     try:
-        numerics = Numerics.of(dtype, param_dtype, precision)
+        numerics = Numerics.of(dtype, param_dtype, precision, attention)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"not a dtype or precision that JAX knows: {error}") from None
     for given in (numerics.dtype, numerics.param_dtype):
@@ -465,4 +488,6 @@ def _numerics(dtype: DTypeLike, param_dtype: DTypeLike, precision: PrecisionLike
             raise InputError(f"dtype and param_dtype must be floating point (float32, bfloat16, ...), got {given}")
         if jax.dtypes.canonicalize_dtype(given) != given:
             raise InputError("float64 needs jax.config.update('jax_enable_x64', True) before anything is computed")
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+        raise InputError(f"attention 'cudnn' needs an NVIDIA GPU, and JAX's backend is {jax.default_backend()}")
     return numerics

@@ -27,6 +27,7 @@ from roberta_flax.batching import Batch
 from roberta_flax.config import RobertaConfig
 from roberta_flax.errors import InputError
 from roberta_flax.hub import Roberta, check_topk, fills, masked_ids
+from roberta_flax.quantize import is_quantized
 from roberta_flax.tokenizer import Tokenizer
 
 OnLong = Literal["error", "truncate", "window"]
@@ -371,7 +372,7 @@ class Predictor:
         """Places the parameters on the devices.
 
         Args:
-          roberta: the model; its dtype and precision are used, and never dropout.
+          roberta: the model; its dtype, precision and attention are used, and never dropout.
           work: Classify, Embed or FillMask.
           on_long: what becomes of an input that is too long; see encode_texts.
           strategy: "buckets", a sequence a row, or "packing", several where they are short.
@@ -395,7 +396,7 @@ class Predictor:
         self._roberta, self._work = roberta, work
         self._on_long, self._window, self._threads = on_long, window, threads
         self._mesh = sharding.mesh(devices, tensor_parallel)
-        self._params = sharding.place(roberta.params, roberta.config, self._mesh)
+        self._params = sharding.place(forward.operands(roberta.params, roberta.dtype), roberta.config, self._mesh)
         rows = self._mesh.shape[sharding.DATA]
         backend = self._mesh.devices.flat[0].platform
         self._layout = {
@@ -418,6 +419,8 @@ class Predictor:
             "on_long": self._on_long,
             "dtype": str(self._roberta.dtype),
             "precision": str(self._roberta.precision),
+            "attention": self._roberta.attention,
+            "quantized": is_quantized(self._roberta.params),
             "backend": self._mesh.devices.flat[0].platform,
             "devices": list(self._mesh.devices.shape),
             "layout": self._layout,
@@ -503,8 +506,7 @@ class Predictor:
         self.stats.slots += batch.tokens.size
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
         pieces = [window.pieces[i] for i in batch.sequences]
-        static = {"config": self._roberta.config, "dtype": self._roberta.dtype, "precision": self._roberta.precision}
-        return self._work.run(self._params, batch, tokens, pieces, **static)
+        return self._work.run(self._params, batch, tokens, pieces, **self._roberta.static())
 
     def _finish(self, window: _Window, batch: Batch, started: Any) -> None:
         begin = time.perf_counter()

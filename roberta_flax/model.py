@@ -7,6 +7,8 @@ Numbers: a matrix product takes its operands in `dtype` and gives its result in 
 float64 where `dtype` is float64). Everything between two products (bias, gelu, residual, LayerNorm, softmax)
 stays in that type.
 
+In int8 a layer's products are quantize.QuantizedLinear.
+
 Dropout takes explicit keys: `key=None` is evaluation, a PRNG key is training.
 """
 
@@ -25,6 +27,7 @@ from jax import lax
 from roberta_flax.attention import IMPLEMENTATIONS, attend
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
+from roberta_flax.quantize import QuantizedLinear
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
@@ -50,12 +53,14 @@ class Numerics:
       param_dtype: of the parameters made by initialisation.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
       attention: one of attention.IMPLEMENTATIONS; None for the backend's default.
+      quantized: whether the layers' products are in int8 (quantize.quantize).
     """
 
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     precision: lax.Precision | None
     attention: str | None
+    quantized: bool = False
 
     @classmethod
     def of(
@@ -64,6 +69,7 @@ class Numerics:
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         precision: str | lax.Precision | None = None,
         attention: str | None = None,
+        quantized: bool = False,
     ) -> Numerics:
         """Takes every spelling that JAX takes: "bfloat16", jnp.bfloat16, "highest", Precision.HIGHEST."""
         dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
@@ -71,7 +77,7 @@ class Numerics:
             raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {attention!r}")
         if attention == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
             raise InputError(f"attention 'cudnn' computes in bfloat16 or float16, not in {dtype}")
-        return cls(dtype, param_dtype, None if precision is None else lax.Precision(precision), attention)
+        return cls(dtype, param_dtype, None if precision is None else lax.Precision(precision), attention, quantized)
 
     @property
     def accumulation_dtype(self) -> jnp.dtype:
@@ -178,7 +184,7 @@ class SelfAttention(nnx.Module):
         self.config = config
         self.numerics = numerics
         size = config.hidden_size
-        self.query, self.key, self.value, self.output = (linear(size, size, numerics, rngs) for _ in range(4))
+        self.query, self.key, self.value, self.output = (layer_linear(size, size, numerics, rngs) for _ in range(4))
 
     def __call__(
         self,
@@ -212,8 +218,8 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.intermediate = linear(config.hidden_size, config.intermediate_size, numerics, rngs)
-        self.output = linear(config.intermediate_size, config.hidden_size, numerics, rngs)
+        self.intermediate = layer_linear(config.hidden_size, config.intermediate_size, numerics, rngs)
+        self.output = layer_linear(config.intermediate_size, config.hidden_size, numerics, rngs)
 
     def __call__(self, x: Float[Array, "tokens hidden"], key: Key[Array, ""] | None) -> Float[Array, "tokens hidden"]:
         x = ACTIVATION_FUNCTIONS[self.config.activation](self.intermediate(x))
@@ -412,6 +418,13 @@ def linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx
         kernel_init=nnx.initializers.normal(0.02),
         rngs=rngs,
     )
+
+
+def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear | QuantizedLinear:
+    """`linear`, or its quantised form."""
+    if numerics.quantized:
+        return QuantizedLinear(inputs, outputs, numerics.accumulation_dtype, numerics.param_dtype)
+    return linear(inputs, outputs, numerics, rngs)
 
 
 def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:

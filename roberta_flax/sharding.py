@@ -25,10 +25,10 @@ DATA, MODEL = "data", "model"
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(embeddings\.token|lm_head)\.embedding", (None, MODEL)),
     (r"layers\.\d+\.attention\.(query|key|value)\.kernel", (None, MODEL)),
-    (r"layers\.\d+\.attention\.(query|key|value)\.bias", (MODEL,)),
+    (r"layers\.\d+\.attention\.(query|key|value)\.(bias|kernel_scale)", (MODEL,)),
     (r"layers\.\d+\.attention\.output\.kernel", (MODEL, None)),
     (r"layers\.\d+\.feed_forward\.intermediate\.kernel", (None, MODEL)),
-    (r"layers\.\d+\.feed_forward\.intermediate\.bias", (MODEL,)),
+    (r"layers\.\d+\.feed_forward\.intermediate\.(bias|kernel_scale)", (MODEL,)),
     (r"layers\.\d+\.feed_forward\.output\.kernel", (MODEL, None)),
 )
 

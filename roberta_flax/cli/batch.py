@@ -143,7 +143,7 @@ def run_on_ray(
         work=work,
         columns=options.columns or usual_columns(source, None, "parquet"),
         keep=options.keep,
-        load={"dtype": loading.dtype, "precision": loading.precision},
+        load={"dtype": loading.dtype, "precision": loading.precision, "quantize": loading.quantize},
         workers=workers,
         num_gpus=gpus_per_worker,
         on_long=options.on_long,

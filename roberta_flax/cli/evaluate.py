@@ -18,6 +18,7 @@ from roberta_flax.cli.options import (
     Loading,
     Model,
     Precision,
+    Quantize,
     print_json,
 )
 
@@ -44,6 +45,7 @@ def command(
     model: Model = "roberta.large.mnli",
     dtype: Dtype = "float32",
     precision: Precision = None,
+    quantize: Quantize = None,
     checkpoint_file: CheckpointFile = "model.pt",
     bpe_dir: BpeDir = None,
     cache_dir: CacheDir = None,
@@ -58,7 +60,7 @@ def command(
     if not file.is_file():
         raise InputError(f"{file} is no file; give one with gold labels, as GLUE has them")
     layout = evaluation.task_of(task or file)
-    roberta = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir).load()
+    roberta = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir).load()
     chosen = head_of(roberta.config, model, head)
     if chosen.kind != "sentence" or (chosen.problem == "regression") != (layout.problem == "regression"):
         raise InputError(

@@ -16,6 +16,7 @@ from roberta_flax.cli.options import (
     Loading,
     Model,
     Precision,
+    Quantize,
     print_json,
 )
 
@@ -40,6 +41,7 @@ def command(
     model: Model = "roberta.base",
     dtype: Dtype = "float32",
     precision: Precision = None,
+    quantize: Quantize = None,
     checkpoint_file: CheckpointFile = "model.pt",
     bpe_dir: BpeDir = None,
     cache_dir: CacheDir = None,
@@ -53,7 +55,7 @@ def command(
 
     if (file is None) == (text is None):
         raise InputError("give one text, or a file of texts with --input")
-    loading = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir)
+    loading = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir)
     if file is not None:
         from roberta_flax.inference import FillMask
 

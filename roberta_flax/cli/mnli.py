@@ -15,6 +15,7 @@ from roberta_flax.cli.options import (
     Loading,
     Model,
     Precision,
+    Quantize,
     print_json,
 )
 
@@ -25,6 +26,7 @@ def command(
     model: Model = "roberta.large.mnli",
     dtype: Dtype = "float32",
     precision: Precision = None,
+    quantize: Quantize = None,
     checkpoint_file: CheckpointFile = "model.pt",
     bpe_dir: BpeDir = None,
     cache_dir: CacheDir = None,
@@ -36,7 +38,7 @@ def command(
     from roberta_flax.config import MNLI_LABELS
     from roberta_flax.errors import InputError
 
-    roberta = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir).load()
+    roberta = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir).load()
     heads = {head.name: head for head in roberta.config.heads if head.kind == "sentence"}
     head = heads.get("mnli") or (next(iter(heads.values())) if len(heads) == 1 else roberta.config.head("mnli"))
     if head.num_classes != len(MNLI_LABELS):

@@ -18,6 +18,7 @@ from roberta_flax.cli.options import (
     Loading,
     Model,
     Precision,
+    Quantize,
     print_json,
 )
 
@@ -59,6 +60,7 @@ def command(
     model: Model = "roberta.large.mnli",
     dtype: Dtype = "float32",
     precision: Precision = None,
+    quantize: Quantize = None,
     checkpoint_file: CheckpointFile = "model.pt",
     bpe_dir: BpeDir = None,
     cache_dir: CacheDir = None,
@@ -72,7 +74,7 @@ def command(
 
     if (file is None) == (not text):
         raise InputError("give a file of texts, or one text with --text")
-    loading = Loading(model, dtype, precision, checkpoint_file, bpe_dir, cache_dir)
+    loading = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir)
     if engine not in ("local", "ray"):
         raise InputError(f"engine must be local or ray, got {engine!r}")
     options = batch.Options(

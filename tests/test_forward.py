@@ -1,0 +1,192 @@
+"""roberta_flax.forward: what is not computed, what is cast beforehand and how attention is computed change no result."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import roberta_flax
+from roberta_flax import InputError, RobertaConfig, forward
+from roberta_flax.attention import attend
+from roberta_flax.config import HeadConfig
+
+CONFIG = RobertaConfig(
+    vocab_size=131,
+    num_layers=3,
+    hidden_size=36,
+    num_heads=3,
+    intermediate_size=50,
+    max_positions=77,
+    heads=(HeadConfig("mnli", 3, 36), HeadConfig("tags", 5, 0, kind="token")),
+)
+CONFIGS = {"post-norm": CONFIG, "pre-norm": dataclasses.replace(CONFIG, normalize_before=True)}
+
+
+def params_of(config: RobertaConfig, dtype=jnp.float64):
+    """Fresh ones with noise on every parameter, so that no bias is zero and no scale one."""
+    leaves, tree = jax.tree.flatten(forward.init_params(config, jax.random.key(0), dtype))
+    random = np.random.default_rng(0)
+    return tree.unflatten(leaf + 0.1 * random.standard_normal(leaf.shape).astype(leaf.dtype) for leaf in leaves)
+
+
+def padded_tokens(lengths=(1, 9, 40), time=40) -> np.ndarray:
+    random = np.random.default_rng(1)
+    tokens = np.ones((len(lengths), time), np.int32)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[:length] = random.integers(2, 131, length)
+    return tokens
+
+
+# the last layer, of the wanted tokens only
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_head_on_the_first_token_has_the_same_logits_and_gradients_as_on_all_features(name, x64):
+    """1e-12: float64 sums of at most 50 terms of order one, in another order, through three layers."""
+    config = CONFIGS[name]
+    params, tokens = params_of(config), padded_tokens()
+    options = {"config": config, "dtype": "float64"}
+
+    def of_all_features(params):
+        x = forward.features(params, tokens, **options)[:, 0]
+        head = params["heads"]["mnli"]
+        inner = jnp.tanh(x @ head["dense"]["kernel"] + head["dense"]["bias"])
+        return inner @ head["output"]["kernel"] + head["output"]["bias"]
+
+    def of_the_first(params):
+        return forward.head_logits(params, tokens, head="mnli", **options)
+
+    np.testing.assert_allclose(of_the_first(params), of_all_features(params), rtol=0, atol=1e-12)
+    weights = np.random.default_rng(2).standard_normal((3, 3))
+    gradients = [jax.grad(lambda p, f=f: (f(p) * weights).sum())(params) for f in (of_the_first, of_all_features)]
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1.0, float(np.abs(b).max())))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_lm_logits_at_positions_are_those_of_all_tokens_there(name, x64):
+    config = CONFIGS[name]
+    params, tokens = params_of(config), padded_tokens()
+    positions = np.array([[0, 0], [8, 3], [39, 20]])
+    options = {"config": config, "dtype": "float64"}
+    everywhere = np.asarray(forward.lm_logits(params, tokens, **options))
+    expected = np.take_along_axis(everywhere, positions[:, :, None], axis=1)
+    np.testing.assert_allclose(
+        forward.lm_logits(params, tokens, positions, **options), expected, rtol=0, atol=1e-11
+    )  # of 131 logits of order ten
+
+
+def test_vectors_of_first_tokens_are_the_features_there(x64):
+    params, tokens = params_of(CONFIG), padded_tokens()
+    options = {"config": CONFIG, "dtype": "float64"}
+    features = forward.features(params, tokens, **options)
+    pooled = forward.pooled_features(params, tokens, pooling="first", **options)
+    np.testing.assert_allclose(pooled, features[:, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("selected", [False, True])
+def test_nothing_is_computed_that_is_not_needed(selected):
+    """The compiled program's floating-point operations, beside a count by hand of products."""
+    config = RobertaConfig(
+        vocab_size=1000, num_layers=3, hidden_size=256, num_heads=4, intermediate_size=1024,
+        heads=(HeadConfig("mnli", 3, 256), HeadConfig("tags", 3, 0, kind="token")),
+    )  # fmt: skip
+    batch, time, hidden, inner = 4, 128, 256, 1024
+    tokens = jax.ShapeDtypeStruct((batch, time), jnp.int32)
+    head = "mnli" if selected else "tags"
+    lowered = forward.head_logits.lower(
+        forward.abstract_params(config), tokens, head=head, config=config, attention="xla"
+    )
+    flops = lowered.compile().cost_analysis()["flops"]
+    all_tokens, last = batch * time, batch if selected else batch * time
+    count = 0
+    for queries in (all_tokens, all_tokens, last):
+        products = 2 * all_tokens * hidden * hidden + 2 * queries * hidden * hidden + 2 * queries * hidden * inner
+        count += 2 * (products + 2 * queries * time * hidden)
+    # what stands between the products, softmax, gelu and LayerNorm, is a few operations a number, here under 5 %
+    assert count <= flops <= 1.05 * count
+
+
+# attention
+
+
+def by_hand(query, key, value, mask):
+    """Softmax attention in float64, row by row and head by head; even where there is no key to see."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    context = np.zeros_like(query)
+    for row, head in np.ndindex(query.shape[0], query.shape[2]):
+        for q in range(query.shape[1]):
+            seen = mask[row, 0 if mask.shape[1] == 1 else q]
+            if not seen.any():
+                context[row, q, head] = value[row, :, head].mean(axis=0)
+                continue
+            scores = key[row, seen, head] @ query[row, q, head]
+            weights = np.exp(scores - scores.max())
+            context[row, q, head] = weights @ value[row, seen, head] / weights.sum()
+    return context
+
+
+@pytest.mark.parametrize("implementation", [None, "xla", "chunked"])
+@pytest.mark.parametrize("masked_by", ["padding", "segments"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_every_attention_is_that_by_hand(implementation, masked_by, dtype, x64, monkeypatch):
+    """A row that is all padding included. Chunks of one head and of two: sizes are lowered so that there are any."""
+    monkeypatch.setattr("roberta_flax.attention._WHOLE_BYTES", 0)
+    monkeypatch.setattr("roberta_flax.attention._CHUNK_BYTES", 2 * 40 * 40 * 4)
+    random = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(random.standard_normal((3, 40, 6, 8)), dtype) for _ in range(3))
+    if masked_by == "padding":
+        mask = (np.arange(40) < np.array([40, 7, 0])[:, None])[:, None]
+    else:
+        segments = np.sort(random.integers(0, 4, (3, 40)), axis=1)
+        mask = segments[:, :, None] == segments[:, None, :]
+    context = attend(query, key, value, jnp.asarray(mask), implementation=implementation)
+    assert context.dtype == ("float64" if dtype == "float64" else "float32")
+    # one rounding of each weight to the operands' dtype, and sums of 40 weighted values of order one
+    tolerance = 4 * float(jnp.finfo(dtype).eps) * 4
+    np.testing.assert_allclose(np.asarray(context), by_hand(query, key, value, mask), rtol=0, atol=tolerance)
+
+
+def test_long_scores_are_computed_in_chunks_on_a_cpu_and_short_ones_at_once():
+    def loops(batch: int, time: int, implementation: str | None) -> int:
+        x = jax.ShapeDtypeStruct((batch, time, 12, 64), jnp.float32)
+        mask = jax.ShapeDtypeStruct((batch, 1, time), jnp.bool_)
+        lowered = jax.jit(lambda *args: attend(*args, implementation=implementation)).lower(x, x, x, mask)
+        return lowered.as_text().count("stablehlo.while")
+
+    assert loops(4, 512, None) == 1
+    assert loops(4, 512, "xla") == 0
+    assert loops(8, 128, None) == 0
+
+
+def test_attention_that_cannot_be_is_refused_in_one_line(tiny, tiny_directory):
+    tokens = tiny.encode("a word")[None]
+    with pytest.raises(InputError, match="attention must be one of xla, chunked, cudnn, got 'flash'"):
+        roberta_flax.load(tiny_directory, attention="flash")
+    with pytest.raises(InputError, match="attention must be one of"):
+        forward.features(tiny.params, tokens, config=tiny.config, attention="flash")
+    with pytest.raises(InputError, match="'cudnn' computes in bfloat16 or float16, not in float32"):
+        roberta_flax.load(tiny_directory, attention="cudnn")
+    if jax.default_backend() != "gpu":
+        with pytest.raises(InputError, match="'cudnn' needs an NVIDIA GPU"):
+            roberta_flax.load(tiny_directory, attention="cudnn", dtype="bfloat16")
+
+
+# casts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_operands_that_are_cast_beforehand_give_the_same_bits(tiny, dtype):
+    tokens = tiny.encode("A man is sleeping.", "Nobody is awake.")[None]
+    cast = forward.operands(tiny.params, dtype)
+    assert cast["layers"][0]["attention"]["query"]["kernel"].dtype == dtype
+    assert cast["embeddings"]["token"]["embedding"].dtype == jnp.float32
+    for function, more in (
+        (forward.features, {}),
+        (forward.lm_logits, {}),
+        (forward.head_logits, {"head": "mnli"}),
+    ):
+        a, b = (function(p, tokens, config=tiny.config, dtype=dtype, **more) for p in (tiny.params, cast))
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
