@@ -36,9 +36,9 @@ PIPELINE_BATCHES = (1, 8, 32)
 Pairs = Sequence[tuple[str, str]]
 
 
-def fairseq_hub(folder: Path, bpe_dir: Path) -> Any:
-    """fairseq's own from_pretrained, of a model of base's size with random weights, written to `folder`."""
-    write(build(), folder, bpe_dir)
+def fairseq_hub(folder: Path, bpe_dir: Path, architecture: str = "roberta_base") -> Any:
+    """fairseq's own from_pretrained, of a model of this size with random weights, written to `folder`."""
+    write(build(architecture), folder, bpe_dir)
     shutil.copy(bpe_dir / "dict.txt", folder / "dict.txt")
     trusted, torch.load = torch.load, partial(torch.load, weights_only=False)  # which fairseq leaves to the default
     try:
@@ -93,6 +93,7 @@ def in_turn(rounds: int, runs: dict[str, Callable[[], Any]]) -> Iterator[tuple[s
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            time.sleep(0.2)  # until the threads of the one before stop spinning, as torch's and onnxruntime's do
             begin = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - begin)

@@ -138,6 +138,16 @@ def test_predict_answers_with_every_kind_of_head(run, tiny, head, texts, keys, t
         assert sum(result["probabilities"].values()) == pytest.approx(1)
 
 
+def test_quantised_layers_answer_nearly_the_same_and_a_method_that_is_not_there_is_refused(run, tiny_directory):
+    ask = ("mnli", "A man is sleeping.", "Nobody is awake.", "--model", tiny_directory, "--json")
+    exact, rough = (json.loads(run(*ask, *more)[1])["log_probabilities"] for more in ((), ("--quantize", "int8")))
+    assert exact != rough
+    assert rough == pytest.approx(exact, abs=0.05)
+    status, _, err = run(*ask, "--quantize", "int4")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "quantize must be one of int8, got 'int4'" in err
+
+
 def test_a_file_of_pairs_is_predicted_by_its_usual_columns(run, tiny, tmp_path):
     rows = ["premise\thypothesis\tid", 'A "dog" runs.\tNobody runs.\tx1', "only one column", "a\tb\tx3"]
     (tmp_path / "in.tsv").write_text("\n".join(rows) + "\n")

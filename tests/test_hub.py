@@ -187,6 +187,8 @@ def test_fill_mask_says_what_is_wrong(tiny, text, topk, message):
         {"precision": "best"},
         {"dtype": "float64"},
         {"param_dtype": "int32"},
+        {"attention": "flash"},
+        {"quantize": "int4"},
     ],
 )
 def test_a_dtype_or_precision_that_cannot_be_is_refused(tiny_directory, wrong):
