@@ -4,9 +4,11 @@ One model (base, random weights, an MNLI head), one process, rounds in turn, med
 order, and a mix of lengths (log-normal, median 40 tokens, from 5 to 500). Every program is compiled before its first
 round; fairseq's and transformers' batches are in the order of the file, padded to their longest. JSON lines.
 
-  python -m benchmarks.inference BPE_DIR SICK_FILE [--pairs N] [--mixed N] [--rounds N] [--sweep]
+  python -m benchmarks.inference BPE_DIR SICK_FILE [--pairs N] [--mixed N] [--rounds N] [--tokenising | --sweep]
 
---sweep tries tokens a batch, and both strategies, and compares nothing.
+Before that, tokenising alone, in one thread: what a Predictor's threads do (inference.encode_texts), beside tiktoken's
+encode_ordinary alone on the same texts. --tokenising does nothing else. --sweep tries tokens a batch, and both
+strategies, and compares nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ from typing import Any
 import numpy as np
 
 from convert import convert, export
-from roberta_flax import Classify, Predictor, load
-from roberta_flax.inference import Stats
+from roberta_flax import Classify, Predictor, Tokenizer, load
+from roberta_flax.inference import Stats, encode_texts
 from tests.references import RobertaModel, build, torch, write
 
 FAIRSEQ_BATCH = 32
 PIPELINE_BATCHES = (1, 8, 32)
+# All of SICK, and as many mixed pairs as give a round some hundredths of a second.
+TOKENISING_ROUNDS, TOKENISING_MIXED = 15, 2000
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -48,7 +52,7 @@ def fairseq_hub(folder: Path, bpe_dir: Path, architecture: str = "roberta_base")
         torch.load = trusted
 
 
-def sick_pairs(path: Path, count: int) -> Pairs:
+def sick_pairs(path: Path, count: int | None) -> Pairs:
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     return [(row[1], row[2]) for row in rows][:count]
 
@@ -108,6 +112,33 @@ def line(**values: Any) -> None:
     )
 
 
+def tokenising(tokenizer: Tokenizer, works: dict[str, Pairs]) -> None:
+    raw = tokenizer.bpe._tiktoken.encode_ordinary
+
+    def tiktoken_raw(pairs: Pairs) -> None:
+        for first, second in pairs:
+            raw(first)
+            raw(second)
+
+    def ours(pairs: Pairs) -> None:
+        for pair in pairs:
+            encode_texts(tokenizer, pair, 512, "error")
+
+    for work, pairs in works.items():
+        megabytes = sum(len(text.encode()) for pair in pairs for text in pair) / 1e6
+        runs: dict[str, Callable[[], Any]] = {
+            "tiktoken, raw": partial(tiktoken_raw, pairs),
+            "encode_texts": partial(ours, pairs),
+        }
+        medians = dict(in_turn(TOKENISING_ROUNDS, runs))
+        rates: dict[str, Any] = {}
+        for name, seconds in medians.items():
+            rates[f"{name}, MB/s"] = megabytes / seconds
+            rates[f"{name}, texts/s"] = round(2 * len(pairs) / seconds)
+        ratio = medians["encode_texts"] / medians["tiktoken, raw"]
+        line(what="tokenising alone", work=work, **rates, times_tiktokens_time=ratio)
+
+
 def sweep(directory: Path, works: dict[str, Pairs]) -> None:
     for dtype in ("float32", "bfloat16"):
         roberta = load(directory, dtype=dtype)
@@ -134,17 +165,29 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--mixed", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokenising", action="store_true")
     parser.add_argument("--sweep", action="store_true")
     options = parser.parse_args()
 
     logging.disable(logging.WARNING)  # fairseq and hydra say much
+    tokenizer = Tokenizer.from_directory(options.bpe_dir)
+
+    def works_of(pairs: int | None, mixed: int) -> dict[str, Pairs]:
+        sick = sick_pairs(options.sick, pairs)
+        return {
+            "SICK": sick,
+            "mixed lengths": mixed_pairs(sick, mixed, lambda text: len(tokenizer.encode_text(text))),
+        }
+
+    if not options.sweep:
+        tokenising(tokenizer, works_of(None, TOKENISING_MIXED))
+    if options.tokenising:
+        return
+    works = works_of(options.pairs, options.mixed)
     with tempfile.TemporaryDirectory(prefix="benchmark-inference-") as temporary:
         folder = Path(temporary)
         hub = fairseq_hub(folder / "fairseq", options.bpe_dir)
         directory = convert(folder / "fairseq", folder / "converted")
-        sick = sick_pairs(options.sick, options.pairs)
-        mixed = mixed_pairs(sick, options.mixed, lambda text: len(hub.bpe.encode(text).split()))
-        works = {"SICK": sick, "mixed lengths": mixed}
         if options.sweep:
             sweep(directory, works)
             return

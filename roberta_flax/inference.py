@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import jax
 import numpy as np
@@ -51,8 +51,7 @@ class Rejected:
     reason: str
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A sequence that the model sees: a whole input, or a part of one that is too long.
 
     Attributes:
@@ -218,14 +217,15 @@ def encode_texts(tokenizer: Tokenizer, item: Item, limit: int, on_long: OnLong) 
       InputError: not text, or too long.
     """
     texts = [item] if isinstance(item, str) else item
-    if not isinstance(texts, list | tuple) or not texts:
+    if not isinstance(texts, (list, tuple)) or not texts:
         raise InputError(f"expected a text or several, got {type(item).__name__}: {str(item)[:60]!r}")
-    parts = [tokenizer.encode_text(text) for text in texts]
-    specials = 2 * len(parts)  # <s> a </s></s> b </s>
-    length = sum(map(len, parts)) + specials
+    parts = list(map(tokenizer.pieces, texts))
+    ids = tokenizer.join(parts)
+    length = len(ids)
     if length <= limit:
-        return [Piece(tokenizer.join(parts))]
+        return [Piece(ids)]
     _refuse_long(length, limit, on_long)
+    specials = 2 * len(parts)  # <s> a </s></s> b </s>
     if on_long == "truncate":
         kept = longest_first([len(part) for part in parts], limit - specials)
         return [Piece(tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)]), cut=True)]

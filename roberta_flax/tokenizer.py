@@ -128,8 +128,15 @@ class Dictionary:
 class BPE(Protocol):
     """How a model cuts text into the symbols of its dictionary."""
 
+    def token_ids(self, index: Mapping[str, int]) -> list[int]:
+        """The token id of each of its pieces, by a dictionary's index."""
+        ...
+
     def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
-        """A function from text to the token ids of its symbols, by a dictionary's index."""
+        """A function from text to the numbers of its pieces: places in `token_ids`.
+
+        Where it looks a symbol up that is none of the pieces, it gives `len(token_ids)` and the symbol's token id more.
+        """
         ...
 
     def bytes_of(self, symbol: str) -> bytes:
@@ -184,6 +191,7 @@ class ByteLevelBPE:
             self._tiktoken = tiktoken.Encoding(
                 "byte-level-bpe", pat_str=_tiktoken_pattern(), mergeable_ranks=self._rank, special_tokens={}
             )
+        self._encode: Callable[[str], list[int]] = self._tiktoken.encode_ordinary if self._tiktoken else self._walk
 
     @classmethod
     def read(cls, encoder_json: str | os.PathLike[str], vocab_bpe: str | os.PathLike[str]) -> ByteLevelBPE:
@@ -210,12 +218,13 @@ class ByteLevelBPE:
 
     def encode(self, text: str) -> list[int]:
         """The pieces of `text`, as indices into `pieces`."""
-        if self._tiktoken is None:
-            pieces = _split_pattern().findall(text)
-            return [self._rank[merged] for piece in pieces for merged in self.merge(piece.encode())]
         if len(text) <= _LONG_WHITESPACE_RUN:
-            return self._tiktoken.encode_ordinary(text)
-        return [i for part in _cut_long_whitespace(text) for i in self._tiktoken.encode_ordinary(part)]
+            return self._encode(text)
+        return [i for part in _cut_long_whitespace(text) for i in self._encode(part)]
+
+    def _walk(self, text: str) -> list[int]:
+        pieces = _split_pattern().findall(text)
+        return [self._rank[merged] for piece in pieces for merged in self.merge(piece.encode())]
 
     def merge(self, piece: bytes) -> tuple[bytes, ...]:
         """The BPE of one piece of split text, by the list of pairs (Encoder.bpe)."""
@@ -232,24 +241,23 @@ class ByteLevelBPE:
         return tuple(parts)
 
     def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
-        token_id = self._token_ids(index)
-        has_gaps = _NO_ID in token_id
+        missing = {number for number, i in enumerate(self.bpe_ids) if i is None}
+        if not missing:
+            return self.encode
 
-        def ids(text: str) -> list[int]:
+        def numbers(text: str) -> list[int]:
             pieces = self.encode(text)
-            result = [token_id[piece] for piece in pieces]
-            if has_gaps and _NO_ID in result:
-                piece = self.pieces[pieces[result.index(_NO_ID)]]
+            if not missing.isdisjoint(pieces):
+                piece = next(self.pieces[number] for number in pieces if number in missing)
                 raise InputError(f"text needs the BPE piece {piece!r}, which this model's {ENCODER_FILE} does not have")
-            return result
+            return pieces
 
-        return ids
+        return numbers
 
     def rules(self, index: Mapping[str, int]) -> tuple[Any, ...]:
-        return list(self._pair_rank), self._token_ids(index)
+        return list(self._pair_rank), self.token_ids(index)
 
-    def _token_ids(self, index: Mapping[str, int]) -> list[int]:
-        """For each of `pieces`."""
+    def token_ids(self, index: Mapping[str, int]) -> list[int]:
         return [_NO_ID if i is None else index.get(str(i), UNK_ID) for i in self.bpe_ids]
 
     def bytes_of(self, symbol: str) -> bytes:
@@ -323,21 +331,24 @@ class SentencePiece:
             raise CheckpointError(f"{path} is not a sentencepiece model: {error}") from None
 
     def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
-        token_id = [index.get(piece, UNK_ID) for piece in self.pieces]
         unknown = self._processor.unk_id()
+        beyond = len(self.pieces)
 
-        def ids(text: str) -> list[int]:
-            pieces = self._processor.Encode(text, out_type=int)
+        def numbers(text: str) -> list[int]:
+            pieces: list[int] = self._processor.Encode(text, out_type=int)
             if self._one_word_each and unknown not in pieces:
-                return [token_id[piece] for piece in pieces]
+                return pieces
             # an unknown piece stands for itself in the text, and is looked up as such
             words = " ".join(self._processor.Encode(text, out_type=str)).split()
-            return [index.get(word, UNK_ID) for word in words]
+            return [beyond + index.get(word, UNK_ID) for word in words]
 
-        return ids
+        return numbers
 
     def rules(self, index: Mapping[str, int]) -> tuple[Any, ...]:
-        return self._processor.serialized_model_proto(), [index.get(piece, UNK_ID) for piece in self.pieces]
+        return self._processor.serialized_model_proto(), self.token_ids(index)
+
+    def token_ids(self, index: Mapping[str, int]) -> list[int]:
+        return [index.get(piece, UNK_ID) for piece in self.pieces]
 
     def bytes_of(self, symbol: str) -> bytes:
         return symbol.replace(" ", "").replace(WORD_BOUNDARY, " ").encode()
@@ -377,7 +388,12 @@ class Tokenizer:
         self.bpe = bpe
         self.vocab_size = len(dictionary)
         self.bos_id, self.eos_id, self.mask_id = (dictionary.index[symbol] for symbol in (BOS, EOS, MASK))
-        self._token_ids = bpe.bind(dictionary.index)
+        self._numbers = bpe.bind(dictionary.index)
+        of_pieces = bpe.token_ids(dictionary.index)
+        # int32 [pieces + vocab_size]: token ids by the numbers that `pieces` gives; beyond them each stands for itself
+        self._id_of = np.array([*of_pieces, *range(self.vocab_size)], np.int32)
+        self._bos, self._eos = len(of_pieces) + self.bos_id, len(of_pieces) + self.eos_id
+        self._one_eos, self._two_eos = (self._eos,), (self._eos, self._eos)
         self._bytes = [
             b"" if symbol in (BOS, PAD, EOS) else symbol.encode() if symbol in (UNK, MASK) else bpe.bytes_of(symbol)
             for symbol in dictionary.symbols
@@ -450,26 +466,17 @@ class Tokenizer:
         Raises:
           InputError: something that is not a str, or text with lone surrogates, which has no UTF-8 form.
         """
-        return self.join([self._ids(sentence) for sentence in (text, *more)], no_separator=no_separator)
-
-    def join(
-        self, sentences: Sequence[list[int] | npt.NDArray[np.int32]], *, no_separator: bool = False
-    ) -> npt.NDArray[np.int32]:
-        """The token ids of sentences, without special tokens, as `encode` joins them: int32 [length]."""
-        between = (self.eos_id,) if no_separator else (self.eos_id, self.eos_id)
-        ids = [self.bos_id]
-        for number, sentence in enumerate(sentences):
-            if number:
-                ids += between
-            ids += sentence if isinstance(sentence, list) else sentence.tolist()
-        ids.append(self.eos_id)
-        return np.array(ids, np.int32)
+        sentences = [self.pieces(text)]
+        if more:
+            sentences += map(self.pieces, more)
+        return self.join(sentences, no_separator=no_separator)
 
     def encode_text(self, text: str) -> npt.NDArray[np.int32]:
         """Token ids of `text` alone, with no special tokens: int32 [length]. Raises as `encode`."""
-        return np.array(self._ids(text), np.int32)
+        return self._id_of.take(np.array(self.pieces(text), np.intp))
 
-    def _ids(self, text: str) -> list[int]:
+    def pieces(self, text: str) -> list[int]:
+        """The pieces of `text`, one for each of its token ids, as numbers that `join` takes. Raises as `encode`."""
         if not isinstance(text, str):
             raise InputError(f"expected text as str, got {type(text).__name__}: {str(text)[:60]!r}")
         try:
@@ -479,7 +486,20 @@ class Tokenizer:
                 f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which has "
                 "no UTF-8 form; decode the source with errors='replace' first"
             ) from None
-        return self._token_ids(text)
+        return self._numbers(text)
+
+    def join(self, sentences: Sequence[list[int]], *, no_separator: bool = False) -> npt.NDArray[np.int32]:
+        """The token ids of one sentence or more, given by their `pieces`, as `encode` joins them: int32 [length].
+
+        One look-up for all of them: what numpy costs a call is a good part of what BPE costs a short sentence.
+        """
+        numbers = sentences[0]
+        if len(sentences) > 1:
+            numbers = [*numbers]
+            for sentence in sentences[1:]:
+                numbers += self._one_eos if no_separator else self._two_eos
+                numbers += sentence
+        return self._id_of.take([self._bos, *numbers, self._eos])
 
     def decode(self, tokens: npt.ArrayLike) -> str | list[str]:
         """The text of one sequence of token ids, [length]; a list of texts where `</s></s>` separates several.

@@ -68,6 +68,28 @@ def test_empty_text_is_two_specials(tiny):
     assert tiny.decode([0, 2]) == ""
 
 
+def test_ids_of_no_text_are_none_and_arrays_are_the_callers_own(tiny):
+    none = tiny.tokenizer.encode_text("")
+    assert (none.shape, none.dtype) == ((0,), np.int32)
+    for encode in (tiny.encode, tiny.tokenizer.encode_text):
+        first, again = encode("a man"), encode("a man")
+        first[:] = 1
+        assert again.tolist() == encode("a man").tolist() != first.tolist()
+
+
+def test_text_that_needs_a_piece_which_encoder_json_lacks_is_refused_and_other_text_is_not(tiny_source, tmp_path):
+    shutil.copytree(tiny_source, tmp_path / "t")
+    before = Tokenizer.from_directory(tmp_path / "t")
+    encoder = json.loads((tmp_path / "t/encoder.json").read_text())
+    del encoder["q"]
+    (tmp_path / "t/encoder.json").write_text(json.dumps(encoder))
+    tokenizer = Tokenizer.from_directory(tmp_path / "t")
+    assert tokenizer.encode("a man").tolist() == before.encode("a man").tolist()
+    for texts in (["aqz"], ["a man", "aqz"]):
+        with pytest.raises(InputError, match=r"BPE piece b'q', which this model's encoder.json does not have"):
+            tokenizer.encode(*texts)
+
+
 def test_every_id_decodes_to_something_and_padding_to_nothing(tiny):
     texts = [tiny.decode([i]) for i in range(tiny.tokenizer.vocab_size)]
     assert texts[:4] == ["", "", "", "<unk>"]

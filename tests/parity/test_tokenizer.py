@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roberta_flax.inference import encode_texts
 from roberta_flax.tokenizer import ByteLevelBPE, Tokenizer, byte_alphabet
 from tests.references import torch
 
@@ -108,6 +109,16 @@ def test_pairs_and_more_are_joined_as_fairseq_does(gpt2_tokenizer, fairseq_hub, 
             assert gpt2_tokenizer.decode(ours) == fairseq_hub.decode(ours)
 
 
+def test_batch_inference_gives_pairs_the_ids_that_fairseq_gives_them(gpt2_tokenizer, fairseq_hub, sick_pairs):
+    awkward = zip(AWKWARD, reversed(AWKWARD), strict=True)
+    for item in [*sick_pairs[:500], *awkward, ("a", "b", " c", ""), ["", ""]]:
+        (piece,) = encode_texts(gpt2_tokenizer, item, 10_000, "error")
+        assert piece.ids.tolist() == fairseq_hub.encode(*item)
+    for text in AWKWARD:
+        (piece,) = encode_texts(gpt2_tokenizer, text, 10_000, "error")
+        assert piece.ids.tolist() == fairseq_hub.encode(text)
+
+
 def test_text_comes_back(gpt2_tokenizer, fairseq_hub):
     for text in [*AWKWARD, *random_texts(3000, seed=8)]:
         ids = gpt2_tokenizer.encode(text)
@@ -147,6 +158,16 @@ def test_any_list_of_merges_is_followed_as_fairseq_follows_it(data):
     ours = ByteLevelBPE(encoder, [tuple(b"".join(byte_of[c] for c in half) for half in pair) for pair in merges])
     for text in data.draw(st.lists(st.text("abc \n", max_size=30), max_size=30)):
         assert [ours.bpe_ids[i] for i in ours.encode(text)] == theirs.encode(text)
+
+
+def test_long_runs_of_whitespace_are_split_alike_where_merges_are_walked():
+    alphabet = byte_alphabet()
+    merges = [("b", "c"), ("a", "b")]  # abc never becomes the second
+    encoder = {piece: i for i, piece in enumerate([*alphabet, "bc", "ab"])}
+    ours = ByteLevelBPE(encoder, [(b"b", b"c"), (b"a", b"b"), (b"a", b"b")])
+    assert ours._tiktoken is None
+    for text in ("a" + " " * 150_000 + "abc" + "\n" * 120_000, " " * 100_000 + "ab", " " * 100_001):
+        assert [ours.bpe_ids[i] for i in ours.encode(text)] == Encoder(encoder, merges).encode(text)
 
 
 def test_another_models_vocabulary_is_followed_as_fairseq_follows_it(tiny_source, sick_pairs):
