@@ -125,6 +125,11 @@ def flatten(params: Params) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
 
 
+def unflatten(leaves: Mapping[str, Any], like: Params) -> Params:
+    """The tree of `like`'s structure with these leaves, by dotted name: what `flatten` takes apart."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_name(path)], like)
+
+
 def is_converted(directory: Path) -> bool:
     """Whether `directory` looks like a converted one; `read` tells whether it is whole.
 
@@ -369,8 +374,13 @@ def _contiguous(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Makes a file, which is on the disk when this returns."""
+    with path.open("xb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -398,23 +408,28 @@ def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tu
     Raises:
       CheckpointError: a file is missing or damaged, or tensors do not fit the configuration (all are listed).
     """
+    config, stored = read_stored(directory)
+    try:
+        arrays = _on_device(stored, jnp.dtype(param_dtype))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {directory / PARAMS_FILE}: {error.strerror or error}") from None
+    return config, unflatten(arrays, abstract_params(config))
+
+
+def read_stored(directory: Path) -> tuple[RobertaConfig, dict[str, StoredTensor]]:
+    """The configuration and the tensors of a converted directory; as `read`, but the values are not read yet."""
     if missing := missing_files(directory):
         raise CheckpointError(f"{directory} is not a whole converted model: it lacks {', '.join(missing)}")
     if directory.name.endswith(PARTIAL_SUFFIX):
         raise CheckpointError(f"{directory} is what a conversion that was stopped left; remove it, and convert again")
     config = read_config(directory)
-    file_name = directory / PARAMS_FILE
-    try:
-        stored = read_tensors(file_name)
-        if problems := check_stored(config, stored):
-            raise CheckpointError(
-                f"{file_name} does not hold the parameters of its {CONFIG_FILE}: {describe_problems(problems)}"
-            )
-        arrays = _on_device(stored, jnp.dtype(param_dtype))
-        params = jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], abstract_params(config))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file_name}: {error.strerror or error}") from None
-    return config, params
+    stored = read_tensors(directory / PARAMS_FILE)
+    if problems := check_stored(config, stored):
+        raise CheckpointError(
+            f"{directory / PARAMS_FILE} does not hold the parameters of its {CONFIG_FILE}: "
+            f"{describe_problems(problems)}"
+        )
+    return config, stored
 
 
 def _on_device(stored: Mapping[str, StoredTensor], dtype: np.dtype[Any]) -> dict[str, jax.Array]:
@@ -432,11 +447,15 @@ def _on_device(stored: Mapping[str, StoredTensor], dtype: np.dtype[Any]) -> dict
     return arrays
 
 
+def file_names(directory: Path) -> tuple[str, ...]:
+    """The names of a converted directory's files, by the tokenizer that `directory` has."""
+    tokenizer = SENTENCEPIECE_FILES if (directory / SENTENCEPIECE_FILE).is_file() else BYTE_LEVEL_FILES
+    return (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *tokenizer)
+
+
 def missing_files(directory: Path) -> list[str]:
     """The files of a converted directory that are not in `directory`."""
-    tokenizer = SENTENCEPIECE_FILES if (directory / SENTENCEPIECE_FILE).is_file() else BYTE_LEVEL_FILES
-    names = (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *tokenizer)
-    return [name for name in names if not (directory / name).is_file()]
+    return [name for name in file_names(directory) if not (directory / name).is_file()]
 
 
 @dataclass(frozen=True)

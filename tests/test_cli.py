@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import cli
+from roberta_flax import cli, stablehlo
 from tests.conftest import TINY
 
 
@@ -91,6 +91,30 @@ def test_export_writes_what_verify_finds_the_same(run, to, tiny_directory, tmp_p
     assert run("verify", tiny_directory, "--against", tmp_path / "out", *head)[0] == 0
     status, _, err = run("export", tiny_directory, tmp_path / "out", "--to", to)
     assert (status, "exists already" in err) == (1, True)
+
+
+def test_export_writes_programs_that_load(run, tiny_directory, tmp_path):
+    out = tmp_path / "out"
+    options = ("--dtype", "bfloat16", "--quantize", "int8", "--platform", "cpu", "--platform", "tpu", "--head", "mnli")
+    status, stdout, _ = run("export", tiny_directory, out, "--to", "stablehlo", *options, "--json")
+    assert status == 0
+    assert {"model.safetensors", "stablehlo/programs.json", "stablehlo/features.jax"} <= set(
+        json.loads(stdout)["files"]
+    )
+    program = stablehlo.load(out)["head_log_probs.mnli"]
+    assert program.exported.platforms == ("cpu", "tpu")
+    roberta = roberta_flax.load(tiny_directory, dtype="bfloat16", quantize="int8")
+    tokens = roberta.encode("a", "b")
+    np.testing.assert_allclose(program(tokens), roberta.predict("mnli", tokens), atol=0.02)  # int8: a step of 127
+    for arguments, message in (
+        ((tiny_directory, out, "--to", "stablehlo"), "exists already"),
+        ((tiny_directory, tmp_path / "x", "--to", "stablehlo", "--platform", "abacus"), "platforms must be of"),
+        ((tiny_directory, tmp_path / "x", "--to", "huggingface", "--dtype", "bfloat16"), "for --to stablehlo"),
+        ((tiny_directory, tmp_path / "x", "--to", "onnx"), "fairseq, huggingface or stablehlo, got 'onnx'"),
+        ((tmp_path, tmp_path / "x", "--to", "stablehlo"), "not a whole converted model"),
+    ):
+        status, _, err = run("export", *arguments)
+        assert (status, err.count("\n"), message in err) == (1, 1, True), err
 
 
 def test_predict_shows_labels_by_name(run, tiny_directory, tmp_path):
