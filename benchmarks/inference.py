@@ -97,7 +97,6 @@ def in_turn(rounds: int, runs: dict[str, Callable[[], Any]]) -> Iterator[tuple[s
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            time.sleep(0.2)  # until the threads of the one before stop spinning, as torch's and onnxruntime's do
             begin = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - begin)
