@@ -352,6 +352,7 @@ class Predictor:
     >>> for log_probabilities in predictor(pairs): ...
 
     Attributes:
+      work: what it asks of the model.
       stats: what was done so far.
     """
 
@@ -392,7 +393,7 @@ class Predictor:
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise InputError(f"{name} must be a positive integer, got {count!r}")
         work.check(roberta.config)
-        self._roberta, self._work = roberta, work
+        self._roberta, self.work = roberta, work
         self._on_long, self._window, self._threads = on_long, window, threads
         self._mesh = sharding.mesh(devices, tensor_parallel)
         self._params = sharding.place(roberta.params, roberta.config, self._mesh)
@@ -491,7 +492,7 @@ class Predictor:
                 continue
             try:
                 limit = self._roberta.config.max_positions
-                found.append(self._work.encode(self._roberta.tokenizer, item, limit, self._on_long))
+                found.append(self.work.encode(self._roberta.tokenizer, item, limit, self._on_long))
             except InputError as error:
                 found.append(Rejected(str(error)))
         return found
@@ -504,14 +505,14 @@ class Predictor:
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
         pieces = [window.pieces[i] for i in batch.sequences]
         static = {"config": self._roberta.config, "dtype": self._roberta.dtype, "precision": self._roberta.precision}
-        return self._work.run(self._params, batch, tokens, pieces, **static)
+        return self.work.run(self._params, batch, tokens, pieces, **static)
 
     def _finish(self, window: _Window, batch: Batch, started: Any) -> None:
         begin = time.perf_counter()
         arrays = jax.tree.map(lambda array: _on_host(np.asarray(array)), started)
         self.stats.device_seconds += time.perf_counter() - begin
         pieces = [window.pieces[i] for i in batch.sequences]
-        results = self._work.unpack(batch, pieces, arrays, self._roberta.config)
+        results = self.work.unpack(batch, pieces, arrays, self._roberta.config)
         for number, result in zip(batch.sequences, results, strict=True):
             window.results[number] = result
         window.left -= 1
@@ -523,7 +524,7 @@ class Predictor:
                 results.append(window.rejected[number])
                 continue
             parts = [window.pieces[i] for i in owned], [window.results[i] for i in owned]
-            results.append(self._work.result(window.inputs[number], *parts, self._roberta))
+            results.append(self.work.result(window.inputs[number], *parts, self._roberta))
         self.stats.texts += len(window.owner)
         self.stats.rejected += len(window.rejected)
         self.stats.cut += sum(window.pieces[owned[0]].cut for owned in window.owner if owned)

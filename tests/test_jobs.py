@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import resource
@@ -13,11 +14,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import Classify, Embed, FillMask, InputError, Predictor, jobs
+from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, jobs
 
 TOLERANCE = 5e-5
 PROGRAM = Path(sys.executable).parent / "roberta-flax"
@@ -37,7 +39,7 @@ def pairs(tmp_path, sick_pairs) -> Path:
 
 def run(roberta, work, source: Path, output: Path, texts=("premise", "hypothesis"), **options) -> dict:
     options = {"rows_per_part": 64, **options}
-    return jobs.run(jobs.Job(source, output, texts, **options), Predictor(roberta, work), work)
+    return jobs.run(jobs.Job(source, output, texts, **options), Predictor(roberta, work))
 
 
 def records(path: Path) -> list[dict]:
@@ -130,7 +132,7 @@ def test_texts_that_are_too_long_are_cut_and_counted(tiny, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * n} for n in (5, 600, 7, 700)])
     for on_long in ("truncate", "window"):
         job = jobs.Job(source, tmp_path / f"{on_long}.jsonl", ("text",), rows_per_part=1)
-        summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long=on_long), Classify("mnli"))
+        summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long=on_long))
         assert (summary["rows"], summary["rejected"], summary["cut"]) == (4, 0, 2)
 
 
@@ -141,6 +143,28 @@ def test_nothing_in_is_a_valid_file_with_nothing_in_it(tiny, tmp_path, content):
     assert (tmp_path / "out.csv").read_text() == "row,label,log_probabilities\n"
     run(tiny, Embed("mean"), tmp_path / "in.jsonl", tmp_path / "out.npy", ("text",))
     assert np.load(tmp_path / "out.npy").shape == (0, 64)
+
+
+HEADS = [
+    HeadConfig("one", 3, 64, labels=("A", "B", "C")),
+    HeadConfig("several", 4, 64, problem="multi_label"),
+    HeadConfig("tags", 3, 0, "token", labels=("A", "B", "C")),
+    HeadConfig("several_tags", 3, 0, "token", problem="multi_label"),
+]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
+@pytest.mark.parametrize("logits", [False, True])
+def test_labels_in_a_file_are_those_that_the_model_gives_one_text(tiny, tmp_path, head, logits):
+    config = dataclasses.replace(tiny.config, heads=(head,))
+    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+    texts = ["a dog", "Nobody sleeps.", "x y z"]
+    source = write_rows(tmp_path / "in.jsonl", [{"text": text} for text in texts])
+    run(roberta, Classify(head.name, logits), source, tmp_path / "out.jsonl", ("text",))
+    name = "label" if head.name == "one" else "labels"
+    for text, found in zip(texts, records(tmp_path / "out.jsonl"), strict=True):
+        assert [found[name]] == roberta.predict_labels(head.name, roberta.encode(text))
 
 
 # going on
@@ -160,7 +184,7 @@ def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs,
     output = tmp_path / "out.jsonl"
     job = jobs.Job(pairs, output, ("premise", "hypothesis"), ("id",), rows_per_part=64)
     with pytest.raises(StoppedError):
-        jobs.run(job, Predictor(tiny, Classify("mnli")), Classify("mnli"), stop)
+        jobs.run(job, Predictor(tiny, Classify("mnli")), stop)
     assert not output.exists()
     for change, message in (
         ({"rows_per_part": 32}, "rows_per_part was 64 and is 32"), ({"keep": ()}, r"keep was \['id'\] and is \[\]"),
@@ -253,7 +277,7 @@ from roberta_flax import Classify, Predictor, jobs
 roberta, work = roberta_flax.load(model), Classify("mnli")
 share = (jax.process_index(), jax.process_count())
 job = jobs.Job(Path(source), Path(output), ("premise", "hypothesis"), rows_per_part=64, share=share)
-summary = jobs.run(job, Predictor(roberta, work), work)
+summary = jobs.run(job, Predictor(roberta, work))
 print(summary["this_run"]["texts"])
 """
     import socket
@@ -278,9 +302,9 @@ def test_two_runs_of_the_same_job_do_not_write_into_each_other(tiny, pairs, tmp_
 
     def second(*_) -> None:
         with pytest.raises(InputError, match="another process is writing .*out.jsonl already"):
-            jobs.run(job, Predictor(tiny, Classify("mnli")), Classify("mnli"))
+            jobs.run(job, Predictor(tiny, Classify("mnli")))
 
-    jobs.run(job, Predictor(tiny, Classify("mnli")), Classify("mnli"), second)
+    jobs.run(job, Predictor(tiny, Classify("mnli")), second)
 
 
 # disks
@@ -334,7 +358,7 @@ def test_outputs_that_cannot_be_written_say_so(tiny, pairs, tmp_path):
     with pytest.raises(InputError, match="column 'label' cannot be kept"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", keep=("label",))
     for work in (Classify("mnli"), Classify("mnli", logits=True), Embed("mean"), FillMask(2)):
-        fields, _ = jobs.answers(work, Predictor(tiny, work))
+        fields, _ = jobs.answers(Predictor(tiny, work))
         assert {"row", *fields} <= jobs.RESULT_NAMES
     with pytest.raises(InputError, match="has no column 'nothing'|column 'nothing'"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "o.csv", ("nothing",), strict=True)

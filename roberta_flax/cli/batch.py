@@ -95,10 +95,9 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
     header = False if options.no_header else None
     texts = tuple(options.columns or usual_columns(file, header, options.format))
     roberta = loading.load()
-    work = work_of(roberta)
     predictor = Predictor(
         roberta,
-        work,
+        work_of(roberta),
         on_long=cast(Any, options.on_long),  # checked there
         strategy=cast(Any, options.strategy),
         tokens_per_batch=options.tokens_per_batch,
@@ -109,7 +108,7 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
         options.rows_per_part, options.strict, share,
     )  # fmt: skip
     with progress_bar(file) as progress:
-        summary = jobs.run(job, predictor, work, progress)
+        summary = jobs.run(job, predictor, progress)
     if options.as_json:
         print_json(summary)
         return
