@@ -98,7 +98,8 @@ def check_kept(columns: Iterable[str]) -> None:
 class Progress(Protocol):
     """Is told how far a run is."""
 
-    def __call__(self, rows: int, predictor: Predictor) -> None: ...
+    def __call__(self, rows: int, predictor: Predictor) -> None:
+        """Of this process's share, `rows` are done: by the devices, not yet in a file all of them."""
 
 
 def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dic
     Args:
       job: what is asked.
       predictor: of Classify, Embed or FillMask, over the model that job.model describes.
-      progress: called after each part with the rows that are done.
+      progress: called at the beginning, after each batch, and after each part.
 
     Returns:
       A summary: rows, rejected, cut, tokens, seconds, ... of the whole job, and what this run did of it; "joined" tells
@@ -125,7 +126,9 @@ def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dic
 
 
 def _run(job: Job, parts: _Parts, predictor: Predictor, progress: Progress | None, begin: float) -> dict[str, Any]:
-    resumed = sorted(parts.done)
+    resumed = {number: parts.counts(number)["rows"] for number in sorted(parts.done)}
+    mine, of = job.share
+    begun_with = sum(rows for number, rows in resumed.items() if number % of == mine) - predictor.stats.texts
     cut = predictor.stats.cut
     waiting: deque[tuple[int, Sequence[tables.Row | tables.BadRow]]] = deque()
 
@@ -136,14 +139,18 @@ def _run(job: Job, parts: _Parts, predictor: Predictor, progress: Progress | Non
                 Rejected(row.reason) if isinstance(row, tables.BadRow) else _item(row, len(job.texts)) for row in rows
             ]
 
-    rows_done = sum(parts.counts(number)["rows"] for number in resumed)
-    for results in predictor.windows(windows()):
+    def report() -> None:
+        if progress is not None:
+            progress(begun_with + predictor.stats.texts, predictor)
+
+    rows_done = sum(resumed.values())
+    report()
+    for results in predictor.windows(windows(), report):
         number, rows = waiting.popleft()
         parts.write(number, rows, results, predictor.stats.cut - cut)
         cut = predictor.stats.cut
         rows_done += len(rows)
-        if progress is not None:
-            progress(rows_done, predictor)
+        report()
     joined = parts.join()
     counts = joined or {"rows": rows_done}
     this_run = {"parts_resumed": len(resumed), **predictor.stats.to_json()}
@@ -157,8 +164,17 @@ def _item(row: tables.Row, texts: int) -> Any:
     return row.values[0] if texts == 1 else row.values[:texts]
 
 
-def rows_in(path: Path) -> int | None:
-    """About how many rows a file has, for a progress bar: its lines; None where that cannot be told quickly."""
+def rows_in(job: Job) -> int | None:
+    """About how many rows this process's share of a job has, done or not; None where that cannot be told quickly."""
+    rows = _lines_in(job.input)
+    if rows is None:
+        return None
+    mine, of = job.share
+    whole, rest = divmod(rows, job.rows_per_part)
+    return len(range(mine, whole, of)) * job.rows_per_part + (rest if whole % of == mine else 0)
+
+
+def _lines_in(path: Path) -> int | None:
     try:
         if path.suffix == ".parquet" and path.is_file():
             import pyarrow.parquet

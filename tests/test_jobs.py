@@ -6,12 +6,15 @@ import csv
 import dataclasses
 import json
 import os
+import pty
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -177,11 +180,12 @@ def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs,
     class StoppedError(Exception):
         pass
 
-    def stop(rows: int, _) -> None:
-        if rows >= 128:
+    output = tmp_path / "out.jsonl"
+
+    def stop(*_) -> None:
+        if len(list(tmp_path.glob("out.jsonl.parts/*.part"))) == 2:
             raise StoppedError
 
-    output = tmp_path / "out.jsonl"
     job = jobs.Job(pairs, output, ("premise", "hypothesis"), ("id",), rows_per_part=64)
     with pytest.raises(StoppedError):
         jobs.run(job, Predictor(tiny, Classify("mnli")), stop)
@@ -305,6 +309,76 @@ def test_two_runs_of_the_same_job_do_not_write_into_each_other(tiny, pairs, tmp_
             jobs.run(job, Predictor(tiny, Classify("mnli")))
 
     jobs.run(job, Predictor(tiny, Classify("mnli")), second)
+
+
+# how far it is
+
+
+def test_progress_is_of_rows_that_the_device_has_done_while_a_part_is_under_way(tiny, pairs, tmp_path):
+    told: list[int] = []
+    parts_there: list[int] = []
+    batches: list[int] = []
+
+    def progress(rows: int, predictor: Predictor) -> None:
+        told.append(rows)
+        parts_there.append(len(list(tmp_path.glob("out.jsonl.parts/*.part"))))
+        batches.append(predictor.stats.batches)
+
+    predictor = Predictor(tiny, Classify("mnli"), tokens_per_batch=256)
+    jobs.run(jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=200), predictor, progress)
+    assert (told[0], told[-1], sorted(told)) == (0, 300, told)
+    assert sorted(set(batches)) == list(range(predictor.stats.batches + 1))
+    assert len(told) == 1 + predictor.stats.batches + 2, "at the beginning, after each batch, after each part"
+    inside = [rows for rows, there in zip(told, parts_there, strict=True) if there == 0]
+    assert len(set(inside)) > 5
+    assert max(inside) >= 200, "all of the first part counts before it is written"
+
+
+def test_progress_of_a_share_begins_with_what_that_share_has(tiny, pairs, tmp_path):
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64, share=(0, 2))
+    assert [jobs.rows_in(dataclasses.replace(job, share=share)) for share in ((0, 2), (1, 2), (4, 7), (6, 7))] == [
+        64 * 2 + 44, 64 * 2, 44, 0,
+    ]  # fmt: skip
+    run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(1, 2))
+    told: list[int] = []
+    jobs.run(job, Predictor(tiny, Classify("mnli")), lambda rows, _: told.append(rows))
+    assert (told[0], told[-1]) == (0, 64 * 2 + 44)
+
+
+def test_a_run_that_goes_on_begins_its_progress_with_the_rows_that_are_there(tiny, pairs, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_) -> None:
+        if list(tmp_path.glob("out.jsonl.parts/*.part")):
+            raise StoppedError
+
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
+    with pytest.raises(StoppedError):
+        jobs.run(job, Predictor(tiny, Classify("mnli")), stop)
+    told: list[int] = []
+    jobs.run(job, Predictor(tiny, Classify("mnli")), lambda rows, _: told.append(rows))
+    assert (told[0], told[-1]) == (64, 300)
+
+
+def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(tiny_directory, tmp_path):
+    rows = [{"text": "w " * (i % 400)} for i in range(400)]
+    source, terminal = write_rows(tmp_path / "in.jsonl", rows), pty.openpty()
+    arguments = [PROGRAM, "features", "-i", source, "-o", tmp_path / "out.npy", "-m", tiny_directory, "--json"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TERM": "xterm", "COLUMNS": "160"}
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal[1], env=environment, text=True)
+    os.close(terminal[1])
+    shown = b""
+    with suppress(OSError):  # which is how a terminal ends
+        while block := os.read(terminal[0], 1 << 16):
+            shown += block
+    os.close(terminal[0])
+    assert json.loads(process.communicate()[0])["rows"] == 400
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    steps = re.findall(r"(\d+)/400 [\d.]+ rows/s \d+ tokens/s padding [\d.]+%( \d:\d\d:\d\d left)?", text)
+    assert len({int(rows) for rows, left in steps if left and 0 < int(rows) < 400}) >= 2
+    assert int(steps[-1][0]) == 400
 
 
 # disks
