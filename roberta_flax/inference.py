@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from roberta_flax import batching, forward, sharding
 from roberta_flax.batching import Batch
+from roberta_flax.compilations import Compilations
 from roberta_flax.config import RobertaConfig
 from roberta_flax.errors import InputError
 from roberta_flax.hub import Roberta, check_topk, fills, masked_ids
@@ -294,6 +295,7 @@ class Stats:
       slots: tokens with padding.
       batches: that were run.
       shapes: of batches, each of which is compiled for.
+      compilations: of them, those that this process had not compiled before.
       laid_out_texts, laid_out_slots: the same of all windows that are encoded and laid out, be they done or not.
       seconds: from the first input to the last result.
       device_seconds: of them, how many the host did nothing but wait for the device: at least so long did that work.
@@ -307,6 +309,7 @@ class Stats:
     slots: int = 0
     batches: int = 0
     shapes: set[tuple[int, ...]] = field(default_factory=set)
+    compilations: Compilations = field(default_factory=Compilations)
     laid_out_texts: int = 0
     laid_out_slots: int = 0
     seconds: float = 0.0
@@ -338,6 +341,9 @@ class Stats:
             "padding_share": round(self.padding, 4),
             "batches": self.batches,
             "shapes": len(self.shapes),
+            "compilations": self.compilations.programs,
+            "compilations_from_cache": self.compilations.from_cache,
+            "compilation_seconds": round(self.compilations.seconds, 3),
             "seconds": round(self.seconds, 3),
             "texts_per_second": round(self.texts * rate, 2),
             "tokens_per_second": round(self.tokens * rate, 1),
@@ -536,7 +542,8 @@ class Predictor:
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
         pieces = [window.pieces[i] for i in batch.sequences]
         static = {"config": self._roberta.config, "dtype": self._roberta.dtype, "precision": self._roberta.precision}
-        return self.work.run(self._params, batch, tokens, pieces, **static)
+        with self.stats.compilations.counted():
+            return self.work.run(self._params, batch, tokens, pieces, **static)
 
     def _finish(self, window: _Window, batch: Batch, started: Any) -> None:
         begin = time.perf_counter()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 
 import roberta_flax
 from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, Rejected, batching, forward
+from roberta_flax.compilations import Compilations
 from roberta_flax.inference import Stats, encode_texts, longest_first
 
 TOLERANCE = 5e-5  # float32, as in tests/parity/test_network.py
@@ -297,6 +302,41 @@ def test_the_share_that_is_done_goes_by_slots_and_takes_what_is_not_laid_out_for
     assert Stats().share_done(40) == 0
     assert Stats(slots=100, laid_out_slots=400, laid_out_texts=10).share_done(40) == 1 / 16
     assert Stats(slots=400, laid_out_slots=400, laid_out_texts=10).share_done(10) == 1
+
+
+def test_a_program_is_compiled_once_and_the_next_process_has_it_from_the_cache(tiny_directory, tmp_path):
+    program = """
+import json, sys, jax
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+import roberta_flax
+from roberta_flax import Classify, Predictor
+roberta = roberta_flax.load(sys.argv[1])
+for _ in range(2):
+    predictor = Predictor(roberta, Classify("mnli"), tokens_per_batch=8)
+    list(predictor(["a", "w " * 50, "w " * 300]))
+    print(json.dumps(predictor.stats.to_json()))
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    arguments = [sys.executable, "-c", program, str(tiny_directory), str(tmp_path / "compiled")]
+    for hits in (0, 3):
+        done = subprocess.run(arguments, capture_output=True, check=True, env=environment, text=True)
+        first, again = map(json.loads, done.stdout.splitlines())
+        assert (first["shapes"], first["compilations"], first["compilations_from_cache"]) == (3, 3, hits)
+        assert (again["shapes"], again["compilations"], again["compilations_from_cache"]) == (3, 0, 0)
+        assert again["compilation_seconds"] == 0 < first["compilation_seconds"]
+
+
+def test_only_what_its_own_thread_compiles_in_the_block_is_counted():
+    compilations, function = Compilations(), jax.jit(lambda x: x + 1)
+    function(np.zeros(1))
+    with compilations.counted():
+        function(np.zeros(2))
+        thread = threading.Thread(target=lambda: function(np.zeros(3)))
+        thread.start()
+        thread.join()
+    function(np.zeros(4))
+    assert compilations.programs == 1
 
 
 def test_nothing_in_is_nothing_out(tiny):

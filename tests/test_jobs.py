@@ -373,7 +373,8 @@ def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(tin
         while block := os.read(terminal[0], 1 << 16):
             shown += block
     os.close(terminal[0])
-    assert json.loads(process.communicate()[0])["rows"] == 400
+    summary = json.loads(process.communicate()[0])
+    assert (summary["rows"], summary["this_run"]["compilations"]) == (400, summary["this_run"]["shapes"])
     assert process.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     steps = re.findall(r"(\d+)/400 [\d.]+ rows/s \d+ tokens/s padding [\d.]+%( \d:\d\d:\d\d left)?", text)

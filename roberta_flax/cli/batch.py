@@ -118,7 +118,8 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
     print(
         f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, {summary.get('cut', 0)} cut; "
         f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
-        f"padding {done['padding_share']:.1%}, {done['shapes']} shapes"
+        f"padding {done['padding_share']:.1%}, {done['shapes']} shapes, {done['compilations']} compiled "
+        f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
     )
     if summary["rejects"]:
         print(f"rejected rows, with reasons: {summary['rejects']}")
