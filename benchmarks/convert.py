@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from benchmarks import fresh
 
 HIDDEN, LAYERS, INTERMEDIATE, VOCAB = 1024, 24, 4096, 50265
 
@@ -125,10 +124,7 @@ def run_transformers(directory: str) -> None:
 
 
 def report(seconds: float) -> None:
-    # VmHWM and not getrusage's ru_maxrss, which a process inherits from the one that started it
-    status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+    print(json.dumps({"seconds": seconds, "peak": fresh.peak_memory()}))
 
 
 def measured(
@@ -138,11 +134,7 @@ def measured(
     runs = []
     for _ in range(repeat):
         before()
-        command = [sys.executable, "-m", "benchmarks.convert", "--run", name, *arguments]
-        output = subprocess.run(
-            command, check=True, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
-        )
-        runs.append(json.loads(output.stdout.splitlines()[-1]))
+        runs.append(fresh.run("benchmarks.convert", "--run", name, *arguments, JAX_PLATFORMS="cpu"))
     return medians(runs)
 
 

@@ -4,11 +4,14 @@ One model (base, random weights, an MNLI head), one process, rounds in turn, med
 order, and a mix of lengths (log-normal, median 40 tokens, from 5 to 500). Every program is compiled before its first
 round; fairseq's and transformers' batches are in the order of the file, padded to their longest. JSON lines.
 
+Before that, tokenising alone, in one thread: what a Predictor's threads do (inference.encode_texts), beside tiktoken's
+encode_ordinary alone on the same texts. And each work in fresh processes, without torch: peak resident memory (VmHWM of
+Linux's /proc, imports too), and compilations and their seconds, with an empty cache of programs ("cold") and with what
+that left in it ("warm").
+
   python -m benchmarks.inference BPE_DIR SICK_FILE [--pairs N] [--mixed N] [--rounds N] [--tokenising | --sweep]
 
-Before that, tokenising alone, in one thread: what a Predictor's threads do (inference.encode_texts), beside tiktoken's
-encode_ordinary alone on the same texts. --tokenising does nothing else. --sweep tries tokens a batch, and both
-strategies, and compares nothing.
+--tokenising does nothing else. --sweep tries tokens a batch, and both strategies, and compares nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import fresh
 from convert import convert, export
 from roberta_flax import Classify, Predictor, Tokenizer, load
 from roberta_flax.inference import Stats, encode_texts
@@ -37,6 +41,10 @@ FAIRSEQ_BATCH = 32
 PIPELINE_BATCHES = (1, 8, 32)
 # All of SICK, and as many mixed pairs as give a round some hundredths of a second.
 TOKENISING_ROUNDS, TOKENISING_MIXED = 15, 2000
+FRESH = (
+    "peak_bytes", "peak_over_parameters", "seconds", "texts_per_second", "shapes", "compilations",
+    "compilations_from_cache", "compilation_seconds",
+)  # fmt: skip
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -190,6 +198,9 @@ def main() -> None:
         if options.sweep:
             sweep(directory, works)
             return
+        for dtype in ("float32", "bfloat16"):  # before this process takes an accelerator
+            for work, pairs in works.items():
+                in_fresh_processes(work, pairs, dtype, directory)
         export(directory, folder / "transformers", to="huggingface")
         for dtype in ("float32", "bfloat16"):
             roberta = load(directory, dtype=dtype)
@@ -230,6 +241,16 @@ def compare(work: str, pairs: Pairs, dtype: str, roberta: Any, hub: Any, pipe: A
     for strategy, predictor in predictors.items():
         agree = float(np.mean(np.array(labels[strategy]) == np.array(labels["fairseq 32"])))
         line(work=work, dtype=dtype, strategy=strategy, agree_with_fairseq=agree, **predictor.stats.to_json())
+
+
+def in_fresh_processes(work: str, pairs: Pairs, dtype: str, directory: Path) -> None:
+    for strategy in ("buckets", "packing"):
+        with tempfile.TemporaryDirectory(prefix="benchmark-inference-cache-") as cache:
+            file = Path(cache) / "pairs.json"
+            file.write_text(json.dumps(pairs), encoding="utf-8")
+            for state in ("cold", "warm"):
+                result = fresh.run("benchmarks.predictor", str(directory), str(file), dtype, strategy, cache)
+                line(work=work, dtype=dtype, strategy=strategy, cache=state, **{key: result[key] for key in FRESH})
 
 
 if __name__ == "__main__":

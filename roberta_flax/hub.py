@@ -149,11 +149,7 @@ class Roberta:
         if config.kind not in ("sentence", "token") or config.problem == "regression":
             what = "is a regression" if config.kind == "sentence" else f"is of kind {config.kind}"
             raise InputError(f"head {head!r} {what} and has no classes to name; use predict()")
-        names, scores = config.label_names, np.asarray(self.predict(head, tokens))
-        if config.problem == "multi_label":
-            return [[name for name, score in zip(names, row, strict=True) if score > np.log(0.5)] for row in scores]
-        best = scores.argmax(axis=-1).tolist()
-        return [[names[i] for i in row] if isinstance(row, list) else names[row] for row in best]
+        return [labels_of(config, scores) for scores in np.asarray(self.predict(head, tokens))]
 
     def register_classification_head(
         self, name: str, num_classes: int, inner_dim: int | None = None, *, seed: int | None = None
@@ -268,6 +264,27 @@ class Roberta:
         keys: tuple[jax.Array, jax.Array] = tuple(jax.random.split(self._dropout_key))
         self._dropout_key = keys[0]
         return keys[1]
+
+
+def labels_of(head: HeadConfig, scores: npt.NDArray[Any], *, logits: bool = False) -> str | list[str]:
+    """The names of the classes that a sentence or token head finds in one input.
+
+    Args:
+      head: one with classes: no regression.
+      scores: log-probabilities, float [classes], or of a token head [tokens, classes].
+      logits: whether they are the head's outputs instead.
+
+    Returns:
+      The likeliest class's name, of a token head a list with that of each token; or a list of all that are likelier
+      than not, where any number of classes may hold.
+    """
+    names = head.label_names
+    if head.kind == "token":
+        return [names[i] for i in scores.argmax(axis=-1)]
+    if head.problem == "multi_label":
+        even = 0.0 if logits else np.log(0.5)
+        return [name for name, score in zip(names, scores, strict=True) if score > even]
+    return names[int(scores.argmax())]
 
 
 def check_topk(topk: Any, config: RobertaConfig) -> None:

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from roberta_flax import batching, forward, sharding
 from roberta_flax.batching import Batch
+from roberta_flax.compilations import Compilations
 from roberta_flax.config import RobertaConfig
 from roberta_flax.errors import InputError
 from roberta_flax.hub import Roberta, check_topk, fills, masked_ids
@@ -285,15 +286,18 @@ def _stitched(pieces: Sequence[Piece], results: Sequence[npt.NDArray[Any]]) -> n
 
 @dataclass
 class Stats:
-    """What a Predictor has done.
+    """What a Predictor has done. It grows with each batch that the devices have finished, where nothing else is said.
 
     Attributes:
-      texts, rejected: inputs, and how many of them had no result.
-      cut: inputs that were too long, and truncated or cut into parts.
+      texts: inputs that are done: all of their sequences, or rejected.
+      rejected: how many of them had no result; these are counted with their window.
+      cut: inputs that were too long, and truncated or cut into parts; counted with their window.
       sequences, tokens: that the model saw.
       slots: tokens with padding.
       batches: that were run.
       shapes: of batches, each of which is compiled for.
+      compilations: of them, those that this process had not compiled before.
+      laid_out_texts, laid_out_slots: the same of all windows that are encoded and laid out, be they done or not.
       seconds: from the first input to the last result.
       device_seconds: of them, how many the host did nothing but wait for the device: at least so long did that work.
     """
@@ -306,6 +310,9 @@ class Stats:
     slots: int = 0
     batches: int = 0
     shapes: set[tuple[int, ...]] = field(default_factory=set)
+    compilations: Compilations = field(default_factory=Compilations)
+    laid_out_texts: int = 0
+    laid_out_slots: int = 0
     seconds: float = 0.0
     device_seconds: float = 0.0
 
@@ -313,6 +320,15 @@ class Stats:
     def padding(self) -> float:
         """The share of slots that hold padding."""
         return 1 - self.tokens / self.slots if self.slots else 0.0
+
+    def share_done(self, texts: int) -> float:
+        """About which share of the work on `texts` inputs is done, from 0 to 1.
+
+        By slots, since the longest of a window go first; inputs that are not laid out yet count as the mean of others.
+        """
+        if not self.laid_out_slots:
+            return 0.0
+        return self.slots / self.laid_out_slots * min(self.laid_out_texts / max(texts, 1), 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """The numbers, and what follows from them."""
@@ -326,6 +342,9 @@ class Stats:
             "padding_share": round(self.padding, 4),
             "batches": self.batches,
             "shapes": len(self.shapes),
+            "compilations": self.compilations.programs,
+            "compilations_from_cache": self.compilations.from_cache,
+            "compilation_seconds": round(self.compilations.seconds, 3),
             "seconds": round(self.seconds, 3),
             "texts_per_second": round(self.texts * rate, 2),
             "tokens_per_second": round(self.tokens * rate, 1),
@@ -339,7 +358,9 @@ class _Window:
 
     inputs: Sequence[Any]
     pieces: list[Piece]
-    owner: list[list[int]]  # of each input, the numbers of its pieces
+    owned: list[list[int]]  # of each input, the numbers of its pieces
+    owner: list[int]  # of each piece, the number of its input
+    to_come: list[int]  # of each input, how many of its pieces have no result yet
     results: list[Any]  # of each piece
     rejected: dict[int, Rejected]
     batches: list[Batch]
@@ -353,6 +374,7 @@ class Predictor:
     >>> for log_probabilities in predictor(pairs): ...
 
     Attributes:
+      work: what it asks of the model.
       stats: what was done so far.
     """
 
@@ -393,7 +415,7 @@ class Predictor:
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise InputError(f"{name} must be a positive integer, got {count!r}")
         work.check(roberta.config)
-        self._roberta, self._work = roberta, work
+        self._roberta, self.work = roberta, work
         self._on_long, self._window, self._threads = on_long, window, threads
         self._mesh = sharding.mesh(devices, tensor_parallel)
         self._params = sharding.place(forward.operands(roberta.params, roberta.dtype), roberta.config, self._mesh)
@@ -443,30 +465,46 @@ class Predictor:
                 yield result
                 number += 1
 
-    def windows(self, windows: Iterable[Sequence[Any]]) -> Iterator[list[Any]]:
+    def windows(
+        self, windows: Iterable[Sequence[Any]], after_batch: Callable[[], None] = lambda: None
+    ) -> Iterator[list[Any]]:
         """For each window of inputs the list of their results, a Rejected for each that has none.
 
         An input that is a Rejected already stays one. What a window gives does not depend on the others.
+
+        Args:
+          windows: of inputs.
+          after_batch: called whenever the devices have finished a batch, and `stats` has it.
         """
-        begin = time.perf_counter()
-        seconds_before = self.stats.seconds
+        begin = time.perf_counter() - self.stats.seconds
         waiting: deque[_Window] = deque()
         running: deque[tuple[_Window, Batch, Any]] = deque()
+
+        def finish_first() -> None:
+            self._finish(*running.popleft())
+            self.stats.seconds = time.perf_counter() - begin
+            after_batch()
+
+        def results_of_first() -> list[Any]:
+            results = self._results(waiting.popleft())
+            self.stats.seconds = time.perf_counter() - begin
+            return results
+
         with _ahead(map(self._prepare, windows)) as prepared:
             for window in prepared:
                 waiting.append(window)
+                self.stats.laid_out_texts += len(window.inputs)
+                self.stats.laid_out_slots += sum(batch.tokens.size for batch in window.batches)
                 for batch in window.batches:
                     running.append((window, batch, self._start(window, batch)))
                     if len(running) > _IN_FLIGHT:
-                        self._finish(*running.popleft())
+                        finish_first()
                 while waiting and not waiting[0].left:
-                    self.stats.seconds = seconds_before + time.perf_counter() - begin
-                    yield self._results(waiting.popleft())
+                    yield results_of_first()
             while running:
-                self._finish(*running.popleft())
+                finish_first()
             while waiting:
-                self.stats.seconds = seconds_before + time.perf_counter() - begin
-                yield self._results(waiting.popleft())
+                yield results_of_first()
 
     def _prepare(self, inputs: Sequence[Any]) -> _Window:
         """Encodes a window's inputs and lays them out; on the host, ahead of the device."""
@@ -474,17 +512,19 @@ class Predictor:
         with ThreadPoolExecutor(self._threads) as pool:
             encoded = list(itertools.chain.from_iterable(pool.map(self._encode, chunks)))
         pieces: list[Piece] = []
-        owner: list[list[int]] = []
+        owned: list[list[int]] = []
         rejected: dict[int, Rejected] = {}
         for number, found in enumerate(encoded):
             if isinstance(found, Rejected):
                 rejected[number] = found
-                owner.append([])
+                owned.append([])
             else:
-                owner.append(list(range(len(pieces), len(pieces) + len(found))))
+                owned.append(list(range(len(pieces), len(pieces) + len(found))))
                 pieces += found
         batches = list(batching.lay_out([piece.ids for piece in pieces], **self._layout))
-        return _Window(inputs, pieces, owner, [None] * len(pieces), rejected, batches, len(batches))
+        owner = [number for number, numbers in enumerate(owned) for _ in numbers]
+        nothing = [None] * len(pieces)
+        return _Window(inputs, pieces, owned, owner, list(map(len, owned)), nothing, rejected, batches, len(batches))
 
     def _encode(self, inputs: Sequence[Any]) -> list[list[Piece] | Rejected]:
         found: list[list[Piece] | Rejected] = []
@@ -494,7 +534,7 @@ class Predictor:
                 continue
             try:
                 limit = self._roberta.config.max_positions
-                found.append(self._work.encode(self._roberta.tokenizer, item, limit, self._on_long))
+                found.append(self.work.encode(self._roberta.tokenizer, item, limit, self._on_long))
             except InputError as error:
                 found.append(Rejected(str(error)))
         return found
@@ -502,35 +542,38 @@ class Predictor:
     def _start(self, window: _Window, batch: Batch) -> Any:
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
         tokens = [sharding.place_rows(array, self._mesh) for array in arrays]
-        self.stats.batches += 1
-        self.stats.slots += batch.tokens.size
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
         pieces = [window.pieces[i] for i in batch.sequences]
-        return self._work.run(self._params, batch, tokens, pieces, **self._roberta.static())
+        with self.stats.compilations.counted():
+            return self.work.run(self._params, batch, tokens, pieces, **self._roberta.static())
 
     def _finish(self, window: _Window, batch: Batch, started: Any) -> None:
         begin = time.perf_counter()
         arrays = jax.tree.map(lambda array: _on_host(np.asarray(array)), started)
         self.stats.device_seconds += time.perf_counter() - begin
         pieces = [window.pieces[i] for i in batch.sequences]
-        results = self._work.unpack(batch, pieces, arrays, self._roberta.config)
+        results = self.work.unpack(batch, pieces, arrays, self._roberta.config)
         for number, result in zip(batch.sequences, results, strict=True):
             window.results[number] = result
+            window.to_come[window.owner[number]] -= 1
+            self.stats.texts += not window.to_come[window.owner[number]]
         window.left -= 1
+        self.stats.batches += 1
+        self.stats.sequences += len(pieces)
+        self.stats.tokens += sum(len(piece.ids) for piece in pieces)
+        self.stats.slots += batch.tokens.size
 
     def _results(self, window: _Window) -> list[Any]:
         results: list[Any] = []
-        for number, owned in enumerate(window.owner):
+        for number, owned in enumerate(window.owned):
             if not owned:
                 results.append(window.rejected[number])
                 continue
             parts = [window.pieces[i] for i in owned], [window.results[i] for i in owned]
-            results.append(self._work.result(window.inputs[number], *parts, self._roberta))
-        self.stats.texts += len(window.owner)
+            results.append(self.work.result(window.inputs[number], *parts, self._roberta))
+        self.stats.texts += len(window.rejected)
         self.stats.rejected += len(window.rejected)
-        self.stats.cut += sum(window.pieces[owned[0]].cut for owned in window.owner if owned)
-        self.stats.sequences += len(window.pieces)
-        self.stats.tokens += sum(len(piece.ids) for piece in window.pieces)
+        self.stats.cut += sum(window.pieces[owned[0]].cut for owned in window.owned if owned)
         return results
 
 

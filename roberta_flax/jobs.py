@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import filelock
 import numpy as np
@@ -32,7 +32,8 @@ import numpy.typing as npt
 from roberta_flax import tables
 from roberta_flax.config import HeadConfig
 from roberta_flax.errors import InputError
-from roberta_flax.inference import Classify, Embed, FillMask, Predictor, Rejected, Work
+from roberta_flax.hub import labels_of
+from roberta_flax.inference import Classify, Embed, FillMask, Predictor, Rejected
 
 ROWS_PER_PART = 8192
 _PARTS_SUFFIX, _REJECTS_SUFFIX = ".parts", ".rejects.jsonl"
@@ -97,17 +98,17 @@ def check_kept(columns: Iterable[str]) -> None:
 class Progress(Protocol):
     """Is told how far a run is."""
 
-    def __call__(self, rows: int, predictor: Predictor) -> None: ...
+    def __call__(self, rows: int, predictor: Predictor) -> None:
+        """Of this process's share, `rows` are done: by the devices, not yet in a file all of them."""
 
 
-def run(job: Job, predictor: Predictor, work: Work, progress: Progress | None = None) -> dict[str, Any]:
+def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dict[str, Any]:
     """Runs a job, or what is left of it.
 
     Args:
       job: what is asked.
-      predictor: of `work`, over the model that job.model describes.
-      work: Classify, Embed or FillMask.
-      progress: called after each part with the rows that are done.
+      predictor: of Classify, Embed or FillMask, over the model that job.model describes.
+      progress: called at the beginning, after each batch, and after each part.
 
     Returns:
       A summary: rows, rejected, cut, tokens, seconds, ... of the whole job, and what this run did of it; "joined" tells
@@ -118,14 +119,16 @@ def run(job: Job, predictor: Predictor, work: Work, progress: Progress | None = 
         a row that has no result. What was done is kept.
     """
     begin = time.perf_counter()
-    parts = _Parts(job, _writer_of(job, predictor, work))
-    parts.begin(_asked(job, predictor, work))
+    parts = _Parts(job, _writer_of(job, predictor))
+    parts.begin(_asked(job, predictor))
     with _alone(job):
         return _run(job, parts, predictor, progress, begin)
 
 
 def _run(job: Job, parts: _Parts, predictor: Predictor, progress: Progress | None, begin: float) -> dict[str, Any]:
-    resumed = sorted(parts.done)
+    resumed = {number: parts.counts(number)["rows"] for number in sorted(parts.done)}
+    mine, of = job.share
+    begun_with = sum(rows for number, rows in resumed.items() if number % of == mine) - predictor.stats.texts
     cut = predictor.stats.cut
     waiting: deque[tuple[int, Sequence[tables.Row | tables.BadRow]]] = deque()
 
@@ -136,14 +139,18 @@ def _run(job: Job, parts: _Parts, predictor: Predictor, progress: Progress | Non
                 Rejected(row.reason) if isinstance(row, tables.BadRow) else _item(row, len(job.texts)) for row in rows
             ]
 
-    rows_done = sum(parts.counts(number)["rows"] for number in resumed)
-    for results in predictor.windows(windows()):
+    def report() -> None:
+        if progress is not None:
+            progress(begun_with + predictor.stats.texts, predictor)
+
+    rows_done = sum(resumed.values())
+    report()
+    for results in predictor.windows(windows(), report):
         number, rows = waiting.popleft()
         parts.write(number, rows, results, predictor.stats.cut - cut)
         cut = predictor.stats.cut
         rows_done += len(rows)
-        if progress is not None:
-            progress(rows_done, predictor)
+        report()
     joined = parts.join()
     counts = joined or {"rows": rows_done}
     this_run = {"parts_resumed": len(resumed), **predictor.stats.to_json()}
@@ -157,8 +164,17 @@ def _item(row: tables.Row, texts: int) -> Any:
     return row.values[0] if texts == 1 else row.values[:texts]
 
 
-def rows_in(path: Path) -> int | None:
-    """About how many rows a file has, for a progress bar: its lines; None where that cannot be told quickly."""
+def rows_in(job: Job) -> int | None:
+    """About how many rows this process's share of a job has, done or not; None where that cannot be told quickly."""
+    rows = _lines_in(job.input)
+    if rows is None:
+        return None
+    mine, of = job.share
+    whole, rest = divmod(rows, job.rows_per_part)
+    return len(range(mine, whole, of)) * job.rows_per_part + (rest if whole % of == mine else 0)
+
+
+def _lines_in(path: Path) -> int | None:
     try:
         if path.suffix == ".parquet" and path.is_file():
             import pyarrow.parquet
@@ -294,7 +310,7 @@ def _alone(job: Job) -> Iterator[None]:
             lock.release()
 
 
-def _asked(job: Job, predictor: Predictor, work: Work) -> dict[str, Any]:
+def _asked(job: Job, predictor: Predictor) -> dict[str, Any]:
     """What a part's bytes depend on."""
     stat = job.input.stat() if job.input.exists() else None  # reading says what is wrong
     return {
@@ -307,7 +323,7 @@ def _asked(job: Job, predictor: Predictor, work: Work) -> dict[str, Any]:
         "format": job.format,
         "output": job.output.name,
         "rows_per_part": job.rows_per_part,
-        "work": [type(work).__name__, asdict(work)],  # type: ignore[call-overload]
+        "work": [type(predictor.work).__name__, asdict(predictor.work)],  # type: ignore[call-overload]
         **predictor.describe(),
         **job.model,
     }
@@ -346,23 +362,24 @@ class _Writer(Protocol):
         """Makes the output of all parts; complete or absent."""
 
 
-def _writer_of(job: Job, predictor: Predictor, work: Work) -> _Writer:
+def _writer_of(job: Job, predictor: Predictor) -> _Writer:
+    work = predictor.work
     if job.output.suffix == ".npy":
         if not isinstance(work, Embed) or work.pooling == "tokens" or job.keep:
             raise InputError(
                 f"{job.output}: a .npy file takes one vector a row and nothing else; choose .parquet or .jsonl"
             )
         return _NpyWriter(predictor.config.hidden_size)
-    return _TableWriter(job, work, predictor)
+    return _TableWriter(job, predictor)
 
 
 class _TableWriter:
     """A record for each row that has a result: its number, what is kept of it, and what the model says."""
 
-    def __init__(self, job: Job, work: Work, predictor: Predictor) -> None:
+    def __init__(self, job: Job, predictor: Predictor) -> None:
         self._format = tables.output_format(job.output)
         self._keep, self._texts = job.keep, len(job.texts)
-        fields, self._say = answers(work, predictor)
+        fields, self._say = answers(predictor)
         self._schema: dict[str, tables.Kind] = {"row": "integer", **dict.fromkeys(job.keep, "scalar"), **fields}
 
     def write(self, path: Path, rows: Sequence[tables.Row | tables.BadRow], results: Sequence[Any]) -> None:
@@ -377,9 +394,13 @@ class _TableWriter:
         tables.join_parts(parts, output, self._schema, format=self._format)
 
 
-def answers(work: Work, predictor: Predictor) -> tuple[dict[str, tables.Kind], Callable[[Any], dict[str, Any]]]:
-    """The fields of a result, and a function that takes it apart."""
-    match work:
+def answers(predictor: Predictor) -> tuple[dict[str, tables.Kind], Callable[[Any], dict[str, Any]]]:
+    """The fields of a predictor's results, and a function that takes one apart.
+
+    Raises:
+      InputError: work of a kind that is not known here.
+    """
+    match predictor.work:
         case Embed("tokens"):
             return {_FEATURES: "vectors"}, lambda features: {_FEATURES: features}
         case Embed():
@@ -391,26 +412,25 @@ def answers(work: Work, predictor: Predictor) -> tuple[dict[str, tables.Kind], C
                 "tokens": [token for _, _, token in filled],
                 "probabilities": np.array([probability for _, probability, _ in filled], np.float32),
             }
-        case Classify():
-            return _classes(predictor.config.head(work.head), work.logits)
-    raise InputError(f"{type(work).__name__} is no work that a file can hold; expected Classify, Embed or FillMask")
+        case Classify(head, logits):
+            return _classes(predictor.config.head(head), logits)
+    raise InputError(
+        f"{type(predictor.work).__name__} is no work that a file can hold; expected Classify, Embed or FillMask"
+    )
 
 
 def _classes(
     head: HeadConfig, logits: bool
 ) -> tuple[dict[str, tables.Kind], Callable[[npt.NDArray[Any]], dict[str, Any]]]:
-    scores, names = "logits" if logits else "log_probabilities", head.label_names
     if head.problem == "regression":
         return {"values": "floats"}, lambda values: {"values": values}
-    if head.kind == "token":
-        kinds: dict[str, tables.Kind] = {"labels": "texts", scores: "vectors"}
-        return kinds, lambda found: {"labels": [names[i] for i in found.argmax(axis=-1)], scores: found}
-    if head.problem == "multi_label":
-        least = 0.0 if logits else np.log(0.5)
-        return {"labels": "texts", scores: "floats"}, lambda found: {
-            "labels": [name for name, score in zip(names, found, strict=True) if score > least], scores: found,
-        }  # fmt: skip
-    return {"label": "text", scores: "floats"}, lambda found: {"label": names[int(found.argmax())], scores: found}
+    scores = "logits" if logits else "log_probabilities"
+    several = head.kind == "token" or head.problem == "multi_label"
+    label, kind = ("labels", "texts") if several else ("label", "text")
+    fields = {label: kind, scores: "vectors" if head.kind == "token" else "floats"}
+    return cast(dict[str, tables.Kind], fields), lambda found: {
+        label: labels_of(head, found, logits=logits), scores: found,
+    }  # fmt: skip
 
 
 class _NpyWriter:

@@ -56,7 +56,7 @@ class Predict:
         """
         self._columns, self._keep = list(columns), keep
         self._predictor = Predictor(hub.load(model, **(load or {})), work, **options)
-        self._fields, self._answer = jobs.answers(work, self._predictor)
+        self._fields, self._answer = jobs.answers(self._predictor)
 
     def __call__(self, batch: Any) -> Any:
         """A table with the columns that are kept, the results, and "rejected"."""

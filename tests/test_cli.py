@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -199,7 +200,9 @@ def test_features_and_masks_of_a_file(run, tiny, tmp_path):
     )
     expected = np.asarray(tiny.extract_features(tiny.encode("c <mask>")))[0, 0]
     assert np.abs(np.load(tmp_path / "f.npy")[1] - expected).max() <= 5e-5
-    assert run("fill-mask", "-i", tmp_path / "in.txt", "-o", tmp_path / "m.jsonl", "-k", 2, "-m", TINY)[0] == 0
+    status, out, _ = run("fill-mask", "-i", tmp_path / "in.txt", "-o", tmp_path / "m.jsonl", "-k", 2, "-m", TINY)
+    assert status == 0
+    assert re.search(r"padding [\d.]+%, 1 shapes, \d compiled \(\d from the cache\) in [\d.]+ s\n$", out)
     filled = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert filled[1]["tokens"] == [token for _, _, token in tiny.fill_mask("c <mask>", 2)]
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -15,7 +20,8 @@ from hypothesis import strategies as st
 
 import roberta_flax
 from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, Rejected, batching, forward
-from roberta_flax.inference import encode_texts, longest_first
+from roberta_flax.compilations import Compilations
+from roberta_flax.inference import Stats, encode_texts, longest_first
 
 TOLERANCE = 5e-5  # float32, as in tests/parity/test_network.py
 
@@ -246,6 +252,91 @@ def test_work_that_the_model_cannot_do_is_refused(tiny):
             Predictor(tiny, work)
     with pytest.raises(InputError, match="give a list of texts"):
         list(Predictor(tiny, Embed())("text"))
+
+
+# what is known of a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Classify):
+    """Classify, that keeps what has come from the device."""
+
+    seen: list = dataclasses.field(default_factory=list)
+
+    def unpack(self, batch, pieces, arrays, config):
+        self.seen.append((batch.tokens.size, [len(piece.ids) for piece in pieces]))
+        return super().unpack(batch, pieces, arrays, config)
+
+
+@pytest.mark.parametrize("strategy", ["buckets", "packing"])
+def test_what_is_said_to_be_done_is_what_has_come_from_the_device(tiny, strategy):
+    work = Watched("mnli")
+    predictor = Predictor(tiny, work, strategy=strategy, on_long="window", tokens_per_batch=256)
+    texts = ["w " * (n % 90) for n in range(200)]
+    told: list[int] = []
+
+    def told_of_a_batch() -> None:
+        stats, lengths = predictor.stats, [length for _, some in work.seen for length in some]
+        assert (stats.batches, stats.slots) == (len(work.seen), sum(slots for slots, _ in work.seen))
+        assert (stats.texts, stats.sequences, stats.tokens) == (len(lengths), len(lengths), sum(lengths))
+        told.append(stats.texts)
+
+    for results in predictor.windows([texts, texts[:50]], told_of_a_batch):
+        assert told[-1] >= len(results)
+    assert len(told) == predictor.stats.batches == len(work.seen) > 10
+    assert told[-1] == 250
+
+
+def test_a_text_in_parts_is_done_when_its_last_part_is(tiny):
+    predictor = Predictor(tiny, Classify("mnli"), on_long="window", tokens_per_batch=512)  # a batch for each part
+    told: list[tuple[int, int]] = []
+    list(
+        predictor.windows([["w " * 1500, "a"]], lambda: told.append((predictor.stats.sequences, predictor.stats.texts)))
+    )
+    parts = predictor.stats.sequences - 1
+    assert parts > 2
+    assert told == [*((n, 0) for n in range(1, parts)), (parts, 1), (parts + 1, 2)]
+
+
+def test_the_share_that_is_done_goes_by_slots_and_takes_what_is_not_laid_out_for_the_mean():
+    assert Stats().share_done(40) == 0
+    assert Stats(slots=100, laid_out_slots=400, laid_out_texts=10).share_done(40) == 1 / 16
+    assert Stats(slots=400, laid_out_slots=400, laid_out_texts=10).share_done(10) == 1
+
+
+def test_a_program_is_compiled_once_and_the_next_process_has_it_from_the_cache(tiny_directory, tmp_path):
+    program = """
+import json, sys, jax
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+import roberta_flax
+from roberta_flax import Classify, Predictor
+roberta = roberta_flax.load(sys.argv[1])
+for _ in range(2):
+    predictor = Predictor(roberta, Classify("mnli"), tokens_per_batch=8)
+    list(predictor(["a", "w " * 50, "w " * 300]))
+    print(json.dumps(predictor.stats.to_json()))
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    arguments = [sys.executable, "-c", program, str(tiny_directory), str(tmp_path / "compiled")]
+    for hits in (0, 3):
+        done = subprocess.run(arguments, capture_output=True, check=True, env=environment, text=True)
+        first, again = map(json.loads, done.stdout.splitlines())
+        assert (first["shapes"], first["compilations"], first["compilations_from_cache"]) == (3, 3, hits)
+        assert (again["shapes"], again["compilations"], again["compilations_from_cache"]) == (3, 0, 0)
+        assert again["compilation_seconds"] == 0 < first["compilation_seconds"]
+
+
+def test_only_what_its_own_thread_compiles_in_the_block_is_counted():
+    compilations, function = Compilations(), jax.jit(lambda x: x + 1)
+    function(np.zeros(1))
+    with compilations.counted():
+        function(np.zeros(2))
+        thread = threading.Thread(target=lambda: function(np.zeros(3)))
+        thread.start()
+        thread.join()
+    function(np.zeros(4))
+    assert compilations.programs == 1
 
 
 def test_nothing_in_is_nothing_out(tiny):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
+import pty
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import Classify, Embed, FillMask, InputError, Predictor, jobs
+from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, jobs
 
 TOLERANCE = 5e-5
 PROGRAM = Path(sys.executable).parent / "roberta-flax"
@@ -37,7 +42,7 @@ def pairs(tmp_path, sick_pairs) -> Path:
 
 def run(roberta, work, source: Path, output: Path, texts=("premise", "hypothesis"), **options) -> dict:
     options = {"rows_per_part": 64, **options}
-    return jobs.run(jobs.Job(source, output, texts, **options), Predictor(roberta, work), work)
+    return jobs.run(jobs.Job(source, output, texts, **options), Predictor(roberta, work))
 
 
 def records(path: Path) -> list[dict]:
@@ -130,7 +135,7 @@ def test_texts_that_are_too_long_are_cut_and_counted(tiny, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * n} for n in (5, 600, 7, 700)])
     for on_long in ("truncate", "window"):
         job = jobs.Job(source, tmp_path / f"{on_long}.jsonl", ("text",), rows_per_part=1)
-        summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long=on_long), Classify("mnli"))
+        summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long=on_long))
         assert (summary["rows"], summary["rejected"], summary["cut"]) == (4, 0, 2)
 
 
@@ -143,6 +148,28 @@ def test_nothing_in_is_a_valid_file_with_nothing_in_it(tiny, tmp_path, content):
     assert np.load(tmp_path / "out.npy").shape == (0, 64)
 
 
+HEADS = [
+    HeadConfig("one", 3, 64, labels=("A", "B", "C")),
+    HeadConfig("several", 4, 64, problem="multi_label"),
+    HeadConfig("tags", 3, 0, "token", labels=("A", "B", "C")),
+    HeadConfig("several_tags", 3, 0, "token", problem="multi_label"),
+]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
+@pytest.mark.parametrize("logits", [False, True])
+def test_labels_in_a_file_are_those_that_the_model_gives_one_text(tiny, tmp_path, head, logits):
+    config = dataclasses.replace(tiny.config, heads=(head,))
+    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+    texts = ["a dog", "Nobody sleeps.", "x y z"]
+    source = write_rows(tmp_path / "in.jsonl", [{"text": text} for text in texts])
+    run(roberta, Classify(head.name, logits), source, tmp_path / "out.jsonl", ("text",))
+    name = "label" if head.name == "one" else "labels"
+    for text, found in zip(texts, records(tmp_path / "out.jsonl"), strict=True):
+        assert [found[name]] == roberta.predict_labels(head.name, roberta.encode(text))
+
+
 # going on
 
 
@@ -153,14 +180,15 @@ def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs,
     class StoppedError(Exception):
         pass
 
-    def stop(rows: int, _) -> None:
-        if rows >= 128:
+    output = tmp_path / "out.jsonl"
+
+    def stop(*_) -> None:
+        if len(list(tmp_path.glob("out.jsonl.parts/*.part"))) == 2:
             raise StoppedError
 
-    output = tmp_path / "out.jsonl"
     job = jobs.Job(pairs, output, ("premise", "hypothesis"), ("id",), rows_per_part=64)
     with pytest.raises(StoppedError):
-        jobs.run(job, Predictor(tiny, Classify("mnli")), Classify("mnli"), stop)
+        jobs.run(job, Predictor(tiny, Classify("mnli")), stop)
     assert not output.exists()
     for change, message in (
         ({"rows_per_part": 32}, "rows_per_part was 64 and is 32"), ({"keep": ()}, r"keep was \['id'\] and is \[\]"),
@@ -253,7 +281,7 @@ from roberta_flax import Classify, Predictor, jobs
 roberta, work = roberta_flax.load(model), Classify("mnli")
 share = (jax.process_index(), jax.process_count())
 job = jobs.Job(Path(source), Path(output), ("premise", "hypothesis"), rows_per_part=64, share=share)
-summary = jobs.run(job, Predictor(roberta, work), work)
+summary = jobs.run(job, Predictor(roberta, work))
 print(summary["this_run"]["texts"])
 """
     import socket
@@ -278,9 +306,80 @@ def test_two_runs_of_the_same_job_do_not_write_into_each_other(tiny, pairs, tmp_
 
     def second(*_) -> None:
         with pytest.raises(InputError, match="another process is writing .*out.jsonl already"):
-            jobs.run(job, Predictor(tiny, Classify("mnli")), Classify("mnli"))
+            jobs.run(job, Predictor(tiny, Classify("mnli")))
 
-    jobs.run(job, Predictor(tiny, Classify("mnli")), Classify("mnli"), second)
+    jobs.run(job, Predictor(tiny, Classify("mnli")), second)
+
+
+# how far it is
+
+
+def test_progress_is_of_rows_that_the_device_has_done_while_a_part_is_under_way(tiny, pairs, tmp_path):
+    told: list[int] = []
+    parts_there: list[int] = []
+    batches: list[int] = []
+
+    def progress(rows: int, predictor: Predictor) -> None:
+        told.append(rows)
+        parts_there.append(len(list(tmp_path.glob("out.jsonl.parts/*.part"))))
+        batches.append(predictor.stats.batches)
+
+    predictor = Predictor(tiny, Classify("mnli"), tokens_per_batch=256)
+    jobs.run(jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=200), predictor, progress)
+    assert (told[0], told[-1], sorted(told)) == (0, 300, told)
+    assert sorted(set(batches)) == list(range(predictor.stats.batches + 1))
+    assert len(told) == 1 + predictor.stats.batches + 2, "at the beginning, after each batch, after each part"
+    inside = [rows for rows, there in zip(told, parts_there, strict=True) if there == 0]
+    assert len(set(inside)) > 5
+    assert max(inside) >= 200, "all of the first part counts before it is written"
+
+
+def test_progress_of_a_share_begins_with_what_that_share_has(tiny, pairs, tmp_path):
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64, share=(0, 2))
+    assert [jobs.rows_in(dataclasses.replace(job, share=share)) for share in ((0, 2), (1, 2), (4, 7), (6, 7))] == [
+        64 * 2 + 44, 64 * 2, 44, 0,
+    ]  # fmt: skip
+    run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(1, 2))
+    told: list[int] = []
+    jobs.run(job, Predictor(tiny, Classify("mnli")), lambda rows, _: told.append(rows))
+    assert (told[0], told[-1]) == (0, 64 * 2 + 44)
+
+
+def test_a_run_that_goes_on_begins_its_progress_with_the_rows_that_are_there(tiny, pairs, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_) -> None:
+        if list(tmp_path.glob("out.jsonl.parts/*.part")):
+            raise StoppedError
+
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
+    with pytest.raises(StoppedError):
+        jobs.run(job, Predictor(tiny, Classify("mnli")), stop)
+    told: list[int] = []
+    jobs.run(job, Predictor(tiny, Classify("mnli")), lambda rows, _: told.append(rows))
+    assert (told[0], told[-1]) == (64, 300)
+
+
+def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(tiny_directory, tmp_path):
+    rows = [{"text": "w " * (i % 400)} for i in range(400)]
+    source, terminal = write_rows(tmp_path / "in.jsonl", rows), pty.openpty()
+    arguments = [PROGRAM, "features", "-i", source, "-o", tmp_path / "out.npy", "-m", tiny_directory, "--json"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TERM": "xterm", "COLUMNS": "160"}
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal[1], env=environment, text=True)
+    os.close(terminal[1])
+    shown = b""
+    with suppress(OSError):  # which is how a terminal ends
+        while block := os.read(terminal[0], 1 << 16):
+            shown += block
+    os.close(terminal[0])
+    summary = json.loads(process.communicate()[0])
+    assert (summary["rows"], summary["this_run"]["compilations"]) == (400, summary["this_run"]["shapes"])
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    steps = re.findall(r"(\d+)/400 [\d.]+ rows/s \d+ tokens/s padding [\d.]+%( \d:\d\d:\d\d left)?", text)
+    assert len({int(rows) for rows, left in steps if left and 0 < int(rows) < 400}) >= 2
+    assert int(steps[-1][0]) == 400
 
 
 # disks
@@ -334,7 +433,7 @@ def test_outputs_that_cannot_be_written_say_so(tiny, pairs, tmp_path):
     with pytest.raises(InputError, match="column 'label' cannot be kept"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", keep=("label",))
     for work in (Classify("mnli"), Classify("mnli", logits=True), Embed("mean"), FillMask(2)):
-        fields, _ = jobs.answers(work, Predictor(tiny, work))
+        fields, _ = jobs.answers(Predictor(tiny, work))
         assert {"row", *fields} <= jobs.RESULT_NAMES
     with pytest.raises(InputError, match="has no column 'nothing'|column 'nothing'"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "o.csv", ("nothing",), strict=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -17,7 +18,7 @@ from roberta_flax.cli.options import Loading, print_json
 if TYPE_CHECKING:
     from roberta_flax.hub import Roberta
     from roberta_flax.inference import Predictor, Work
-    from roberta_flax.jobs import Progress
+    from roberta_flax.jobs import Job, Progress
 
 Input = Annotated[
     Path | None, typer.Option("--input", "-i", help="A .jsonl, .csv, .tsv, .txt or .parquet file of texts.")
@@ -95,10 +96,9 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
     header = False if options.no_header else None
     texts = tuple(options.columns or usual_columns(file, header, options.format))
     roberta = loading.load()
-    work = work_of(roberta)
     predictor = Predictor(
         roberta,
-        work,
+        work_of(roberta),
         on_long=cast(Any, options.on_long),  # checked there
         strategy=cast(Any, options.strategy),
         tokens_per_batch=options.tokens_per_batch,
@@ -108,8 +108,8 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
         file, options.output, texts, tuple(options.keep or ()), header, options.format, loading.note(),
         options.rows_per_part, options.strict, share,
     )  # fmt: skip
-    with progress_bar(file) as progress:
-        summary = jobs.run(job, predictor, work, progress)
+    with progress_bar(job) as progress:
+        summary = jobs.run(job, predictor, progress)
     if options.as_json:
         print_json(summary)
         return
@@ -118,7 +118,8 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
     print(
         f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, {summary.get('cut', 0)} cut; "
         f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
-        f"padding {done['padding_share']:.1%}, {done['shapes']} shapes"
+        f"padding {done['padding_share']:.1%}, {done['shapes']} shapes, {done['compilations']} compiled "
+        f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
     )
     if summary["rejects"]:
         print(f"rejected rows, with reasons: {summary['rejects']}")
@@ -192,17 +193,19 @@ def _share(share: str | None, distributed: bool) -> tuple[int, int]:
 
 
 @contextmanager
-def progress_bar(file: Path) -> Iterator[Progress]:
+def progress_bar(job: Job) -> Iterator[Progress]:
     """On a terminal a bar with rows and tokens a second, padding and time left; otherwise a line now and then."""
     from roberta_flax.jobs import rows_in
 
-    total = rows_in(file)
-    begin = last = time.monotonic()
+    total = rows_in(job)
+    last = time.monotonic()
 
-    def text(predictor: Predictor) -> str:
+    def text(rows: int, predictor: Predictor) -> str:
         stats = predictor.stats
-        seconds = max(time.monotonic() - begin, 1e-9)
-        return f"{stats.texts / seconds:.1f} rows/s {stats.tokens / seconds:.0f} tokens/s padding {stats.padding:.1%}"
+        seconds = max(stats.seconds, 1e-9)
+        rates = f"{stats.texts / seconds:.1f} rows/s {stats.tokens / seconds:.0f} tokens/s padding {stats.padding:.1%}"
+        share = 0.0 if total is None else stats.share_done(total - rows + stats.texts)
+        return f"{rates} {timedelta(seconds=round(seconds / share - seconds))} left" if share else rates
 
     if not sys.stderr.isatty():
 
@@ -210,14 +213,15 @@ def progress_bar(file: Path) -> Iterator[Progress]:
             nonlocal last
             if time.monotonic() - last >= 30:
                 last = time.monotonic()
-                print(f"{rows} of {total or '?'} rows, {text(predictor)}", file=sys.stderr)
+                print(f"{rows} of {total or '?'} rows, {text(rows, predictor)}", file=sys.stderr)
 
         yield line
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("loading", total=total)
-        yield lambda rows, predictor: bar.update(task, completed=rows, description=text(predictor))
+        task = bar.add_task("", total=total)
+        yield lambda rows, predictor: bar.update(task, completed=rows, description=text(rows, predictor))
+        bar.update(task, total=bar.tasks[task].completed)  # which was an estimate
