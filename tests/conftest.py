@@ -6,7 +6,17 @@ import io
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+if (
+    find_spec("libtpu")
+    and not find_spec("jax_plugins")
+    and not [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
+):
+    # libtpu is there to compile (tests/tpu). Of a machine without TPU JAX would ask it for one, in every process, which
+    # takes a moment and writes to stderr.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest

@@ -1,0 +1,230 @@
+"""Programs for TPUs that are not there: libtpu's compiler needs a topology's name and no device of it.
+
+A compiled program is asked for what it counts itself (cost_analysis, memory_analysis: of one device, as the compiled
+program is) and read for its matrix products and its collectives.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from roberta_flax import forward, quantize, sharding
+from roberta_flax.checkpoint import path_name
+from roberta_flax.config import HeadConfig, RobertaConfig
+
+V5E_BYTES = 16 * 2**30  # of memory, of one chip (Google Cloud TPU documentation, "TPU v5e")
+HEAD = "mnli"
+
+# A fifth of the time to compile, for the same products and collectives. Fusion and the layout in memory are coarser, so
+# that bytes accessed and cycles are not those of a real run.
+FAST = {"exec_time_optimization_effort": -1.0}
+
+_OF_A_MACHINE_WITHOUT_TPU = {
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # this and the next are asked of the cloud's metadata server otherwise
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_LOG_DIR": "disabled",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a second process to compile is stopped by the first one's lock otherwise
+}
+
+
+def large(**changes: Any) -> RobertaConfig:
+    """roberta.large.mnli."""
+    config = RobertaConfig.large(**changes)
+    return config.with_head(HeadConfig(HEAD, num_classes=3, inner_size=config.hidden_size))
+
+
+@cache
+def devices(topology: str) -> tuple[jax.Device, ...]:
+    """The devices of a topology such as "v5e:2x2"."""
+    for name, value in _OF_A_MACHINE_WITHOUT_TPU.items():
+        os.environ.setdefault(name, value)
+    # a host has four chips or eight, or is asked for less
+    bounds = {"chips_per_host_bounds": [1, 1, 1]} if topology.endswith(":1x1") else {}
+    return tuple(topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds).devices)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A forward function of roberta.large for a topology.
+
+    Attributes:
+      topology: "v5e:2x2" and the like.
+      tensor_parallel: devices along sharding.MODEL; the others are along sharding.DATA.
+      rows, length: of the batch, over all devices.
+      wanted: "features", of every token; "head", the outputs of an MNLI head; "lm", a logit of every token of every
+        position.
+      num_layers: of the network.
+      dtype: "bfloat16", or "int8" for the layers' products in it and the others in bfloat16.
+    """
+
+    topology: str
+    tensor_parallel: int = 1
+    rows: int = 64
+    length: int = 128
+    wanted: str = "head"
+    num_layers: int = 24
+    dtype: str = "bfloat16"
+
+    @property
+    def config(self) -> RobertaConfig:
+        return large(num_layers=self.num_layers)
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        return sharding.mesh(devices(self.topology), self.tensor_parallel)
+
+    def params(self) -> forward.Params:
+        """What Predictor holds: forward.operands, by sharding.RULES, without the numbers."""
+
+        def held(params: forward.Params) -> forward.Params:
+            return forward.operands(quantize.quantize(params) if self.dtype == "int8" else params, jnp.bfloat16)
+
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: self.placed(leaf.shape, leaf.dtype, sharding.spec(path_name(path))),
+            jax.eval_shape(held, forward.abstract_params(self.config)),
+        )
+
+    def tokens(self) -> jax.ShapeDtypeStruct:
+        return self.placed((self.rows, self.length), jnp.int32, PartitionSpec(sharding.DATA))
+
+    def placed(self, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
+
+    def compiled(self, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
+        function = {
+            "features": forward.features,
+            "head": partial(forward.head_logits, head=HEAD),
+            "lm": forward.lm_logits,
+        }[self.wanted]
+        lower = getattr(function, "func", function).lower
+        static = {"config": self.config, "dtype": "bfloat16", **getattr(function, "keywords", {})}
+        return lower(self.params(), self.tokens(), **static).compile(compiler_options=options)
+
+    def hand_count(self) -> float:
+        """Floating point operations of the network's matrix products, by hand, and on one of the devices.
+
+        Of a head the last layer's keys and values are of every token, and all else there of each row's first.
+        """
+        config = self.config
+        hidden, intermediate = config.hidden_size, config.intermediate_size
+        projection, feed_forward = hidden**2, 2 * hidden * intermediate
+
+        def layer(queries: int) -> int:
+            of_tokens = self.rows * self.length * 2 * projection  # keys and values
+            of_queries = self.rows * queries * (2 * projection + feed_forward)
+            return of_tokens + of_queries + 2 * self.rows * queries * self.length * hidden
+
+        multiply_adds = (self.num_layers - 1) * layer(self.length)
+        multiply_adds += layer(1 if self.wanted == "head" else self.length)
+        if self.wanted == "head":
+            multiply_adds += self.rows * (projection + hidden * config.head(HEAD).num_classes)
+        if self.wanted == "lm":
+            multiply_adds += self.rows * self.length * (projection + hidden * config.vocab_size)
+        return 2 * multiply_adds / len(devices(self.topology))
+
+
+def figures(compiled: jax.stages.Compiled) -> dict[str, float]:
+    """What the compiler counts of one device's program.
+
+    estimated_cycles is its own guess, of the fusions of the main computation: not of collectives, of gathers, of copies
+    and of kernels that are not its own.
+    """
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    main = compiled.as_text().split("\nENTRY ")[1]
+    return {
+        "flops": cost["flops"],
+        "bytes_accessed": cost["bytes accessed"],
+        "estimated_cycles": sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', main))),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": memory.peak_memory_in_bytes,
+        "program_bytes": memory.generated_code_size_in_bytes,
+    }
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A matrix product or a collective of a compiled program: kind, its result, and its operands' dtypes."""
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    operands: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind}({', '.join(self.operands)}) -> {self.dtype}{list(self.shape)}"
+
+
+_PRODUCTS = ("convolution", "dot")  # the TPU's compiler makes the first of the second
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.+?) ([a-z][a-z0-9-]*)\((.*)$")
+_ARRAY = re.compile(r"([a-z]+[0-9]*(?:e[0-9a-z]+)?)\[([0-9,]*)\]")
+
+
+def products(compiled: jax.stages.Compiled) -> list[Operation]:
+    return [operation for operation in _operations(compiled.as_text()) if operation.kind in _PRODUCTS]
+
+
+def collectives(compiled: jax.stages.Compiled) -> list[Operation]:
+    """One for each array of a collective of several."""
+    return [operation for operation in _operations(compiled.as_text()) if operation.kind in _COLLECTIVES]
+
+
+def _operations(text: str) -> Iterator[Operation]:
+    dtypes: dict[str, str] = {}  # of what the names of a computation stand for
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            dtypes = {}
+        if (found := _INSTRUCTION.match(line)) is None:
+            continue
+        name, result, kind, rest = found.groups()
+        arrays = _ARRAY.findall(result)
+        dtypes[name] = arrays[0][0] if len(arrays) == 1 else ""
+        kind = kind.removesuffix("-start")
+        if kind not in (*_PRODUCTS, *_COLLECTIVES):
+            continue
+        operands = re.findall(r"%([^\s,)]+)", rest[: rest.index(")")])
+        for dtype, dimensions in arrays:
+            shape = tuple(int(size) for size in dimensions.split(",") if size)
+            yield Operation(kind, dtype, shape, tuple(dtypes[operand] for operand in operands))
+
+
+def flax_compiled(program: Program, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
+    """The same of transformers' FlaxRobertaModel, or of its FlaxRobertaForSequenceClassification, in bfloat16."""
+    import transformers
+
+    config = program.config
+    theirs = transformers.RobertaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_positions + config.pad_id + 1,
+        type_vocab_size=1,
+        layer_norm_eps=config.layer_norm_epsilon,
+        num_labels=config.head(HEAD).num_classes,
+    )
+    if program.wanted == "features":
+        model = transformers.FlaxRobertaModel(theirs, dtype=jnp.bfloat16, _do_init=False, add_pooling_layer=False)
+    else:
+        model = transformers.FlaxRobertaForSequenceClassification(theirs, dtype=jnp.bfloat16, _do_init=False)
+
+    @jax.jit
+    def run(params: Any, tokens: Any) -> Any:
+        return model(tokens, attention_mask=tokens != config.pad_id, params=params)[0]
+
+    params = jax.tree.map(
+        lambda leaf: program.placed(leaf.shape, jnp.bfloat16, PartitionSpec()), model.params_shape_tree
+    )
+    return run.lower(params, program.tokens()).compile(compiler_options=options)
