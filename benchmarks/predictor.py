@@ -20,7 +20,10 @@ from roberta_flax.cli.options import Loading
 
 def main() -> None:
     directory, pairs, dtype, strategy, cache = sys.argv[1:]
-    roberta = Loading(directory, dtype, None, "model.pt", None, Path(cache)).load()
+    roberta = Loading(
+        model=directory, dtype=dtype, precision=None, quantize=None,
+        checkpoint_file="model.pt", bpe_dir=None, cache_dir=Path(cache),
+    ).load()  # fmt: skip
     predictor = Predictor(roberta, Classify("mnli"), strategy=strategy)
     for _ in predictor(json.loads(Path(pairs).read_text(encoding="utf-8"))):
         pass
