@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,6 +56,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv(download.MIRROR_VARIABLE, "http://127.0.0.1:9/nothing-listens-here")
     monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_programs_left() -> Iterator[None]:
+    """Frees a module's compiled programs: each holds memory mappings, of which a process may have some 65,000."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
