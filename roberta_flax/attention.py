@@ -48,20 +48,20 @@ def attend(
       query: scaled.
       key, value: of the same dtype.
       mask: which keys each query sees; one row of it may stand for all queries.
-      implementation: one of IMPLEMENTATIONS. None: "chunked" on CPUs, elsewhere "xla".
+      implementation: one of IMPLEMENTATIONS. None: "chunked" on CPUs, elsewhere "xla". Small scores are never chunked,
+        and of "cudnn" some of a row's queries are computed by "xla".
       precision: of the products; "cudnn" has its own.
       dropout: of the weights; with it the scores are computed at once, by "xla".
 
     Returns:
       In the accumulation type, but of "cudnn" in the operands'.
     """
-    whole = partial(_whole, precision=precision, dropout=dropout)
-    if dropout is not None or implementation == "xla":
-        return whole(query, key, value, mask)
-    if implementation == "cudnn" and query.shape[1] == key.shape[1]:
+    if implementation == "cudnn" and dropout is None and query.shape[1] == key.shape[1]:
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=1.0, implementation="cudnn")
-    chunk = _heads_a_chunk(query, key)
-    if chunk is None or implementation == "cudnn":
+    whole = partial(_whole, precision=precision, dropout=dropout)
+    may_chunk = dropout is None and implementation in ("chunked", None)
+    chunk = _heads_a_chunk(query, key) if may_chunk else None
+    if chunk is None:
         return whole(query, key, value, mask)
     chunked = partial(_chunked, chunk=chunk, precision=precision)
     if implementation == "chunked":

@@ -23,7 +23,7 @@ from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.forward import DTypeLike, Params, PrecisionLike
 from roberta_flax.model import Head, Numerics
-from roberta_flax.quantize import METHODS, is_quantized
+from roberta_flax.quantize import check_method, is_quantized
 from roberta_flax.quantize import quantize as quantized
 from roberta_flax.tokenizer import BOS, EOS, MASK, PAD, Tokenizer
 
@@ -355,8 +355,8 @@ def load(
       DownloadError: a file could not be fetched; the message says which files to put where.
     """
     numerics = _numerics(dtype, param_dtype, precision, attention)
-    if quantize is not None and quantize not in METHODS:
-        raise InputError(f"quantize must be one of {', '.join(METHODS)}, got {quantize!r}")
+    if quantize is not None:
+        check_method(quantize)
     directory = resolve(
         name_or_path, cache_dir=cache_dir, sha256=sha256, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir
     )

@@ -57,8 +57,7 @@ def quantize(params: Any, method: str = "int8") -> Any:
     Raises:
       InputError: another method, or parameters that are quantised.
     """
-    if method not in METHODS:
-        raise InputError(f"quantize must be one of {', '.join(METHODS)}, got {method!r}")
+    check_method(method)
     if is_quantized(params):
         raise InputError("these parameters are quantised already")
 
@@ -69,6 +68,12 @@ def quantize(params: Any, method: str = "int8") -> Any:
         return layer | {block: of_block(layer[block], products) for block, products in _PRODUCTS.items()}
 
     return params | {"layers": {number: of_layer(layer) for number, layer in params["layers"].items()}}
+
+
+def check_method(method: str) -> None:
+    """Raises InputError unless `quantize` takes it."""
+    if method not in METHODS:
+        raise InputError(f"quantize must be one of {', '.join(METHODS)}, got {method!r}")
 
 
 def is_quantized(params: Any) -> bool:

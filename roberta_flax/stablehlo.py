@@ -39,7 +39,7 @@ from roberta_flax.config import RobertaConfig
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.forward import DTypeLike, Params, PrecisionLike
 from roberta_flax.model import Numerics
-from roberta_flax.quantize import METHODS
+from roberta_flax.quantize import METHODS, check_method
 from roberta_flax.quantize import quantize as quantized
 
 DIRECTORY = "stablehlo"  # in the converted directory
@@ -124,8 +124,8 @@ def export(
     """
     source, destination = Path(source), Path(destination)
     numerics = _numerics(dtype, precision)
-    if quantize is not None and quantize not in METHODS:
-        raise InputError(f"quantize must be one of {', '.join(METHODS)}, got {quantize!r}")
+    if quantize is not None:
+        check_method(quantize)
     platforms = tuple(dict.fromkeys(platforms))
     if not platforms or not set(platforms) <= set(KNOWN_PLATFORMS):
         raise InputError(f"platforms must be of {', '.join(KNOWN_PLATFORMS)}, got {', '.join(platforms) or 'none'}")
