@@ -3,7 +3,7 @@
 One model with random weights, in every peer; features of all tokens from token ids, no padding; one process, rounds in
 turn, medians. A JSON line for each shape, dtype and runner, with its speed over each peer's. Then, on SICK's pairs, how
 near bfloat16 and int8 are to float32: the cosine of features, and how often the MNLI head (random too) says the same.
-Needs the extras dev and benchmarks.
+Needs the extra benchmarks.
 
   python -m benchmarks.forward BPE_DIR SICK_FILE [--size base|large] [--dtypes D ...] [--shapes BxT ...] [--rounds N]
 """
@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,7 +23,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.inference import fairseq_hub, line, sick_pairs
+from benchmarks.inference import fairseq_hub, in_turn, line, sick_pairs
 from convert import convert, export
 from roberta_flax import collate_tokens, forward, load
 from tests.references import torch
@@ -115,25 +113,13 @@ def peers(dtype: str, directory: Path, folder: Path, hub: Any) -> dict[str, Run]
     return runs | ({"onnxruntime": onnxruntime_session(directory, folder, False)} if dtype == "float32" else {})
 
 
-def steady(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each in turn: of its second call in a row, when its threads and caches are its own."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            time.sleep(0.2)  # until the threads of the one before stop spinning, as torch's and onnxruntime's do
-            run()  # the first time it compiles
-            begin = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def compare(dtype: str, shapes: Sequence[str], rounds: int, own: dict[str, Run], others: dict[str, Run]) -> None:
     random = np.random.default_rng(0)
     for shape in shapes:
         batch, length = map(int, shape.split("x"))
         tokens = random.integers(10, 50000, (batch, length)).astype(np.int32)
-        seconds = steady({name: partial(run, tokens) for name, run in (own | others).items()}, rounds)
+        runs = {name: partial(run, tokens) for name, run in (own | others).items()}
+        seconds = in_turn(rounds, runs, steady=True)  # the first calls compile
         for name, median in seconds.items():
             ratios = {f"over {peer}": seconds[peer] / median for peer in others} if name in own else {}
             line(shape=shape, dtype=dtype, runner=name, sequences_per_second=batch / median, **ratios)

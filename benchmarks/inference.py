@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,15 +101,18 @@ def transformers_pipeline(directory: Path, dtype: Any) -> Any:
     return pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(directory))
 
 
-def in_turn(rounds: int, runs: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, float]]:
+def in_turn(rounds: int, runs: dict[str, Callable[[], Any]], *, steady: bool = False) -> dict[str, float]:
+    """Median seconds of each, in turn; with `steady` of second calls in a row, when threads and caches are its own."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            if steady:
+                time.sleep(0.2)  # until the threads of the one before stop spinning, as torch's and onnxruntime's do
+                run()
             begin = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - begin)
-    for name, times in seconds.items():
-        yield name, statistics.median(times)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def line(**values: Any) -> None:
@@ -137,7 +140,7 @@ def tokenising(tokenizer: Tokenizer, works: dict[str, Pairs]) -> None:
             "tiktoken, raw": partial(tiktoken_raw, pairs),
             "encode_texts": partial(ours, pairs),
         }
-        medians = dict(in_turn(TOKENISING_ROUNDS, runs))
+        medians = in_turn(TOKENISING_ROUNDS, runs)
         rates: dict[str, Any] = {}
         for name, seconds in medians.items():
             rates[f"{name}, MB/s"] = megabytes / seconds
@@ -233,7 +236,7 @@ def compare(work: str, pairs: Pairs, dtype: str, roberta: Any, hub: Any, pipe: A
         "fairseq, one at a time": partial(theirs, 1),
         **{f"transformers' pipeline, batches of {n}": partial(pipeline, n) for n in PIPELINE_BATCHES},
     }
-    medians = dict(in_turn(rounds, runs))
+    medians = in_turn(rounds, runs)
     baseline = medians["fairseq, batches of 32"]
     for name, seconds in medians.items():
         rate = len(pairs) / seconds

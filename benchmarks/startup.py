@@ -10,7 +10,6 @@ transformers' FlaxRobertaForSequenceClassification (4.57), its programs kept by 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -21,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.inference import fairseq_hub
+from benchmarks.inference import fairseq_hub, line
 from convert import convert, export
 
 PAIR = ("A man is sleeping.", "Nobody is awake.")
@@ -73,8 +72,8 @@ def main() -> None:
                     subprocess.run(command, check=True, env={**os.environ, **own}, capture_output=True)
                     seconds.setdefault((name, state), []).append(time.perf_counter() - begin)
         for (name, state), times in seconds.items():
-            print(json.dumps({"what": name, "size": options.size, "compiled programs": state,
-                              "seconds": round(statistics.median(times), 2)}))  # fmt: skip
+            median = statistics.median(times)
+            line(what=name, size=options.size, compiled_programs=state, seconds=round(median, 2))
 
 
 if __name__ == "__main__":
