@@ -68,8 +68,8 @@ def init_params(config: RobertaConfig, key: Key[Array, ""], param_dtype: DTypeLi
 def operands(params: Params, dtype: DTypeLike) -> Params:
     """The parameters with those in `dtype` already that a computation in `dtype` casts to it: the same results.
 
-    Of nested dicts. Kernels and biases of linear layers, that is, and the LM head's own matrix; not embeddings and LayerNorm. A caller
-    who runs many batches saves the cast in each, and a caller who keeps only these, memory.
+    Of nested dicts: kernels and biases of linear layers, and the LM head's own matrix; not embeddings and LayerNorm. A
+    caller who runs many batches saves the cast in each, and a caller who keeps only these, memory.
     """
 
     if "kernel" in params and "kernel_scale" not in params:
