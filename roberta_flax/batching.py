@@ -118,7 +118,7 @@ def lay_out(
 
     Sorted by length, a batch is filled with the longest that are left and padded to the bucket of the first: short
     sequences go in large batches, long ones in small ones. Only the last may have rows to spare. With `pack`, those
-    of at most PACK_LENGTH share rows of that length.
+    of at most PACK_LENGTH share rows of that length, unless all together would not fill half of one.
 
     Args:
       sequences: token ids, [length] each, at most max_positions long.
@@ -130,6 +130,7 @@ def lay_out(
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     order = np.argsort(-lengths, kind="stable")
+    pack = pack and lengths.sum() > PACK_LENGTH // 2
     shortest_first = int(np.searchsorted(-lengths[order], -PACK_LENGTH)) if pack else len(order)
     done = 0
     while done < shortest_first:

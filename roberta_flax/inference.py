@@ -38,9 +38,13 @@ Ids = npt.NDArray[np.int32]
 Item = str | Sequence[str]  # a text, or several of one input: a pair
 
 WINDOW = 8192  # texts
-# About where throughput levels off: on CPU by `python -m benchmarks.inference --sweep`; on accelerators not measured.
-TOKENS_PER_BATCH = {"cpu": 1024}
+# About where throughput levels off: on CPUs by `python -m benchmarks.inference --sweep`, on TPU by what its compiler
+# guesses for v5e (docs/performance.md), elsewhere not measured.
+TOKENS_PER_BATCH = {"cpu": 1024, "tpu": 4096}
 _TOKENS_PER_BATCH_ELSEWHERE = 32768
+# Whichever is faster: on CPUs by benchmarks.inference, elsewhere not measured.
+STRATEGY: dict[str, Strategy] = {"cpu": "packing"}
+_STRATEGY_ELSEWHERE: Strategy = "buckets"
 _IN_FLIGHT = 2  # batches: one runs, one waits, so that the device never does
 _TEXTS_PER_TASK = 256  # that a host thread encodes in one go
 
@@ -384,7 +388,7 @@ class Predictor:
         work: Work,
         *,
         on_long: OnLong = "error",
-        strategy: Strategy = "buckets",
+        strategy: Strategy | None = None,
         window: int = WINDOW,
         tokens_per_batch: int | None = None,
         devices: Sequence[jax.Device] | None = None,
@@ -397,7 +401,8 @@ class Predictor:
           roberta: the model; its dtype, precision and attention are used, and never dropout.
           work: Classify, Embed or FillMask.
           on_long: what becomes of an input that is too long; see encode_texts.
-          strategy: "buckets", a sequence a row, or "packing", several where they are short.
+          strategy: "buckets", a sequence a row, or "packing", several where they are short; packing on CPUs and buckets
+            elsewhere if not given.
           window: how many inputs are looked at together, to be sorted by length.
           tokens_per_batch: about how many tokens a batch has on each data-parallel device; a value for the backend if
             not given.
@@ -409,7 +414,7 @@ class Predictor:
           InputError: what the model cannot do, or devices that do not divide it.
         """
         for name, value, known in (("on_long", on_long, get_args(OnLong)), ("strategy", strategy, get_args(Strategy))):
-            if value not in known:
+            if value not in known and not (name == "strategy" and value is None):
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         for name, count in (("window", window), ("threads", threads), ("tokens_per_batch", tokens_per_batch or 1)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -426,7 +431,7 @@ class Predictor:
             "rows_multiple": rows,
             "pad_id": roberta.config.pad_id,
             "max_positions": roberta.config.max_positions,
-            "pack": strategy == "packing" and work.can_pack(),
+            "pack": (strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)) == "packing" and work.can_pack(),
         }
         self.stats = Stats()
 

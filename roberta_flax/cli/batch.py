@@ -38,7 +38,10 @@ Format = Annotated[
     str | None, typer.Option("--format", help="INPUT's, if not by its name: jsonl, csv, tsv, txt, parquet.")
 ]
 OnLong = Annotated[str, typer.Option(help="What becomes of texts that are too long: error, truncate, window.")]
-Strategy = Annotated[str, typer.Option(help="buckets, a text a row; or packing, several where they are short.")]
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="buckets, a text a row; packing, several where they are short. [default: by the device]"),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
 RowsPerPart = Annotated[int, typer.Option(help="Rows that are done, or not, together.")]
 TokensPerBatch = Annotated[int | None, typer.Option(help="About how many, on each device. [default: by the device]")]
@@ -67,7 +70,7 @@ class Options:
     no_header: bool
     format: str | None
     on_long: str
-    strategy: str
+    strategy: str | None
     strict: bool
     rows_per_part: int
     tokens_per_batch: int | None

@@ -39,7 +39,7 @@ def command(
         str | None, typer.Option(help="The head's classes in order, as FILE calls them, with commas between.")
     ] = None,
     on_long: batch.OnLong = "truncate",
-    strategy: batch.Strategy = "buckets",
+    strategy: batch.Strategy = None,
     tokens_per_batch: batch.TokensPerBatch = None,
     tensor_parallel: batch.TensorParallel = 1,
     model: Model = "roberta.large.mnli",

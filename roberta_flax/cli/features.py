@@ -41,7 +41,7 @@ def command(
     no_header: batch.NoHeader = False,
     format: batch.Format = None,
     on_long: batch.OnLong = "error",
-    strategy: batch.Strategy = "buckets",
+    strategy: batch.Strategy = None,
     strict: batch.Strict = False,
     rows_per_part: batch.RowsPerPart = 8192,
     tokens_per_batch: batch.TokensPerBatch = None,
