@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from roberta_flax.products import accumulation_dtype, product
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
@@ -85,10 +87,10 @@ def _whole(
     precision: lax.Precision | None,
     dropout: Dropout | None,
 ) -> Float[Array, "batch queries heads depth"]:
-    product = partial(jnp.einsum, precision=precision, preferred_element_type=_accumulation(query))
-    weights = _weights(product("bqhd,bkhd->bhqk", query, key), mask[:, None])
+    multiply = partial(product, dtype=value.dtype, precision=precision)
+    weights = _weights(multiply("bqhd,bkhd->bhqk", query, key), mask[:, None])
     weights = weights if dropout is None else dropout(weights)
-    return product("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+    return multiply("bhqk,bkhd->bqhd", weights, value)
 
 
 def _chunked(
@@ -100,7 +102,7 @@ def _chunked(
     precision: lax.Precision | None,
 ) -> Float[Array, "batch queries heads depth"]:
     """`chunk` heads of a row at a time, one chunk after the other."""
-    product = partial(jnp.einsum, precision=precision, preferred_element_type=_accumulation(query))
+    multiply = partial(product, dtype=value.dtype, precision=precision)
     batch, queries, heads, depth = query.shape
 
     def chunks(x: Float[Array, "batch tokens heads depth"]) -> Float[Array, "chunks chunk tokens depth"]:
@@ -108,8 +110,8 @@ def _chunked(
 
     def one(of_chunk: tuple[Array, Array, Array, Array]) -> Float[Array, "chunk queries depth"]:
         query, key, value, mask = of_chunk
-        weights = _weights(product("hqd,hkd->hqk", query, key), mask)
-        return product("hqk,hkd->hqd", weights.astype(value.dtype), value)
+        weights = _weights(multiply("hqd,hkd->hqk", query, key), mask)
+        return multiply("hqk,hkd->hqd", weights, value)
 
     masks = jnp.repeat(mask[:, None], heads // chunk, axis=0)
     context: Array = lax.map(one, (chunks(query), chunks(key), chunks(value), masks))
@@ -122,11 +124,7 @@ def _heads_a_chunk(query: Array, key: Array) -> int | None:
     keys = key.shape[1]
     if not all(isinstance(size, int) for size in (batch, queries, keys)):  # jax.export's symbolic dimensions
         return None
-    of_a_head = queries * keys * np.dtype(_accumulation(query)).itemsize
+    of_a_head = queries * keys * accumulation_dtype(query.dtype).itemsize
     if batch * heads * of_a_head <= _WHOLE_BYTES:
         return None
     return max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * of_a_head <= _CHUNK_BYTES))
-
-
-def _accumulation(x: Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)

@@ -68,23 +68,29 @@ def init_params(config: RobertaConfig, key: Key[Array, ""], param_dtype: DTypeLi
 def operands(params: Params, dtype: DTypeLike) -> Params:
     """The parameters with those in `dtype` already that a computation in `dtype` casts to it: the same results.
 
-    Of nested dicts: kernels and biases of linear layers, and the LM head's own matrix; not embeddings and LayerNorm. A
+    Of nested dicts: kernels of linear layers, and the LM head's own matrix; not biases, embeddings and LayerNorm. A
     caller who runs many batches saves the cast in each, and a caller who keeps only these, memory.
     """
 
     if "kernel" in params and "kernel_scale" not in params:
-        return {name: leaf.astype(dtype) for name, leaf in params.items()}
+        return params | {"kernel": params["kernel"].astype(dtype)}
     tree = {name: operands(node, dtype) if isinstance(node, dict) else node for name, node in params.items()}
     if "embedding" in tree.get("lm_head", {}):
         tree["lm_head"]["embedding"] = tree["lm_head"]["embedding"].astype(dtype)
     return tree
 
 
+def network(params: Params, config: RobertaConfig, numerics: Numerics) -> RobertaModel:
+    """The network with these parameters, to be used inside a traced function."""
+    model: RobertaModel = nnx.merge(_abstract(config, numerics)[0], params)
+    return model
+
+
 def _network(
     params: Params, config: RobertaConfig, dtype: DTypeLike, precision: PrecisionLike, attention: str | None
 ) -> tuple[RobertaModel, jnp.dtype]:
     numerics = Numerics.of(dtype, precision=precision, attention=attention, quantized=is_quantized(params))
-    return nnx.merge(_abstract(config, numerics)[0], params), numerics.dtype
+    return network(params, config, numerics), numerics.dtype
 
 
 @partial(jax.jit, static_argnames=_STATIC)

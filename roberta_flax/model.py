@@ -27,6 +27,7 @@ from jax import lax
 from roberta_flax.attention import IMPLEMENTATIONS, attend
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
+from roberta_flax.products import accumulation_dtype, product
 from roberta_flax.quantize import QuantizedLinear
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Numerics:
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
       attention: one of attention.IMPLEMENTATIONS; None for the backend's default.
       quantized: whether the layers' products are in int8 (quantize.quantize).
+      remat: whether a layer's insides are computed again for its gradient instead of kept (Chen et al., 2016).
     """
 
     dtype: jnp.dtype
@@ -61,6 +63,7 @@ class Numerics:
     precision: lax.Precision | None
     attention: str | None
     quantized: bool = False
+    remat: bool = False
 
     @classmethod
     def of(
@@ -70,6 +73,7 @@ class Numerics:
         precision: str | lax.Precision | None = None,
         attention: str | None = None,
         quantized: bool = False,
+        remat: bool = False,
     ) -> Numerics:
         """Takes every spelling that JAX takes: "bfloat16", jnp.bfloat16, "highest", Precision.HIGHEST."""
         dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
@@ -77,12 +81,13 @@ class Numerics:
             raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {attention!r}")
         if attention == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
             raise InputError(f"attention 'cudnn' computes in bfloat16 or float16, not in {dtype}")
-        return cls(dtype, param_dtype, None if precision is None else lax.Precision(precision), attention, quantized)
+        precision = None if precision is None else lax.Precision(precision)
+        return cls(dtype, param_dtype, precision, attention, quantized, remat)
 
     @property
     def accumulation_dtype(self) -> jnp.dtype:
         """float32, or float64 under a float64 `dtype`: what products return and what stands between them."""
-        return jnp.promote_types(self.dtype, jnp.float32)
+        return accumulation_dtype(self.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
@@ -281,13 +286,7 @@ class LMHead(nnx.Module):
     ) -> Float[Array, "tokens vocab"]:
         x = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.lm_head_activation](self.dense(features)))
         rows = token_embedding if self.embedding is None else self.embedding[...]
-        logits = lax.dot_general(
-            x.astype(self.numerics.dtype),
-            rows.astype(self.numerics.dtype),
-            (((1,), (1,)), ((), ())),
-            precision=self.numerics.precision,
-            preferred_element_type=self.numerics.accumulation_dtype,
-        )
+        logits = product("th,vh->tv", x, rows, dtype=self.numerics.dtype, precision=self.numerics.precision)
         return logits + self.bias[...].astype(logits.dtype)
 
 
@@ -380,12 +379,14 @@ class RobertaModel(nnx.Module):
         for i, layer in enumerate(self.layers):
             layer_key, drop_key = keys[1 + 2 * i], keys[2 + 2 * i]
             selected = select if i == len(self.layers) - 1 else None
+            run = partial(layer, mask=mask, key=layer_key, select=selected)
+            run = jax.checkpoint(run) if self.numerics.remat else run
             if drop_key is None or self.config.layer_drop == 0.0:
-                x = layer(x, mask, layer_key, selected)
+                x = run(x)
             else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
                 x = lax.cond(
                     jax.random.uniform(drop_key) > self.config.layer_drop,
-                    partial(layer, mask=mask, key=layer_key, select=selected),
+                    run,
                     lambda x, chosen=selected: x if chosen is None else select_tokens(chosen, x, mask),
                     x,
                 )
@@ -406,21 +407,28 @@ class RobertaModel(nnx.Module):
         return self.heads[head](features, key)
 
 
-def linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
+class Linear(nnx.Linear):
+    """nnx.Linear with products.product for its product; the bias is added to the result, unrounded."""
+
+    def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:  # type: ignore[override]
+        result = product("ti,io->to", x, self.kernel[...], dtype=self.dtype, precision=self.precision)
+        return result + self.bias[...].astype(result.dtype)
+
+
+def linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear:
     """kernel [inputs, outputs] and bias [outputs], initialised as init_bert_params does."""
-    return nnx.Linear(
+    return Linear(
         inputs,
         outputs,
         dtype=numerics.dtype,
         param_dtype=numerics.param_dtype,
         precision=numerics.precision,
-        preferred_element_type=numerics.accumulation_dtype,
         kernel_init=nnx.initializers.normal(0.02),
         rngs=rngs,
     )
 
 
-def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear | QuantizedLinear:
+def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear | QuantizedLinear:
     """`linear`, or its quantised form."""
     if numerics.quantized:
         return QuantizedLinear(inputs, outputs, numerics.accumulation_dtype, numerics.param_dtype)
@@ -428,13 +436,17 @@ def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) 
 
 
 def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm of the features, in the accumulation dtype, by the two-pass variance, as torch computes it."""
+    """LayerNorm of the features, in the accumulation dtype.
+
+    By the two-pass variance, as torch computes it; under a 16-bit `dtype` by E[x^2] - E[x]^2, one pass over the
+    features less, whose error is of float32's size and far below the rounding of what LayerNorm is given.
+    """
     return nnx.LayerNorm(
         config.hidden_size,
         epsilon=config.layer_norm_epsilon,
         dtype=numerics.accumulation_dtype,
         param_dtype=numerics.param_dtype,
-        use_fast_variance=False,
+        use_fast_variance=numerics.dtype.itemsize == 2,
         rngs=rngs,
     )
 
