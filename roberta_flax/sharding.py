@@ -1,11 +1,13 @@
 """Meshes of devices, and which part of the parameters each device holds.
 
 Two axes: DATA, along which rows of a batch are divided and the model is repeated, and MODEL, along which each layer's
-matrices are divided (Shoeybi et al., 2019: the first of two products by columns, the second by rows).
+matrices are divided (Shoeybi et al., 2019: the first of two products by columns, the second by rows). For training,
+DATA may divide the parameters too (fully sharded; Rajbhandari et al., 2020): each is gathered where it is used.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +33,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers\.\d+\.feed_forward\.intermediate\.(bias|kernel_scale)", (MODEL,)),
     (r"layers\.\d+\.feed_forward\.output\.kernel", (MODEL, None)),
 )
+# Parameters with fewer numbers are whole everywhere: to gather them would cost more than it saves.
+_SMALL = 2**14
 
 
 def mesh(devices: Sequence[jax.Device] | None = None, tensor_parallel: int = 1) -> Mesh:
@@ -58,8 +62,17 @@ def spec(path: str) -> PartitionSpec:
     return PartitionSpec(*axes)  # type: ignore[no-untyped-call]
 
 
-def place(params: Params, config: RobertaConfig, on: Mesh) -> Params:
-    """The parameters on a mesh's devices, by RULES.
+def fully_sharded_spec(path: str, shape: Sequence[int], on: Mesh) -> PartitionSpec:
+    """How it is divided where DATA divides parameters too: the longest axis of those that are whole and can be."""
+    axes = [*spec(path), *[None] * (len(shape) - len(spec(path)))]
+    whole = [i for i, axis in enumerate(axes) if axis is None and shape[i] % on.shape[DATA] == 0]
+    if whole and math.prod(shape) >= _SMALL:
+        axes[max(whole, key=lambda i: shape[i])] = DATA
+    return PartitionSpec(*axes)  # type: ignore[no-untyped-call]
+
+
+def place(params: Params, config: RobertaConfig, on: Mesh, *, fully_sharded: bool = False) -> Params:
+    """The parameters on a mesh's devices, by RULES; with fully_sharded, divided along DATA too.
 
     Raises:
       InputError: heads or widths that the MODEL axis does not divide.
@@ -68,9 +81,14 @@ def place(params: Params, config: RobertaConfig, on: Mesh) -> Params:
     for name in ("num_heads", "hidden_size", "intermediate_size"):
         if getattr(config, name) % parts:
             raise InputError(f"tensor_parallel must divide {name}, got {parts} and {getattr(config, name)}")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.device_put(leaf, NamedSharding(on, spec(path_name(path)))), params
-    )
+
+    def placed(path: Any, leaf: jax.Array) -> jax.Array:
+        name = path_name(path)
+        return jax.device_put(
+            leaf, NamedSharding(on, fully_sharded_spec(name, leaf.shape, on) if fully_sharded else spec(name))
+        )
+
+    return jax.tree_util.tree_map_with_path(placed, params)
 
 
 def place_rows(array: npt.NDArray[Any], on: Mesh) -> jax.Array:

@@ -1,0 +1,158 @@
+"""fairseq's optimiser for RoBERTa, under its names, as optax transformations."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from roberta_flax.checkpoint import path_name
+from roberta_flax.config import RobertaConfig
+from roberta_flax.errors import InputError
+from roberta_flax.forward import Params
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+
+def polynomial_decay(
+    learning_rate: float,
+    *,
+    warmup_updates: int,
+    total_updates: int,
+    end_learning_rate: float = 0.0,
+    power: float = 1.0,
+) -> optax.Schedule:
+    """From 0 up to `learning_rate` in `warmup_updates`, then down to `end_learning_rate` at `total_updates`, and there.
+
+    fairseq's PolynomialDecayLRSchedule. As there, the first update of a warm-up has the rate 0: rates are those of the
+    number of updates done.
+
+    Raises:
+      InputError: numbers of updates or rates that make no schedule.
+    """
+    if not 0 <= warmup_updates <= total_updates or total_updates < 1:
+        raise InputError(f"warmup_updates must be from 0 to total_updates, got {warmup_updates} of {total_updates}")
+    if not 0 <= end_learning_rate <= learning_rate or learning_rate <= 0 or power <= 0:
+        raise InputError(
+            "learning_rate and power must be over 0 and end_learning_rate from 0 to learning_rate,"
+            f" got {learning_rate}, {power} and {end_learning_rate}"
+        )
+
+    def schedule(updates: Int[Array, ""]) -> Float[Array, ""]:
+        done = jnp.asarray(updates, jnp.result_type(float))
+        left = 1 - (done - warmup_updates) / max(total_updates - warmup_updates, 1)
+        decayed = (learning_rate - end_learning_rate) * jnp.maximum(left, 0) ** power + end_learning_rate
+        if warmup_updates == 0:
+            return jnp.where(done >= total_updates, end_learning_rate, decayed)
+        rising = learning_rate * (done / warmup_updates)
+        return jnp.where(done <= warmup_updates, rising, jnp.where(done >= total_updates, end_learning_rate, decayed))
+
+    return schedule
+
+
+class AdamState(NamedTuple):
+    """Updates done, int32 [], and the moments: trees like the parameters'."""
+
+    updates: Int[Array, ""]
+    mean: Params
+    square: Params
+
+
+def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's direction as fairseq's Adam computes it: `eps` is added before the second moment's bias is corrected.
+
+    optax.scale_by_adam adds it after, which is another number while few updates are done.
+    """
+
+    def init(params: Params) -> AdamState:
+        return AdamState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(gradients: Params, state: AdamState, params: Params | None = None) -> tuple[Params, AdamState]:
+        del params
+        updates = optax.safe_increment(state.updates)
+        steps = updates.astype(jnp.result_type(float))
+        # 1 - beta ** steps, without the cancellation
+        corrections = [-jnp.expm1(steps * math.log(beta)) if beta else jnp.ones_like(steps) for beta in (beta1, beta2)]
+        scale = jnp.sqrt(corrections[1]) / corrections[0]
+        mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, gradients)
+        square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, gradients)
+        direction = jax.tree.map(lambda m, v: scale.astype(m.dtype) * m / (jnp.sqrt(v) + eps), mean, square)
+        return direction, AdamState(updates, mean, square)
+
+    return optax.GradientTransformation(init, update)
+
+
+def clip_by_norm(largest: float) -> optax.GradientTransformation:
+    """Scales gradients by largest / (norm + 1e-6) where that is under 1 (fairseq.utils.clip_grad_norm_)."""
+
+    def update(gradients: Params, state: optax.EmptyState, params: Params | None = None) -> tuple[Params, Any]:
+        del params
+        scale = jnp.minimum(largest / (optax.global_norm(gradients) + 1e-6), 1.0)
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_layer(decay: float, config: RobertaConfig) -> optax.GradientTransformation:
+    """Scales updates by `decay` once for each layer above: heads by 1, the last layer by decay, embeddings the least.
+
+    Layer-wise learning-rate decay (Clark et al., 2020, ELECTRA): the learning rate of a parameter and its weight decay.
+    """
+    layers = config.num_layers
+
+    def layers_above(path: str) -> int:
+        if (layer := re.match(r"layers\.(\d+)\.", path)) is not None:
+            return layers - int(layer[1])
+        return layers + 1 if path.startswith("embeddings.") else 0
+
+    def update(updates: Params, state: optax.EmptyState, params: Params | None = None) -> tuple[Params, Any]:
+        del params
+        scaled = jax.tree_util.tree_map_with_path(lambda path, u: u * decay ** layers_above(path_name(path)), updates)
+        return scaled, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def adam(
+    schedule: optax.ScalarOrSchedule,
+    *,
+    config: RobertaConfig,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-6,
+    weight_decay: float = 0.1,
+    clip_norm: float = 0.0,
+    layer_decay: float = 1.0,
+) -> optax.GradientTransformation:
+    """fairseq's FairseqAdam with its arguments' defaults for GLUE: betas, eps, weight decay, clip norm, schedule.
+
+    An update takes learning rate * (direction + weight_decay * parameter) from each parameter, biases and LayerNorm
+    included.
+
+    Args:
+      schedule: polynomial_decay(...), any optax schedule, or a number.
+      config: the network's.
+      betas, eps, weight_decay: Adam's.
+      clip_norm: the largest norm of all gradients together; 0 for any.
+      layer_decay: see scale_by_layer; 1 for none.
+
+    Raises:
+      InputError: numbers that are out of range.
+    """
+    if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
+        raise InputError(f"betas must be from 0 to under 1, got {betas}")
+    if eps <= 0 or weight_decay < 0 or clip_norm < 0:
+        raise InputError(
+            f"eps must be over 0, weight_decay and clip_norm 0 or more, got {eps}, {weight_decay} and {clip_norm}"
+        )
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"layer_decay must be over 0 and at most 1, got {layer_decay}")
+    parts = [clip_by_norm(clip_norm)] if clip_norm else []
+    parts += [scale_by_adam(*betas, eps)]
+    parts += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+    parts += [scale_by_layer(layer_decay, config)] if layer_decay != 1 else []
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))

@@ -1,0 +1,133 @@
+"""One update: gradients of a loss, and what an optimiser makes of them, as one jitted function.
+
+optimizer = adam(polynomial_decay(1e-5, warmup_updates=7432, total_updates=123873), config=config)
+train_step = make_train_step(head_loss("mnli", config=config), optimizer)
+opt_state = init_optimizer(optimizer, params)
+for update, batch in enumerate(batches):
+    params, opt_state, metrics = train_step(params, opt_state, batch, jax.random.fold_in(key, update))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from roberta_flax.checkpoint import path_name
+from roberta_flax.errors import InputError
+from roberta_flax.forward import Params
+from roberta_flax.train.losses import Batch, Loss
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Key
+
+    Metrics = dict[str, Float[Array, ""]]
+    TrainStep = Callable[[Params, optax.OptState, Batch, Key[Array, ""]], tuple[Params, optax.OptState, Metrics]]
+
+
+def make_train_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1, freeze: Sequence[str] = ()
+) -> TrainStep:
+    """A jitted function (params, opt_state, batch, key) -> (params, opt_state, metrics).
+
+    The gradient is that of the mean over all that has weight in the update. The arrays of params and opt_state that are
+    given are donated: use those that come back.
+
+    Args:
+      loss: of losses, or a function like it.
+      optimizer: any optax transformation; `init_optimizer` makes its state.
+      accumulate: batches in an update (fairseq's update_freq), worked off one after the other; over 1, every array of
+        the batch has them along a first axis of its own. Each draws dropout of its own.
+      freeze: patterns of the paths of parameters (docs/parameters.md) that stay as they are: regular expressions that
+        match a path's beginning, "embeddings" or r"layers\\.[0-5]\\.".
+
+    Returns:
+      The function. Its metrics, float32 []: loss, the mean; size, what it is the mean of; gradient_norm, of all
+      gradients together before clipping.
+
+    Raises:
+      InputError: accumulate under 1; from the function, patterns that match no parameter, or all.
+    """
+    if accumulate < 1:
+        raise InputError(f"accumulate must be 1 or more, got {accumulate}")
+
+    def summed(trained: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Array, Params]:
+        """Loss, size and gradients of one batch."""
+
+        def of_trained(trained: Params) -> tuple[Array, Array]:
+            return loss(_merged(trained, frozen), batch, key)
+
+        (total, size), gradients = jax.value_and_grad(of_trained, has_aux=True)(trained)
+        return total, size, gradients
+
+    def train_step(
+        params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Params, optax.OptState, Metrics]:
+        trained, frozen = partition(params, freeze)
+        if accumulate == 1:
+            total, size, gradients = summed(trained, frozen, batch, key)
+        else:
+
+            def add(sums: Any, one: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
+                return optax.tree.add(sums, summed(trained, frozen, *one)), None
+
+            each = batch, jax.random.split(key, accumulate)
+            shapes = jax.eval_shape(summed, trained, frozen, *jax.tree.map(lambda x: x[0], each))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (total, size, gradients), _ = lax.scan(add, zeros, each)
+        scale = 1 / jnp.where(size == 0, 1, size)
+        gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+        updates, opt_state = optimizer.update(gradients, opt_state, trained)
+        metrics = {"loss": total * scale, "size": size, "gradient_norm": optax.global_norm(gradients)}
+        return _merged(optax.apply_updates(trained, updates), frozen), opt_state, metrics
+
+    return jax.jit(train_step, donate_argnums=(0, 1))
+
+
+def make_eval_step(loss: Loss) -> Callable[[Params, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
+    """A jitted function (params, batch) -> (sum, size) of a loss without dropout."""
+    return jax.jit(lambda params, batch: loss(params, batch, None))
+
+
+def init_optimizer(
+    optimizer: optax.GradientTransformation, params: Params, freeze: Sequence[str] = ()
+) -> optax.OptState:
+    """An optimiser's state for the parameters that make_train_step(freeze=freeze) trains; frozen ones take no memory.
+
+    Moments are divided over devices as the parameters are: zeros_like, outside of jit, keeps an array's sharding.
+    """
+    return optimizer.init(partition(params, freeze)[0])
+
+
+def partition(params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Params]:
+    """Two trees like `params`, what is trained and what is frozen: None, no leaf, where the other has an array.
+
+    Raises:
+      InputError: a pattern that matches no parameter's path, or patterns that match all.
+    """
+    if not freeze:
+        return params, jax.tree.map(lambda _: None, params)
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in freeze:
+        if not any(re.match(pattern, path) for path in paths):
+            raise InputError(f"freeze: no parameter's path begins with {pattern!r}; paths are as in docs/parameters.md")
+
+    def is_frozen(path: Any) -> bool:
+        return any(re.match(pattern, path_name(path)) for pattern in freeze)
+
+    def keep(frozen: bool) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if is_frozen(path) == frozen else None, params)
+
+    trained = keep(False)
+    if not jax.tree.leaves(trained):
+        raise InputError(f"freeze leaves no parameter to train: {', '.join(freeze)}")
+    return trained, keep(True)
+
+
+def _merged(trained: Params, frozen: Params) -> Params:
+    return jax.tree.map(lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None)

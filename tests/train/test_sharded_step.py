@@ -1,0 +1,71 @@
+"""The update on several devices: whichever way they share the work, the parameters come out as on one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+# Runs in a process with eight CPU devices, in float64: devices add in another order, and nothing else differs.
+PROGRAM = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+from roberta_flax import checkpoint, forward, sharding
+from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step
+
+config = RobertaConfig(
+    vocab_size=600, num_layers=2, hidden_size=64, num_heads=4, intermediate_size=256, max_positions=62,
+    heads=(HeadConfig("mnli", 3, 64),),
+)
+params = forward.init_params(config, jax.random.key(0), jnp.float64)
+random = np.random.default_rng(0)
+
+def updates(devices, tensor_parallel, fully_sharded):
+    mesh = sharding.mesh(jax.devices()[:devices], tensor_parallel)
+    placed = sharding.place(jax.tree.map(jnp.copy, params), config, mesh, fully_sharded=fully_sharded)
+    optimizer = adam(1e-3, config=config, clip_norm=1.0)
+    train_step = make_train_step(head_loss("mnli", config=config, dtype="float64"), optimizer)
+    opt_state = init_optimizer(optimizer, placed)
+    shardings = jax.tree.map(lambda x: x.sharding, placed)
+    for update in range(3):
+        random = np.random.default_rng(update)
+        batch = {
+            "tokens": random.integers(4, 600, (8, 24)).astype(np.int32),
+            "targets": random.integers(0, 3, 8).astype(np.int32),
+            "weights": np.array([1.0] * 7 + [0.0]),
+        }
+        batch = {name: sharding.place_rows(array, mesh) for name, array in batch.items()}
+        placed, opt_state, metrics = train_step(placed, opt_state, batch, jax.random.key(update))
+    moments = opt_state[1].mean
+    same = jax.tree.map(lambda s, x, m: s.is_equivalent_to(x.sharding, x.ndim) and s.is_equivalent_to(m.sharding, m.ndim),
+                        shardings, placed, moments)
+    assert all(jax.tree.leaves(same)), "the parameters or moments that came back are divided otherwise"
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((placed, moments)))
+    whole = sum(x.nbytes for x in jax.tree.leaves((placed, moments)))
+    return jax.device_get(placed), held / whole
+
+one, _ = updates(1, 1, False)
+for how in WAYS:
+    several, share = updates(*how)
+    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, several)
+    print(json.dumps({"how": how, "difference": max(jax.tree.leaves(differences)), "share": share}))
+"""
+# devices, tensor parallel, fully sharded -> the share of parameters and moments that each device holds, at most
+WAYS = {(8, 1, False): 1.0, (8, 1, True): 0.25, (8, 4, False): 0.5, (8, 2, True): 0.25, (2, 1, True): 0.55}
+
+
+@pytest.fixture(scope="module")
+def outcomes(eight_devices) -> dict[tuple, dict]:
+    program = PROGRAM.replace("WAYS", repr([*WAYS]))
+    lines = [json.loads(line) for line in eight_devices(program).splitlines() if line.startswith("{")]
+    return {tuple(line["how"]): line for line in lines}
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_devices_that_share_an_update_agree_with_one(how, outcomes):
+    # float64, dropout on: the masks are one device's; sums of some thousand numbers in another order, and Adam's
+    # division by moments that are as small as 1e-6
+    assert outcomes[how]["difference"] <= 1e-9
+    assert outcomes[how]["share"] <= WAYS[how]
