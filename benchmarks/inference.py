@@ -4,7 +4,7 @@ One model (base, random weights, an MNLI head), one process, rounds in turn, med
 order, and a mix of lengths (log-normal, median 40 tokens, from 5 to 500). Every program is compiled before its first
 round; fairseq's and transformers' batches are in the order of the file, padded to their longest. JSON lines.
 
-Before that, tokenising alone, in one thread: what a Predictor's threads do (inference.encode_texts), beside tiktoken's
+Before that, tokenising alone, in one thread: what a Predictor's threads do (inference.encode_batch), beside tiktoken's
 encode_ordinary alone on the same texts. And each work in fresh processes, without torch: peak resident memory (VmHWM of
 Linux's /proc, imports too), and compilations and their seconds, with an empty cache of programs ("cold") and with what
 that left in it ("warm").
@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks import fresh
 from convert import convert, export
 from roberta_flax import Classify, Predictor, Tokenizer, load
-from roberta_flax.inference import Stats, encode_texts
+from roberta_flax.inference import TEXTS_PER_TASK, Stats, encode_batch
 from tests.references import RobertaModel, build, torch, write
 
 FAIRSEQ_BATCH = 32
@@ -131,21 +131,21 @@ def tokenising(tokenizer: Tokenizer, works: dict[str, Pairs]) -> None:
             raw(second)
 
     def ours(pairs: Pairs) -> None:
-        for pair in pairs:
-            encode_texts(tokenizer, pair, 512, "error")
+        for start in range(0, len(pairs), TEXTS_PER_TASK):
+            encode_batch(tokenizer, pairs[start : start + TEXTS_PER_TASK], 512, "error")
 
     for work, pairs in works.items():
         megabytes = sum(len(text.encode()) for pair in pairs for text in pair) / 1e6
         runs: dict[str, Callable[[], Any]] = {
             "tiktoken, raw": partial(tiktoken_raw, pairs),
-            "encode_texts": partial(ours, pairs),
+            "encode_batch": partial(ours, pairs),
         }
         medians = in_turn(TOKENISING_ROUNDS, runs)
         rates: dict[str, Any] = {}
         for name, seconds in medians.items():
             rates[f"{name}, MB/s"] = megabytes / seconds
             rates[f"{name}, texts/s"] = round(2 * len(pairs) / seconds)
-        ratio = medians["encode_texts"] / medians["tiktoken, raw"]
+        ratio = medians["encode_batch"] / medians["tiktoken, raw"]
         line(what="tokenising alone", work=work, **rates, times_tiktokens_time=ratio)
 
 

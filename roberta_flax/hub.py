@@ -494,17 +494,7 @@ def _as_rows_of_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:
 
 
 def _numerics(dtype: DTypeLike, param_dtype: DTypeLike, precision: PrecisionLike, attention: str | None) -> Numerics:
-    try:
-        numerics = Numerics.of(dtype, param_dtype, precision, attention)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(f"not a dtype or precision that JAX knows: {error}") from None
-    for given in (numerics.dtype, numerics.param_dtype):
-        if not jnp.issubdtype(given, jnp.floating):
-            raise InputError(f"dtype and param_dtype must be floating point (float32, bfloat16, ...), got {given}")
-        if jax.dtypes.canonicalize_dtype(given) != given:
-            raise InputError("float64 needs jax.config.update('jax_enable_x64', True) before anything is computed")
+    numerics = Numerics.of(dtype, param_dtype, precision, attention)
     if attention == "cudnn" and jax.default_backend() != "gpu":
         raise InputError(f"attention 'cudnn' needs an NVIDIA GPU, and JAX's backend is {jax.default_backend()}")
     return numerics

@@ -46,7 +46,7 @@ _TOKENS_PER_BATCH_ELSEWHERE = 32768
 STRATEGY: dict[str, Strategy] = {"cpu": "packing"}
 _STRATEGY_ELSEWHERE: Strategy = "buckets"
 _IN_FLIGHT = 2  # batches: one runs, one waits, so that the device never does
-_TEXTS_PER_TASK = 256  # that a host thread encodes in one go
+TEXTS_PER_TASK = 256  # that a host thread encodes in one go
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,17 @@ class Piece(NamedTuple):
     cut: bool = False
 
 
+Encoded = list[Piece] | Rejected  # what an input becomes
+
+
 class Work(Protocol):
     """What is asked of the model for each text."""
 
     def check(self, config: RobertaConfig) -> None:
         """Raises InputError where the model cannot do it."""
 
-    def encode(self, tokenizer: Tokenizer, item: Any, limit: int, on_long: OnLong) -> list[Piece]:
-        """The sequences for an input, at most `limit` tokens long; InputError where there are none."""
+    def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
+        """For each input its sequences, at most `limit` tokens long, or why there are none."""
 
     def run(self, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece], **static: Any) -> Any:
         """Starts it on the device, on the batch's tokens, segments and starts; gives arrays that are there later."""
@@ -112,8 +115,8 @@ class Classify:
         if kind not in ("sentence", "token"):
             raise InputError(f"head {self.head!r} is of kind {kind}; in bulk there are sentence and token heads")
 
-    def encode(self, tokenizer: Tokenizer, item: Any, limit: int, on_long: OnLong) -> list[Piece]:
-        return encode_texts(tokenizer, item, limit, on_long)
+    def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
+        return encode_batch(tokenizer, items, limit, on_long)
 
     def run(self, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece], **static: Any) -> Any:
         function = forward.head_logits if self.logits else forward.head_log_probs
@@ -150,8 +153,8 @@ class Embed:
         if self.pooling not in (*forward.POOLINGS, "tokens"):
             raise InputError(f"pooling must be one of {', '.join(forward.POOLINGS)}, tokens; got {self.pooling!r}")
 
-    def encode(self, tokenizer: Tokenizer, item: Any, limit: int, on_long: OnLong) -> list[Piece]:
-        return encode_texts(tokenizer, item, limit, on_long)
+    def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
+        return encode_batch(tokenizer, items, limit, on_long)
 
     def run(self, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece], **static: Any) -> Any:
         if self.pooling == "tokens":
@@ -183,17 +186,20 @@ class FillMask:
         check_topk(self.topk, config)
         forward.check_lm_head(config)
 
-    def encode(self, tokenizer: Tokenizer, item: Any, limit: int, on_long: OnLong) -> list[Piece]:
-        """One sequence; of a text that is too long, what stands around the mask."""
-        ids, position = masked_ids(tokenizer, item)
-        if len(ids) > limit:
+    def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
+        """One sequence each; of a text that is too long, what stands around the mask."""
+
+        def one(item: Any) -> list[Piece]:
+            ids, position = masked_ids(tokenizer, item)
+            if len(ids) <= limit:
+                return [Piece(ids, position)]
             _refuse_long(len(ids), limit, on_long)
             inside = limit - 2
             begin = min(max(position - inside // 2, 1), len(ids) - 1 - inside)
             ids = np.concatenate([ids[:1], ids[begin : begin + inside], ids[-1:]])
-            position += 1 - begin
-            return [Piece(ids, position, cut=True)]
-        return [Piece(ids, position)]
+            return [Piece(ids, position + 1 - begin, cut=True)]
+
+        return [_or_rejected(one, item) for item in items]
 
     def run(self, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece], **static: Any) -> Any:
         positions = np.zeros((len(batch.tokens), 1), np.int32)
@@ -221,16 +227,49 @@ def encode_texts(tokenizer: Tokenizer, item: Item, limit: int, on_long: OnLong) 
     Raises:
       InputError: not text, or too long.
     """
-    texts = [item] if isinstance(item, str) else item
-    if not isinstance(texts, (list, tuple)) or not texts:
-        raise InputError(f"expected a text or several, got {type(item).__name__}: {str(item)[:60]!r}")
-    parts = list(map(tokenizer.pieces, texts))
-    ids = tokenizer.join(parts)
-    length = len(ids)
-    if length <= limit:
-        return [Piece(ids)]
+    (found,) = encode_batch(tokenizer, [item], limit, on_long)
+    if isinstance(found, Rejected):
+        raise InputError(found.reason)
+    return found
+
+
+def encode_batch(tokenizer: Tokenizer, items: Iterable[Item], limit: int, on_long: OnLong) -> list[Encoded]:
+    """`encode_texts` of each, or why it raises: one look-up for all that are not too long."""
+    whole: list[list[list[int]]] = []
+
+    def shortened(item: Item) -> list[Piece]:
+        """The sequences of an input that is too long; none of one that is joined with the others."""
+        texts = [item] if isinstance(item, str) else item
+        if not isinstance(texts, (list, tuple)) or not texts:
+            raise InputError(f"expected a text or several, got {type(item).__name__}: {str(item)[:60]!r}")
+        parts = list(map(tokenizer.pieces, texts))
+        if sum(map(len, parts)) + _specials(parts) > limit:
+            return _shortened(tokenizer, parts, limit, on_long)
+        whole.append(parts)
+        return []
+
+    encoded = [_or_rejected(shortened, item) for item in items]
+    joined = iter(tokenizer.join_all(whole))
+    return [found or [Piece(next(joined))] for found in encoded]
+
+
+def _or_rejected(encode: Callable[[Any], list[Piece]], item: Any) -> Encoded:
+    if isinstance(item, Rejected):
+        return item
+    try:
+        return encode(item)
+    except InputError as error:
+        return Rejected(str(error))
+
+
+def _specials(parts: Sequence[list[int]]) -> int:
+    return 2 * len(parts)  # <s> a </s></s> b </s>
+
+
+def _shortened(tokenizer: Tokenizer, parts: Sequence[list[int]], limit: int, on_long: OnLong) -> list[Piece]:
+    specials = _specials(parts)
+    length = sum(map(len, parts)) + specials
     _refuse_long(length, limit, on_long)
-    specials = 2 * len(parts)  # <s> a </s></s> b </s>
     if on_long == "truncate":
         kept = longest_first([len(part) for part in parts], limit - specials)
         return [Piece(tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)]), cut=True)]
@@ -513,7 +552,7 @@ class Predictor:
 
     def _prepare(self, inputs: Sequence[Any]) -> _Window:
         """Encodes a window's inputs and lays them out; on the host, ahead of the device."""
-        chunks = [inputs[i : i + _TEXTS_PER_TASK] for i in range(0, len(inputs), _TEXTS_PER_TASK)]
+        chunks = [inputs[i : i + TEXTS_PER_TASK] for i in range(0, len(inputs), TEXTS_PER_TASK)]
         with ThreadPoolExecutor(self._threads) as pool:
             encoded = list(itertools.chain.from_iterable(pool.map(self._encode, chunks)))
         pieces: list[Piece] = []
@@ -531,18 +570,9 @@ class Predictor:
         nothing = [None] * len(pieces)
         return _Window(inputs, pieces, owned, owner, list(map(len, owned)), nothing, rejected, batches, len(batches))
 
-    def _encode(self, inputs: Sequence[Any]) -> list[list[Piece] | Rejected]:
-        found: list[list[Piece] | Rejected] = []
-        for item in inputs:
-            if isinstance(item, Rejected):
-                found.append(item)
-                continue
-            try:
-                limit = self._roberta.config.max_positions
-                found.append(self.work.encode(self._roberta.tokenizer, item, limit, self._on_long))
-            except InputError as error:
-                found.append(Rejected(str(error)))
-        return found
+    def _encode(self, inputs: Sequence[Any]) -> list[Encoded]:
+        limit = self._roberta.config.max_positions
+        return self.work.encode(self._roberta.tokenizer, inputs, limit, self._on_long)
 
     def _start(self, window: _Window, batch: Batch) -> Any:
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]

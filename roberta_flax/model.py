@@ -75,13 +75,26 @@ class Numerics:
         quantized: bool = False,
         remat: bool = False,
     ) -> Numerics:
-        """Takes every spelling that JAX takes: "bfloat16", jnp.bfloat16, "highest", Precision.HIGHEST."""
-        dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
+        """Takes every spelling that JAX takes: "bfloat16", jnp.bfloat16, "highest", Precision.HIGHEST.
+
+        Raises:
+          InputError: what JAX does not know, dtypes that are not floating point, float64 without jax_enable_x64, or an
+            attention that there is not or that does not compute in `dtype`.
+        """
+        try:
+            dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
+            precision = None if precision is None else lax.Precision(precision)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not a dtype or precision that JAX knows: {error}") from None
+        for given in (dtype, param_dtype):
+            if not jnp.issubdtype(given, jnp.floating):
+                raise InputError(f"dtype and param_dtype must be floating point (float32, bfloat16, ...), got {given}")
+            if jax.dtypes.canonicalize_dtype(given) != given:
+                raise InputError("float64 needs jax.config.update('jax_enable_x64', True) before anything is computed")
         if attention is not None and attention not in IMPLEMENTATIONS:
             raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {attention!r}")
         if attention == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
             raise InputError(f"attention 'cudnn' computes in bfloat16 or float16, not in {dtype}")
-        precision = None if precision is None else lax.Precision(precision)
         return cls(dtype, param_dtype, precision, attention, quantized, remat)
 
     @property

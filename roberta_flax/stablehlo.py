@@ -244,10 +244,7 @@ def load(directory: str | os.PathLike[str]) -> dict[str, Program]:
 
 def _numerics(dtype: DTypeLike, precision: PrecisionLike) -> Numerics:
     # "xla": whichever else there is wants shapes or a platform that are known
-    try:
-        numerics = Numerics.of(dtype, precision=precision, attention="xla")
-    except (TypeError, ValueError) as error:
-        raise InputError(f"not a dtype or precision that JAX knows: {error}") from None
+    numerics = Numerics.of(dtype, precision=precision, attention="xla")
     if numerics.dtype.name not in DTYPES:
         raise InputError(f"programs compute in {', '.join(DTYPES)}; got {numerics.dtype}")
     return numerics

@@ -489,17 +489,29 @@ class Tokenizer:
         return self._numbers(text)
 
     def join(self, sentences: Sequence[list[int]], *, no_separator: bool = False) -> npt.NDArray[np.int32]:
-        """The token ids of one sentence or more, given by their `pieces`, as `encode` joins them: int32 [length].
+        """The token ids of one sentence or more, given by their `pieces`, as `encode` joins them: int32 [length]."""
+        return self.join_all([sentences], no_separator=no_separator)[0]
 
-        One look-up for all of them: what numpy costs a call is a good part of what BPE costs a short sentence.
+    def join_all(
+        self, inputs: Iterable[Sequence[list[int]]], *, no_separator: bool = False
+    ) -> list[npt.NDArray[np.int32]]:
+        """`join` of each of several inputs: views, [length] each, of one array.
+
+        One look-up for all: what numpy costs a call is a good part of what BPE costs a short sentence.
         """
-        numbers = sentences[0]
-        if len(sentences) > 1:
-            numbers = [*numbers]
-            for sentence in sentences[1:]:
-                numbers += self._one_eos if no_separator else self._two_eos
+        separator = self._one_eos if no_separator else self._two_eos
+        numbers: list[int] = []
+        borders = [0]
+        for first, *others in inputs:
+            numbers.append(self._bos)
+            numbers += first
+            for sentence in others:
+                numbers += separator
                 numbers += sentence
-        return self._id_of.take([self._bos, *numbers, self._eos])
+            numbers.append(self._eos)
+            borders.append(len(numbers))
+        ids = self._id_of.take(numbers) if numbers else np.empty(0, np.int32)
+        return [ids[begin:end] for begin, end in itertools.pairwise(borders)]
 
     def decode(self, tokens: npt.ArrayLike) -> str | list[str]:
         """The text of one sequence of token ids, [length]; a list of texts where `</s></s>` separates several.

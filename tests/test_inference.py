@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 import roberta_flax
 from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, Rejected, batching, forward
 from roberta_flax.compilations import Compilations
-from roberta_flax.inference import Stats, encode_texts, longest_first
+from roberta_flax.inference import Stats, encode_batch, encode_texts, longest_first
 
 TOLERANCE = 5e-5  # float32, as in tests/parity/test_network.py
 
@@ -198,6 +199,24 @@ def test_windows_slide_over_the_last_text_by_half_and_are_joined(roberta):
 
 
 @pytest.mark.parametrize("before", [0, 100, 900])
+def test_inputs_that_are_encoded_together_are_what_they_are_alone(tiny):
+    long, wrong = ("word " * 400, "more " * 300), "\ud800"
+    items = ["a text", long, wrong, "", ("a", "pair"), 7, Rejected("a bad row"), ["one", "two", "three"]]
+    together = encode_batch(tiny.tokenizer, items, 200, "window")
+    for item, found in zip(items, together, strict=True):
+        if isinstance(item, Rejected):
+            assert found is item
+        elif isinstance(found, Rejected):
+            with pytest.raises(InputError, match=re.escape(found.reason)):
+                encode_texts(tiny.tokenizer, item, 200, "window")
+        else:
+            alone = encode_texts(tiny.tokenizer, item, 200, "window")
+            assert [(p.ids.tolist(), *p[1:]) for p in found] == [(p.ids.tolist(), *p[1:]) for p in alone]
+    assert [isinstance(found, Rejected) for found in together] == [False, False, True, False, False, True, True, False]
+    assert len(together[1]) > 1
+    assert encode_batch(tiny.tokenizer, [], 200, "window") == []
+
+
 def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(tiny, before):
     text = "a " * before + "<mask>" + " b" * 700
     with pytest.raises(InputError, match="over the model's 512"):

@@ -17,7 +17,9 @@ A batch is a dict of arrays, padded on the right, in which what does not count h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jax
@@ -36,6 +38,27 @@ Batch = Mapping[str, "Array"]
 Loss = Callable[[Params, Batch, "Key[Array, ''] | None"], "tuple[Float[Array, ''], Float[Array, '']]"]
 
 
+@dataclass(frozen=True)
+class NetworkLoss:
+    """A loss that says which parameters it does not read: an update leaves them as they are, without weight decay.
+
+    As in fairseq, whose Adam passes over parameters without a gradient: the LM head while a classifier is trained.
+
+    Attributes:
+      function: the loss.
+      unread: patterns that match the beginnings of those parameters' paths.
+    """
+
+    function: Loss
+    unread: tuple[str, ...]
+
+    def __call__(
+        self, params: Params, batch: Batch, key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The sum over the batch, and the sum of its weights."""
+        return self.function(params, batch, key)
+
+
 def head_loss(
     head: str,
     *,
@@ -44,7 +67,7 @@ def head_loss(
     precision: PrecisionLike = None,
     attention: str | None = None,
     remat: bool = False,
-) -> Loss:
+) -> NetworkLoss:
     """The loss of the head called `head`, by its kind and problem.
 
     - sentence and token, of one label: the label's negative log-probability (fairseq's sentence_prediction); of any
@@ -77,7 +100,7 @@ def head_loss(
             each = _each_loss(kind, outputs, targets, tokens != config.pad_id)
         return (each * weights).sum(), weights.sum()
 
-    return loss
+    return NetworkLoss(loss, (r"lm_head\.", rf"heads\.(?!{re.escape(head)}\.)"))
 
 
 def masked_lm_loss(
@@ -87,7 +110,7 @@ def masked_lm_loss(
     precision: PrecisionLike = None,
     attention: str | None = None,
     remat: bool = False,
-) -> Loss:
+) -> NetworkLoss:
     """The negative log-probability of the original tokens at the masked positions (fairseq's masked_lm).
 
     Args and errors: as head_loss; also InputError where there is no masked-LM head.
@@ -102,7 +125,7 @@ def masked_lm_loss(
         each = _cross_entropy(logits, batch["targets"].reshape(-1))
         return (each * weights.reshape(-1)).sum(), weights.sum()
 
-    return loss
+    return NetworkLoss(loss, (r"heads\.",))
 
 
 def _numerics(dtype: DTypeLike, precision: PrecisionLike, attention: str | None, remat: bool) -> Numerics:

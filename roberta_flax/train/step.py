@@ -35,7 +35,8 @@ def make_train_step(
 ) -> TrainStep:
     """A jitted function (params, opt_state, batch, key) -> (params, opt_state, metrics).
 
-    The gradient is that of the mean over all that has weight in the update. The arrays of params and opt_state that are
+    The gradient is that of the mean over all that has weight in the update. Parameters that the loss says it does not
+    read (losses.NetworkLoss) stay as they are. The arrays of params and opt_state that are
     given are donated: use those that come back.
 
     Args:
@@ -55,6 +56,8 @@ def make_train_step(
     """
     if accumulate < 1:
         raise InputError(f"accumulate must be 1 or more, got {accumulate}")
+
+    unread = getattr(loss, "unread", ())
 
     def summed(trained: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Array, Params]:
         """Loss, size and gradients of one batch."""
@@ -84,7 +87,12 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, opt_state, trained)
         metrics = {"loss": total * scale, "size": size, "gradient_norm": optax.global_norm(gradients)}
-        return _merged(optax.apply_updates(trained, updates), frozen), opt_state, metrics
+        updated = jax.tree_util.tree_map_with_path(
+            lambda path, old, new: old if _matches(path, unread) else new,
+            trained,
+            optax.apply_updates(trained, updates),
+        )
+        return _merged(updated, frozen), opt_state, metrics
 
     return jax.jit(train_step, donate_argnums=(0, 1))
 
@@ -117,16 +125,19 @@ def partition(params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Param
         if not any(re.match(pattern, path) for path in paths):
             raise InputError(f"freeze: no parameter's path begins with {pattern!r}; paths are as in docs/parameters.md")
 
-    def is_frozen(path: Any) -> bool:
-        return any(re.match(pattern, path_name(path)) for pattern in freeze)
-
     def keep(frozen: bool) -> Params:
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if is_frozen(path) == frozen else None, params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if _matches(path, freeze) == frozen else None, params
+        )
 
     trained = keep(False)
     if not jax.tree.leaves(trained):
         raise InputError(f"freeze leaves no parameter to train: {', '.join(freeze)}")
     return trained, keep(True)
+
+
+def _matches(path: Any, patterns: Sequence[str]) -> bool:
+    return any(re.match(pattern, path_name(path)) for pattern in patterns)
 
 
 def _merged(trained: Params, frozen: Params) -> Params:

@@ -24,21 +24,18 @@ from roberta_flax.train import (
     masked_lm_loss,
     polynomial_decay,
 )
-from tests.conftest import skip_or_fail
 from tests.parity.test_network import converted
-from tests.references import SMALL, build, random_tokens, torch
+from tests.references import SMALL, build, random_tokens, torch  # skips where there is no fairseq
 
-try:
-    from fairseq.criterions.masked_lm import MaskedLmCriterion
-    from fairseq.criterions.sentence_prediction import SentencePredictionCriterion
-    from fairseq.criterions.sentence_ranking import SentenceRankingCriterion
-    from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
-    from fairseq.optim.lr_scheduler.polynomial_decay_schedule import (
-        PolynomialDecayLRSchedule,
-        PolynomialDecayLRScheduleConfig,
-    )
-except ImportError as error:
-    skip_or_fail(f"fairseq, the reference, cannot be imported ({error})")
+# isort: split
+from fairseq.criterions.masked_lm import MaskedLmLoss
+from fairseq.criterions.sentence_prediction import SentencePredictionCriterion
+from fairseq.criterions.sentence_ranking import SentenceRankingCriterion
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from fairseq.optim.lr_scheduler.polynomial_decay_schedule import (
+    PolynomialDecayLRSchedule,
+    PolynomialDecayLRScheduleConfig,
+)
 
 VOCAB, PAD, MASK, UPDATES = SMALL["vocab"], 1, SMALL["vocab"] - 1, 20
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
@@ -52,7 +49,8 @@ def losses_in_float64(monkeypatch):
     """fairseq's criteria ask log_softmax for float32 whatever they are given; in float64 they get float64."""
     exact = torch.nn.functional.log_softmax
     monkeypatch.setattr(torch.nn.functional, "log_softmax", lambda x, dim, dtype=None: exact(x, dim=dim))
-    # the norm that gradients are clipped by is taken in float32 too
+    # of a regression too, and the norm that gradients are clipped by
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     norm = torch.norm
     monkeypatch.setattr(torch, "norm", lambda x, p=2, dtype=None: norm(x, p=p))
 
@@ -152,11 +150,12 @@ def masked_lm(random: np.random.Generator, seed: int) -> tuple[dict[str, np.ndar
     return batch, [sample(masked, target.astype(np.int64))]
 
 
+# and a norm that gradients are clipped to in some updates and not in all
 KINDS = {
-    "classification": (classification, 3, SentencePredictionCriterion, {}),
-    "regression": (regression, 1, SentencePredictionCriterion, {"regression_target": True}),
-    "ranking": (ranking, 1, SentenceRankingCriterion, {"num_classes": 3}),
-    "masked LM": (masked_lm, 3, MaskedLmCriterion, {}),
+    "classification": (classification, 3, SentencePredictionCriterion, {}, 1.5),
+    "regression": (regression, 1, SentencePredictionCriterion, {"regression_target": True}, 12.0),
+    "ranking": (ranking, 1, SentenceRankingCriterion, {"num_classes": 3}, 0.1),
+    "masked LM": (masked_lm, 3, MaskedLmLoss, {}, 3.0),
 }
 
 
@@ -164,11 +163,11 @@ KINDS = {
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_updates_agree_with_fairseqs_trainer_in_float64(kind, accumulate, tmp_path, tiny_source):
-    make, classes, criterion_class, options = KINDS[kind]
+    make, classes, criterion_class, options, clip = KINDS[kind]
     model = build(**SMALL, **NO_DROPOUT, heads={"task": classes}, dtype=torch.float64)
     roberta = converted(model, tmp_path, tiny_source, dtype="float64", param_dtype="float64")
-    # a rate that moves parameters of size 0.02 by their own size; a norm that is clipped in some updates and not in all
-    recipe = {"rate": 1e-3, "clip": 1.5 if accumulate == 1 else 0.0, "decay": 0.1, "warmup": 5, "total": 18}
+    # a rate that moves parameters of size 0.02 by their own size
+    recipe = {"rate": 1e-3, "clip": clip if accumulate == 1 else 0.0, "decay": 0.1, "warmup": 5, "total": 18}
     trainer = FairseqTrainer(model, criterion(criterion_class, model, **options), **recipe)
 
     schedule = polynomial_decay(1e-3, warmup_updates=5, total_updates=18)
@@ -195,7 +194,9 @@ def test_twenty_updates_agree_with_fairseqs_trainer_in_float64(kind, accumulate,
 
 @pytest.mark.parametrize(("warmup", "total", "end", "power"), [(0, 7, 0.0, 1.0), (5, 20, 0.0, 1.0), (4, 9, 1e-6, 2.0)])
 def test_the_schedule_is_fairseqs_before_within_and_after(warmup, total, end, power):
-    optimizer = FairseqAdam(FairseqAdamConfig(lr=[3e-5]), [torch.nn.Parameter(torch.zeros(1))])
+    optimizer = FairseqAdam(
+        FairseqAdamConfig(lr=[3e-5], adam_betas="(0.9, 0.98)"), [torch.nn.Parameter(torch.zeros(1))]
+    )
     options = {"warmup_updates": warmup, "end_learning_rate": end, "power": power}
     config = PolynomialDecayLRScheduleConfig(total_num_update=total, lr=[3e-5], **options)
     theirs = PolynomialDecayLRSchedule(config, optimizer)
@@ -342,8 +343,22 @@ def test_what_is_frozen_stays_and_takes_no_moments(params):
     after, *_ = train_step(copy, opt_state, sentence_batch(), jax.random.key(0))
     for path, value in checkpoint.flatten(params).items():
         frozen = path.startswith(("embeddings.", "layers.0."))
-        assert np.array_equal(value, checkpoint.flatten(after)[path]) == frozen, path
+        if frozen or path.startswith(("layers.1.", "heads.sentence.")):
+            assert np.array_equal(value, checkpoint.flatten(after)[path]) == frozen, path
         assert (path in moments) == (not frozen)
+
+
+def test_what_a_loss_does_not_read_is_not_decayed(params):
+    optimizer = adam(1e-3, config=CONFIG)
+    copy = jax.tree.map(jnp.copy, params)
+    train_step = make_train_step(head_loss("sentence", config=CONFIG), optimizer)
+    after = checkpoint.flatten(
+        train_step(copy, init_optimizer(optimizer, copy), sentence_batch(), jax.random.key(0))[0]
+    )
+    for path, value in checkpoint.flatten(params).items():
+        unread = path.startswith("lm_head.") or (path.startswith("heads.") and not path.startswith("heads.sentence."))
+        zero = not np.any(value) and path.endswith("key.bias")  # its gradient is rounding, far under Adam's eps
+        assert np.array_equal(value, after[path]) == unread or zero, path
 
 
 def test_layer_decay_scales_updates_by_depth(params):

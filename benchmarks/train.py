@@ -1,0 +1,137 @@
+"""An update beside transformers' torch RoBERTa with AdamW: python -m benchmarks.train
+
+A model with random weights and a head of three classes, dropout on, token ids of one length, the same batch for both.
+In bfloat16 both keep float32 parameters and compute in bfloat16, torch by autocast. One process, rounds in turn,
+medians of second calls in a row. Then each alone in a fresh process, for its peak resident memory (VmHWM of Linux's
+/proc, imports too) in two updates. JSON lines.
+
+  python -m benchmarks.train [--size base|large] [--dtypes D ...] [--shapes BxT ...] [--rounds N] [--remat]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import numpy as np
+
+from benchmarks import fresh
+from roberta_flax import RobertaConfig, forward
+from roberta_flax.config import HeadConfig
+from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step, polynomial_decay
+
+SHAPES = ("32x32", "16x128", "4x512")
+RATE, WARMUP, TOTAL = 1e-5, 10, 1000
+
+
+def batch_of(shape: str) -> dict[str, np.ndarray]:
+    rows, length = map(int, shape.split("x"))
+    random = np.random.default_rng(0)
+    return {
+        "tokens": random.integers(10, 50000, (rows, length)).astype(np.int32),
+        "targets": random.integers(0, 3, rows).astype(np.int32),
+        "weights": np.ones(rows, np.float32),
+    }
+
+
+def ours(size: str, dtype: str, remat: bool = False) -> Callable[[str], float]:
+    """Runs an update on a batch of that shape; gives the loss."""
+    plain = getattr(RobertaConfig, size)()
+    config = plain.with_head(HeadConfig("mnli", 3, plain.hidden_size))
+    optimizer = adam(polynomial_decay(RATE, warmup_updates=WARMUP, total_updates=TOTAL), config=config)
+    train_step = make_train_step(head_loss("mnli", config=config, dtype=dtype, remat=remat), optimizer)
+    params = forward.init_params(config, jax.random.key(0))
+    opt_state, updates = init_optimizer(optimizer, params), 0
+
+    def run(shape: str) -> float:
+        nonlocal params, opt_state, updates
+        params, opt_state, metrics = train_step(params, opt_state, batch_of(shape), jax.random.key(updates))
+        jax.block_until_ready(params)
+        updates += 1
+        return float(metrics["loss"])
+
+    return run
+
+
+def torchs(size: str, dtype: str) -> Callable[[str], float]:
+    import torch
+    from transformers import RobertaConfig as TheirConfig
+    from transformers import RobertaForSequenceClassification
+
+    plain = getattr(RobertaConfig, size)()
+    model = RobertaForSequenceClassification(
+        TheirConfig(
+            vocab_size=plain.vocab_size,
+            hidden_size=plain.hidden_size,
+            num_hidden_layers=plain.num_layers,
+            num_attention_heads=plain.num_heads,
+            intermediate_size=plain.intermediate_size,
+            max_position_embeddings=plain.max_positions + 2,
+            type_vocab_size=1,
+            layer_norm_eps=plain.layer_norm_epsilon,
+            num_labels=3,
+        )
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
+
+    def run(shape: str) -> float:
+        batch = {name: torch.from_numpy(array).long() for name, array in batch_of(shape).items()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(batch["tokens"], labels=batch["targets"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return run
+
+
+RUNNERS = {"roberta-flax": ours, "transformers, torch": torchs}
+
+
+def alone(runner: str, size: str, dtype: str, shape: str, remat: bool) -> None:
+    """Two updates, and the peak of this process."""
+    run = partial(ours, remat=remat) if runner == "roberta-flax" else torchs
+    updates = run(size, dtype)
+    losses = [updates(shape) for _ in range(2)]
+    assert np.isfinite(losses).all()
+    if runner == "roberta-flax":
+        assert "torch" not in sys.modules, "its memory would count"
+    print(json.dumps({"peak_bytes": fresh.peak_memory()}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("base", "large"), default="base")
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
+    parser.add_argument("--shapes", nargs="+", default=SHAPES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--remat", action="store_true", help="ours alone, for its peak memory")
+    parser.add_argument("--alone", choices=RUNNERS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        alone(options.alone, options.size, options.dtypes[0], options.shapes[0], options.remat)
+        return
+    from benchmarks.inference import in_turn, line  # brings torch, whose memory would count above
+
+    for dtype in options.dtypes:
+        runs = {name: make(options.size, dtype) for name, make in RUNNERS.items()}
+        for shape in options.shapes:
+            seconds = in_turn(options.rounds, {name: partial(run, shape) for name, run in runs.items()}, steady=True)
+            for name, median in seconds.items():
+                ratios = {"over torch": seconds["transformers, torch"] / median} if name == "roberta-flax" else {}
+                line(shape=shape, dtype=dtype, runner=name, seconds_per_update=median, **ratios)
+        del runs
+        for shape in options.shapes:
+            for name in RUNNERS:
+                arguments = ["--alone", name, "--size", options.size, "--dtypes", dtype, "--shapes", shape]
+                remat = ["--remat"] if options.remat and name == "roberta-flax" else []
+                line(shape=shape, dtype=dtype, runner=name, **fresh.run("benchmarks.train", *arguments, *remat))
+
+
+if __name__ == "__main__":
+    main()
