@@ -285,7 +285,7 @@ class LMHead(nnx.Module):
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.config = config
         self.numerics = numerics
-        self.dense = linear(config.hidden_size, config.hidden_size, numerics, rngs)
+        self.dense = Linear(config.hidden_size, config.hidden_size, numerics, rngs)
         self.layer_norm = layer_norm(config, numerics, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, numerics.param_dtype))
         if config.tie_word_embeddings:
@@ -315,12 +315,12 @@ class Head(nnx.Module):
         self.head = head
         init = partial(_torch_linear_init, numerics=numerics, rngs=rngs)
         inputs = config.hidden_size
-        self.dense = linear(inputs, head.inner_size, numerics, rngs) if head.has_dense else None
+        self.dense = Linear(inputs, head.inner_size, numerics, rngs) if head.has_dense else None
         inputs = head.inner_size if head.has_dense else inputs
-        self.output = linear(inputs, head.num_classes, numerics, rngs) if head.has_output else None
+        self.output = Linear(inputs, head.num_classes, numerics, rngs) if head.has_output else None
         for layer in (self.dense, self.output):
             if layer is not None:
-                inputs, outputs = layer.in_features, layer.out_features
+                inputs, outputs = layer.kernel.shape
                 layer.kernel = nnx.Param(init((inputs, outputs), inputs))
                 layer.bias = nnx.Param(init((outputs,), inputs))
 
@@ -392,7 +392,7 @@ class RobertaModel(nnx.Module):
         for i, layer in enumerate(self.layers):
             layer_key, drop_key = keys[1 + 2 * i], keys[2 + 2 * i]
             selected = select if i == len(self.layers) - 1 else None
-            run = partial(layer, mask=mask, key=layer_key, select=selected)
+            run: Callable[[Array], Array] = partial(layer, mask=mask, key=layer_key, select=selected)
             run = jax.checkpoint(run) if self.numerics.remat else run
             if drop_key is None or self.config.layer_drop == 0.0:
                 x = run(x)
@@ -420,32 +420,31 @@ class RobertaModel(nnx.Module):
         return self.heads[head](features, key)
 
 
-class Linear(nnx.Linear):
-    """nnx.Linear with products.product for its product; the bias is added to the result, unrounded."""
+class Linear(nnx.Module):
+    """kernel [inputs, outputs] and bias [outputs], initialised as init_bert_params does.
 
-    def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:  # type: ignore[override]
-        result = product("ti,io->to", x, self.kernel[...], dtype=self.dtype, precision=self.precision)
+    The bias is added to the product's result, in the accumulation dtype. (nnx.Linear rounds it to the operands' dtype,
+    and derives its gradients from the casts and the product: see products.product.)
+    """
+
+    def __init__(self, inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> None:
+        self.numerics = numerics
+        kernel = nnx.initializers.normal(0.02)(rngs.params(), (inputs, outputs), numerics.param_dtype)
+        self.kernel = nnx.Param(kernel)
+        self.bias = nnx.Param(jnp.zeros(outputs, numerics.param_dtype))
+
+    def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
+        """The result is in the accumulation dtype."""
+        numerics = self.numerics
+        result = product("ti,io->to", x, self.kernel[...], dtype=numerics.dtype, precision=numerics.precision)
         return result + self.bias[...].astype(result.dtype)
 
 
-def linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear:
-    """kernel [inputs, outputs] and bias [outputs], initialised as init_bert_params does."""
-    return Linear(
-        inputs,
-        outputs,
-        dtype=numerics.dtype,
-        param_dtype=numerics.param_dtype,
-        precision=numerics.precision,
-        kernel_init=nnx.initializers.normal(0.02),
-        rngs=rngs,
-    )
-
-
 def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear | QuantizedLinear:
-    """`linear`, or its quantised form."""
+    """`Linear`, or its quantised form."""
     if numerics.quantized:
         return QuantizedLinear(inputs, outputs, numerics.accumulation_dtype, numerics.param_dtype)
-    return linear(inputs, outputs, numerics, rngs)
+    return Linear(inputs, outputs, numerics, rngs)
 
 
 def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -84,9 +84,9 @@ def place(params: Params, config: RobertaConfig, on: Mesh, *, fully_sharded: boo
 
     def placed(path: Any, leaf: jax.Array) -> jax.Array:
         name = path_name(path)
-        return jax.device_put(
-            leaf, NamedSharding(on, fully_sharded_spec(name, leaf.shape, on) if fully_sharded else spec(name))
-        )
+        parts = fully_sharded_spec(name, leaf.shape, on) if fully_sharded else spec(name)
+        array: jax.Array = jax.device_put(leaf, NamedSharding(on, parts))
+        return array
 
     return jax.tree_util.tree_map_with_path(placed, params)
 
