@@ -186,19 +186,31 @@ def run(
             params, opt_state, saved = checkpoints.restore(latest, params, opt_state)
             batches.set_state(saved.pop("data"))
             state = _State(**saved)
-        with ExitStack() as stack:
-            recorder = Records(directory, state.update, tensorboard=tensorboard) if first else None
-            if recorder is not None:
-                stack.enter_context(recorder)
-            if state.stopped is None:
-                shows = progress and first
-                show = stack.enter_context(progress_on_stderr(plan.total_updates, state.update)) if shows else None
-                stops = stack.enter_context(StopRequests())
+        if state.stopped is None:
+            with ExitStack() as stack:
+                recorder = shown = None
+                if first:
+                    recorder = stack.enter_context(Records(directory, state.update, tensorboard=tensorboard))
+                if first and progress:
+                    shown = stack.enter_context(progress_on_stderr(plan.total_updates, state.update))
                 loop = _Loop(
-                    train_step, batches, plan, directory, checkpoints, recorder, show, state, params, opt_state,
-                    validate, save_best, _Placement(mesh, accumulate), _inputs_of(plan.seed, schedule, mesh), tokens_of,
-                )  # fmt: skip
-                loop.run(stops)
+                    train_step=train_step,
+                    params=params,
+                    opt_state=opt_state,
+                    batches=batches,
+                    state=state,
+                    plan=plan,
+                    directory=directory,
+                    checkpoints=checkpoints,
+                    records=recorder,
+                    shown=shown,
+                    validate=validate,
+                    save_best=save_best,
+                    inputs_of=_inputs_of(plan.seed, schedule, mesh),
+                    place=_Placement(mesh, accumulate),
+                    tokens_of=tokens_of,
+                )
+                loop.run(stack.enter_context(StopRequests()))
                 params = loop.params
         if plot and first:
             plots.curves(directory / layout.METRICS_FILE, directory / layout.CURVES_FILE)
@@ -248,22 +260,30 @@ class _UnderWay:
 
 @dataclass
 class _Loop:
-    """A run under way. The attributes are those of `run`."""
+    """A run under way.
+
+    Attributes:
+      state: where it is.
+      records, shown: of the first process; None elsewhere, and where progress is not to be shown.
+      inputs_of: as _inputs_of makes it.
+      place: puts a batch on the devices.
+      Others as in `run`.
+    """
 
     train_step: TrainStep
+    params: Params
+    opt_state: Any
     batches: Batches
+    state: _State
     plan: Plan
     directory: Path
     checkpoints: Checkpoints
     records: Records | None
-    show: Progress | None
-    state: _State
-    params: Params
-    opt_state: Any
+    shown: Progress | None
     validate: Callable[[Params], Mapping[str, float]] | None
     save_best: Callable[[Params], None] | None
-    place: _Placement
     inputs_of: Callable[[int], tuple[jax.Array, jax.Array | None]]
+    place: _Placement
     tokens_of: Callable[[Batch], int]
 
     def __post_init__(self) -> None:
@@ -329,8 +349,8 @@ class _Loop:
             self.state.interval[name] += value
         if work.update % self.plan.log_every == 0 or work.update == self.plan.total_updates:
             self._log({} if learning_rate is None else {"learning_rate": float(learning_rate)})
-        if self.show is not None:
-            self.show(work.update, loss, None if learning_rate is None else float(learning_rate), tokens)
+        if self.shown is not None:
+            self.shown(work.update, loss, None if learning_rate is None else float(learning_rate), tokens)
 
     def _log(self, learning_rate: Mapping[str, float]) -> None:
         sums, self.state.interval = self.state.interval, dict.fromkeys(_SUMS, 0.0)
