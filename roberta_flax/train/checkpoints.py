@@ -15,8 +15,9 @@ from roberta_flax.forward import Params
 from roberta_flax.train.directory import unreadable, unwritable
 from roberta_flax.train.extra import require
 
-# what orbax and tensorstore raise where a disk fails, or has something else
-_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+# what orbax and tensorstore raise where a disk fails; reading, where a file has something else
+_UNWRITABLE = (OSError, ValueError, RuntimeError)
+_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 
 @contextmanager
@@ -80,7 +81,7 @@ class Checkpoints:
         items = args.Composite(state=state, progress=args.JsonSave(dict(progress)))
         try:
             self._manager.save(update, args=items, force=True)
-        except _FAILURES as error:
+        except _UNWRITABLE as error:
             raise unwritable(self.directory, error) from None
 
     def restore(self, update: int, params: Params, opt_state: Any) -> tuple[Params, Any, dict[str, Any]]:
@@ -101,7 +102,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(update, args=items)
-        except _FAILURES as error:
+        except _UNREADABLE as error:
             raise unreadable(self.directory / str(update), error) from None
         return restored.state["params"], restored.state["opt_state"], restored.progress
 
@@ -113,7 +114,7 @@ class Checkpoints:
         """
         try:
             self._manager.wait_until_finished()
-        except _FAILURES as error:
+        except _UNWRITABLE as error:
             raise unwritable(self.directory, error) from None
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,10 @@ from roberta_flax.train.progress import shown as progress_on_stderr
 from roberta_flax.train.records import Records, Stopwatch
 from roberta_flax.train.signals import StopRequests
 
-Batch: TypeAlias = Mapping[str, npt.NDArray[Any]]
-TrainStep: TypeAlias = Callable[[Params, Any, Any, jax.Array], tuple[Params, Any, Mapping[str, jax.Array]]]
+if TYPE_CHECKING:
+    from roberta_flax.train.step import TrainStep
+
+Rows: TypeAlias = Mapping[str, npt.NDArray[Any]]  # a batch (losses) on the host
 _LAG = 1  # updates under way whose results are not waited for
 _SUMS = ("loss", "size", "gradient_norm", "updates")  # of an interval
 _SHOWN = 300  # characters of a position in the data
@@ -55,7 +57,7 @@ _FREE = frozenset(("save_every", "keep"))
 class Batches(Protocol):
     """Batches without end, in an order that their state determines; a grain.DatasetIterator is one."""
 
-    def __next__(self) -> Batch: ...
+    def __next__(self) -> Rows: ...
 
     def get_state(self) -> dict[str, Any]:
         """Where it is, as JSON has it."""
@@ -134,7 +136,7 @@ def run(
     save_best: Callable[[Params], None] | None = None,
     mesh: Mesh | None = None,
     accumulate: int = 1,
-    tokens_of: Callable[[Batch], int] = lambda batch: batch["tokens"].size,
+    tokens_of: Callable[[Rows], int] = lambda batch: batch["tokens"].size,
     tensorboard: bool = False,
     plot: bool = False,
     progress: bool = True,
@@ -180,6 +182,8 @@ def run(
     asked = {**config_note, "plan": {**numbers, "accumulate": accumulate}}
     first = jax.process_index() == 0
     with layout.opened(directory, asked), opened(directory / layout.CHECKPOINTS, plan.keep) as checkpoints:
+        place = _Placement(mesh, accumulate)
+        params, opt_state = place.everywhere((params, opt_state))
         latest = checkpoints.latest()
         state = _State()
         if latest is not None:
@@ -207,7 +211,7 @@ def run(
                     validate=validate,
                     save_best=save_best,
                     inputs_of=_inputs_of(plan.seed, schedule, mesh),
-                    place=_Placement(mesh, accumulate),
+                    place=place,
                     tokens_of=tokens_of,
                 )
                 loop.run(stack.enter_context(StopRequests()))
@@ -252,7 +256,7 @@ class _UnderWay:
     """
 
     update: int
-    batch: Batch
+    batch: Rows
     position: str
     metrics: Mapping[str, jax.Array]
     learning_rate: jax.Array | None
@@ -284,7 +288,7 @@ class _Loop:
     save_best: Callable[[Params], None] | None
     inputs_of: Callable[[int], tuple[jax.Array, jax.Array | None]]
     place: _Placement
-    tokens_of: Callable[[Batch], int]
+    tokens_of: Callable[[Rows], int]
 
     def __post_init__(self) -> None:
         self._under_way: deque[_UnderWay] = deque()
@@ -437,20 +441,36 @@ class _Loop:
 
 
 class _Placement:
-    """Puts batches on the devices, their rows divided over the mesh's DATA axis."""
+    """Where arrays are: batches' rows divided over the mesh's DATA axis, others on all its devices."""
 
     def __init__(self, mesh: Mesh | None, accumulate: int) -> None:
+        self._mesh = mesh
         self._axis = int(accumulate > 1)
         self._sharding, self._parts = None, 1
         if mesh is not None:
             spec = PartitionSpec(*[None] * self._axis, DATA)  # type: ignore[no-untyped-call]
             self._sharding, self._parts = NamedSharding(mesh, spec), mesh.shape[DATA]
 
-    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+    def __call__(self, batch: Rows) -> dict[str, jax.Array]:
         if self._sharding is None:
             placed: dict[str, jax.Array] = jax.device_put(dict(batch))
             return placed
         return {name: self._divide(name, np.asarray(array), self._sharding) for name, array in batch.items()}
+
+    def everywhere(self, tree: Any) -> Any:
+        """A tree whose arrays that are not on the mesh yet (an optimizer's count, say) are whole on all of it."""
+        if self._mesh is None:
+            return tree
+        devices = set(self._mesh.devices.flat)
+        whole = NamedSharding(self._mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+
+        def placed(leaf: jax.Array) -> jax.Array:
+            if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
+                return leaf
+            values = np.asarray(leaf)
+            return jax.make_array_from_callback(values.shape, whole, lambda index: values[index])
+
+        return jax.tree.map(placed, tree)
 
     def _divide(self, name: str, array: npt.NDArray[Any], sharding: NamedSharding) -> jax.Array:
         rows = array.shape[self._axis]

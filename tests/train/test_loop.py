@@ -237,6 +237,53 @@ def test_a_signal_ends_a_run_after_the_update_and_the_same_command_goes_on(undis
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+def test_a_network_that_is_stopped_twice_ends_with_the_same_bits(tiny_directory, sick_pairs, tmp_path):
+    """The embedded model, with dropout, frozen embeddings and fairseq's optimizer."""
+    import grain
+
+    import roberta_flax
+    from roberta_flax import train
+
+    roberta = roberta_flax.load(tiny_directory)
+    examples = [np.asarray(roberta.encode(*pair)) for pair in sick_pairs[:40]]
+
+    def row(index: int) -> dict[str, np.ndarray]:
+        tokens = np.full(48, roberta.config.pad_id, np.int32)
+        tokens[: len(examples[index])] = examples[index]
+        return {"tokens": tokens, "targets": np.int32(index % 3), "weights": np.float32(1)}
+
+    schedule = train.polynomial_decay(1e-3, warmup_updates=2, total_updates=8)
+    optimizer = train.adam(schedule, config=roberta.config, clip_norm=1.0)
+    update = train.make_train_step(train.head_loss("mnli", config=roberta.config), optimizer, freeze=("embeddings",))
+
+    def run(directory: Path, stop_at: int) -> loop.Outcome:
+        def step(*arguments):
+            if next(count) == stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return update(*arguments)
+
+        count = iter(range(100))
+        params = jax.tree.map(jnp.copy, roberta.params)
+        data = grain.MapDataset.source(range(40)).seed(1).shuffle().repeat().map(row).batch(4)
+        return loop.run(
+            step, params, train.init_optimizer(optimizer, params, ("embeddings",)), iter(data.to_iter_dataset()),
+            plan=loop.Plan(total_updates=8, validate_every=4, save_every=3, log_every=1),
+            directory=directory, config_note={}, schedule=schedule, progress=False,
+        )  # fmt: skip
+
+    whole = run(tmp_path / "whole", -1)
+    for stop_at in (1, 2):  # of each process's own
+        with pytest.raises(StoppedError):
+            run(tmp_path / "parts", stop_at)
+    parts = run(tmp_path / "parts", -1)
+    for one, other in zip(leaves(whole.params), leaves(parts.params), strict=True):
+        assert one.tobytes() == other.tobytes()
+    records = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "parts")]
+    assert records[0] == records[1]
+    assert np.array_equal(leaves(parts.params["embeddings"])[0], leaves(roberta.params["embeddings"])[0])
+    assert not np.array_equal(leaves(parts.params["heads"])[0], leaves(roberta.params["heads"])[0])
+
+
 def test_a_run_outside_the_main_thread_takes_no_signals(undisturbed, tmp_path):
     thread = threading.Thread(target=small.train, args=(tmp_path / "run",))
     thread.start()
