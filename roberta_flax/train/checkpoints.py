@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,11 +126,21 @@ class Checkpoints:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without orbax's log, which has with a traceback what it raises as well."""
-    logger = logging.getLogger("absl")
+    """Without orbax's log, which has with a traceback what it raises as well.
+
+    And without what tensorstore prints of the other files where one could not be written: nobody waits for them then.
+    """
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
+
+    def told(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
     logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = told
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         logger.setLevel(level)

@@ -418,7 +418,7 @@ class _Loop:
         file = self.directory / f"batch-{work.update}.npz"
         if self.records is not None:
             with tables.replacing(file) as content:
-                np.savez(content, **work.batch)
+                np.savez(content, **dict(work.batch))  # type: ignore[arg-type]  # of allow_pickle
         position = work.position if len(work.position) <= _SHOWN else work.position[:_SHOWN] + "..."
         return DivergedError(
             f"update {work.update}: the {what} is {value}; its batch is number {work.update}, at {position} in the "
