@@ -23,3 +23,19 @@ class CheckpointError(RobertaFlaxError, ValueError):
 
 class DownloadError(RobertaFlaxError, OSError):
     """A released file that could not be fetched whole."""
+
+
+class DivergedError(RobertaFlaxError, FloatingPointError):
+    """A training run whose loss, gradient or state is not finite any more."""
+
+
+class StoppedError(RobertaFlaxError):
+    """A training run that a signal stopped; what it did is saved.
+
+    Attributes:
+      signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

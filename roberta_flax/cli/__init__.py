@@ -1,7 +1,7 @@
 """The command line: `roberta-flax`. One module a subcommand; each imports what it needs when it runs.
 
 Results go to stdout, progress and logs to stderr. Exit status: 0; 1 for an error that the user can mend, in one
-line; 2 for wrong usage.
+line; 2 for wrong usage; 128 and the signal's number where a signal stopped a training run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import typer
 
 from roberta_flax.cli import convert, decode, demo, encode, evaluate, export, features, fill_mask, mnli, predict, verify
-from roberta_flax.errors import RobertaFlaxError
+from roberta_flax.errors import RobertaFlaxError, StoppedError
 
 app = typer.Typer(
     name="roberta-flax",
@@ -40,6 +40,9 @@ def main() -> None:
     logging.getLogger("roberta_flax").setLevel(logging.INFO)
     try:
         app()
+    except StoppedError as stopped:
+        print(f"roberta-flax: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)  # as a shell says it of a process that a signal ended
     except RobertaFlaxError as error:
         print(f"roberta-flax: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,0 +1,84 @@
+"""A run's curves as a picture, from its records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from roberta_flax import tables
+from roberta_flax.errors import InputError
+from roberta_flax.train.extra import require
+
+_VALID = "valid_"
+_COLUMNS = 2
+_WIDTH, _HEIGHT = 5.2, 3.2  # inches of a panel
+
+
+def curves(metrics: Path, picture: Path) -> None:
+    """Draws the loss, each validation metric, the learning rate and the gradient's norm over the updates.
+
+    Args:
+      metrics: a metrics.jsonl (records.Records).
+      picture: the PNG file to write.
+
+    Raises:
+      InputError: a file that cannot be read or written, or matplotlib is not installed.
+    """
+    figure_module = require("matplotlib.figure")
+    ticker = require("matplotlib.ticker")
+    lines = _read(metrics)
+    names = [
+        "loss",
+        *_validation_metrics(lines),
+        *(n for n in ("learning_rate", "gradient_norm") if _points(lines, n)[0]),
+    ]
+    rows = -(-len(names) // _COLUMNS)
+    figure = figure_module.Figure(figsize=(_WIDTH * _COLUMNS, _HEIGHT * rows), layout="constrained")
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+    best = max((line["update"] for line in lines if line.get("best")), default=None)
+    for name, panel in zip(names, panels, strict=False):
+        _draw(panel, lines, name, best)
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True))
+        panel.yaxis.set_major_formatter(ticker.ScalarFormatter(useMathText=True))
+        panel.ticklabel_format(axis="y", scilimits=(-3, 4))
+    for panel in list(panels):
+        panel.set_visible(False)
+    with tables.replacing(picture) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def _draw(panel: Any, lines: Sequence[dict[str, Any]], name: str, best: int | None) -> None:
+    training, validation = _points(lines, name), _points(lines, _VALID + name)
+    if training[0]:
+        panel.plot(*training, color="tab:blue", linewidth=1.2, label="training")
+    if validation[0]:
+        panel.plot(*validation, color="tab:orange", linewidth=1.2, marker="o", markersize=3.5, label="validation")
+        if best is not None:
+            panel.axvline(best, color="0.5", linewidth=1, linestyle="--", label=f"best ({best})")
+    panel.set_title(name.replace("_", " "), fontsize=10)
+    panel.set_xlabel("update", fontsize=9)
+    panel.tick_params(labelsize=8)
+    panel.grid(alpha=0.3)
+    if validation[0]:
+        panel.legend(fontsize=8, frameon=False)
+
+
+def _read(metrics: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {metrics}: {error}") from None
+
+
+def _validation_metrics(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """The metrics of validations, but the loss, in the order in which they are recorded."""
+    names = dict.fromkeys(name for line in lines for name in line if name.startswith(_VALID))
+    return [name.removeprefix(_VALID) for name in names if name != _VALID + "loss"]
+
+
+def _points(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """The updates and the values of what was recorded under a name, where it is a number."""
+    points = [(line["update"], line[name]) for line in lines if line.get(name) is not None]
+    return [update for update, _ in points], [value for _, value in points]
