@@ -2,11 +2,12 @@
 
 from roberta_flax.train.losses import Batch, Loss, head_loss, masked_lm_loss
 from roberta_flax.train.optimizer import adam, polynomial_decay
-from roberta_flax.train.step import init_optimizer, make_eval_step, make_train_step
+from roberta_flax.train.step import TrainStep, init_optimizer, make_eval_step, make_train_step
 
 __all__ = [
     "Batch",
     "Loss",
+    "TrainStep",
     "adam",
     "head_loss",
     "init_optimizer",

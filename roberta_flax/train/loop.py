@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +43,9 @@ from roberta_flax.train.progress import shown as progress_on_stderr
 from roberta_flax.train.records import Records, Stopwatch
 from roberta_flax.train.signals import StopRequests
 
-if TYPE_CHECKING:
-    from roberta_flax.train.step import TrainStep
-
 Rows: TypeAlias = Mapping[str, npt.NDArray[Any]]  # a batch (losses) on the host
+# step.TrainStep, or a function like it
+Update: TypeAlias = Callable[[Params, Any, Any, jax.Array], tuple[Params, Any, Mapping[str, jax.Array]]]
 _LAG = 1  # updates under way whose results are not waited for
 _SUMS = ("loss", "size", "gradient_norm", "updates")  # of an interval
 _SHOWN = 300  # characters of a position in the data
@@ -123,7 +122,7 @@ class Outcome:
 
 
 def run(
-    train_step: TrainStep,
+    train_step: Update,
     params: Params,
     opt_state: Any,
     batches: Batches,
@@ -274,7 +273,7 @@ class _Loop:
       Others as in `run`.
     """
 
-    train_step: TrainStep
+    train_step: Update
     params: Params
     opt_state: Any
     batches: Batches

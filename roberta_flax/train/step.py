@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import NamedSharding
 
 from roberta_flax.checkpoint import path_name
 from roberta_flax.errors import InputError
@@ -27,13 +29,12 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
 
     Metrics = dict[str, Float[Array, ""]]
-    TrainStep = Callable[[Params, optax.OptState, Batch, Key[Array, ""]], tuple[Params, optax.OptState, Metrics]]
 
 
 def make_train_step(
     loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1, freeze: Sequence[str] = ()
 ) -> TrainStep:
-    """A jitted function (params, opt_state, batch, key) -> (params, opt_state, metrics).
+    """A function (params, opt_state, batch, key) -> (params, opt_state, metrics), jitted.
 
     The gradient is that of the mean over all that has weight in the update. Parameters that the loss says it does not
     read (losses.NetworkLoss) stay as they are. The arrays of params and opt_state that are
@@ -94,7 +95,43 @@ def make_train_step(
         )
         return _merged(updated, frozen), opt_state, metrics
 
-    return jax.jit(train_step, donate_argnums=(0, 1))
+    return TrainStep(train_step)
+
+
+class TrainStep:
+    """(params, opt_state, batch, key) -> (params, opt_state, metrics), compiled for each shape and each placing.
+
+    What comes back is divided over devices as what went in: left to the compiler, some arrays would not be.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Params, optax.OptState, Metrics]]) -> None:
+        self._function = function
+        self._compiled = lru_cache(maxsize=None)(self._jitted)
+
+    def __call__(
+        self, params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Params, optax.OptState, Metrics]:
+        """One update; params and opt_state are donated."""
+        updated: tuple[Params, optax.OptState, Metrics] = self._of(params, opt_state)(params, opt_state, batch, key)
+        return updated
+
+    def lower(self, params: Params, opt_state: optax.OptState, batch: Batch, key: Any) -> jax.stages.Lowered:
+        """For arrays or jax.ShapeDtypeStructs, to be compiled ahead of time."""
+        lowered: jax.stages.Lowered = self._of(params, opt_state).lower(params, opt_state, batch, key)
+        return lowered
+
+    def _of(self, *kept: Any) -> Any:
+        leaves, tree = jax.tree.flatten(kept)
+        return self._compiled(tree, tuple(map(_named_sharding, leaves)))
+
+    def _jitted(self, tree: Any, shardings: tuple[NamedSharding | None, ...]) -> Any:
+        kept = jax.tree.unflatten(tree, shardings)
+        return jax.jit(self._function, donate_argnums=(0, 1), out_shardings=(*kept, None))
+
+
+def _named_sharding(leaf: Any) -> NamedSharding | None:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def make_eval_step(loss: Loss) -> Callable[[Params, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:

@@ -52,8 +52,9 @@ for how in WAYS:
     differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, several)
     print(json.dumps({"how": how, "difference": max(jax.tree.leaves(differences)), "share": share}))
 """
-# devices, tensor parallel, fully sharded -> the share of parameters and moments that each device holds, at most
-WAYS = {(8, 1, False): 1.0, (8, 1, True): 0.25, (8, 4, False): 0.5, (8, 2, True): 0.25, (2, 1, True): 0.55}
+# devices, tensor parallel, fully sharded -> the share of parameters and moments that each device holds, at most: small
+# ones, a third of so small a network, are whole on each unless tensor parallelism divides them
+WAYS = {(8, 1, False): 1.0, (8, 1, True): 0.45, (8, 4, False): 0.5, (8, 2, True): 0.35, (2, 1, True): 0.7}
 
 
 @pytest.fixture(scope="module")
