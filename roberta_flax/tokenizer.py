@@ -455,7 +455,7 @@ class Tokenizer:
         return self._definition() == other._definition()
 
     def fingerprint(self) -> str:
-        """A SHA-256 in hex, equal for tokenizers that are the same (is_same_as), for files of token ids to name theirs."""
+        """A SHA-256 in hex, the same for tokenizers that are (is_same_as); files of token ids name theirs by it."""
         return hashlib.sha256(repr(self._definition()).encode()).hexdigest()
 
     def _definition(self) -> tuple[Any, ...]:

@@ -16,18 +16,22 @@ if TYPE_CHECKING:
     from roberta_flax.tokenizer import Tokenizer
 
 SourceModel = Annotated[
-    str | None, typer.Option("--model", "-m", help="A released name, a fairseq directory, .tar.gz or .pt, a converted one.")
+    str | None,
+    typer.Option("--model", "-m", help="A released name, a fairseq directory, .tar.gz or .pt, a converted one."),
 ]
 TokenizerDir = Annotated[
     Path | None,
-    typer.Option("--tokenizer", metavar="DIR", help="Where dict.txt, encoder.json and vocab.bpe are, if not a model's."),
+    typer.Option(
+        "--tokenizer", metavar="DIR", help="Where dict.txt, encoder.json and vocab.bpe are, if not a model's."
+    ),
 ]
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def command(
     texts: Annotated[
-        list[Path], typer.Argument(metavar="TEXT...", help="A sentence or paragraph a line, an empty line between documents.")
+        list[Path],
+        typer.Argument(metavar="TEXT...", help="A sentence or paragraph a line, an empty line between documents."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to make.")],
     model: SourceModel = None,
@@ -51,7 +55,7 @@ def command(
         return
     seconds = time.monotonic() - begin
     print(
-        f"{output}: {header.documents} documents, {header.lines} lines, {header.tokens} tokens of {header.vocab_size} ids; "
+        f"{output}: {header.documents} documents, {header.lines} lines, {header.tokens} tokens; "
         f"{header.size} bytes in {seconds:.1f} s, {header.tokens / max(seconds, 1e-9):.0f} tokens/s"
     )
 

@@ -119,7 +119,7 @@ def write(
 ) -> Header:
     """Encodes files of text into one binary file, which `Corpus` reads.
 
-    Several files are separate documents. The same texts give the same bytes, whatever the number of threads; the memory
+    Several files are separate documents. The same texts give the same bytes, whatever the number of threads. The memory
     that it takes does not grow with them.
 
     Args:
@@ -130,8 +130,8 @@ def write(
       progress: called now and then with the lines and tokens that are done.
 
     Raises:
-      InputError: no texts, one that cannot be read or is not text (with its line), no sentence in them, or a destination
-        that cannot be written.
+      InputError: no texts, one that cannot be read or is not text (with its line), no sentence in them, or a
+        destination that cannot be written.
     """
     files, destination = list(map(Path, texts)), Path(destination)
     if not files:
@@ -151,7 +151,11 @@ def write(
     def encode(chunk: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         return _encode(tokenizer, chunk, dtype)
 
-    with tables.replacing(destination) as file, tempfile.TemporaryFile(dir=destination.parent) as offsets, ThreadPoolExecutor(threads) as pool:
+    with (
+        tables.replacing(destination) as file,
+        tempfile.TemporaryFile(dir=destination.parent) as offsets,
+        ThreadPoolExecutor(threads) as pool,
+    ):
         file.write(bytes(HEADER_SIZE))
         offsets.write(np.zeros(1, "<i8").tobytes())
         tokens = count = documents = crc32 = 0
@@ -223,9 +227,7 @@ def _encode(
     return np.concatenate(ids).astype(dtype), lengths[::2] + 1
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], most: int
-) -> Iterator[Any]:
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], most: int) -> Iterator[Any]:
     """`function` of each item, in order; computed by a pool's threads, at most so many ahead."""
     waiting: deque[Future[Any]] = deque()
     for item in items:

@@ -1,22 +1,28 @@
 """Masked-LM batches for pretraining and its validation, by grain, and perplexity.
 
-A Batch is a dict of numpy arrays: `tokens`, int32 [batch, time], with masks in them, padded on the right; `positions` and
-`targets`, int32 [batch, masked], of the tokens to be predicted; `weights`, float32 [batch, masked], 1 for these and 0 for
-what fills a row up. With accumulation each has one axis more, [accumulate, batch, ...].
+A Batch is a dict of numpy arrays: `tokens`, int32 [batch, time], with masks in them, padded on the right; `positions`
+and `targets`, int32 [batch, masked], of the tokens to be predicted; `weights`, float32 [batch, masked], 1 for these and
+0 for what fills a row up. With accumulation each has one axis more, [accumulate, batch, ...].
 """
 
 from __future__ import annotations
 
+import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 import numpy.typing as npt
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_flax import batching
 from roberta_flax.errors import InputError
+from roberta_flax.forward import Params
+from roberta_flax.sharding import DATA
 from roberta_flax.tokenizer import PAD_ID
 from roberta_flax.train.corpus import Blocks
 from roberta_flax.train.masking import Masking, mask_block, stream
@@ -150,3 +156,52 @@ def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[Batch]:
     updates = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
     # one thread: numpy holds Python's lock for most of the time
     return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
+
+
+def mean_loss(
+    eval_step: Callable[[Params, Batch], tuple[Any, Any]],
+    params: Params,
+    batches: Iterable[Batch],
+    mesh: Mesh | None = None,
+) -> dict[str, float]:
+    """The masked-LM loss over batches, and perplexity.
+
+    Args:
+      eval_step: of step.make_eval_step.
+      params: of the model.
+      batches: MaskedBatches.in_order(), say.
+      mesh: of the parameters, where they are on several devices; its DATA axis divides a batch's rows.
+
+    Returns:
+      loss, nats a predicted token; perplexity, its exponential; size, how many tokens were predicted.
+    """
+    total = size = 0.0
+    under_way: deque[tuple[Any, Any]] = deque()
+
+    def finish_first() -> tuple[float, float]:
+        loss, count = under_way.popleft()
+        return total + float(loss), size + float(count)
+
+    for batch in batches:
+        under_way.append(eval_step(params, _placed(batch, mesh)))
+        if len(under_way) > 1:
+            total, size = finish_first()
+    while under_way:
+        total, size = finish_first()
+    loss = total / size if size else math.nan
+    return {"loss": loss, "perplexity": _exponential(loss), "size": size}
+
+
+def _placed(batch: Batch, mesh: Mesh | None) -> Any:
+    """A batch on a mesh's devices; every process has all of it, and takes its devices' parts."""
+    if mesh is None:
+        return batch
+    rows = NamedSharding(mesh, PartitionSpec(DATA))  # type: ignore[no-untyped-call]
+    return {name: jax.make_array_from_callback(array.shape, rows, array.__getitem__) for name, array in batch.items()}
+
+
+def _exponential(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

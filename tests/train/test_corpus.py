@@ -48,7 +48,7 @@ def sample(text, tmp_path, tokenizer) -> Corpus:
 
 
 def lines_of(made: Corpus) -> list[list[int]]:
-    return [made.tokens[a:b].tolist() for a, b in zip(made.offsets[:-1], made.offsets[1:])]
+    return [made.tokens[a:b].tolist() for a, b in zip(made.offsets[:-1], made.offsets[1:], strict=True)]
 
 
 # The file
@@ -124,7 +124,13 @@ def test_a_model_saved_and_loaded_has_the_tokenizer_of_before(sample, tiny, tmp_
 def test_every_changed_byte_and_every_length_is_noticed(sample, tmp_path):
     whole = sample.path.read_bytes()
     damaged = tmp_path / "damaged.bin"
-    places = [*range(0, 40), corpus.HEADER_SIZE - 1, corpus.HEADER_SIZE, len(whole) // 2, *range(len(whole) - 20, len(whole))]
+    places = [
+        *range(0, 40),
+        corpus.HEADER_SIZE - 1,
+        corpus.HEADER_SIZE,
+        len(whole) // 2,
+        *range(len(whole) - 20, len(whole)),
+    ]
     for place in places:
         damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(InputError, match="is not a whole file of roberta-flax preprocess: .*; make it again"):
@@ -330,7 +336,7 @@ HAND = [3, 2, 4, 1, 9, 2, 1, 1]
 )
 def test_blocks_hand_worked(break_mode, expected):
     starts, ends = block_slices(np.cumsum([0, *HAND]), break_mode, 6)
-    assert list(zip(starts.tolist(), ends.tolist())) == expected
+    assert list(zip(starts.tolist(), ends.tolist(), strict=True)) == expected
     assert list(map(tuple, fast_slices(np.array(HAND), break_mode, 6, 1).tolist())) == expected
 
 
@@ -339,7 +345,7 @@ def test_documents_are_found_wherever_the_scan_is_cut(monkeypatch):
     whole = [block_slices(offsets, "complete_doc", size) for size in (1, 6, 100)]
     for scan in (1, 2, 3, 8, 9):
         monkeypatch.setattr(corpus, "_SCAN", scan)
-        for size, expected in zip((1, 6, 100), whole):
+        for size, expected in zip((1, 6, 100), whole, strict=True):
             np.testing.assert_array_equal(block_slices(offsets, "complete_doc", size), expected)
 
 

@@ -41,7 +41,7 @@ def fairseqs(blocks: list[np.ndarray], seed: int, epoch: int, **options: object)
         dataset = MaskTokensDataset(items, references.dictionary(VOCAB), return_masked_tokens=targets, **options)
         dataset.set_epoch(epoch)
         made.append([dataset[index].numpy() for index in range(len(items))])
-    return list(zip(*made))
+    return list(zip(*made, strict=True))
 
 
 def fairseqs_random(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -72,7 +72,7 @@ def test_masks_are_fairseqs_from_the_same_random_numbers(probabilities, whole_wo
     options = {"mask_whole_words": None if begins is None else torch.from_numpy(begins).byte()}
     for epoch in (1, 7):
         expected = fairseqs(blocks, 3, epoch, **probabilities, **options)
-        for index, (block, (source, target)) in enumerate(zip(blocks, expected)):
+        for index, (block, (source, target)) in enumerate(zip(blocks, expected, strict=True)):
             before = block.copy()
             masked, positions = masking.apply(block, fairseqs_random(3, epoch, index))
             np.testing.assert_array_equal(masked, source)
