@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Dtype, Json, Loading, Precision, print_json
+from roberta_flax.cli.options import (
+    BpeDir,
+    CacheDir,
+    CheckpointFile,
+    Dtype,
+    Json,
+    Loading,
+    Precision,
+    keep_programs,
+    print_json,
+)
 from roberta_flax.cli.preprocess import SourceModel, TokenizerDir
 
 if TYPE_CHECKING:
@@ -109,6 +119,7 @@ def command(
     from roberta_flax.train.pretraining import mean_loss, training_batches
 
     mesh = mesh_of(tensor_parallel, distributed)
+    keep_programs(cache_dir)
     sizes = given(
         num_layers=layers,
         hidden_size=hidden,
