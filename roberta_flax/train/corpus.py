@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -134,55 +135,76 @@ def write(
         destination that cannot be written.
     """
     files, destination = list(map(Path, texts)), Path(destination)
-    if not files:
-        raise InputError("no texts to encode; name one file or more")
-    for file in files:
-        if file.is_dir() or (format := _other_format(file)):
-            raise InputError(
-                f"{file} is {'a directory' if file.is_dir() else f'{format}, not plain text'}; expected files with a "
-                "sentence or paragraph a line"
-            )
-        if file.exists() and destination.exists() and file.samefile(destination):
-            raise InputError(f"{file} would be replaced by its own tokens; choose another name for these")
+    _check_files(files, destination)
     rows = [tables.read_rows(file, ("text",), format="txt") for file in files]
-    lines = _lines(files, rows)
     dtype, threads = _dtype(tokenizer.vocab_size), threads or os.cpu_count() or 1
-
-    def encode(chunk: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        return _encode(tokenizer, chunk, dtype)
-
+    encode = partial(_encode, tokenizer, dtype=dtype)
     with (
-        tables.replacing(destination) as file,
+        tables.replacing(destination) as content,
         tempfile.TemporaryFile(dir=destination.parent) as offsets,
         ThreadPoolExecutor(threads) as pool,
     ):
-        file.write(bytes(HEADER_SIZE))
-        offsets.write(np.zeros(1, "<i8").tobytes())
-        tokens = count = documents = crc32 = 0
-        in_document = False
-        for ids, lengths in _ahead(pool, encode, _chunks(lines), 2 * threads):
-            crc32 = zlib.crc32(ids, crc32)
-            file.write(ids)
-            offsets.write((tokens + lengths.cumsum()).astype("<i8").tobytes())
-            sentences = np.concatenate([[in_document], lengths > 1])
-            documents += int((sentences[1:] > sentences[:-1]).sum())
-            in_document = bool(sentences[-1])
-            tokens, count = tokens + len(ids), count + len(lengths)
-            progress(count, tokens)
-        if not documents:
+        writer = _Writer(content, offsets)
+        for ids, lengths in _ahead(pool, encode, _chunks(_lines(files, rows)), 2 * threads):
+            writer.add(ids, lengths)
+            progress(writer.lines, writer.tokens)
+        if not writer.documents:
             raise InputError(f"there is no sentence in {', '.join(map(str, files))}; nothing was written")
-        header = Header(tokens, count, documents, tokenizer.vocab_size, tokenizer.fingerprint(), 0)
-        padding = bytes(-file.tell() % 8)
-        crc32 = zlib.crc32(padding, crc32)
-        file.write(padding)
-        offsets.seek(0)
-        while block := offsets.read(_BLOCK):
-            crc32 = zlib.crc32(block, crc32)
-            file.write(block)
-        header = dataclasses.replace(header, crc32=crc32)
-        file.seek(0)
-        file.write(header.to_bytes())
-    return header
+        return writer.finish(tokenizer)
+
+
+class _Writer:
+    """Writes a file: tokens as they come, offsets to another file meanwhile, and at the end these and the header.
+
+    Attributes:
+      tokens, lines, documents: so far.
+    """
+
+    def __init__(self, content: IO[bytes], offsets: IO[bytes]) -> None:
+        self.tokens = self.lines = self.documents = 0
+        self._content, self._offsets = content, offsets
+        self._crc32 = 0
+        self._in_document = False
+        content.write(bytes(HEADER_SIZE))
+        offsets.write(bytes(8))
+
+    def add(self, ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> None:
+        """Writes some lines: all their token ids, and how many each has."""
+        self._write(ids.tobytes())
+        self._offsets.write((self.tokens + lengths.cumsum()).astype("<i8").tobytes())
+        in_document = np.concatenate([[self._in_document], lengths > 1])
+        self.documents += int((in_document[1:] > in_document[:-1]).sum())
+        self._in_document = bool(in_document[-1])
+        self.tokens += len(ids)
+        self.lines += len(lengths)
+
+    def finish(self, tokenizer: Tokenizer) -> Header:
+        """Writes what comes after the tokens, and the header."""
+        self._write(bytes(-self._content.tell() % 8))
+        self._offsets.seek(0)
+        while block := self._offsets.read(_BLOCK):
+            self._write(block)
+        header = Header(
+            self.tokens, self.lines, self.documents, tokenizer.vocab_size, tokenizer.fingerprint(), self._crc32
+        )
+        self._content.seek(0)
+        self._content.write(header.to_bytes())
+        return header
+
+    def _write(self, content: bytes) -> None:
+        self._crc32 = zlib.crc32(content, self._crc32)
+        self._content.write(content)
+
+
+def _check_files(files: Sequence[Path], destination: Path) -> None:
+    """Raises InputError for texts that are none, or that the destination would replace."""
+    if not files:
+        raise InputError("no texts to encode; name one file or more")
+    for file in files:
+        if what := "a directory" if file.is_dir() else _other_format(file):
+            raise InputError(f"{file} is {what}; expected plain text, a sentence or paragraph a line")
+        if file.exists() and destination.exists() and file.samefile(destination):
+            raise InputError(f"{file} would be replaced by its own tokens; choose another name for these")
 
 
 def _other_format(file: Path) -> str | None:
@@ -218,7 +240,7 @@ def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _encode(
-    tokenizer: Tokenizer, lines: Sequence[str], dtype: np.dtype[Any]
+    tokenizer: Tokenizer, lines: Sequence[str], *, dtype: np.dtype[Any]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The token ids of some lines, each with its `</s>`, and how many each line has."""
     end = np.array([tokenizer.eos_id], np.int32)

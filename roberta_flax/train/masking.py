@@ -133,8 +133,9 @@ def _cumulative(vocab_size: int) -> npt.NDArray[np.float64]:
     """The cumulative distribution that Generator.choice makes, in every call, of fairseq's weights of replacements."""
     weights = np.ones(vocab_size)
     weights[:_SPECIALS] = 0
-    cumulative = (weights / weights.sum()).cumsum()
-    return cumulative / cumulative[-1]
+    cumulative: npt.NDArray[np.float64] = (weights / weights.sum()).cumsum()
+    cumulative /= cumulative[-1]
+    return cumulative
 
 
 def mask_block(

@@ -159,7 +159,7 @@ def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[Batch]:
 
 
 def mean_loss(
-    eval_step: Callable[[Params, Batch], tuple[Any, Any]],
+    eval_step: Callable[[Params, Any], tuple[Any, Any]],
     params: Params,
     batches: Iterable[Batch],
     mesh: Mesh | None = None,

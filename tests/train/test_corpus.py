@@ -169,8 +169,8 @@ def test_texts_that_are_none_are_refused_and_nothing_is_left(text, tmp_path, tok
         (["blank.txt"], "there is no sentence in .*blank.txt; nothing was written"),
         (["text.txt", "none.txt"], "cannot read .*none.txt: No such file"),
         (["cut.txt.gz"], "is not a whole gzip file"),
-        (["rows.jsonl.gz"], "rows.jsonl.gz is jsonl, not plain text"),
-        (["."], "is a directory; expected files"),
+        (["rows.jsonl.gz"], "rows.jsonl.gz is jsonl; expected plain text"),
+        (["."], "is a directory; expected plain text"),
     ):
         with pytest.raises(InputError, match=message):
             corpus.write([tmp_path / name for name in texts], tmp_path / "d.bin", tokenizer)

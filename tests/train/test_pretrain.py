@@ -337,7 +337,7 @@ def test_what_cannot_be_done_is_said_in_one_line(run, data, tiny_directory, tiny
 
 
 def test_long_samples_are_left_out_and_counted(run, data, tiny_directory):
-    options = ("--tokens-per-sample", 16, "--sample-break-mode", "eos", "--model", tiny_directory)
+    options = ("--tokens-per-sample", 24, "--sample-break-mode", "eos", "--model", tiny_directory)
     status, _, err = run("perplexity", data, *options)
     assert (status, err) == (0, "")
     status, _, err = run("perplexity", data, "--tokens-per-sample", 13, *options[2:])
