@@ -82,8 +82,7 @@ class MaskedBatches:
             )
         self._blocks, self._masking, self._seed, self._pad_id = blocks, masking, seed, pad_id
         self._shape = (rows,) if accumulate is None else (accumulate, rows)
-        buckets = [batching.length_bucket(max(length, 1), max_positions) for length in range(longest + 1)]
-        self._buckets = np.array(buckets, np.int32)[lengths]
+        self._buckets = _buckets(longest, max_positions)[lengths]
         self._rows = rows * (accumulate or 1)
         self.updates_per_epoch = -(-len(blocks) // self._rows)
         self._shuffled = lru_cache(maxsize=2)(self._shuffle)
@@ -141,6 +140,16 @@ class MaskedBatches:
             while most < longest:
                 most *= 2
         return min(most, time)
+
+
+def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
+    """What a batch is padded to by the length of its longest block, for lengths from 0 to `longest`.
+
+    Coarser than batching.length_bucket: a step of an update takes longer to compile than one forward.
+    """
+    lengths = np.arange(longest + 1)
+    steps = np.array([*batching.LENGTH_BUCKETS, max(longest, max_positions)], np.int32)
+    return np.minimum(steps[np.searchsorted(steps[:-1], lengths)], max_positions)
 
 
 def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[Batch]:

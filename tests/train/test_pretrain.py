@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import batching, checkpoint, cli
+from roberta_flax import checkpoint, cli
 from roberta_flax.train.corpus import Blocks
 from roberta_flax.train.masking import Masking, mask_block
 from roberta_flax.train.pretraining import MaskedBatches, mean_loss, training_batches
@@ -124,11 +124,10 @@ def test_blocks_of_about_one_length_share_a_batch_and_shapes_are_few():
     batches = masked_batches(blocks, rows=8)
     made = [batches.shuffled(update) for update in range(batches.updates_per_epoch)]
     shapes = {(batch["tokens"].shape, batch["positions"].shape) for batch in made}
-    assert len(shapes) <= len({batching.length_bucket(length, MAX_POSITIONS) for length in range(2, MAX_POSITIONS + 1)})
-    # one width of positions to each length
-    assert len(shapes) == len({tokens for tokens, _ in shapes})
+    # one width of positions to each length: the most that 15 % of it may be
+    assert shapes == {((8, time), (8, most)) for time, most in ((16, 3), (24, 4), (32, 5), (48, 8), (64, 10))}
     slots = sum(batch["tokens"].size for batch in made)
-    assert blocks.lengths.sum() / slots > 0.8
+    assert blocks.lengths.sum() / slots > 0.75
     lengths = [batch["tokens"].shape[1] for batch in made]
     assert lengths != sorted(lengths)
 
