@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -302,6 +306,44 @@ def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_d
     before, after = checkpoint.flatten(tiny.params), checkpoint.flatten(further.params)
     assert all(before[name].shape == after[name].shape for name in after)
     assert not np.array_equal(before["embeddings.token.embedding"], after["embeddings.token.embedding"])
+
+
+def test_two_hosts_and_one_agree(run, data, tiny_source, tmp_path):
+    """Two processes that find each other as under SLURM, with one CPU device each."""
+    options = ("--data", data, "--valid", data, "--tokenizer", tiny_source, *SMALL, *SHORT, "--update-freq", 2)
+    assert run("pretrain", "-o", tmp_path / "one", *options)[0] == 0
+    command = [
+        Path(sys.executable).parent / "roberta-flax",
+        "pretrain",
+        "-o",
+        tmp_path / "two",
+        *options,
+        "--distributed",
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        # jax makes the coordinator's port of the job's number (jax/_src/clusters/slurm_cluster.py)
+        job = free.getsockname()[1] % 2**12
+    slurm = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "JAX_PLATFORMS": "cpu"}
+    hosts = [
+        subprocess.Popen(
+            list(map(str, command)),
+            env={**os.environ, **slurm, "SLURM_PROCID": str(host), "SLURM_LOCALID": str(host)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    said = [host.communicate(timeout=300) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert ["validation loss" in out for out, _ in said] == [True, False]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two)
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_what_cannot_be_done_is_said_in_one_line(run, data, tiny_directory, tiny_source, gpt2_bpe, tmp_path):
