@@ -210,7 +210,7 @@ from roberta_flax.train.pretraining import MaskedBatches, mean_loss
 from tests.train.test_pretrain import random_blocks
 roberta = roberta_flax.load({str(tiny_directory)!r})
 config = roberta.config
-batches = MaskedBatches(random_blocks(40), Masking.of(roberta.tokenizer), rows=8, max_positions=64, seed=1)
+batches = MaskedBatches(random_blocks(40, longest=12), Masking.of(roberta.tokenizer), rows=8, max_positions=64, seed=1)
 step = make_eval_step(masked_lm_loss(config=config))
 mesh = sharding.mesh(tensor_parallel=2)
 one = mean_loss(step, roberta.params, batches.in_order())
@@ -298,7 +298,7 @@ def test_a_uniform_models_perplexity_is_its_vocabulary(run, data, tiny, tmp_path
 
 def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_directory, tmp_path):
     arguments = ("pretrain", "--data", data, "--valid", data, "-o", tmp_path / "run", "--model", tiny_directory)
-    status, out, err = run(*arguments, *SHORT, "--sample-break-mode", "complete_doc", "--batch-size", 2)
+    status, out, err = run(*arguments, *SHORT, "--sample-break-mode", "eos", "--batch-size", 64, "--update-freq", 1)
     assert status == 0, err
     assert f"{tmp_path / 'run' / 'best'}: validation loss " in out
     further = roberta_flax.load(tmp_path / "run" / "best")
@@ -312,14 +312,8 @@ def test_two_hosts_and_one_agree(run, data, tiny_source, tmp_path):
     """Two processes that find each other as under SLURM, with one CPU device each."""
     options = ("--data", data, "--valid", data, "--tokenizer", tiny_source, *SMALL, *SHORT, "--update-freq", 2)
     assert run("pretrain", "-o", tmp_path / "one", *options)[0] == 0
-    command = [
-        Path(sys.executable).parent / "roberta-flax",
-        "pretrain",
-        "-o",
-        tmp_path / "two",
-        *options,
-        "--distributed",
-    ]
+    program = [sys.executable, "-c", "from roberta_flax.cli import main; main()"]
+    command = [*program, "pretrain", "-o", tmp_path / "two", *options, "--distributed"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         # jax makes the coordinator's port of the job's number (jax/_src/clusters/slurm_cluster.py)
         job = free.getsockname()[1] % 2**12
