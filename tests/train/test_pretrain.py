@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -247,6 +246,7 @@ TEXT = "".join(
     for thing in ("ball", "house", "tree", "guitar", "boy")
 )
 SMALL = ("--layers", 1, "--hidden", 32, "--heads", 2, "--intermediate", 64, "--max-positions", 48)
+ONE_SHAPE = ("--sample-break-mode", "none", "--tokens-per-sample", 32, "--update-freq", 1)
 SHORT = ("--max-update", 8, "--warmup-updates", 2, "--validate-every", 4, "--save-every", 4, "--log-every", 2)
 
 
@@ -298,7 +298,7 @@ def test_a_uniform_models_perplexity_is_its_vocabulary(run, data, tiny, tmp_path
 
 def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_directory, tmp_path):
     arguments = ("pretrain", "--data", data, "--valid", data, "-o", tmp_path / "run", "--model", tiny_directory)
-    status, out, err = run(*arguments, *SHORT, "--sample-break-mode", "eos", "--batch-size", 64, "--update-freq", 1)
+    status, out, err = run(*arguments, *SHORT, *ONE_SHAPE)
     assert status == 0, err
     assert f"{tmp_path / 'run' / 'best'}: validation loss " in out
     further = roberta_flax.load(tmp_path / "run" / "best")
@@ -310,7 +310,7 @@ def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_d
 
 def test_two_hosts_and_one_agree(run, data, tiny_source, tmp_path):
     """Two processes that find each other as under SLURM, with one CPU device each."""
-    options = ("--data", data, "--valid", data, "--tokenizer", tiny_source, *SMALL, *SHORT, "--update-freq", 2)
+    options = ("--data", data, "--valid", data, "--tokenizer", tiny_source, *SMALL, *SHORT, *ONE_SHAPE)
     assert run("pretrain", "-o", tmp_path / "one", *options)[0] == 0
     program = [sys.executable, "-c", "from roberta_flax.cli import main; main()"]
     command = [*program, "pretrain", "-o", tmp_path / "two", *options, "--distributed"]
