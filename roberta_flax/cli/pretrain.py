@@ -108,14 +108,14 @@ def command(
     from roberta_flax import sharding, tables
     from roberta_flax.train import (
         adam,
-        directory,
         init_optimizer,
-        loop,
         make_eval_step,
         make_train_step,
         masked_lm_loss,
         polynomial_decay,
     )
+    from roberta_flax.train.directory import BEST
+    from roberta_flax.train.loop import Plan, run
     from roberta_flax.train.pretraining import mean_loss, training_batches
 
     mesh = mesh_of(tensor_parallel, distributed)
@@ -145,13 +145,13 @@ def command(
     params = start.params
     if mesh is not None:
         params = sharding.place(params, config, mesh, fully_sharded=fully_sharded)
-    best = output / directory.BEST
-    outcome = loop.run(
+    best = output / BEST
+    outcome = run(
         make_train_step(loss, optimizer, accumulate=update_freq),
         params,
         init_optimizer(optimizer, params),
         training_batches(trained),
-        plan=loop.Plan(max_update, validate_every, save_every, keep, log_every, patience, seed=seed),
+        plan=Plan(max_update, validate_every, save_every, keep, log_every, patience, seed=seed),
         directory=output,
         config_note={
             "data": data_note,

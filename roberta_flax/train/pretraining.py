@@ -25,6 +25,7 @@ from roberta_flax.forward import Params
 from roberta_flax.sharding import DATA
 from roberta_flax.tokenizer import PAD_ID
 from roberta_flax.train.corpus import Blocks
+from roberta_flax.train.extra import require
 from roberta_flax.train.masking import Masking, mask_block, stream
 
 if TYPE_CHECKING:
@@ -158,10 +159,7 @@ def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[Batch]:
     Raises:
       InputError: grain is not installed.
     """
-    try:
-        import grain
-    except ImportError:
-        raise InputError("pretraining needs grain; install it with: pip install 'roberta-flax[train]'") from None
+    grain = require("grain")
     updates = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
     # one thread: numpy holds Python's lock for most of the time
     return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
