@@ -58,6 +58,7 @@ _ALIGNMENT = 64  # bytes; XLA's CPU backend takes an array as it is where it beg
 _CHUNK = 1 << 22  # elements written at a time
 _READERS = 4  # threads
 _TILE = 128  # rows and columns of a transpose copied at a time, so that both sides stay in the cache
+_REPLACED = "replaced"  # a directory on its way out, inside the one that takes its place
 _MAX_PROBLEMS = 100  # named in a message
 _LAYER_TENSORS = 16  # kernel and bias of six Dense, scale and bias of two LayerNorms
 
@@ -210,16 +211,20 @@ def remove_partial(destination: Path) -> None:
 
 
 @contextmanager
-def new_directory(destination: Path) -> Iterator[Path]:
+def new_directory(destination: Path, *, replace: bool = False) -> Iterator[Path]:
     """Gives a temporary directory beside `destination`, and renames it to `destination` if the block succeeds.
 
     Whatever happens, `destination` is either absent or whole.
 
+    Args:
+      destination: the directory to make.
+      replace: whether it takes the place of one that is there, which is removed then.
+
     Raises:
-      CheckpointError: `destination` exists, or cannot be made there.
+      CheckpointError: `destination` exists and is not to be replaced, or cannot be made there.
     """
     try:
-        if destination.exists() or destination.is_symlink():
+        if not replace and (destination.exists() or destination.is_symlink()):
             raise CheckpointError(f"{destination} exists already; remove it or choose another name")
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(
@@ -233,7 +238,10 @@ def new_directory(destination: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        if replace and destination.is_dir():
+            destination.rename(temporary / _REPLACED)
         temporary.rename(destination)
+        shutil.rmtree(destination / _REPLACED, ignore_errors=True)
     except RobertaFlaxError:  # DownloadError is an OSError too, and says more
         raise
     except OSError as error:
@@ -251,13 +259,16 @@ def save(
     params: Params,
     tokenizer: Tokenizer,
     dtype: jax.typing.DTypeLike | None = None,
+    *,
+    replace: bool = False,
 ) -> dict[str, NonFinite]:
     """Writes a model that is in memory as a converted directory, which `read` reads.
 
     Args:
-      destination: the directory to make; it must not exist.
+      destination: the directory to make.
       config, params, tokenizer: the model.
       dtype: to store parameters in; their own if not given.
+      replace: whether it takes the place of a directory that is there; without it, it must not exist.
 
     Returns:
       What write_tensors does.
@@ -271,7 +282,7 @@ def save(
         raise InputError(f"the parameters do not fit the configuration: {describe_problems(problems)}")
     stored = None if dtype is None else stored_dtype(jnp.dtype(dtype).name)
     conversion = {"source": None, "kind": "saved", "versions": versions()}
-    with new_directory(destination) as directory:
+    with new_directory(destination, replace=replace) as directory:
         for name, content in tokenizer.files().items():
             (directory / name).write_bytes(content)
         return write(directory, config, {name: Values(leaf) for name, leaf in leaves.items()}, conversion, stored)

@@ -128,6 +128,11 @@ class Dictionary:
 class BPE(Protocol):
     """How a model cuts text into the symbols of its dictionary."""
 
+    @property
+    def symbols(self) -> set[str]:
+        """Its pieces, as a dictionary has them."""
+        ...
+
     def token_ids(self, index: Mapping[str, int]) -> list[int]:
         """The token id of each of its pieces, by a dictionary's index."""
         ...
@@ -282,7 +287,7 @@ class ByteLevelBPE:
 
     @property
     def symbols(self) -> set[str]:
-        """The BPE ids, as the dictionary has them."""
+        """The BPE ids, as a dictionary has them."""
         return set(self._piece_of)
 
     @cached_property
@@ -449,9 +454,13 @@ class Tokenizer:
         """Whether the two give every text the same ids, and all ids the same text, from whichever files."""
         return self._definition() == other._definition()
 
+    def fingerprint(self) -> str:
+        """A SHA-256 in hex, the same for tokenizers that are (is_same_as); files of token ids name theirs by it."""
+        return hashlib.sha256(repr(self._definition()).encode()).hexdigest()
+
     def _definition(self) -> tuple[Any, ...]:
         specials = (self.bos_id, self.eos_id, self.mask_id)
-        return type(self.bpe), specials, self._bytes, self.bpe.rules(self.dictionary.index)
+        return type(self.bpe).__name__, specials, self._bytes, self.bpe.rules(self.dictionary.index)
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
         """Encodes a sentence, or several, as fairseq's hub does.

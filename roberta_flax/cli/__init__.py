@@ -11,7 +11,22 @@ import sys
 
 import typer
 
-from roberta_flax.cli import convert, decode, demo, encode, evaluate, export, features, fill_mask, mnli, predict, verify
+from roberta_flax.cli import (
+    convert,
+    decode,
+    demo,
+    encode,
+    evaluate,
+    export,
+    features,
+    fill_mask,
+    mnli,
+    perplexity,
+    predict,
+    preprocess,
+    pretrain,
+    verify,
+)
 from roberta_flax.errors import RobertaFlaxError, StoppedError
 
 app = typer.Typer(
@@ -29,6 +44,9 @@ app.command("evaluate")(evaluate.command)
 app.command("mnli")(mnli.command)
 app.command("features")(features.command)
 app.command("fill-mask")(fill_mask.command)
+app.command("preprocess")(preprocess.command)
+app.command("pretrain")(pretrain.command)
+app.command("perplexity")(perplexity.command)
 app.command("encode")(encode.command)
 app.command("decode")(decode.command)
 app.command("demo")(demo.command)

@@ -187,12 +187,21 @@ def _share(share: str | None, distributed: bool) -> tuple[int, int]:
     if distributed:
         import jax
 
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise InputError(f"jax.distributed: {' '.join(str(error).split())[:300]}; or use --share I/N") from None
+        join_hosts("; or use --share I/N")
         return jax.process_index(), jax.process_count()
     return 0, 1
+
+
+def join_hosts(instead: str = "") -> None:
+    """Makes this process one of several (jax.distributed); InputError, with what to do `instead`, if it fails."""
+    import jax
+
+    from roberta_flax.errors import InputError
+
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"jax.distributed: {' '.join(str(error).split())[:300]}{instead}") from None
 
 
 @contextmanager

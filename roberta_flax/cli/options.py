@@ -52,16 +52,9 @@ class Loading:
 
     def load(self) -> Roberta:
         """The model. Programs that are compiled for it are kept in the cache, so that the next run starts at once."""
-        import jax
+        from roberta_flax import hub
 
-        from roberta_flax import download, hub
-
-        settings = {
-            "jax_compilation_cache_dir": str(download.cache_dir(self.cache_dir) / "compiled"),
-            "jax_persistent_cache_min_compile_time_secs": 0.2,
-        }
-        for name, value in settings.items():
-            jax.config.update(name, value)  # type: ignore[no-untyped-call]
+        keep_programs(self.cache_dir)
         return hub.load(self.directory(), dtype=self.dtype, precision=self.precision, quantize=self.quantize)
 
     def note(self) -> dict[str, Any]:
@@ -84,6 +77,20 @@ class Loading:
         return hub.resolve(
             self.model, checkpoint_file=self.checkpoint_file, bpe_dir=self.bpe_dir, cache_dir=self.cache_dir
         )
+
+
+def keep_programs(cache_dir: Path | None) -> None:
+    """Has JAX keep the programs that it compiles in the cache, for later runs."""
+    import jax
+
+    from roberta_flax import download
+
+    settings = {
+        "jax_compilation_cache_dir": str(download.cache_dir(cache_dir) / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]
 
 
 def print_json(result: Any) -> None:

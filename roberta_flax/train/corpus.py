@@ -1,0 +1,435 @@
+"""Text for pretraining: files of sentences -> one binary file of token ids -> blocks, as fairseq makes them.
+
+A text file is laid out as in fairseq's README.pretraining.md: a sentence or paragraph a line, an empty line between
+documents. `write` does what multiprocessing_bpe_encoder.py --keep-empty and fairseq-preprocess do with it: each line,
+without the whitespace around it, becomes its token ids and `</s>`; an empty line becomes `</s>` alone. `Corpus` maps
+the file into memory, and its `blocks` are those of fairseq's TokenBlockDataset.
+
+The file, little-endian:
+
+  8 bytes  MAGIC
+  4 bytes  CRC-32 of the rest of the header
+  JSON     an object (Header), filled up with spaces to byte HEADER_SIZE
+  tokens   uint16, or uint32 where the vocabulary has more than 65,536 ids; zeros up to a multiple of 8 bytes
+  offsets  int64 [lines + 1]: where each line's tokens begin, and the end of the last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+import os
+import tempfile
+import zlib
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from roberta_flax import tables
+from roberta_flax.errors import InputError
+from roberta_flax.tokenizer import Tokenizer
+
+MAGIC = b"\x89RoBERTa"
+HEADER_SIZE = 512
+BREAK_MODES = ("none", "complete", "complete_doc", "eos")  # fairseq's SAMPLE_BREAK_MODE_CHOICES
+
+_VERSION = 1
+_CHUNK = 1 << 18  # characters encoded at a time; bounds the memory, with the length of a line
+_BLOCK = 1 << 20  # bytes read or copied at a time
+_SCAN = 1 << 20  # lines looked at at a time
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself.
+
+    Attributes:
+      tokens, lines: how many; every line's `</s>` is a token, and empty lines are lines.
+      documents: runs of lines that are not empty.
+      vocab_size: ids that the tokenizer has.
+      tokenizer: its fingerprint (Tokenizer.fingerprint).
+      crc32: of all bytes after the header.
+      version: of the format.
+    """
+
+    tokens: int
+    lines: int
+    documents: int
+    vocab_size: int
+    tokenizer: str
+    crc32: int
+    version: int = _VERSION
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the tokens."""
+        return _dtype(self.vocab_size)
+
+    @property
+    def offsets_begin(self) -> int:
+        """The byte at which the offsets begin."""
+        end = HEADER_SIZE + self.tokens * self.dtype.itemsize
+        return end + -end % 8
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self.offsets_begin + 8 * (self.lines + 1)
+
+    def to_bytes(self) -> bytes:
+        """The first HEADER_SIZE bytes of the file."""
+        text = json.dumps(dataclasses.asdict(self)).encode().ljust(HEADER_SIZE - len(MAGIC) - 4)
+        return MAGIC + zlib.crc32(text).to_bytes(4, "little") + text
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """Reads what `to_bytes` wrote; ValueError, which says what is wrong, where it is something else."""
+        if not content.startswith(MAGIC):
+            raise ValueError("it is of another kind")
+        crc32, text = content[len(MAGIC) :][:4], content[len(MAGIC) + 4 :]
+        if len(content) < HEADER_SIZE or zlib.crc32(text).to_bytes(4, "little") != crc32:
+            raise ValueError("its header is damaged")
+        fields = json.loads(text)
+        if fields.get("version") != _VERSION:
+            raise ValueError(f"it is of version {fields.get('version')!r}, and this program reads {_VERSION}")
+        return cls(**fields)
+
+
+def _dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def write(
+    texts: Sequence[PathLike],
+    destination: PathLike,
+    tokenizer: Tokenizer,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda lines, tokens: None,
+) -> Header:
+    """Encodes files of text into one binary file, which `Corpus` reads.
+
+    Several files are separate documents. The same texts give the same bytes, whatever the number of threads. The memory
+    that it takes does not grow with them.
+
+    Args:
+      texts: UTF-8, a sentence or paragraph a line, an empty line between documents; names ending in .gz are compressed.
+      destination: the file to make, or to replace. It appears when it is whole.
+      tokenizer: of the model that is to be trained.
+      threads: that encode; one a processor if not given.
+      progress: called now and then with the lines and tokens that are done.
+
+    Raises:
+      InputError: no texts, one that cannot be read or is not text (with its line), no sentence in them, or a
+        destination that cannot be written.
+    """
+    files, destination = list(map(Path, texts)), Path(destination)
+    _check_files(files, destination)
+    rows = [tables.read_rows(file, ("text",), format="txt") for file in files]
+    dtype, threads = _dtype(tokenizer.vocab_size), threads or os.cpu_count() or 1
+    encode = partial(_encode, tokenizer, dtype=dtype)
+    with (
+        tables.replacing(destination) as content,
+        tempfile.TemporaryFile(dir=destination.parent) as offsets,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        writer = _Writer(content, offsets)
+        for ids, lengths in _ahead(pool, encode, _chunks(_lines(files, rows)), 2 * threads):
+            writer.add(ids, lengths)
+            progress(writer.lines, writer.tokens)
+        if not writer.documents:
+            raise InputError(f"there is no sentence in {', '.join(map(str, files))}; nothing was written")
+        return writer.finish(tokenizer)
+
+
+class _Writer:
+    """Writes a file: tokens as they come, offsets to another file meanwhile, and at the end these and the header.
+
+    Attributes:
+      tokens, lines, documents: so far.
+    """
+
+    def __init__(self, content: IO[bytes], offsets: IO[bytes]) -> None:
+        self.tokens = self.lines = self.documents = 0
+        self._content, self._offsets = content, offsets
+        self._crc32 = 0
+        self._in_document = False
+        content.write(bytes(HEADER_SIZE))
+        offsets.write(bytes(8))
+
+    def add(self, ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> None:
+        """Writes some lines: all their token ids, and how many each has."""
+        self._write(ids.tobytes())
+        self._offsets.write((self.tokens + lengths.cumsum()).astype("<i8").tobytes())
+        in_document = np.concatenate([[self._in_document], lengths > 1])
+        self.documents += int((in_document[1:] > in_document[:-1]).sum())
+        self._in_document = bool(in_document[-1])
+        self.tokens += len(ids)
+        self.lines += len(lengths)
+
+    def finish(self, tokenizer: Tokenizer) -> Header:
+        """Writes what comes after the tokens, and the header."""
+        self._write(bytes(-self._content.tell() % 8))
+        self._offsets.seek(0)
+        while block := self._offsets.read(_BLOCK):
+            self._write(block)
+        header = Header(
+            self.tokens, self.lines, self.documents, tokenizer.vocab_size, tokenizer.fingerprint(), self._crc32
+        )
+        self._content.seek(0)
+        self._content.write(header.to_bytes())
+        return header
+
+    def _write(self, content: bytes) -> None:
+        self._crc32 = zlib.crc32(content, self._crc32)
+        self._content.write(content)
+
+
+def _check_files(files: Sequence[Path], destination: Path) -> None:
+    """Raises InputError for texts that are none, or that the destination would replace."""
+    if not files:
+        raise InputError("no texts to encode; name one file or more")
+    for file in files:
+        if what := "a directory" if file.is_dir() else _other_format(file):
+            raise InputError(f"{file} is {what}; expected plain text, a sentence or paragraph a line")
+        if file.exists() and destination.exists() and file.samefile(destination):
+            raise InputError(f"{file} would be replaced by its own tokens; choose another name for these")
+
+
+def _other_format(file: Path) -> str | None:
+    """The format, if not plain text, that a file has by its name."""
+    format = (file.with_suffix("") if file.suffix.lower() == ".gz" else file).suffix.lower().removeprefix(".")
+    return format if format in tables.INPUT_FORMATS and format != "txt" else None
+
+
+def _lines(files: Sequence[Path], rows: Sequence[Iterator[tables.Row | tables.BadRow]]) -> Iterator[str]:
+    """The lines of the files one after the other, with an empty one between two files if there is none."""
+    line = ""
+    for file, lines in zip(files, rows, strict=True):
+        if line:
+            yield ""
+        for row in lines:
+            if isinstance(row, tables.BadRow):
+                raise InputError(f"{file}, line {row.line}: {row.reason}; mend the line or leave it out")
+            line = row.values[0].strip()
+            yield line
+
+
+def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for line in lines:
+        chunk.append(line)
+        size += len(line) + 1
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encode(
+    tokenizer: Tokenizer, lines: Sequence[str], *, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The token ids of some lines, each with its `</s>`, and how many each line has."""
+    end = np.array([tokenizer.eos_id], np.int32)
+    ids = [part for line in lines for part in (tokenizer.encode_text(line), end)]
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    return np.concatenate(ids).astype(dtype), lengths[::2] + 1
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], most: int) -> Iterator[Any]:
+    """`function` of each item, in order; computed by a pool's threads, at most so many ahead."""
+    waiting: deque[Future[Any]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class Corpus:
+    """A file that `write` made, mapped into memory.
+
+    Attributes:
+      path: the file.
+      header: what it says of itself.
+      tokens: uint16 or uint32 [tokens].
+      offsets: int64 [lines + 1], where each line begins in `tokens`, and the end of the last.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        """Opens a file and reads it once, to see that it is whole.
+
+        Raises:
+          InputError: it cannot be read, is of another kind, cut short or damaged.
+        """
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as file:
+                self.header = _read_header(file)
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise InputError(
+                f"{self.path} is not a whole file of roberta-flax preprocess: {error}; make it again"
+            ) from None
+        header = self.header
+        self.tokens = np.frombuffer(content, header.dtype, header.tokens, HEADER_SIZE)
+        self.offsets = np.frombuffer(content, "<i8", header.lines + 1, header.offsets_begin)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises InputError unless this is the tokenizer that the tokens are of."""
+        if tokenizer.fingerprint() != self.header.tokenizer:
+            raise InputError(
+                f"{self.path} has tokens of another tokenizer, of {self.header.vocab_size} ids; the model's has "
+                f"{tokenizer.vocab_size}; encode the texts again with the model's (roberta-flax preprocess)"
+            )
+
+    def blocks(self, break_mode: str, tokens_per_sample: int, *, bos_id: int) -> Blocks:
+        """The corpus cut into sequences for the model, as fairseq's masked_lm task does.
+
+        Args:
+          break_mode: one of BREAK_MODES:
+            none          blocks of tokens_per_sample - 1 tokens, wherever sentences end
+            complete      as many lines as fit, of one document or several
+            complete_doc  as many lines of one document as fit; empty lines are left out
+            eos           a line each
+          tokens_per_sample: of the longest sequence, `<s>` included, which takes one of them.
+          bos_id: of `<s>`, which is put before each block.
+
+        Raises:
+          InputError: another mode, a size under 2, or nothing that fits.
+        """
+        if tokens_per_sample < 2:
+            raise InputError(f"tokens_per_sample must be 2 or more, <s> and one token, got {tokens_per_sample}")
+        starts, ends = block_slices(self.offsets, break_mode, tokens_per_sample - 1)
+        fits = ends - starts < tokens_per_sample
+        if not fits.any():
+            raise InputError(
+                f"{self.path} has no block of at most {tokens_per_sample} tokens in break mode {break_mode!r}; take "
+                "'none', or cut its lines"
+            )
+        return Blocks(self.tokens, starts[fits], ends[fits], bos_id, int((~fits).sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks(Sequence[npt.NDArray[np.int32]]):
+    """Sequences of token ids, `<s>` first.
+
+    Attributes:
+      tokens: of the corpus.
+      starts, ends: int64 [blocks], places in `tokens`.
+      bos_id: of `<s>`.
+      dropped: blocks that were left out, being longer than tokens_per_sample: lines that alone are, as fairseq's
+        trainer leaves them out (FairseqTask.filter_indices_by_size).
+    """
+
+    tokens: npt.NDArray[Any]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    bos_id: int
+    dropped: int = 0
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each, `<s>` included: [blocks]."""
+        return self.ends - self.starts + 1
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One sequence, int32 [length]."""
+        start, end = self.starts[index], self.ends[index]
+        sequence = np.empty(end - start + 1, np.int32)
+        sequence[0] = self.bos_id
+        sequence[1:] = self.tokens[start:end]
+        return sequence
+
+
+def block_slices(
+    offsets: npt.NDArray[np.int64], break_mode: str, block_size: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where blocks begin and end, as fairseq/data/token_block_utils_fast.pyx has it (_get_slice_indices_fast).
+
+    Args:
+      offsets: [lines + 1], where each line's tokens begin, and the end of the last; a line has a token or more, and one
+        of a single token ends a document.
+      break_mode: one of BREAK_MODES.
+      block_size: the most tokens of a block. In modes "complete" and "complete_doc" a line that has more is a block of
+        its own; in mode "eos" it is of no matter.
+
+    Returns:
+      Starts and ends, [blocks] each.
+
+    Raises:
+      InputError: another mode.
+    """
+    match break_mode:
+        case "none":
+            starts = np.arange(0, offsets[-1], block_size)
+            return starts, np.minimum(starts + block_size, offsets[-1])
+        case "eos":
+            return offsets[:-1], offsets[1:]
+        case "complete":
+            return _of_whole_lines(offsets, [(0, len(offsets) - 1)], block_size)
+        case "complete_doc":
+            return _of_whole_lines(offsets, _documents(offsets), block_size)
+    raise InputError(f"break mode must be one of {', '.join(BREAK_MODES)}, got {break_mode!r}")
+
+
+def _documents(offsets: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """The first line of each document, and the line after its last."""
+    lines, first = len(offsets) - 1, 0
+    for begin in range(0, lines, _SCAN):
+        some = offsets[begin : begin + _SCAN + 1]
+        for end in (begin + np.flatnonzero(np.diff(some) == 1)).tolist():
+            if first < end:
+                yield first, end
+            first = end + 1
+    if first < lines:
+        yield first, lines
+
+
+def _of_whole_lines(
+    offsets: npt.NDArray[np.int64], documents: Iterable[tuple[int, int]], block_size: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """As many lines as fit in each block, at least one, and none of two documents."""
+    starts, ends = array("q"), array("q")
+    for line, last in documents:
+        while line < last:
+            start = offsets[line]
+            # no more lines than tokens fit
+            some = offsets[line + 1 : min(line + block_size, last) + 1]
+            line += max(1, int(some.searchsorted(start + block_size, side="right")))
+            starts.append(start)
+            ends.append(offsets[line])
+    return np.array(starts, np.int64), np.array(ends, np.int64)
+
+
+def _read_header(file: IO[bytes]) -> Header:
+    """The header of a file; ValueError, which says what is wrong, unless the file is whole."""
+    header = Header.from_bytes(file.read(HEADER_SIZE))
+    size = os.fstat(file.fileno()).st_size
+    if size != header.size:
+        raise ValueError(f"it has {size} bytes of {header.size}")
+    crc32 = 0
+    while block := file.read(_BLOCK):
+        crc32 = zlib.crc32(block, crc32)
+    if crc32 != header.crc32:
+        raise ValueError("its bytes are not those that were written")
+    return header

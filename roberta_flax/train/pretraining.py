@@ -1,0 +1,214 @@
+"""Masked-LM batches for pretraining and its validation, by grain, and perplexity.
+
+A Batch is a dict of numpy arrays: `tokens`, int32 [batch, time], with masks in them, padded on the right; `positions`
+and `targets`, int32 [batch, masked], of the tokens to be predicted; `weights`, float32 [batch, masked], 1 for these and
+0 for what fills a row up. With accumulation each has one axis more, [accumulate, batch, ...].
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from roberta_flax import batching
+from roberta_flax.errors import InputError
+from roberta_flax.forward import Params
+from roberta_flax.sharding import DATA
+from roberta_flax.tokenizer import PAD_ID
+from roberta_flax.train.corpus import Blocks
+from roberta_flax.train.extra import require
+from roberta_flax.train.masking import Masking, mask_block, stream
+
+if TYPE_CHECKING:
+    import grain
+
+Batch = dict[str, npt.NDArray[Any]]
+
+_PREFETCH = 4  # updates made ahead
+
+
+class MaskedBatches:
+    """The Batch of every update, made from its number alone.
+
+    An epoch has every block once. Blocks of about one length share a batch, as in fairseq, where they are sorted by
+    length; which of them, and in which order batches come, is drawn anew for each epoch. The last rows of an epoch's
+    last batch may be padding.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        masking: Masking,
+        *,
+        rows: int,
+        max_positions: int,
+        seed: int,
+        accumulate: int | None = None,
+        pad_id: int = PAD_ID,
+    ) -> None:
+        """Describes the batches.
+
+        Args:
+          blocks: of a corpus.
+          masking: what is masked.
+          rows: of a batch.
+          max_positions: of the model; no block is longer.
+          seed: of order and masks.
+          accumulate: batches of an update, which arrays have as a first axis; None for one without that axis.
+          pad_id: of the model.
+
+        Raises:
+          InputError: rows or accumulate that are not positive, a seed that is negative, or a block that is too long.
+        """
+        for name, value in (("batch size", rows), ("update_freq", accumulate or 1)):
+            if value < 1:
+                raise InputError(f"{name} must be 1 or more, got {value}")
+        if seed < 0:
+            raise InputError(f"seed must be 0 or more, got {seed}")
+        lengths = blocks.lengths
+        longest = int(lengths.max())
+        if longest > max_positions:
+            raise InputError(
+                f"blocks of up to {longest} tokens are longer than the model's {max_positions} positions; make them "
+                "shorter with tokens_per_sample"
+            )
+        self._blocks, self._masking, self._seed, self._pad_id = blocks, masking, seed, pad_id
+        self._shape = (rows,) if accumulate is None else (accumulate, rows)
+        self._buckets = _buckets(longest, max_positions)[lengths]
+        self._rows = rows * (accumulate or 1)
+        self.updates_per_epoch = -(-len(blocks) // self._rows)
+        self._shuffled = lru_cache(maxsize=2)(self._shuffle)
+
+    def shuffled(self, update: int) -> Batch:
+        """The batch of update `update`, from 0, of an endless training."""
+        epoch, number = divmod(update, self.updates_per_epoch)
+        order, updates = self._shuffled(epoch)
+        first = int(updates[number]) * self._rows
+        return self._batch(order[first : first + self._rows], epoch)
+
+    def in_order(self) -> Iterator[Batch]:
+        """Every block once, always with the same masks: those of epoch 0."""
+        order = self._buckets.argsort(kind="stable")
+        for first in range(0, len(order), self._rows):
+            yield self._batch(order[first : first + self._rows], 0)
+
+    def _shuffle(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """An epoch's blocks, shuffled within lengths, and the order in which its updates come."""
+        random = stream(self._seed, epoch)
+        order = random.permutation(len(self._buckets))
+        order = order[self._buckets[order].argsort(kind="stable")]
+        return order, random.permutation(self.updates_per_epoch)
+
+    def _batch(self, chosen: npt.NDArray[np.int64], epoch: int) -> Batch:
+        time = int(self._buckets[chosen].max())
+        blocks = [self._blocks[index] for index in chosen]
+        masked = [
+            mask_block(block, self._masking, seed=self._seed, epoch=epoch, index=index)
+            for index, block in zip(chosen.tolist(), blocks, strict=True)
+        ]
+        most = self._width(time, max(len(positions) for _, positions in masked))
+        batch = {
+            "tokens": np.full((self._rows, time), self._pad_id, np.int32),
+            "positions": np.zeros((self._rows, most), np.int32),
+            "targets": np.full((self._rows, most), self._pad_id, np.int32),
+            "weights": np.zeros((self._rows, most), np.float32),
+        }
+        for row, (block, (tokens, positions)) in enumerate(zip(blocks, masked, strict=True)):
+            batch["tokens"][row, : len(tokens)] = tokens
+            batch["positions"][row, : len(positions)] = positions
+            batch["targets"][row, : len(positions)] = block[positions]
+            batch["weights"][row, : len(positions)] = 1
+        return {name: array.reshape(*self._shape, -1) for name, array in batch.items()}
+
+    def _width(self, time: int, longest: int) -> int:
+        """The number of positions of a batch's rows, of which `longest` are masked in one.
+
+        By `time` alone if tokens are masked. Whole words may have any number: half as many again, or twice that, and so
+        on until all fit, so that few shapes are compiled.
+        """
+        most = self._masking.most(time)
+        if self._masking.word_begins is not None:
+            most += most // 2
+            while most < longest:
+                most *= 2
+        return min(most, time)
+
+
+def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
+    """What a batch is padded to by the length of its longest block, for lengths from 0 to `longest`.
+
+    Coarser than batching.length_bucket: a step of an update takes longer to compile than one forward.
+    """
+    lengths = np.arange(longest + 1)
+    steps = np.array([*batching.LENGTH_BUCKETS, max(longest, max_positions)], np.int32)
+    return np.minimum(steps[np.searchsorted(steps[:-1], lengths)], max_positions)
+
+
+def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[Batch]:
+    """The batches of an endless training, made ahead of it; get_state() and set_state() go on exactly.
+
+    Raises:
+      InputError: grain is not installed.
+    """
+    grain = require("grain")
+    updates = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
+    # one thread: numpy holds Python's lock for most of the time
+    return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
+
+
+def mean_loss(
+    eval_step: Callable[[Params, Any], tuple[Any, Any]],
+    params: Params,
+    batches: Iterable[Batch],
+    mesh: Mesh | None = None,
+) -> dict[str, float]:
+    """The masked-LM loss over batches, and perplexity.
+
+    Args:
+      eval_step: of step.make_eval_step.
+      params: of the model.
+      batches: MaskedBatches.in_order(), say.
+      mesh: of the parameters, where they are on several devices; its DATA axis divides a batch's rows.
+
+    Returns:
+      loss, nats a predicted token; perplexity, its exponential; size, how many tokens were predicted.
+    """
+    total = size = 0.0
+    under_way: deque[tuple[Any, Any]] = deque()
+
+    def finish_first() -> tuple[float, float]:
+        loss, count = under_way.popleft()
+        return total + float(loss), size + float(count)
+
+    for batch in batches:
+        under_way.append(eval_step(params, _placed(batch, mesh)))
+        if len(under_way) > 1:
+            total, size = finish_first()
+    while under_way:
+        total, size = finish_first()
+    loss = total / size if size else math.nan
+    return {"loss": loss, "perplexity": _exponential(loss), "size": size}
+
+
+def _placed(batch: Batch, mesh: Mesh | None) -> Any:
+    """A batch on a mesh's devices; every process has all of it, and takes its devices' parts."""
+    if mesh is None:
+        return batch
+    rows = NamedSharding(mesh, PartitionSpec(DATA))  # type: ignore[no-untyped-call]
+    return {name: jax.make_array_from_callback(array.shape, rows, array.__getitem__) for name, array in batch.items()}
+
+
+def _exponential(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
