@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from roberta_flax import forward, quantize, sharding
+from roberta_flax import forward, quantize, sharding, train
 from roberta_flax.checkpoint import path_name
 from roberta_flax.config import HeadConfig, RobertaConfig
 
@@ -131,6 +131,50 @@ class Program:
         if self.wanted == "lm":
             multiply_adds += self.rows * self.length * (projection + hidden * config.vocab_size)
         return 2 * multiply_adds / len(devices(self.topology))
+
+
+@dataclass(frozen=True)
+class Update(Program):
+    """An update of roberta.large.mnli by Adam, in bfloat16 with float32 parameters and moments.
+
+    Attributes:
+      fully_sharded: whether sharding.DATA divides parameters and moments too.
+      remat: whether layers' insides are computed again for their gradients.
+    """
+
+    fully_sharded: bool = False
+    remat: bool = True
+
+    def held(self, path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        name = path_name(path)
+        whole = sharding.spec(name)
+        spec = sharding.fully_sharded_spec(name, leaf.shape, self.mesh) if self.fully_sharded else whole
+        return self.placed(leaf.shape, leaf.dtype, spec)
+
+    def params(self) -> forward.Params:
+        return jax.tree_util.tree_map_with_path(self.held, forward.abstract_params(self.config))
+
+    def compiled(self, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
+        optimizer = train.adam(train.polynomial_decay(1e-5, warmup_updates=10, total_updates=100), config=self.config)
+        loss = train.head_loss(HEAD, config=self.config, dtype="bfloat16", remat=self.remat)
+        params = self.params()
+        adam, *others = jax.eval_shape(optimizer.init, params)
+        moments = {"mean": params, "square": params}  # which init_optimizer divides as the parameters
+        rows = PartitionSpec(sharding.DATA)
+        batch = {
+            "tokens": self.tokens(),
+            "targets": self.placed((self.rows,), jnp.int32, rows),
+            "weights": self.placed((self.rows,), jnp.float32, rows),
+        }
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = self.placed(key.shape, key.dtype, PartitionSpec())
+        state = (adam._replace(**moments), *others)
+        lowered = train.make_train_step(loss, optimizer).lower(params, state, batch, key)
+        return lowered.compile(compiler_options=options)
+
+    def hand_count(self) -> float:
+        """Each product of the forward pass, and two for its gradients; with remat it is computed twice."""
+        return (4 if self.remat else 3) * super().hand_count()
 
 
 def figures(compiled: jax.stages.Compiled) -> dict[str, float]:
