@@ -129,6 +129,19 @@ def read_rows(
     return _text_rows(path, format, lambda record: _pick_fields(record, format, width, indices), start, int(named))
 
 
+def read_objects(path: str | os.PathLike[str]) -> Iterator[Row | BadRow]:
+    """Reads the objects of a JSONL file with whatever is in them: a Row's one value is a dict.
+
+    Raises:
+      InputError: as `read_rows`; or a file of another format.
+    """
+    path = Path(path)
+    format, _ = _input_format(path, None, None)
+    if format != "jsonl":
+        raise InputError(f"{path}: expected a .jsonl or .ndjson file, which can have lists and objects in its rows")
+    return _text_rows(path, format, lambda record: (_json_object(record),), 0)
+
+
 def column_names(
     path: str | os.PathLike[str], header: bool | None = None, format: str | None = None
 ) -> list[str] | None:
