@@ -11,7 +11,20 @@ import sys
 
 import typer
 
-from roberta_flax.cli import convert, decode, demo, encode, evaluate, export, features, fill_mask, mnli, predict, verify
+from roberta_flax.cli import (
+    convert,
+    decode,
+    demo,
+    encode,
+    evaluate,
+    export,
+    features,
+    fill_mask,
+    finetune,
+    mnli,
+    predict,
+    verify,
+)
 from roberta_flax.errors import RobertaFlaxError, StoppedError
 
 app = typer.Typer(
@@ -29,6 +42,7 @@ app.command("evaluate")(evaluate.command)
 app.command("mnli")(mnli.command)
 app.command("features")(features.command)
 app.command("fill-mask")(fill_mask.command)
+app.command("finetune")(finetune.command)
 app.command("encode")(encode.command)
 app.command("decode")(decode.command)
 app.command("demo")(demo.command)

@@ -1,9 +1,7 @@
-"""Labelled files as tokenised examples, and these as batches for roberta_flax.train.losses.
+"""Labelled files as tokenised examples, for every kind of head.
 
-A file is read once and kept in a few arrays (Examples). Training takes its batches from a grain pipeline that never
-ends, is in another order each epoch, and goes on exactly where its state says; validation takes them in the file's order.
-
-Rows that cannot be used are left out, and inputs that are too long are cut; Examples.tally says how many.
+A file is read once and kept in a few arrays (Examples). Rows that cannot be used are left out, and inputs that are too
+long are cut; Examples.tally says how many. roberta_flax.train.batches makes batches of them.
 """
 
 from __future__ import annotations
@@ -16,28 +14,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from roberta_flax import tables
-from roberta_flax.batching import length_bucket
 from roberta_flax.errors import InputError
 from roberta_flax.evaluation import Task, class_of
 from roberta_flax.inference import encode_texts, longest_first
 from roberta_flax.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    import grain
-
 Ids = npt.NDArray[np.int32]
-Batch = dict[str, npt.NDArray[Any]]
 PathLike = str | os.PathLike[str]
 
 MAX_OPTION_LENGTH = 128  # tokens of an option of RACE: fairseq/examples/roberta/README.race.md, --max-option-length
 _MAX_CLASSES = 1000  # that a file's labels are taken for; more are more likely values
-_NO_TAG = -1  # of a token with which no word begins
+NO_TAG = -1  # of a token with which no word begins
 
 
 @dataclass
@@ -232,7 +225,7 @@ def token_examples(
         if len(set(first.tolist())) != len(given):
             raise InputError(f"{words} that begin within one token")
         ids = tokenizer.join([tokenizer.pieces(text)[: limit - 2]])
-        target = np.full(len(ids), _NO_TAG, np.int32)
+        target = np.full(len(ids), NO_TAG, np.int32)
         inside = first < len(ids) - 2
         target[first[inside] + 1] = [_class(tag, labels) for tag, kept in zip(gold, inside, strict=True) if kept]
         return [_Example([ids], target, not inside.all())]
@@ -243,10 +236,10 @@ def token_examples(
 def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
     """Of each object of a JSONL file a question, a context, and answers with the characters where they begin there.
 
-    As SQuAD has them: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}}, or a list of
-    {"text": ..., "answer_start": ...}. The target is the first answer. A context that is too long slides by in windows,
-    as in inference.encode_texts; where the answer is not in one, its target is the first token, `<s>`, as in BERT's
-    run_squad.py.
+    As SQuAD has them: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}}, or the
+    answers as a list of {"text": ..., "answer_start": ...}. The target is the first answer. A context that is too long
+    slides by in windows, as in inference.encode_texts; where the answer is not in one, its target is the first token,
+    `<s>`, as in BERT's run_squad.py.
 
     Args:
       path: the file.
@@ -299,8 +292,8 @@ def choice_examples(
     """Of each row several candidates, of which one is right, by its number from 0 or its letter from A.
 
     By `framing`:
-      choice         objects of a JSONL file with a text, a list of choices, and the right one's number or letter, by the
-                     names given: `<s> text </s></s> choice </s>`, cut as in inference.encode_texts
+      choice         objects of a JSONL file with a text, a list of choices, and the right one's number or letter, under
+                     the names given: `<s> text </s></s> choice </s>`, cut as in inference.encode_texts
       commonsenseqa  CommonsenseQA's own files: `<s> Q: question </s> A: choice </s>`
                      (fairseq/examples/roberta/commonsense_qa/commonsense_qa_task.py), cut likewise
       race           a directory of RACE's own files, or JSONL of their objects or of objects with one question each
@@ -556,77 +549,7 @@ def _choice(answer: Any, choices: int) -> int:
     if isinstance(number, str) and re.fullmatch(r"\d+", number, re.ASCII):
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < choices:
-        raise _UnknownLabel(f"{str(answer)[:40]!r} is none of {choices} choices; give a number from 0, or a letter from A")
+        raise _UnknownLabel(
+            f"{str(answer)[:40]!r} is none of {choices} choices; give a number from 0, or a letter from A"
+        )
     return number
-
-
-# Batches
-
-
-def training_batches(
-    examples: Examples, *, batch_size: int, update_freq: int = 1, pad_id: int, max_positions: int, seed: int
-) -> grain.DatasetIterator[Batch]:
-    """Batches without an end: every example once an epoch, in an order that `seed` and the epoch's number determine.
-
-    An epoch's last update is filled with rows of padding, of weight 0. All of an update's sequences are padded to one
-    length, of batching.length_bucket.
-
-    Args:
-      examples: of the training file.
-      batch_size: rows of a batch.
-      update_freq: batches of an update; more than one are stacked along a first axis.
-      pad_id, max_positions: of the model.
-      seed: of the order.
-
-    Returns:
-      An iterator with get_state() and set_state(), which go on exactly.
-    """
-    try:
-        import grain
-    except ImportError:
-        raise InputError("training needs grain; install it with: pip install 'roberta-flax[train]'") from None
-
-    def update(numbers: Sequence[int]) -> Batch:
-        time = _bucket(examples, numbers, max_positions)
-        parts = [numbers[i * batch_size : (i + 1) * batch_size] for i in range(update_freq)]
-        batches = [_batch(examples, part, batch_size, time, pad_id) for part in parts]
-        return batches[0] if update_freq == 1 else {name: np.stack([b[name] for b in batches]) for name in batches[0]}
-
-    dataset = grain.MapDataset.range(len(examples)).seed(seed).shuffle()
-    updates = dataset.batch(batch_size * update_freq, batch_fn=update).repeat()
-    return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
-
-
-def validation_batches(
-    examples: Examples, *, batch_size: int, pad_id: int, max_positions: int
-) -> Iterator[tuple[range, Batch]]:
-    """All examples once, in the file's order: the numbers of a batch's examples, and the batch, padded as in training."""
-    for first in range(0, len(examples), batch_size):
-        numbers = range(first, min(first + batch_size, len(examples)))
-        yield numbers, _batch(examples, numbers, batch_size, _bucket(examples, numbers, max_positions), pad_id)
-
-
-def _bucket(examples: Examples, numbers: Sequence[int], max_positions: int) -> int:
-    return length_bucket(max(map(len, examples.sequences(numbers))), max_positions)
-
-
-def _batch(examples: Examples, numbers: Sequence[int], rows: int, time: int, pad_id: int) -> Batch:
-    """Some examples, at most `rows`, as the arrays that losses.head_loss takes."""
-    tokens = _padded(examples.sequences(numbers), rows * examples.choices, time, pad_id)
-    if examples.kind == "choice":
-        tokens = tokens.reshape(rows, examples.choices, time)
-    if examples.kind == "token":
-        of_tokens = [examples.targets[examples.offsets[i] : examples.offsets[i + 1]] for i in numbers]
-        targets = _padded(of_tokens, rows, time, _NO_TAG)
-        weights = (targets != _NO_TAG).astype(np.float32)
-        return {"tokens": tokens, "targets": np.maximum(targets, 0), "weights": weights}
-    targets = np.zeros((rows, *examples.targets.shape[1:]), examples.targets.dtype)
-    targets[: len(numbers)] = examples.targets[list(numbers)]
-    return {"tokens": tokens, "targets": targets, "weights": (np.arange(rows) < len(numbers)).astype(np.float32)}
-
-
-def _padded(sequences: Sequence[npt.NDArray[Any]], rows: int, time: int, filler: int) -> Ids:
-    padded = np.full((rows, time), filler, np.int32)
-    for row, sequence in zip(padded, sequences, strict=False):
-        row[: len(sequence)] = sequence
-    return padded

@@ -17,7 +17,8 @@ from roberta_flax.evaluation import ClassCounts, Evaluation
 from roberta_flax.forward import DTypeLike, Params, PrecisionLike
 from roberta_flax.hub import best_span
 from roberta_flax.tokenizer import Tokenizer
-from roberta_flax.train.examples import Batch, Examples, validation_batches
+from roberta_flax.train.batches import Batch, validation_batches
+from roberta_flax.train.examples import Examples
 from roberta_flax.train.losses import head_loss
 
 LESS_IS_BETTER = ("loss", "mse")
@@ -26,8 +27,8 @@ LESS_IS_BETTER = ("loss", "mse")
 def metrics_of(head: HeadConfig) -> tuple[str, ...]:
     """What a head is judged by where its task does not say, the main one first.
 
-    sentence: accuracy, macro_f1 of classes; pearson, spearman, mse of values; f1, accuracy of any number of labels, over
-    all decisions together (micro-averaged). token: macro_f1, accuracy. span: f1, exact_match. choice: accuracy.
+    sentence: accuracy, macro_f1 of classes; pearson, spearman, mse of values; f1, accuracy of any number of labels,
+    over all decisions together (micro-averaged). token: macro_f1, accuracy. span: f1, exact_match. choice: accuracy.
     """
     if head.problem == "regression" and head.kind == "sentence":
         return evaluation.VALUE_METRICS
@@ -86,9 +87,7 @@ class Validation:
         def compute(params: Params, batch: Batch) -> tuple[Any, Any, Any]:
             """The loss's sum, its size, and the head's outputs: one network, as the compiler finds."""
             tokens = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
-            outputs = forward.head_logits(
-                params, tokens, head=head, config=config, dtype=dtype, precision=precision
-            )
+            outputs = forward.head_logits(params, tokens, head=head, config=config, dtype=dtype, precision=precision)
             return *loss(params, batch, None), outputs
 
         everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
@@ -184,7 +183,7 @@ class _Values:
 
 
 class _Answers:
-    """Of each question the best span of all its windows, by the sum of the logits of its ends, as BERT's run_squad.py."""
+    """Of each question the best span of all its windows, by the sum of the logits of its ends (BERT's run_squad.py)."""
 
     def __init__(self, examples: Examples, tokenizer: Tokenizer) -> None:
         self._examples, self._tokenizer = examples, tokenizer
