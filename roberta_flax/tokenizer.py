@@ -373,8 +373,8 @@ class SentencePiece:
         return space + self.text_of(self.bytes_of(symbol))
 
     def spans(self, text: str) -> npt.NDArray[np.int64]:
-        pieces = self._processor.Encode(text, out_type="immutable_proto").pieces
-        return np.array([(piece.begin, piece.end) for piece in pieces], np.int64).reshape(-1, 2)
+        offsets = self._processor.Encode(text, out_type="offset_mapping")["offsets"]
+        return np.array(offsets, np.int64).reshape(-1, 2)
 
     def files(self) -> dict[str, bytes]:
         return {SENTENCEPIECE_FILE: self._processor.serialized_model_proto()}

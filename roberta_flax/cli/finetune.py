@@ -117,7 +117,7 @@ def command(
     from roberta_flax.train.recipes import recipe_of
 
     name = tasks.task_name(task)
-    given = {
+    given: dict[str, Any] = {
         "learning_rate": learning_rate, "end_learning_rate": end_learning_rate, "batch_size": batch_size,
         "update_freq": update_freq, "adam_betas": adam_betas, "adam_eps": adam_eps, "weight_decay": weight_decay,
         "clip_norm": clip_norm, "dropout": dropout, "attention_dropout": attention_dropout,

@@ -101,7 +101,7 @@ class FineTuning:
         rest = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
         placed = _placed(params, config, mesh, fully_sharded)
         optimizer = self._optimizer(config)
-        numerics = {"dtype": self.dtype, "precision": self.precision}
+        numerics: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision}
         loss = head_loss(name, config=config, remat=self.remat, **numerics)
         validation = Validation(
             self.validation, name, config=config, tokenizer=roberta.tokenizer, labels=self.labels,

@@ -84,7 +84,7 @@ class Validation:
         self._config, self._tokenizer, self._batch_size, self._mesh = config, tokenizer, batch_size, mesh
         loss = head_loss(head, config=config, dtype=dtype, precision=precision)
 
-        def compute(params: Params, batch: Batch) -> tuple[Any, Any, Any]:
+        def compute(params: Params, batch: Any) -> tuple[Any, Any, Any]:
             """The loss's sum, its size, and the head's outputs: one network, as the compiler finds."""
             tokens = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
             outputs = forward.head_logits(params, tokens, head=head, config=config, dtype=dtype, precision=precision)
