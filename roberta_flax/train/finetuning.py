@@ -168,8 +168,9 @@ class FineTuning:
         """What the run's numbers depend on, as JSON has it."""
         plain = {
             "head": asdict(self.head),
-            "recipe": asdict(self.recipe),
+            **asdict(self.recipe),
             "warmup_updates": self.warmup_updates,
+            "total_updates": self.total_updates,
             "training": self.training.fingerprint(),
             "validation": self.validation.fingerprint(),
             "freeze": list(self.freeze),
@@ -251,10 +252,10 @@ def trained_part(roberta: Roberta, head: HeadConfig, recipe: Recipe, seed: int) 
 
 def continues(config: RobertaConfig, head: HeadConfig) -> bool:
     """Whether a model has a head of this name and form, with the same labels as far as it says which."""
-    for other in config.heads:
-        if other.name == head.name:
-            return dataclasses.replace(other, labels=head.labels) == head and other.labels in ((), head.labels)
-    return False
+    same = ((), head.labels)
+    return any(
+        dataclasses.replace(head, labels=other.labels) == other for other in config.heads if other.labels in same
+    )
 
 
 def _reached(params: Params, head: HeadConfig | None) -> Params:

@@ -140,6 +140,8 @@ class _Maker:
         if columns.texts or columns.label or not columns.header:
             label = columns.label[0] if columns.label else task.label
             task = replace(task, texts=columns.texts or task.texts, label=label, header=columns.header)
+        if task.problem == "single_label" and len(labels) < 2:
+            raise InputError(f"a classification has two or more classes, got {', '.join(labels) or 'none'}")
         divisor = recipe_of(self.task).target_divisor
 
         def read(path: PathLike) -> Examples:
@@ -152,8 +154,6 @@ class _Maker:
     def classes(self) -> Reading:
         label = (*self.columns.label, "label")[0]
         labels = self.columns.labels or examples.label_names(self.train, label, header=self.columns.header)
-        if len(labels) < 2:
-            raise InputError(f"{self.train} has {len(labels)} different labels in {label!r}, expected two or more")
         return self.sentences(Task(self.task, self._texts(), label, labels, ("accuracy", "macro_f1")))
 
     def values(self) -> Reading:

@@ -110,10 +110,14 @@ def test_texts_that_are_too_long_are_cut_as_in_inference_and_counted(tokenizer, 
 def test_files_without_a_usable_row_are_an_error_that_says_why(tokenizer, tmp_path):
     path = written(tmp_path / "e.csv", "text,label", "hello,")
     with pytest.raises(InputError, match="is none of the labels"):
-        sentence_examples(path, Task("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT)
+        sentence_examples(
+            path, Task("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
+        )
     path = written(tmp_path / "f.jsonl", {"text": 5, "label": "a"})
     with pytest.raises(InputError, match=r"no row to learn from.* the first is .*f\.jsonl, line 1: column 'text'"):
-        sentence_examples(path, Task("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT)
+        sentence_examples(
+            path, Task("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
+        )
 
 
 def test_several_labels_are_columns_of_zero_and_one(tokenizer, tmp_path):
@@ -535,7 +539,9 @@ def test_few_lengths_occur(numbered):
 
 def test_one_example_is_enough(tokenizer, tmp_path):
     path = written(tmp_path / "one.jsonl", {"text": "a", "label": "x"})
-    one = sentence_examples(path, Task("custom", ("text",), "label", ("x", "y"), ("accuracy",)), ("x", "y"), tokenizer, LIMIT)
+    one = sentence_examples(
+        path, Task("custom", ("text",), "label", ("x", "y"), ("accuracy",)), ("x", "y"), tokenizer, LIMIT
+    )
     iterator = batches(one, batch_size=2)
     for _ in range(3):
         assert next(iterator)["weights"].tolist() == [1, 0]
@@ -570,5 +576,7 @@ def test_batches_of_tokens_spans_and_choices_have_the_shapes_of_the_losses(token
 
 def test_fingerprints_tell_files_apart(numbered, tokenizer, tmp_path):
     path = written(tmp_path / "o.jsonl", {"text": "a dog", "label": "1"})
-    other = sentence_examples(path, Task("custom", ("text",), "label", ("0", "1"), ("accuracy",)), ("0", "1"), tokenizer, LIMIT)
+    other = sentence_examples(
+        path, Task("custom", ("text",), "label", ("0", "1"), ("accuracy",)), ("0", "1"), tokenizer, LIMIT
+    )
     assert numbered.fingerprint() == numbered.fingerprint() != other.fingerprint()
