@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,7 @@ from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.evaluation import evaluate_answers
 from roberta_flax.train import tasks
 from roberta_flax.train.finetuning import continues, trained_part
-from roberta_flax.train.recipes import CUSTOM
+from roberta_flax.train.recipes import CUSTOM, RECIPES
 from roberta_flax.train.validation import Validation
 from tests.conftest import ROOT
 
@@ -148,7 +153,7 @@ def test_spans_learn_over_windows_too(finetune, run, tmp_path):
             answers = {"text": [f"the {place}"], "answer_start": [context.index(f"the {place}")]}
             rows.append({"question": f"Where is the {noun}?", "context": context, "answers": answers})
     train = written(tmp_path / "s.jsonl", *rows)
-    options = ("--task", "custom", "--kind", "span", "--updates", "200", "--max-length", "56")
+    options = ("--task", "custom", "--kind", "span", "--updates", "250", "--max-length", "44")
     summary, err = finetune(train, tmp_path / "o", *options)
     assert summary["count"] == len(rows)
     assert summary["training"]["examples"] > len(rows)
@@ -170,22 +175,16 @@ def test_choices_learn(finetune, run, tmp_path):
     assert json.loads(out)["label"] == "tea"
 
 
-@pytest.mark.parametrize("task", ["commonsenseqa", "race"])
-def test_multiple_choice_as_fairseq_frames_it_learns(task, finetune, tmp_path):
+def test_multiple_choice_as_fairseq_frames_race_learns(finetune, tmp_path):
     rows = []
     for i, noun in enumerate(NOUNS * 2):
-        answer, choices = i % 4, [f"the {other}" for other in ("chair", "news", "war", "price", "letter")]
-        choices[answer] = "tea"
-        letter = "ABCDE"[answer]
-        if task == "race":
-            rows.append({"article": f"A {noun}.", "question": "It drinks _.", "options": choices[:4], "answer": letter})
-            continue
-        labelled = [{"label": "ABCDE"[j], "text": choice} for j, choice in enumerate(choices)]
-        rows.append({"answerKey": letter, "question": {"stem": f"What drinks the {noun}?", "choices": labelled}})
+        options = [f"the {other}" for other in ("chair", "news", "war", "price")]
+        options[i % 4] = "tea"
+        rows.append({"article": f"A {noun}.", "question": "It drinks _.", "options": options, "answer": "ABCD"[i % 4]})
     train = written(tmp_path / "q.jsonl", *rows)
-    summary, _ = finetune(train, tmp_path / "o", "--task", task, "--updates", "60")
+    summary, _ = finetune(train, tmp_path / "o", "--task", "race", "--updates", "60")
     assert summary["metrics"] == {"accuracy": 1.0}
-    assert summary["recipe"]["weight_decay"] == 0.0
+    assert summary["recipe"]["source"].endswith("README.race.md")
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------------
@@ -226,6 +225,38 @@ def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_pat
     first, _ = finetune(sentiment, tmp_path / "o", *options)
     again, _ = finetune(sentiment, tmp_path / "o", *options)
     assert first == again
+
+
+def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_was_not(
+    tiny_directory, sentiment, tmp_path
+):
+    options = ("--updates", "400", "--validate-every", "50", "--save-every", "20", "--dropout", "0.1")
+    files = ("--train", sentiment, "--valid", sentiment)
+    command = [
+        sys.executable,
+        "-c",
+        "from roberta_flax.cli import main; main()",
+        "finetune",
+        "--task",
+        "sst-2",
+        "--model",
+    ]
+    command += map(str, (tiny_directory, *files, *FAST, *options))
+
+    def finish(name: str) -> None:
+        done = subprocess.run([*command, "-o", tmp_path / name], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    finish("whole")
+    killed = subprocess.Popen([*command, "-o", tmp_path / "killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "checkpoints" / "60").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    finish("killed")
+    for file in ("summary.json", "metrics.jsonl", "best/model.safetensors", "best/config.json"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
 def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run, sentiment, tiny_directory, tmp_path):
@@ -349,6 +380,15 @@ def test_a_head_of_the_same_name_and_form_is_trained_further_and_others_begin_an
     assert jax.tree.leaves(tiny.params)[0] is jax.tree.leaves({**params, "lm_head": 0})[0]
 
 
+def test_commonsenseqas_own_files_are_read_for_its_task(tiny, tmp_path):
+    choices = [{"label": letter, "text": letter.lower()} for letter in "ABCDE"]
+    path = written(tmp_path / "q.jsonl", {"answerKey": "C", "question": {"stem": "Which?", "choices": choices}})
+    reading = tasks.reading(tasks.task_name("CommonsenseQA"), path, tiny.config, tiny.tokenizer)
+    assert reading.head == HeadConfig("commonsenseqa", 1, 64, "choice")
+    assert reading.metrics == ("accuracy",)
+    assert reading.read(path).targets.tolist() == [2]
+
+
 def test_the_recipes_dropouts_are_the_trained_networks(tiny):
     config, _ = trained_part(tiny, HeadConfig("a", 2, 64), CUSTOM, seed=1)
     assert isinstance(config, RobertaConfig)
@@ -382,3 +422,45 @@ def test_answers_are_judged_as_squads_script_does():
     exact = [max(compute_exact(one, answer) for one in golds) for answer, golds in pairs]
     f1 = [max(compute_f1(one, answer) for one in golds) for answer, golds in pairs]
     assert found.metrics == pytest.approx({"exact_match": np.mean(exact), "f1": np.mean(f1)})
+
+
+def test_the_documentations_python_runs(tiny, tmp_path, monkeypatch):
+    """Its section on fine-tuning, on the embedded model and a file of a few rows."""
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (program,) = re.findall(
+        r"```python\n(.*?)```", page.partition("## Fine-tuning")[2].partition("\n## ")[0], re.DOTALL
+    )
+    rows = [f"{i}\tA {noun}.\tA {noun} sleeps.\tentailment" for i, noun in enumerate(NOUNS)]
+    (tmp_path / "RTE").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        written(tmp_path / "RTE" / name, "index\tsentence1\tsentence2\tlabel", *rows)
+    monkeypatch.setattr("roberta_flax.load", lambda *_, **__: tiny)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(program, scope)  # noqa: S102 -- the page's own text
+    assert scope["update"] == 9
+    assert set(scope["validation"](scope["params"])) == {"loss", "accuracy"}
+
+
+def test_the_documentations_table_has_the_recipes_numbers():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    shown = {row[0]: row for row in rows if len(row) == 6}
+    for name, recipe in RECIPES.items():
+        _, batch, rate, updates, decay, source = shown[{"sst-2": "sst2", "sts-b": "stsb"}.get(name, name)]
+        sizes = [recipe.batch_size, *([recipe.update_freq] if recipe.update_freq > 1 else [])]
+        assert batch == " x ".join(map(str, sizes)), name
+        assert float(rate.partition(",")[0]) == recipe.learning_rate, name
+        if recipe.total_updates:
+            assert updates == f"{recipe.total_updates:,}, {recipe.warmup_updates:,}", name
+        assert float(decay) == recipe.weight_decay, name
+        assert recipe.source.endswith(source), name
+
+
+def test_the_documentation_names_every_option():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    hyper_parameters = {field.name for field in dataclasses.fields(CUSTOM)}
+    elsewhere = {"checkpoint_file", "bpe_dir", "cache_dir", "precision", "as_json", "model"}  # of every command
+    for name in inspect.signature(cli.finetune.command).parameters.keys() - hyper_parameters - elsewhere:
+        option = {"output": "-o"}.get(name, f"--{name.replace('_', '-')}")
+        assert option in page, name
