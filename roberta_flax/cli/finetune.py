@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from roberta_flax.train.tasks import Reading
 
 SUMMARY_FILE = "summary.json"  # in the directory of a run, and of several
+_SAVE_EVERY = (100, 1000)  # updates: no less and no more, whatever an epoch has
 
 
 def command(
@@ -88,7 +89,9 @@ def command(
         str | None, typer.Option(help="By which the best is kept: the task's, or loss. [default: the task's first]")
     ] = None,
     validate_every: Annotated[int | None, typer.Option(help="Updates. [default: an epoch's]")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Updates between checkpoints. [default: an epoch's]")] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Updates between checkpoints. [default: an epoch's, from 100 to 1000]")
+    ] = None,
     remat: Annotated[bool, typer.Option("--remat", help="Less memory, a third more work.")] = False,
     data_parallel: Annotated[
         int | None, typer.Option(help="Devices that share a batch's rows. [default: all, but for --tensor-parallel]")
@@ -155,7 +158,7 @@ def command(
         metrics=reading.metrics,
         best=_best_metric(best_metric, reading.metrics),
         validate_every=validate_every or per_epoch,
-        save_every=save_every or per_epoch,
+        save_every=save_every or min(max(per_epoch, _SAVE_EVERY[0]), _SAVE_EVERY[1]),
         patience=patience,
         freeze=_frozen(freeze or (), roberta.config),
         layer_decay=layer_decay,

@@ -31,7 +31,7 @@ from tests.conftest import ROOT
 
 # learns in seconds: no dropout, no warm-up of any length, and a learning rate for a random network of two layers
 FAST = ("--lr", "2e-3", "--dropout", "0", "--attention-dropout", "0", "--batch-size", "8", "--update-freq", "1",
-        "--weight-decay", "0")  # fmt: skip
+        "--weight-decay", "0", "--validate-every", "20")  # fmt: skip
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_pat
 def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_was_not(
     tiny_directory, sentiment, tmp_path
 ):
-    options = ("--updates", "400", "--validate-every", "50", "--save-every", "20", "--dropout", "0.1")
+    options = ("--updates", "200", "--validate-every", "50", "--save-every", "20", "--dropout", "0.1")
     files = ("--train", sentiment, "--valid", sentiment)
     command = [
         sys.executable,
