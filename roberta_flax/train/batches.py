@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.batching import length_bucket
-from roberta_flax.errors import InputError
 from roberta_flax.train.examples import NO_TAG, Examples, Ids
+from roberta_flax.train.extra import require
 
 if TYPE_CHECKING:
     import grain
@@ -41,11 +41,11 @@ def training_batches(
 
     Returns:
       An iterator with get_state() and set_state(), which go on exactly.
+
+    Raises:
+      InputError: grain is not installed.
     """
-    try:
-        import grain
-    except ImportError:
-        raise InputError("training needs grain; install it with: pip install 'roberta-flax[train]'") from None
+    grain = require("grain")
 
     def update(numbers: Sequence[int]) -> Batch:
         time = _bucket(examples, numbers, max_positions)
