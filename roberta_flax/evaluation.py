@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import string
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -326,6 +328,38 @@ def evaluate_values(
             error = math.sqrt((1 + (r * r / 2 if name == "spearman" else 0)) / (count - 3))
             intervals[name] = (math.tanh(math.atanh(r) - _Z * error), math.tanh(math.atanh(r) + _Z * error))
     return Evaluation(count, values_of, intervals)
+
+
+def evaluate_answers(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> Evaluation:
+    """Judges answers by gold ones, of which each question has one or more, as SQuAD does (Rajpurkar et al., 2016).
+
+    As its evaluate-v1.1.py, but from 0 to 1: answers are compared without case, punctuation and articles, with the gold
+    answer that is the nearest. Metrics: exact_match; f1, of the words that answer and gold answer have in common.
+
+    Raises:
+      InputError: no questions, or lengths that differ.
+    """
+    if len(predicted) != len(gold):
+        raise InputError(f"{len(predicted)} predicted and {len(gold)} gold rows; each row needs one of both")
+    count = _checked_count(len(gold))
+    answers = [(_words(answer), list(map(_words, golds))) for answer, golds in zip(predicted, gold, strict=True)]
+    exact = sum(words in golds for words, golds in answers) / count
+    f1 = sum(max(_overlap(words, other) for other in golds) for words, golds in answers) / count
+    return Evaluation(count, {"exact_match": exact, "f1": f1}, {})
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _words(answer: str) -> list[str]:
+    """normalize_answer of evaluate-v1.1.py."""
+    return re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(_NO_PUNCTUATION)).split()
+
+
+def _overlap(words: list[str], others: list[str]) -> float:
+    """f1_score of evaluate-v1.1.py."""
+    common = sum((Counter(words) & Counter(others)).values())
+    return 2 * common / (len(words) + len(others)) if common else 0.0
 
 
 def _check_metrics(metrics: Sequence[str], known: tuple[str, ...]) -> None:

@@ -287,6 +287,17 @@ def labels_of(head: HeadConfig, scores: npt.NDArray[Any], *, logits: bool = Fals
     return names[int(scores.argmax())]
 
 
+def best_span(scores: npt.NDArray[Any]) -> tuple[int, int]:
+    """The likeliest span: its first and its last token.
+
+    Args:
+      scores: of each token to be the start and to be the end, [tokens, 2]: log-probabilities or logits.
+    """
+    joint = scores[:, None, 0] + scores[None, :, 1]
+    start, end = np.unravel_index(np.where(np.tri(len(scores), k=-1), -np.inf, joint).argmax(), joint.shape)
+    return int(start), int(end)
+
+
 def check_topk(topk: Any, config: RobertaConfig) -> None:
     """Raises InputError unless `topk` is a number of tokens of the vocabulary."""
     if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= config.vocab_size:

@@ -51,6 +51,11 @@ _BLOCK = 1 << 20  # bytes read at a time
 _BATCH = 1024  # rows of Parquet in memory
 _BOM = b"\xef\xbb\xbf"
 _SHOWN = 40  # characters of a value quoted in a reason
+# Columns' usual names, the first that are there
+_USUAL = (
+    ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("sentence_A", "sentence_B"),
+    ("text_a", "text_b"), ("question1", "question2"), ("question", "sentence"), ("sentence",),
+)  # fmt: skip
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -129,6 +134,19 @@ def read_rows(
     return _text_rows(path, format, lambda record: _pick_fields(record, format, width, indices), start, int(named))
 
 
+def read_objects(path: str | os.PathLike[str]) -> Iterator[Row | BadRow]:
+    """Reads the objects of a JSONL file with whatever is in them: a Row's one value is a dict.
+
+    Raises:
+      InputError: as `read_rows`; or a file of another format.
+    """
+    path = Path(path)
+    format, _ = _input_format(path, None, None)
+    if format != "jsonl":
+        raise InputError(f"{path}: expected a .jsonl or .ndjson file, which can have lists and objects in its rows")
+    return _text_rows(path, format, lambda record: (_json_object(record),), 0)
+
+
 def column_names(
     path: str | os.PathLike[str], header: bool | None = None, format: str | None = None
 ) -> list[str] | None:
@@ -145,6 +163,24 @@ def column_names(
         with _parquet_file(_parquet_files(path)[0]) as file:
             return list(file.schema_arrow.names)
     return _first_names(path, format, named)
+
+
+def usual_columns(
+    path: str | os.PathLike[str], header: bool | None = None, format: str | None = None, option: str = "--column (-c)"
+) -> tuple[str, ...]:
+    """The one or two columns of a file that hold text, by their names: the only one, or the first of the usual.
+
+    Raises:
+      InputError: as column_names; or there are none, which names those there are and the `option` to say which.
+    """
+    names = column_names(path, header, format) or []
+    found = next((columns for columns in _USUAL if set(columns) <= set(names)), None)
+    if found is None and len(names) == 1:
+        found = (names[0],)
+    if found is None:
+        shown = ", ".join(map(repr, names[:20])) or "none"
+        raise InputError(f"{path} has the columns {shown}; say which hold text with {option}")
+    return found
 
 
 def output_format(path: str | os.PathLike[str]) -> str:

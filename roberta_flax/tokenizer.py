@@ -156,6 +156,10 @@ class BPE(Protocol):
         """The text of a symbol inside a sentence, with the space before it that it may bring."""
         ...
 
+    def spans(self, text: str) -> npt.NDArray[np.int64]:
+        """Of each piece of `text`, its first character there and the one after its last: [pieces, 2]."""
+        ...
+
     def files(self) -> dict[str, bytes]:
         """What `Tokenizer.from_directory` makes it of again: content by file name."""
         ...
@@ -277,6 +281,13 @@ class ByteLevelBPE:
     def text_of_one(self, symbol: str) -> str:
         return self.text_of(self.bytes_of(symbol))
 
+    def spans(self, text: str) -> npt.NDArray[np.int64]:
+        lengths = np.array([len(self.pieces[number]) for number in self.encode(text)], np.int64)
+        ends = np.cumsum(lengths)
+        begins_character = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
+        character_of = np.cumsum(begins_character) - 1  # of each byte of UTF-8
+        return np.stack([character_of[ends - lengths], character_of[ends - 1] + 1], axis=1)
+
     def files(self) -> dict[str, bytes]:
         alphabet = byte_alphabet()
         merges = (" ".join("".join(alphabet[byte] for byte in piece) for piece in pair) for pair in self._pair_rank)
@@ -365,6 +376,10 @@ class SentencePiece:
         # RobertaHubInterface.fill_mask: decode() has stripped the space
         space = " " if symbol.startswith(WORD_BOUNDARY) else ""
         return space + self.text_of(self.bytes_of(symbol))
+
+    def spans(self, text: str) -> npt.NDArray[np.int64]:
+        offsets = self._processor.Encode(text, out_type="offset_mapping")["offsets"]
+        return np.array(offsets, np.int64).reshape(-1, 2)
 
     def files(self) -> dict[str, bytes]:
         return {SENTENCEPIECE_FILE: self._processor.serialized_model_proto()}
@@ -496,6 +511,23 @@ class Tokenizer:
                 "no UTF-8 form; decode the source with errors='replace' first"
             ) from None
         return self._numbers(text)
+
+    def spans(self, text: str) -> npt.NDArray[np.int64]:
+        """Which characters of `text` each of its tokens, as of `encode_text`, stands for.
+
+        A space that a token brings is one of its characters. Where a character is several tokens, each stands for it.
+
+        Returns:
+          int64 [length, 2]: the first character, and the one after the last.
+
+        Raises:
+          InputError: as `encode`; or the text has a piece that is no single token, as with sentencepiece may be.
+        """
+        count = len(self.pieces(text))
+        spans = self.bpe.spans(text)
+        if len(spans) != count:
+            raise InputError(f"text has pieces with whitespace inside, which are several tokens: {text[:60]!r}")
+        return spans
 
     def join(self, sentences: Sequence[list[int]], *, no_separator: bool = False) -> npt.NDArray[np.int32]:
         """The token ids of one sentence or more, given by their `pieces`, as `encode` joins them: int32 [length]."""

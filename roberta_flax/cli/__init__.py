@@ -20,6 +20,7 @@ from roberta_flax.cli import (
     export,
     features,
     fill_mask,
+    finetune,
     mnli,
     perplexity,
     predict,
@@ -44,6 +45,7 @@ app.command("evaluate")(evaluate.command)
 app.command("mnli")(mnli.command)
 app.command("features")(features.command)
 app.command("fill-mask")(fill_mask.command)
+app.command("finetune")(finetune.command)
 app.command("preprocess")(preprocess.command)
 app.command("pretrain")(pretrain.command)
 app.command("perplexity")(perplexity.command)

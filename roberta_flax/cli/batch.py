@@ -53,12 +53,6 @@ Distributed = Annotated[
     bool, typer.Option("--distributed", help="Take the share from jax.distributed, as on a TPU pod or under SLURM.")
 ]
 
-# Columns' usual names, the first that are there
-_USUAL = (
-    ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("sentence_A", "sentence_B"),
-    ("text_a", "text_b"), ("question1", "question2"), ("question", "sentence"), ("sentence",),
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Options:
@@ -89,7 +83,7 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
       file: of texts.
       options: how.
     """
-    from roberta_flax import jobs
+    from roberta_flax import jobs, tables
     from roberta_flax.errors import InputError
     from roberta_flax.inference import Predictor
 
@@ -97,7 +91,7 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
         raise InputError("say where the results go with --output (-o)")
     share = _share(options.share, options.distributed)  # before JAX does anything
     header = False if options.no_header else None
-    texts = tuple(options.columns or usual_columns(file, header, options.format))
+    texts = tuple(options.columns or tables.usual_columns(file, header, options.format))
     roberta = loading.load()
     predictor = Predictor(
         roberta,
@@ -132,7 +126,7 @@ def run_on_ray(
     loading: Loading, work: Work, source: Path, options: Options, workers: int | None, gpus_per_worker: float
 ) -> None:
     """Runs a directory of Parquet files through a model on a Ray cluster (ray.predict_parquet)."""
-    from roberta_flax import ray
+    from roberta_flax import ray, tables
     from roberta_flax.errors import InputError
 
     if options.output is None:
@@ -145,7 +139,7 @@ def run_on_ray(
         options.output,
         model=loading.directory(),
         work=work,
-        columns=options.columns or usual_columns(source, None, "parquet"),
+        columns=options.columns or tables.usual_columns(source, None, "parquet"),
         keep=options.keep,
         load={"dtype": loading.dtype, "precision": loading.precision, "quantize": loading.quantize},
         workers=workers,
@@ -159,21 +153,6 @@ def run_on_ray(
         print_json({"output": str(options.output), **counts})
     else:
         print(f"{options.output}: {counts['rows']} rows, {counts['rejected']} rejected")
-
-
-def usual_columns(file: Path, header: bool | None, format: str | None) -> tuple[str, ...]:
-    """The columns that hold text, by their names."""
-    from roberta_flax import tables
-    from roberta_flax.errors import InputError
-
-    names = tables.column_names(file, header, format) or []
-    found = next((columns for columns in _USUAL if set(columns) <= set(names)), None)
-    if found is None and len(names) == 1:
-        found = (names[0],)
-    if found is None:
-        shown = ", ".join(map(repr, names[:20])) or "none"
-        raise InputError(f"{file} has the columns {shown}; say which hold text with --column (-c)")
-    return found
 
 
 def _share(share: str | None, distributed: bool) -> tuple[int, int]:

@@ -163,16 +163,16 @@ def _span(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any
     import numpy as np
 
     from roberta_flax.errors import InputError
+    from roberta_flax.hub import best_span
 
     tokens = roberta.encode(*texts)
     last = len(tokens) - 1 - len(roberta.tokenizer.encode_text(texts[-1]))
     scores = np.asarray(roberta.predict(head.name, tokens), np.float64)[0][last:-1]
     if not len(scores):
         raise InputError("an answer is a span of the last text, and that is empty")
-    joint = np.triu(scores[:, None, 0] + scores[None, :, 1]) + np.tril(np.full([len(scores)] * 2, -np.inf), -1)
-    start, end = np.unravel_index(joint.argmax(), joint.shape)
+    start, end = best_span(scores)
     answer = str(roberta.decode(tokens[last + start : last + end + 1])).strip()
-    return {"answer": answer, "probability": float(np.exp(joint[start, end]))}
+    return {"answer": answer, "probability": float(np.exp(scores[start, 0] + scores[end, 1]))}
 
 
 def _choice(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any]:

@@ -1,0 +1,206 @@
+"""How well a head does on examples: its loss, and the metrics of roberta_flax.evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from roberta_flax import evaluation, forward, sharding
+from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.errors import InputError
+from roberta_flax.evaluation import ClassCounts, Evaluation
+from roberta_flax.forward import DTypeLike, Params, PrecisionLike
+from roberta_flax.hub import best_span
+from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.train.batches import Batch, validation_batches
+from roberta_flax.train.examples import Examples
+from roberta_flax.train.losses import head_loss
+
+LESS_IS_BETTER = ("loss", "mse")
+
+
+def metrics_of(head: HeadConfig) -> tuple[str, ...]:
+    """What a head is judged by where its task does not say, the main one first.
+
+    sentence: accuracy, macro_f1 of classes; pearson, spearman, mse of values; f1, accuracy of any number of labels,
+    over all decisions together (micro-averaged). token: macro_f1, accuracy. span: f1, exact_match. choice: accuracy.
+    """
+    if head.problem == "regression" and head.kind == "sentence":
+        return evaluation.VALUE_METRICS
+    if head.problem == "multi_label":
+        return ("f1", "accuracy")
+    by_kind = {"sentence": ("accuracy", "macro_f1"), "token": ("macro_f1", "accuracy"), "span": ("f1", "exact_match")}
+    return by_kind.get(head.kind, ("accuracy",))
+
+
+class Validation:
+    """Judges parameters by examples.
+
+    >>> validation = Validation(examples, "rte", config=config, tokenizer=tokenizer, labels=labels)
+    >>> validation(params)
+    {"loss": 0.41, "accuracy": 0.83}
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        head: str,
+        *,
+        config: RobertaConfig,
+        tokenizer: Tokenizer,
+        labels: Sequence[str] = (),
+        metrics: Sequence[str] = (),
+        batch_size: int = 32,
+        dtype: DTypeLike = "float32",
+        precision: PrecisionLike = None,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Prepares; nothing is computed.
+
+        Args:
+          examples: for the head's kind.
+          head: of `config.heads`.
+          config: of the parameters.
+          tokenizer: that the examples were made with.
+          labels: the gold string of each class, for sentence and token heads; the head's if not given.
+          metrics: the head's, in the order asked for (see metrics_of); all of them if not given.
+          batch_size: rows that are computed together; on a mesh, a multiple of its DATA axis.
+          dtype, precision: of the computation.
+          mesh: of the parameters, where they are on several devices.
+
+        Raises:
+          InputError: examples for another kind of head, or metrics that it does not have.
+        """
+        self.examples, self.head = examples, config.head(head)
+        if examples.kind != self.head.kind:
+            raise InputError(f"head {head!r} is of kind {self.head.kind}, and the examples of {examples.kind}")
+        self.metrics = tuple(metrics) or metrics_of(self.head)
+        self.labels = tuple(labels) or self.head.label_names
+        self._config, self._tokenizer, self._batch_size, self._mesh = config, tokenizer, batch_size, mesh
+        loss = head_loss(head, config=config, dtype=dtype, precision=precision)
+
+        def compute(params: Params, batch: Any) -> tuple[Any, Any, Any]:
+            """The loss's sum, its size, and the head's outputs: one network, as the compiler finds."""
+            tokens = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
+            outputs = forward.head_logits(params, tokens, head=head, config=config, dtype=dtype, precision=precision)
+            return *loss(params, batch, None), outputs
+
+        everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+        self._compute = jax.jit(compute, out_shardings=everywhere)
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """The loss, a mean as in training, and the metrics by name."""
+        judged, loss = self.evaluate(params)
+        return {"loss": loss, **judged.metrics}
+
+    def evaluate(self, params: Params) -> tuple[Evaluation, float]:
+        """The metrics with all that Evaluation has, and the loss."""
+        judge = self._judge()
+        total = size = 0.0
+        sizes = {"pad_id": self._config.pad_id, "max_positions": self._config.max_positions}
+        for numbers, batch in validation_batches(self.examples, batch_size=self._batch_size, **sizes):
+            some_loss, some_size, outputs = jax.device_get(self._compute(params, self._placed(batch)))
+            total, size = total + float(some_loss), size + float(some_size)
+            judge.add(numbers, batch, np.asarray(outputs, np.float64))
+        return judge.evaluation(), total / size
+
+    def _placed(self, batch: Batch) -> Any:
+        if self._mesh is None:
+            return batch
+        return {name: sharding.place_rows(array, self._mesh) for name, array in batch.items()}
+
+    def _judge(self) -> _Judge:
+        if self.head.kind == "span":
+            return _Answers(self.examples, self._tokenizer)
+        if self.head.kind == "choice":
+            return _Classes([str(i) for i in range(self.examples.choices)], self.metrics, _of_choices)
+        if self.head.problem == "multi_label":
+            return _Classes(("0", "1"), self.metrics, _of_labels)
+        if self.head.problem == "regression":
+            return _Values(self.metrics)
+        return _Classes(self.labels, self.metrics, _of_tokens if self.head.kind == "token" else _of_sentences)
+
+
+class _Judge(Protocol):
+    """Takes in what a head says of some examples, and at the end says how good that was."""
+
+    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+        """Adds a batch, whose first rows are the examples `numbers`."""
+
+    def evaluation(self) -> Evaluation: ...
+
+
+class _Classes:
+    def __init__(
+        self,
+        labels: Sequence[str],
+        metrics: Sequence[str],
+        decisions: Callable[[Batch, npt.NDArray[np.float64]], tuple[Any, Any]],
+    ) -> None:
+        self._counts, self._metrics, self._decisions = ClassCounts(labels), metrics, decisions
+
+    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+        self._counts.add(*self._decisions(batch, outputs))
+
+    def evaluation(self) -> Evaluation:
+        return self._counts.evaluation(self._metrics)
+
+
+def _of_sentences(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+    counts = batch["weights"] > 0
+    return outputs.argmax(axis=-1)[counts], batch["targets"][counts]
+
+
+_of_tokens = _of_sentences  # [batch, time] in the place of [batch]
+
+
+def _of_choices(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+    return _of_sentences(batch, outputs.reshape(batch["tokens"].shape[:2]))
+
+
+def _of_labels(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+    counts = batch["weights"] > 0
+    return (outputs[counts] > 0).astype(np.int32).ravel(), batch["targets"][counts].astype(np.int32).ravel()
+
+
+class _Values:
+    def __init__(self, metrics: Sequence[str]) -> None:
+        self._metrics = metrics
+        self._predicted: list[float] = []
+        self._gold: list[float] = []
+
+    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+        self._predicted += outputs[: len(numbers), 0].tolist()
+        self._gold += batch["targets"][: len(numbers)].tolist()
+
+    def evaluation(self) -> Evaluation:
+        return evaluation.evaluate_values(self._predicted, self._gold, self._metrics)
+
+
+class _Answers:
+    """Of each question the best span of all its windows, by the sum of the logits of its ends (BERT's run_squad.py)."""
+
+    def __init__(self, examples: Examples, tokenizer: Tokenizer) -> None:
+        self._examples, self._tokenizer = examples, tokenizer
+        self._best: dict[int, tuple[float, str]] = {}
+
+    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+        for number, scores in zip(numbers, outputs, strict=False):
+            question, prefix, begin, end = self._examples.windows[number].tolist()
+            scores = scores[prefix : prefix + end - begin]
+            first, last = best_span(scores)
+            score = scores[first, 0] + scores[last, 1]
+            if score > self._best.get(question, (-np.inf, ""))[0]:
+                context = self._examples.questions[question].context
+                spans = self._tokenizer.spans(context)
+                self._best[question] = score, context[spans[begin + first, 0] : spans[begin + last, 1]].strip()
+
+    def evaluation(self) -> Evaluation:
+        questions = self._examples.questions
+        answers = [self._best[number][1] for number in range(len(questions))]
+        return evaluation.evaluate_answers(answers, [question.answers for question in questions])

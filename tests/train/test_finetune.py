@@ -1,0 +1,466 @@
+"""roberta-flax finetune: every kind of head learns a pattern, the best model is one that the other commands take."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import roberta_flax
+from roberta_flax import checkpoint, cli
+from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.evaluation import evaluate_answers
+from roberta_flax.train import tasks
+from roberta_flax.train.finetuning import continues, trained_part
+from roberta_flax.train.recipes import CUSTOM, RECIPES
+from roberta_flax.train.validation import Validation
+from tests.conftest import ROOT
+
+# learns in seconds: no dropout, no warm-up of any length, and a learning rate for a random network of two layers
+FAST = ("--lr", "2e-3", "--dropout", "0", "--attention-dropout", "0", "--batch-size", "8", "--update-freq", "1",
+        "--weight-decay", "0", "--validate-every", "20")  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs the program in this process: (exit status, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["roberta-flax", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def finetune(run, tiny_directory):
+    """Fine-tunes the embedded model; gives the summary and stderr."""
+
+    def finetune(
+        train: Path, output: Path, *arguments: object, valid: Path | None = None
+    ) -> tuple[dict[str, Any], str]:
+        files = ("--train", train, "--valid", valid or train, "-o", output)
+        status, out, err = run("finetune", "--model", tiny_directory, *files, *FAST, *arguments, "--json")
+        assert status == 0, err
+        return json.loads(out), err
+
+    return finetune
+
+
+def written(path: Path, *lines: Any) -> Path:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path
+
+
+NOUNS = ("dog", "cat", "man", "woman", "table", "house", "garden", "train")
+
+
+@pytest.fixture
+def sentiment(tmp_path) -> Path:
+    """SST-2's layout: what is good is 1."""
+    rows = [f"the {noun} is {word}\t{label}" for noun in NOUNS for word, label in (("good", 1), ("bad", 0))]
+    return written(tmp_path / "train.tsv", "sentence\tlabel", *rows)
+
+
+# --- every kind of head -------------------------------------------------------------------------------------------------
+
+
+def test_sst2_learns_and_predict_and_evaluate_take_the_best_model(finetune, run, sentiment, tmp_path):
+    summary, err = finetune(sentiment, tmp_path / "o", "--task", "sst2", "--updates", "40", "--validate-every", "10")
+    assert summary["metrics"] == {"accuracy": 1.0}
+    assert (summary["task"], summary["head"], summary["updates"]) == ("sst-2", "sst-2", 40)
+    assert "config/finetuning/sst_2.yaml: 40 updates of 8 examples, 2 of them warm-up; 2 make an epoch" in err
+    best = tmp_path / "o" / "best"
+    config = checkpoint.read_config(best)
+    assert config.heads == (HeadConfig("sst-2", 2, 64, labels=("negative", "positive")),)
+    assert config.lm_head
+    status, out, _ = run("predict", "--text", "the garden is bad", "--model", best, "--json")
+    assert (status, json.loads(out)["label"]) == (0, "negative")
+    status, out, _ = run("evaluate", sentiment, "--task", "sst-2", "--model", best, "--json")
+    assert status == 0
+    judged = json.loads(out)
+    assert judged["metrics"] == summary["metrics"]
+    assert judged["confusion"] == summary["confusion"]
+
+
+def test_a_regression_learns_and_is_judged_by_correlations(finetune, tmp_path):
+    words = ("no", "one", "two", "some", "many")
+    rows = [{"a": f"the {noun}", "b": f"{word} dogs", "y": i + 1} for noun in NOUNS for i, word in enumerate(words)]
+    train = written(tmp_path / "r.jsonl", *rows)
+    columns = ("--text", "a", "--text", "b", "--label", "y")
+    options = ("--task", "custom", "--kind", "regression", *columns, "--updates", "150", "--head", "degree")
+    summary, _ = finetune(train, tmp_path / "o", *options)
+    assert summary["metrics"]["pearson"] > 0.99
+    assert summary["metrics"]["mse"] < 0.1
+    assert checkpoint.read_config(tmp_path / "o" / "best").head("degree").problem == "regression"
+
+
+def test_several_labels_learn(finetune, run, tmp_path):
+    rows = [
+        f"the {noun} is {a} and {b},{int(a == 'red')},{int(b == 'old')}"
+        for noun in NOUNS
+        for a in ("red", "green")
+        for b in ("old", "small")
+    ]
+    train = written(tmp_path / "m.csv", "text,red,old", *rows)
+    options = ("--task", "custom", "--kind", "multi-label", "--label", "red", "--label", "old", "--updates", "80")
+    summary, _ = finetune(train, tmp_path / "o", *options)
+    assert summary["metrics"] == {"f1": 1.0, "accuracy": 1.0}
+    _, out, _ = run("predict", "--text", "the dog is red and small", "--model", tmp_path / "o" / "best", "--json")
+    assert json.loads(out)["label"] == "red"
+
+
+def test_tokens_learn(finetune, run, tmp_path):
+    rows = [
+        {"words": ["the", noun, verb, "the", other], "tags": ["O", "SUBJECT", "O", "O", "OBJECT"]}
+        for noun, other in zip(NOUNS, reversed(NOUNS), strict=True)
+        for verb in ("sees", "hears")
+    ]
+    train = written(tmp_path / "t.jsonl", *rows)
+    summary, _ = finetune(train, tmp_path / "o", "--task", "custom", "--kind", "token", "--updates", "120")
+    assert summary["metrics"] == {"macro_f1": 1.0, "accuracy": 1.0}
+    assert summary["labels"] == ["O", "OBJECT", "SUBJECT"]
+    _, out, _ = run("predict", "--text", "the dog sees the train", "--model", tmp_path / "o" / "best", "--json")
+    assert {token["label"] for token in json.loads(out)["token"] if token["text"].strip() in ("dog", "d")} == {
+        "SUBJECT"
+    }
+
+
+def test_spans_learn_over_windows_too(finetune, run, tmp_path):
+    rows = []
+    for noun in NOUNS:
+        for place in ("garden", "park", "street"):
+            context = (
+                f"It rains and the sun is away. The {noun} lives in the {place} by day. It rains again, and again."
+            )
+            answers = {"text": [f"the {place}"], "answer_start": [context.index(f"the {place}")]}
+            rows.append({"question": f"Where is the {noun}?", "context": context, "answers": answers})
+    train = written(tmp_path / "s.jsonl", *rows)
+    options = ("--task", "custom", "--kind", "span", "--updates", "250", "--max-length", "44")
+    summary, err = finetune(train, tmp_path / "o", *options)
+    assert summary["count"] == len(rows)
+    assert summary["training"]["examples"] > len(rows)
+    assert "of them cut, too long" in err
+    assert summary["metrics"] == {"exact_match": 1.0, "f1": 1.0}
+
+
+def test_choices_learn(finetune, run, tmp_path):
+    rows = [
+        {"text": f"What does the {noun} drink?", "choices": [*other, "tea", *more], "label": len(other)}
+        for noun in NOUNS
+        for other, more in (([], ["a chair", "rain"]), (["a table"], ["war"]), (["grass", "a cat"], []))
+    ]
+    train = written(tmp_path / "c.jsonl", *rows)
+    summary, _ = finetune(train, tmp_path / "o", "--task", "custom", "--kind", "choice", "--updates", "80")
+    assert summary["metrics"] == {"accuracy": 1.0}
+    texts = ("--text", "What does the man drink?", "--text", "a house", "--text", "tea")
+    _, out, _ = run("predict", *texts, "--model", tmp_path / "o" / "best", "--json")
+    assert json.loads(out)["label"] == "tea"
+
+
+def test_multiple_choice_as_fairseq_frames_race_learns(finetune, tmp_path):
+    rows = []
+    for i, noun in enumerate(NOUNS * 2):
+        options = [f"the {other}" for other in ("chair", "news", "war", "price")]
+        options[i % 4] = "tea"
+        rows.append({"article": f"A {noun}.", "question": "It drinks _.", "options": options, "answer": "ABCD"[i % 4]})
+    train = written(tmp_path / "q.jsonl", *rows)
+    summary, _ = finetune(train, tmp_path / "o", "--task", "race", "--updates", "60")
+    assert summary["metrics"] == {"accuracy": 1.0}
+    assert summary["recipe"]["source"].endswith("README.race.md")
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------------
+
+
+def test_sts_b_is_trained_on_fifths_and_evaluate_agrees(finetune, run, tmp_path):
+    words = ("no", "one", "two", "some", "many")
+    rows = [f"the {noun}\t{word} dogs\t{i + 1}.0" for noun in NOUNS for i, word in enumerate(words)]
+    train = written(tmp_path / "dev.tsv", "sentence1\tsentence2\tscore", *rows)
+    summary, _ = finetune(train, tmp_path / "o", "--task", "stsb", "--updates", "60")
+    best = tmp_path / "o" / "best"
+    values = [
+        roberta_flax.load(best).predict("sts-b", roberta_flax.load(best).encode("the dog", f"{word} dogs")).item()
+        for word in words
+    ]
+    assert max(values) < 1.5
+    _, out, _ = run("evaluate", train, "--task", "sts-b", "--model", best, "--json")
+    assert json.loads(out)["metrics"] == pytest.approx(summary["metrics"], abs=1e-5)
+
+
+def test_several_seeds_give_a_run_each_their_median_and_the_best(finetune, sentiment, tmp_path, run):
+    seeds = ("--seed", 3, "--seed", 1, "--seed", 2)
+    options = ("--task", "sst-2", "--updates", "6", *seeds)
+    summary, _ = finetune(sentiment, tmp_path / "o", *options)
+    each = [json.loads((tmp_path / "o" / f"seed-{i}" / "summary.json").read_text()) for i in (3, 1, 2)]
+    accuracies = [run["metrics"]["accuracy"] for run in each]
+    assert summary["median"]["accuracy"] == statistics.median(accuracies)
+    assert summary["best"] == max(accuracies)
+    assert [run["seed"] for run in summary["seeds"]] == [3, 1, 2]
+    assert Path(summary["best_model"]) == tmp_path / "o" / f"seed-{summary['best_seed']}" / "best"
+    trees = [checkpoint.read(tmp_path / "o" / f"seed-{i}" / "best")[1] for i in (1, 2)]
+    heads = [tree["heads"]["sst-2"]["output"]["kernel"] for tree in trees]
+    assert not np.array_equal(*heads)
+
+
+def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_path):
+    options = ("--task", "sst-2", "--updates", "4")
+    first, _ = finetune(sentiment, tmp_path / "o", *options)
+    again, _ = finetune(sentiment, tmp_path / "o", *options)
+    assert first == again
+
+
+def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_was_not(
+    tiny_directory, sentiment, tmp_path
+):
+    options = ("--updates", "200", "--validate-every", "50", "--save-every", "20", "--dropout", "0.1")
+    files = ("--train", sentiment, "--valid", sentiment)
+    command = [
+        sys.executable,
+        "-c",
+        "from roberta_flax.cli import main; main()",
+        "finetune",
+        "--task",
+        "sst-2",
+        "--model",
+    ]
+    command += map(str, (tiny_directory, *files, *FAST, *options))
+
+    def finish(name: str) -> None:
+        done = subprocess.run([*command, "-o", tmp_path / name], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    finish("whole")
+    killed = subprocess.Popen([*command, "-o", tmp_path / "killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "checkpoints" / "60").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    finish("killed")
+    for file in ("summary.json", "metrics.jsonl", "best/model.safetensors", "best/config.json"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run, sentiment, tiny_directory, tmp_path):
+    finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--updates", "2")
+    files = ("--train", sentiment, "--valid", sentiment, "-o", tmp_path / "o", "--updates", "2")
+    status, _, err = run("finetune", "--model", tiny_directory, "--task", "sst-2", *files)
+    assert status == 1
+    assert "has another run (" in err
+    assert "batch_size was 8 and is 32" in err
+
+
+def test_frozen_parameters_stay_bit_for_bit_and_others_move(finetune, sentiment, tiny_directory, tmp_path):
+    finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--updates", "3", "--freeze", "1")
+    before, after = (checkpoint.flatten(checkpoint.read(path)[1]) for path in (tiny_directory, tmp_path / "o" / "best"))
+    for path, leaf in before.items():
+        if path.startswith("heads."):
+            continue
+        same = np.array_equal(leaf, after[path])
+        assert same == path.startswith(("embeddings.", "layers.0.", "lm_head.")), path
+
+
+def test_updates_of_several_batches_are_those_of_one_large_batch(finetune, sentiment, tmp_path):
+    for name, batch, freq in (("one", 8, 1), ("two", 4, 2)):
+        options = ("--task", "sst-2", "--updates", "4", "--batch-size", batch, "--update-freq", freq, "--lr", "1e-4")
+        finetune(sentiment, tmp_path / name, *options, "--adam-eps", "1e-4")
+    one, two = (checkpoint.flatten(checkpoint.read(tmp_path / name / "best")[1]) for name in ("one", "two"))
+    for path, leaf in one.items():
+        np.testing.assert_allclose(leaf, two[path], rtol=0, atol=2e-6, err_msg=path)
+
+
+def test_training_ends_when_patience_does(finetune, sentiment, tmp_path):
+    options = ("--task", "sst-2", "--updates", "60", "--validate-every", "2", "--patience", "3")
+    summary, _ = finetune(sentiment, tmp_path / "o", *options)
+    assert summary["stopped"] == "patience"
+    assert summary["updates"] == summary["best_update"] + 6
+
+
+def test_columns_and_labels_of_ones_own_for_a_known_task(finetune, run, tmp_path):
+    pairs = [(f"the {noun} is red", f"the {noun} is {word}", label) for noun in NOUNS
+             for word, label in (("red", "yes"), ("green", "no"))]  # fmt: skip
+    rows = [{"premise": a, "hypothesis": b, "gold": label} for a, b, label in pairs]
+    train = written(tmp_path / "n.jsonl", *rows)
+    columns = ("--text", "premise", "--text", "hypothesis", "--label", "gold", "--labels", "no,yes")
+    finetune(train, tmp_path / "o", "--task", "mnli", *columns, "--updates", "3", "--head", "nli2")
+    assert checkpoint.read_config(tmp_path / "o" / "best").head("nli2").labels == ("no", "yes")
+
+
+def test_dtype_remat_plot_and_tensorboard_go_through(finetune, sentiment, tmp_path):
+    options = ("--task", "sst-2", "--updates", "4", "--dtype", "bfloat16", "--remat", "--plot", "--tensorboard")
+    summary, _ = finetune(sentiment, tmp_path / "o", *options, "--layer-decay", "0.9", "--clip-norm", "1")
+    assert summary["updates"] == 4
+    assert (tmp_path / "o" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "o" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "nothing"), "no one task is named in 'nothing'"),
+        (("--task", "sst-2", "--kind", "token"), "--kind is for --task custom"),
+        (("--task", "custom", "--kind", "tokens"), "kind must be one of classification"),
+        (("--task", "sst-2", "--epochs", "0"), "--epochs must be 1 or more, got 0"),
+        (("--task", "sst-2", "--epochs", "1", "--updates", "2"), "give --epochs or --updates, not both"),
+        (("--task", "sst-2", "--seed", "1", "--seed", "1"), "--seed must be different numbers"),
+        (("--task", "sst-2", "--freeze", "9"), "--freeze 9 is more than the 2 layers"),
+        (("--task", "sst-2", "--freeze", "("), "is no regular expression"),
+        (("--task", "sst-2", "--freeze", "nowhere"), "no parameter's path begins with 'nowhere'"),
+        (("--task", "sst-2", "--best-metric", "f1"), "--best-metric must be one of accuracy, loss, got 'f1'"),
+        (("--task", "sst-2", "--max-length", "1000"), "max_length must be from 8 to the model's 512, got 1000"),
+        (("--task", "sst-2", "--dtype", "float16"), "train in bfloat16 or float32"),
+        (("--task", "sst-2", "--batch-size", "0"), "batch_size must be a positive integer, got 0"),
+        (("--task", "sst-2", "--data-parallel", "4096"), "--data-parallel times --tensor-parallel is from 1 to"),
+        (("--task", "mnli"), "has no column 'sentence1'"),
+        (("--task", "sst-2", "--labels", "a"), "a classification has two or more classes, got a"),
+        (("--task", "custom", "--label", "a", "--label", "b"), "several --label are for --kind multi-label"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(arguments, message, run, sentiment, tiny_directory, tmp_path):
+    files = ("--train", sentiment, "--valid", sentiment, "-o", tmp_path / "o")
+    status, out, err = run("finetune", "--model", tiny_directory, *files, *arguments)
+    assert (status, out) == (1, "")
+    assert message in err.splitlines()[-1]
+    assert not (tmp_path / "o").exists()
+
+
+def test_eight_devices_agree_with_one(tiny_directory, sentiment, tmp_path):
+    """Tensor parallel and fully sharded, in a process of eight CPU devices; validation and the best model included."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    options = (*FAST, "--updates", "4", "--lr", "1e-4", "--adam-eps", "1e-4", "--json")
+    summaries = []
+    for name, devices in (("one", ("--data-parallel", "1")), ("eight", ("--tensor-parallel", "2", "--fully-sharded"))):
+        files = ("--train", sentiment, "--valid", sentiment, "-o", tmp_path / name)
+        asked = ("finetune", "--model", tiny_directory, "--task", "sst-2", *files, *options, *devices)
+        done = subprocess.run(
+            [sys.executable, "-c", "from roberta_flax.cli import main; main()", *map(str, asked)],
+            env={**os.environ, **flags}, cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        summaries.append(json.loads(done.stdout))
+    assert summaries[0]["loss"] == pytest.approx(summaries[1]["loss"], abs=1e-5)
+    one, eight = (checkpoint.flatten(checkpoint.read(tmp_path / name / "best")[1]) for name in ("one", "eight"))
+    for path, leaf in one.items():
+        np.testing.assert_allclose(leaf, eight[path], rtol=0, atol=1e-5, err_msg=path)
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_of_the_same_name_and_form_is_trained_further_and_others_begin_anew(tiny):
+    mnli = tasks.reading("mnli", "unread", tiny.config, tiny.tokenizer).head
+    assert continues(tiny.config, mnli)
+    config, params = trained_part(tiny, mnli, CUSTOM, seed=1)
+    assert params["heads"]["mnli"] is tiny.params["heads"]["mnli"]
+    assert config.heads == (mnli,)
+    assert "lm_head" not in params
+    new = HeadConfig("mnli", 2, 64, labels=("no", "yes"))
+    assert not continues(tiny.config, new)
+    fresh = [trained_part(tiny, new, CUSTOM, seed=seed)[1]["heads"]["mnli"]["output"]["kernel"] for seed in (1, 1, 2)]
+    assert np.array_equal(fresh[0], fresh[1])
+    assert not np.array_equal(fresh[0], fresh[2])
+    assert jax.tree.leaves(tiny.params)[0] is jax.tree.leaves({**params, "lm_head": 0})[0]
+
+
+def test_commonsenseqas_own_files_are_read_for_its_task(tiny, tmp_path):
+    choices = [{"label": letter, "text": letter.lower()} for letter in "ABCDE"]
+    path = written(tmp_path / "q.jsonl", {"answerKey": "C", "question": {"stem": "Which?", "choices": choices}})
+    reading = tasks.reading(tasks.task_name("CommonsenseQA"), path, tiny.config, tiny.tokenizer)
+    assert reading.head == HeadConfig("commonsenseqa", 1, 64, "choice")
+    assert reading.metrics == ("accuracy",)
+    assert reading.read(path).targets.tolist() == [2]
+
+
+def test_the_recipes_dropouts_are_the_trained_networks(tiny):
+    config, _ = trained_part(tiny, HeadConfig("a", 2, 64), CUSTOM, seed=1)
+    assert isinstance(config, RobertaConfig)
+    assert (config.dropout, config.attention_dropout) == (CUSTOM.dropout, CUSTOM.attention_dropout)
+
+
+def test_the_validations_loss_is_the_mean_negative_log_probability(tiny, sentiment):
+    reading = tasks.reading("sst-2", sentiment, tiny.config, tiny.tokenizer)
+    tiny.register_classification_head("sst-2", 2, seed=1)
+    examples = reading.read(sentiment)
+    validation = Validation(
+        examples, "sst-2", config=tiny.config, tokenizer=tiny.tokenizer, labels=reading.labels, batch_size=5
+    )
+    found = validation(tiny.params)
+    log_probabilities = [
+        float(tiny.predict("sst-2", examples.sequences([i])[0])[0, examples.targets[i]]) for i in range(len(examples))
+    ]
+    assert found["loss"] == pytest.approx(-np.mean(log_probabilities), rel=1e-5)
+    gold = [float(value > np.log(0.5)) for value in log_probabilities]
+    assert found["accuracy"] == pytest.approx(np.mean(gold))
+
+
+def test_answers_are_judged_as_squads_script_does():
+    """Against transformers' copy of it."""
+    from transformers.data.metrics.squad_metrics import compute_exact, compute_f1
+
+    predicted = ["The Eiffel Tower", "in 1887", "a red, old house!", "nothing", "a man"]
+    gold = [("Eiffel tower.",), ("1887", "in the year 1887"), ("old house",), ("everything",), ("man", "the man there")]
+    found = evaluate_answers(predicted, gold)
+    pairs = list(zip(predicted, gold, strict=True))
+    exact = [max(compute_exact(one, answer) for one in golds) for answer, golds in pairs]
+    f1 = [max(compute_f1(one, answer) for one in golds) for answer, golds in pairs]
+    assert found.metrics == pytest.approx({"exact_match": np.mean(exact), "f1": np.mean(f1)})
+
+
+def test_the_documentations_python_runs(tiny, tmp_path, monkeypatch):
+    """Its section on fine-tuning, on the embedded model and a file of a few rows."""
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (program,) = re.findall(
+        r"```python\n(.*?)```", page.partition("## Fine-tuning")[2].partition("\n## ")[0], re.DOTALL
+    )
+    rows = [f"{i}\tA {noun}.\tA {noun} sleeps.\tentailment" for i, noun in enumerate(NOUNS)]
+    (tmp_path / "RTE").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        written(tmp_path / "RTE" / name, "index\tsentence1\tsentence2\tlabel", *rows)
+    monkeypatch.setattr("roberta_flax.load", lambda *_, **__: tiny)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(program, scope)  # noqa: S102 -- the page's own text
+    assert scope["update"] == 9
+    assert set(scope["validation"](scope["params"])) == {"loss", "accuracy"}
+
+
+def test_the_documentations_table_has_the_recipes_numbers():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    shown = {row[0]: row for row in rows if len(row) == 6}
+    for name, recipe in RECIPES.items():
+        _, batch, rate, updates, decay, source = shown[{"sst-2": "sst2", "sts-b": "stsb"}.get(name, name)]
+        sizes = [recipe.batch_size, *([recipe.update_freq] if recipe.update_freq > 1 else [])]
+        assert batch == " x ".join(map(str, sizes)), name
+        assert float(rate.partition(",")[0]) == recipe.learning_rate, name
+        if recipe.total_updates:
+            assert updates == f"{recipe.total_updates:,}, {recipe.warmup_updates:,}", name
+        assert float(decay) == recipe.weight_decay, name
+        assert recipe.source.endswith(source), name
+
+
+def test_the_documentation_names_every_option():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    hyper_parameters = {field.name for field in dataclasses.fields(CUSTOM)}
+    elsewhere = {"checkpoint_file", "bpe_dir", "cache_dir", "precision", "as_json", "model"}  # of every command
+    for name in inspect.signature(cli.finetune.command).parameters.keys() - hyper_parameters - elsewhere:
+        option = {"output": "-o"}.get(name, f"--{name.replace('_', '-')}")
+        assert option in page, name

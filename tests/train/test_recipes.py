@@ -1,0 +1,141 @@
+"""The recipes against the files that fairseq publishes them in, and how long they train."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from roberta_flax.evaluation import TASKS
+from roberta_flax.train.recipes import CUSTOM, RECIPES, Recipe, recipe_of
+from tests.conftest import skip_or_fail
+
+GLUE = ("mnli", "qnli", "qqp", "rte", "sst-2", "mrpc", "cola", "sts-b")
+
+
+@pytest.fixture(scope="module")
+def published() -> Path:
+    """fairseq's examples/roberta."""
+    spec = find_spec("fairseq")
+    folder = Path(spec.origin).parent / "examples" / "roberta" if spec and spec.origin else Path()
+    if not (folder / "config" / "finetuning").is_dir():
+        skip_or_fail("fairseq's examples are not installed")
+    return folder
+
+
+def options(readme: Path) -> dict[str, str]:
+    """The shell variables and the options of a README's training command."""
+    block = next(b for b in re.findall(r"```bash\n(.*?)```", readme.read_text(), re.DOTALL) if "fairseq-train" in b)
+    variables = dict(re.findall(r"^([A-Z_]+)=(\S+)", block, re.MULTILINE))
+    pairs = re.findall(r"--([a-z-]+) ('[^']*'|\"[^\"]*\"|[^\s-]\S*)", block.partition("fairseq-train")[2])
+    return {**variables, **{name: variables.get(value.strip("$"), value.strip("'\"")) for name, value in pairs}}
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_glue_recipes_are_fairseqs_yaml_files(published, task):
+    theirs = yaml.safe_load((published / "config" / "finetuning" / f"{task.replace('-', '_')}.yaml").read_text())
+    ours = RECIPES[task]
+    assert ours.source.endswith(f"config/finetuning/{task.replace('-', '_')}.yaml")
+    assert [ours.learning_rate] == [float(rate) for rate in theirs["optimization"]["lr"]]
+    assert ours.total_updates == theirs["optimization"]["max_update"]
+    assert ours.epochs == theirs["optimization"]["max_epoch"]
+    assert ours.clip_norm == theirs["optimization"]["clip_norm"]
+    assert ours.warmup_updates == theirs["lr_scheduler"]["warmup_updates"]
+    assert theirs["lr_scheduler"]["_name"] == "polynomial_decay"
+    assert ours.end_learning_rate == 0.0
+    assert ours.batch_size * ours.update_freq == theirs["dataset"]["batch_size"]
+    assert ours.weight_decay == theirs["optimizer"]["weight_decay"]
+    assert ours.adam_betas == ast.literal_eval(theirs["optimizer"]["adam_betas"])
+    assert ours.adam_eps == float(theirs["optimizer"]["adam_eps"])
+    assert ours.dropout == theirs["model"]["dropout"]
+    assert ours.attention_dropout == theirs["model"]["attention_dropout"]
+    classes = theirs["task"]["num_classes"]
+    assert classes == (1 if TASKS[task].problem == "regression" else len(TASKS[task].labels))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "readme", "devices"),
+    [
+        (CUSTOM, "README.custom_classification.md", 1),
+        (RECIPES["race"], "README.race.md", 2),
+        (RECIPES["commonsenseqa"], "commonsense_qa/README.md", 1),
+    ],
+)
+def test_other_recipes_are_the_commands_of_fairseqs_readmes(published, recipe, readme, devices):
+    theirs = options(published / readme)
+    assert recipe.source.endswith(readme)
+    assert recipe.learning_rate == float(theirs["lr"])
+    assert recipe.weight_decay == float(theirs["weight-decay"])
+    assert recipe.adam_betas == ast.literal_eval(theirs["adam-betas"])
+    assert recipe.adam_eps == float(theirs["adam-eps"])
+    assert recipe.clip_norm == float(theirs["clip-norm"])
+    assert recipe.dropout == float(theirs["dropout"])
+    assert recipe.attention_dropout == float(theirs["attention-dropout"])
+    assert recipe.batch_size * recipe.update_freq == (
+        int(theirs["batch-size"]) * int(theirs.get("update-freq", 1)) * devices
+    )
+    if theirs["lr-scheduler"] == "fixed":
+        assert recipe.end_learning_rate == recipe.learning_rate
+        assert recipe.updates(100) == (0, 500)
+    else:
+        assert recipe.end_learning_rate == 0.0
+    if "max-epoch" in theirs:
+        assert recipe.epochs == int(theirs["max-epoch"])
+
+
+def test_imdbs_updates_in_fairseqs_readme_are_what_the_custom_recipe_gives_its_25000_rows(published):
+    theirs = options(published / "README.custom_classification.md")
+    warmup, total = CUSTOM.updates(-(-25_000 // (CUSTOM.batch_size * CUSTOM.update_freq)))
+    assert total == pytest.approx(int(theirs["TOTAL_NUM_UPDATES"]), rel=2e-3)
+    assert warmup == pytest.approx(int(theirs["WARMUP_UPDATES"]), rel=2e-3)
+
+
+def test_commonsenseqas_updates_are_fairseqs(published):
+    theirs = options(published / "commonsense_qa" / "README.md")
+    recipe = RECIPES["commonsenseqa"]
+    assert (recipe.total_updates, recipe.warmup_updates) == (int(theirs["max-update"]), int(theirs["warmup-updates"]))
+
+
+def test_sts_b_scores_are_divided_as_fairseqs_script_does(published):
+    script = (published / "preprocess_GLUE_tasks.sh").read_text()
+    (divisor,) = set(re.findall(r"print \$1 / ([\d.]+)", script))
+    assert RECIPES["sts-b"].target_divisor == float(divisor)
+    assert {task for task in RECIPES if RECIPES[task].target_divisor != 1.0} == {"sts-b"}
+
+
+# Rows of the training files: Wang et al., 2019, table 1 (sts-b: its train.tsv, which has 5,749).
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [("mnli", 392_702), ("qqp", 363_846), ("qnli", 104_743), ("sst-2", 67_349), ("cola", 8_551), ("sts-b", 5_749),
+     ("mrpc", 3_668), ("rte", 2_490)],
+)  # fmt: skip
+def test_a_tasks_own_file_is_trained_on_for_the_published_updates(task, rows):
+    recipe = RECIPES[task]
+    assert recipe.updates(-(-rows // recipe.batch_size)) == (recipe.warmup_updates, recipe.total_updates)
+
+
+def test_a_smaller_file_is_trained_on_for_ten_epochs_with_the_published_share_of_warm_up():
+    assert RECIPES["mnli"].updates(1000) == (600, 10_000)
+    assert RECIPES["qqp"].updates(1000) == (2500, 10_000)
+    assert CUSTOM.updates(1000) == (600, 10_000)
+
+
+def test_a_larger_file_is_trained_on_for_the_published_updates():
+    assert RECIPES["rte"].updates(100_000) == (122, 2_036)
+
+
+def test_epochs_and_updates_that_are_given_count():
+    assert RECIPES["mnli"].updates(1000, epochs=3) == (180, 3000)
+    assert RECIPES["mnli"].updates(1000, updates=500) == (30, 500)
+    assert CUSTOM.updates(7, updates=1) == (0, 1)
+
+
+def test_tasks_without_a_published_recipe_have_the_custom_one():
+    assert recipe_of("snli") is CUSTOM
+    assert recipe_of("sick") is CUSTOM
+    assert recipe_of("mnli") is RECIPES["mnli"]
+    assert isinstance(recipe_of("anything"), Recipe)
