@@ -128,19 +128,20 @@ class Checkpoints:
 def _quiet() -> Iterator[None]:
     """Without orbax's log, which has with a traceback what it raises as well.
 
-    And without what tensorstore prints of the other files where one could not be written: nobody waits for them then.
+    And where one file could not be written, without what tensorstore prints of the others, for which nobody waits then;
+    that may come later, so after an error it stays so.
     """
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
 
     def told(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
     logger.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = told
     try:
         yield
-    finally:
         sys.unraisablehook = hook
+    finally:
         logger.setLevel(level)

@@ -183,38 +183,35 @@ def test_the_best_is_kept_and_patience_ends_a_run(tmp_path):
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
-    """kill -9 at random moments of three runs, eight times each; with saves this close, most are during one."""
+    """kill -9 at random moments, twenty times over a few runs; with saves this close, most are during one."""
     small.in_a_process(tmp_path / "whole", plan=SHORT)
     expected = arrays(tmp_path / "whole" / "last.npz")
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("forkserver")  # has imported everything, and has not begun with JAX
     context.set_forkserver_preload(["tests.train.small"])
     random = np.random.default_rng(0)
-    kills, during_a_save = 0, 0
-    for number in range(3):
-        directory = tmp_path / f"run{number}"
-        killed = 0
+    kills, during_a_save, runs = 0, 0, 0
+    while kills < 20:
+        directory = tmp_path / f"run{runs}"
+        runs += 1
         while True:
             started = context.Event()
             process = context.Process(target=small.in_a_process, args=(directory, started, SHORT))
             process.start()
             while process.is_alive() and not started.wait(0.05):  # it may have but an update or two to do
                 pass
-            process.join(random.uniform(0, 0.8) if killed < 8 else None)
+            process.join(random.uniform(0, 0.4))
             if process.exitcode is not None:
-                assert process.exitcode == 0
                 break
             process.kill()
             process.join()
-            killed += 1
+            kills += 1
             during_a_save += any("tmp" in path.name for path in (directory / "checkpoints").iterdir())
-        kills += killed
+        assert process.exitcode == 0
         assert_same_run(directory, tmp_path / "whole")
         assert len(steps(directory)) <= 3
         assert not [path for path in (directory / "checkpoints").iterdir() if not path.name.isdecimal()]
         last = arrays(directory / "last.npz")
         assert all(last[name].tobytes() == expected[name].tobytes() for name in expected)
-    print(f"{kills} kills, {during_a_save} during a save")
-    assert kills >= 20
     assert during_a_save >= 5
 
 
