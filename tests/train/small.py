@@ -118,6 +118,9 @@ def train(directory: Path, plan: Mapping[str, Any] | None = None, **options: Any
 
 def in_a_process(directory: Path, started: Any = None, plan: Mapping[str, Any] | None = None) -> None:
     """As `train`, for a process of its own: tells when it has compiled, and leaves the last parameters in a file."""
+    if started is not None:  # a process that will be killed: what it compiles is for those that come after it too
+        jax.config.update("jax_compilation_cache_dir", str(directory.parent / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     taken = itertools.count(1)
 
     class Told:
