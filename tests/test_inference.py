@@ -198,9 +198,8 @@ def test_windows_slide_over_the_last_text_by_half_and_are_joined(roberta):
     assert np.abs(mean - np.mean([f.mean(axis=0) for f in features], axis=0)).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("before", [0, 100, 900])
 def test_inputs_that_are_encoded_together_are_what_they_are_alone(tiny):
-    long, wrong = ("word " * 400, "more " * 300), "\ud800"
+    long, wrong = ("word " * 20, "more " * 300), "\ud800"
     items = ["a text", long, wrong, "", ("a", "pair"), 7, Rejected("a bad row"), ["one", "two", "three"]]
     together = encode_batch(tiny.tokenizer, items, 200, "window")
     for item, found in zip(items, together, strict=True):
@@ -217,6 +216,7 @@ def test_inputs_that_are_encoded_together_are_what_they_are_alone(tiny):
     assert encode_batch(tiny.tokenizer, [], 200, "window") == []
 
 
+@pytest.mark.parametrize("before", [0, 100, 900])
 def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(tiny, before):
     text = "a " * before + "<mask>" + " b" * 700
     with pytest.raises(InputError, match="over the model's 512"):
