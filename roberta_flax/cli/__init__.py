@@ -32,7 +32,7 @@ from roberta_flax.errors import RobertaFlaxError, StoppedError
 
 app = typer.Typer(
     name="roberta-flax",
-    help="RoBERTa in JAX: convert checkpoints, classify pairs, extract features, fill masks.",
+    help="RoBERTa in JAX: convert checkpoints, classify, extract features, fill masks, fine-tune and pretrain.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
