@@ -63,11 +63,13 @@ def spec(path: str) -> PartitionSpec:
 
 
 def fully_sharded_spec(path: str, shape: Sequence[int], on: Mesh) -> PartitionSpec:
-    """How it is divided where DATA divides parameters too: the longest axis of those that are whole and can be."""
-    axes = [*spec(path), *[None] * (len(shape) - len(spec(path)))]
-    whole = [i for i, axis in enumerate(axes) if axis is None and shape[i] % on.shape[DATA] == 0]
-    if whole and math.prod(shape) >= _SMALL:
-        axes[max(whole, key=lambda i: shape[i])] = DATA
+    """How it is divided where DATA divides parameters too: the longest axis that it can, MODEL's if need be."""
+    axes: list[Any] = [*spec(path), *[None] * (len(shape) - len(spec(path)))]
+    divided = {i: (DATA,) if axis is None else (axis, DATA) for i, axis in enumerate(axes)}
+    possible = [i for i, names in divided.items() if shape[i] % math.prod(on.shape[name] for name in names) == 0]
+    if possible and math.prod(shape) >= _SMALL:
+        longest = max(possible, key=lambda i: (axes[i] is None, shape[i]))
+        axes[longest] = divided[longest]
     return PartitionSpec(*axes)  # type: ignore[no-untyped-call]
 
 

@@ -140,10 +140,17 @@ class Update(Program):
     Attributes:
       fully_sharded: whether sharding.DATA divides parameters and moments too.
       remat: whether layers' insides are computed again for their gradients.
+      dropout: whether there is any.
     """
 
     fully_sharded: bool = False
     remat: bool = True
+    dropout: bool = True
+
+    @property
+    def config(self) -> RobertaConfig:
+        none = {} if self.dropout else {"dropout": 0.0, "attention_dropout": 0.0}
+        return large(num_layers=self.num_layers, **none)
 
     def held(self, path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         name = path_name(path)
