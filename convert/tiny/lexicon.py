@@ -1,4 +1,4 @@
-"""The words that the embedded model's training text is made of (convert.tiny_data); written for this project.
+"""The words that the embedded model's training text is made of (convert.tiny.pairs); written for this project.
 
 Nouns:   word/plural, < what it is a kind of; ~ has no article and no plural; ! at the end: its kinds exclude each other.
 Actions: verb and complement | manner | what it is a kind of (a whole action) | who does it.
@@ -287,6 +287,7 @@ climb {hill} | moving | move | person
 climb {tree} | moving | move | person
 climb {ladder} | moving | move | person
 chase {animal} | moving | move | person animal
+chase {ball} | moving | move | child animal
 exercise | moving | move | person
 work out = exercise
 do yoga | moving | exercise | person
@@ -436,13 +437,14 @@ state: moving face voice noise silent gaze posture idle
 resting: posture
 """
 
-# Without {thing}: who lies, sits or stands there.
+# Where one does something; the first line of each group is the widest.
 PLACES = """
 outdoors !
 outside = outdoors
 in the park < outdoors
 on the beach < outdoors
 at the beach = on the beach
+along the beach = on the beach
 in the garden < outdoors
 in the yard = in the garden
 in the street < outdoors
@@ -503,8 +505,6 @@ at the table
 at a desk
 """
 
-IN_WATER = "in the lake = in a lake|in the sea = in the ocean|in the pool = in a swimming pool|in the river"
-
 # Of adjectives of one line no two hold of the same thing; `=` joins other ways to say it. * only one of the two can be.
 PERSON_ADJECTIVES = """
 young = youthful | old = elderly
@@ -540,7 +540,7 @@ wooden | metal
 STATES = """
 door window shop store box gate bank museum library window | open * | closed = shut *
 glass cup bottle box bag house room bus train fridge bucket | empty | full
-soup coffee tea water weather room food oven bath | hot | cold | warm = not cold and not hot
+soup coffee tea water weather room food oven bath | hot | cold | warm
 street floor road dog towel shirt hair grass | wet | dry
 car bus train bike boat horse | fast = quick | slow
 box bag stone table suitcase book | heavy | light
@@ -630,7 +630,7 @@ because they are bored | because of the rain | because they have an exam | becau
 for fun | for their friends | for the children | for money | for a competition | for a film | for the first time
 with their father | with their mother | with a friend | with their friends | with some other people | with a neighbor
 before dinner | after work | after school | in the morning | in the evening | at night | on Sunday | for two hours
-while it is raining | while the sun is shining | while the others are watching | every day | again | together
+while it is raining | while the sun is shining | while the others are watching | every day | again | today
 without any help | to win a prize | to learn something | to make some money | to surprise a friend | to stay healthy
 """
 

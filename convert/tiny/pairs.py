@@ -4,7 +4,7 @@ A scene is a few facts: who, how many, of what look, doing what, where. A second
 effect is known (leave a fact out, say it more generally, add one, exchange one for another that excludes it), and the
 relation of the two is computed from the facts, not from the steps (`Scene.relation`). Sentences then say a scene in one
 of several ways. Smaller families (comparatives, quantifiers, opposites, what somebody said or tried) have their own
-rules. The words are convert.tiny_lexicon's. The idea of deriving labels from facts is MacCartney and Manning's natural
+rules. The words are convert.tiny.lexicon's. The idea of deriving labels from facts is MacCartney and Manning's natural
 logic (2007); "contradiction" is meant as in SNLI: both sentences are about one scene, so that one who sleeps does not run.
 """
 
@@ -18,7 +18,7 @@ from functools import cache
 from itertools import combinations
 from random import Random
 
-from convert import tiny_lexicon as lexicon
+from convert.tiny import lexicon
 
 # As MNLI_LABELS: the class is the index.
 CONTRADICTION, NEUTRAL, ENTAILMENT = 0, 1, 2
@@ -951,10 +951,6 @@ def states(random: Random, label: int) -> Pair | None:
     be = random.choice(["is", "is", "is", "was"])
     first, *others = random.sample(options, len(options)) if len(options) > 1 else (options[0],)
     one = random.choice(first)
-    if " and " in one or any(" and " in way for other in others for way in other):
-        options = options[:2]
-        first, *others = random.sample(options, 2)
-        one = random.choice(first)
     same, other = random.choice(first), random.choice(random.choice(others)) if others else None
     the = noun if noun in NAMES else f"the {noun}"
     very, no = random.choice(INTENSIFIERS), random.choice([" not", " not", "n't"])
@@ -988,7 +984,7 @@ def states(random: Random, label: int) -> Pair | None:
                 pairs.append((f"{it} {be} {article(f'{one} {noun}')} of {model}", f"{it} {be} not {one}"))
     else:
         unrelated = random.choice(random.choice([o for n, o, _ in STATES if noun in n and o is not options] or [[["nice"]]]))
-        third = random.choice(unrelated).replace(" and ", " or ")
+        third = random.choice(unrelated)
         pairs = [(is_ + one, is_ + third), (is_ + one, is_not + third), (is_not + third, is_ + one)]
         if graded:
             pairs += [(is_ + one, f"{is_}{very} {same}"), (is_not + f"very {one}", is_ + same)]
@@ -1074,7 +1070,9 @@ IMPLICATIVES = {  # what is known of a deed from what is said of it
 def somebody(random: Random) -> str:
     if random.random() < 0.4:
         return random.choice([*NAMES, "he", "she"])
-    return random.choice(["the ", "the ", "my "]) + random.choice(PERSONS[3:])
+    if random.random() < 0.2:
+        return f"my {random.choice(lexicon.RELATIVES.split())}"
+    return f"the {random.choice(PERSONS[3:])}"
 
 
 def implicatives(random: Random, label: int) -> Pair | None:
@@ -1310,8 +1308,6 @@ def _clause(random: Random) -> _Clause:
     if random.random() < 0.5:
         nouns, options, _ = random.choice(STATES)
         one, other = (random.choice(way) for way in random.sample(options, 2)) if len(options) > 1 else (options[0][0], None)
-        if " and " in one + (other or ""):
-            return _clause(random)
         the = f"the {random.choice(nouns)} is"
         return _Clause(f"{the} {one}", random.choice([f"{the} not {one}", f"{the} {other or 'not ' + one}"]))
     scene = dataclasses.replace(drop_look(pick_scene(random), random), extra=None)
@@ -1330,8 +1326,10 @@ def occupancy(random: Random, label: int) -> Pair | None:
     adjective = random.choice(["", "", "old ", "big ", "small ", "new "])
     empty = [f"the {adjective}{room} is empty", f"there is nobody {where}", f"there is no one {where}", f"nobody is {where}", f"no one is {where}"]
     scene = pick_scene(random)
-    noun = scene.subject.noun if scene.subject.noun not in NAMES and NOUNS.is_a(scene.subject.noun, "person") else "person"
-    who, plural = say_subject(Subject(noun, scene.subject.count, scene.subject.adjectives), random, False)
+    subject, noun = scene.subject, scene.subject.noun
+    if noun in NAMES or not NOUNS.is_a(noun, "person"):
+        subject, noun = Subject("person", subject.count), "person"
+    who, plural = say_subject(dataclasses.replace(subject, garment=None), random, False)
     be = "are" if plural else "is"
     doing = say_action(scene.doing, random)
     full = [f"there {be} {who} {where}", f"{who} {be} {where}", f"the {room} is full of people", f"there are many people {where}", f"{who} {conjugate(doing, 'progressive', plural, False, random)} {where}"]
@@ -1345,9 +1343,33 @@ def occupancy(random: Random, label: int) -> Pair | None:
         ])  # fmt: skip
     else:
         texts = random.choice([(f"someone is {where}", f"{who} {be} {where}"), (f"there are people {where}", f"the {room} is full of people"), (random.choice(empty), f"the {room} is {random.choice(['closed', 'big', 'cold', 'dark', 'new'])}"), (f"there is someone {where}", f"{random.choice(list(NAMES))} is {where}"), (f"there is no {noun} {where}", f"the {room} is empty") if noun != "person" else (f"someone is {where}", f"there are many people {where}")])
-        if noun == "person" and not scene.subject.adjectives and scene.subject.count == 1 and texts[1] == f"{who} {be} {where}":
+        if noun == "person" and not subject.adjectives and subject.count == 1 and texts[1] == f"{who} {be} {where}":
             return None
     return Pair(sentence(texts[0]), sentence(texts[1]), label)
+
+
+def presence(random: Random, label: int) -> Pair | None:
+    """Who does something somewhere is there."""
+    scene = pick_scene(random)
+    place = re.fullmatch(r"(in|on|at) (the \w+)", scene.place or "")
+    if not place or scene.subject.noun in NAMES:
+        return None
+    subject = Subject(scene.subject.noun, scene.subject.count)
+    if label == NEUTRAL:
+        subject = pick_subject(random)
+        if subject.noun in NAMES or noun_relation(scene.subject.noun, subject.noun) is not None:
+            return None
+    elif label == ENTAILMENT and random.random() < 0.5:
+        subject = broaden_subject(dataclasses.replace(scene, subject=subject), random).subject
+    who, plural = say_subject(dataclasses.replace(subject, adjectives=(), garment=None), random, False)
+    there = f"there {'are' if plural and subject.count != 'group' else 'is'} {who} {scene.place}"
+    if label == CONTRADICTION:
+        noun = random.choice(NOUNS.path(scene.subject.noun))
+        none = [f"there is no {noun} {scene.place}", f"there are no {NOUNS.plurals[noun]} {scene.place}"]
+        if NOUNS.is_a(scene.subject.noun, "person"):
+            none += [f"there is {random.choice(['nobody', 'no one'])} {scene.place}", f"{place[2]} is empty"]
+        there = random.choice(none)
+    return Pair(say(scene, random), sentence(there), label)
 
 
 def roles(random: Random, label: int) -> Pair | None:
@@ -1387,7 +1409,7 @@ Family = Callable[[Random, int], Pair | None]
 FAMILIES: dict[Family, int] = {
     scenes: 40, negations: 12, nobody: 8, asleep_or_awake: 1, quantifiers: 4, counts: 3, states: 8, comparatives: 4,
     implicatives: 3, opposites: 3, transfers: 3, positions: 6, together: 5, possessions: 3, weather: 2, reports: 5,
-    occupancy: 3, roles: 4, unrelated: 2,
+    occupancy: 3, presence: 2, roles: 4, unrelated: 2,
 }  # fmt: skip
 
 # Words that are in no table. The model has to see that a word it does not know is the same word in both sentences.
