@@ -157,7 +157,11 @@ def word_pairs(pair: tuple[str, str]) -> dict[str, float]:
 
 def word_ngrams(pair: tuple[str, str]) -> dict[str, float]:
     """Bigrams of each sentence."""
-    return {f"{name} {x} {y}": 1.0 for name, text in zip("ab", pair, strict=True) for x, y in itertools.pairwise(words(text))}
+    return {
+        f"{name} {x} {y}": 1.0
+        for name, text in zip("ab", pair, strict=True)
+        for x, y in itertools.pairwise(words(text))
+    }
 
 
 Features = Callable[[tuple[str, str]], dict[str, float]]
@@ -172,20 +176,32 @@ FEATURES: dict[str, Sequence[Features]] = {
 
 def baseline(folder: Path) -> None:
     from scipy.stats import spearmanr
-    from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor, RandomForestClassifier, RandomForestRegressor
+    from sklearn.ensemble import (
+        GradientBoostingClassifier,
+        GradientBoostingRegressor,
+        RandomForestClassifier,
+        RandomForestRegressor,
+    )
     from sklearn.feature_extraction import DictVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.preprocessing import MaxAbsScaler
 
     parts = {name: read_pairs(folder / f"{name}.tsv") for name in ("train", "valid", "test")}
     classifiers: dict[str, Callable[[], Any]] = {
-        **{f"logistic regression, C={c}": lambda c=c: LogisticRegression(C=c, max_iter=2000) for c in (0.03, 0.1, 0.3, 1, 3)},
-        "gradient boosting": lambda: GradientBoostingClassifier(n_estimators=300, max_depth=3, subsample=0.7, random_state=SEED),
+        **{
+            f"logistic regression, C={c}": lambda c=c: LogisticRegression(C=c, max_iter=2000)
+            for c in (0.03, 0.1, 0.3, 1, 3)
+        },
+        "gradient boosting": lambda: GradientBoostingClassifier(
+            n_estimators=300, max_depth=3, subsample=0.7, random_state=SEED
+        ),
         "random forest": lambda: RandomForestClassifier(500, min_samples_leaf=2, random_state=SEED, n_jobs=2),
     }
     regressors: dict[str, Callable[[], Any]] = {
         **{f"ridge, alpha={alpha}": lambda alpha=alpha: Ridge(alpha=alpha) for alpha in (1, 3, 10, 30, 100)},
-        "gradient boosting": lambda: GradientBoostingRegressor(n_estimators=300, max_depth=3, subsample=0.7, random_state=SEED),
+        "gradient boosting": lambda: GradientBoostingRegressor(
+            n_estimators=300, max_depth=3, subsample=0.7, random_state=SEED
+        ),
         "random forest": lambda: RandomForestRegressor(500, min_samples_leaf=2, random_state=SEED, n_jobs=2),
     }
     majority = max(set(parts["train"][1]), key=parts["train"][1].count)

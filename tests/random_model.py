@@ -38,7 +38,12 @@ This sentence is true. That sentence is false. Whether the other sentence follow
 
 def config(vocab_size: int) -> RobertaConfig:
     return RobertaConfig(
-        vocab_size=vocab_size, num_layers=2, hidden_size=64, num_heads=4, intermediate_size=128, heads=(HeadConfig("mnli", 3, 64),)
+        vocab_size=vocab_size,
+        num_layers=2,
+        hidden_size=64,
+        num_heads=4,
+        intermediate_size=128,
+        heads=(HeadConfig("mnli", 3, 64),),
     )
 
 
@@ -71,7 +76,11 @@ def state_dict(config: RobertaConfig) -> dict[str, torch.Tensor]:
     state |= {"decoder.lm_head.weight": tokens, "decoder.lm_head.bias": normal(config.vocab_size)}
     state |= linear("decoder.lm_head.dense", hidden, hidden) | layer_norm("decoder.lm_head.layer_norm")
     head = "classification_heads.mnli"
-    return state | linear(f"{head}.dense", hidden, hidden) | linear(f"{head}.out_proj", hidden, config.heads[0].num_classes)
+    return (
+        state
+        | linear(f"{head}.dense", hidden, hidden)
+        | linear(f"{head}.out_proj", hidden, config.heads[0].num_classes)
+    )
 
 
 def files() -> dict[str, bytes]:

@@ -155,7 +155,8 @@ def test_the_embedded_model_answers_pairs_that_were_written_by_hand(embedded):
     with HELD_OUT.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     predicted = [
-        MNLI_LABELS[int(roberta.predict("mnli", roberta.encode(row["sentence1"], row["sentence2"])).argmax())] for row in rows
+        MNLI_LABELS[int(roberta.predict("mnli", roberta.encode(row["sentence1"], row["sentence2"])).argmax())]
+        for row in rows
     ]
     right = collections.Counter(
         row["gold_label"] for row, label in zip(rows, predicted, strict=True) if label == row["gold_label"]

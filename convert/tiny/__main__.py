@@ -17,7 +17,7 @@ from roberta_flax.tokenizer import Tokenizer
 
 NAME = "roberta.tiny"
 ARCHIVE = Path(roberta_flax.__file__).parent / "data" / f"{NAME}.tar.gz"
-MERGES, MERGES_PAIRS, MERGES_SEED = 2000, 20_000, 0
+MERGES, MERGES_PAIRS, MERGES_SEED = 3000, 20_000, 0
 
 
 def merges() -> Merges:

@@ -105,8 +105,32 @@ NOUNS = Kinds(lexicon.NOUNS)
 PLACES = Kinds(lexicon.PLACES + lexicon.SPOTS)
 PLACES.exclusive |= {"outdoors", "indoors"}
 PERSONS = NOUNS.of("person")
-SHAPED = ("person", "adult", "child", "man", "woman", "boy", "girl", "baby")  # kinds of persons by age and sex; others by job
-COMMON = ("man", "man", "woman", "woman", "boy", "girl", "child", "person", "dog", "dog", "cat", "baby", "horse", "bird")
+SHAPED = (
+    "person",
+    "adult",
+    "child",
+    "man",
+    "woman",
+    "boy",
+    "girl",
+    "baby",
+)  # kinds of persons by age and sex; others by job
+COMMON = (
+    "man",
+    "man",
+    "woman",
+    "woman",
+    "boy",
+    "girl",
+    "child",
+    "person",
+    "dog",
+    "dog",
+    "cat",
+    "baby",
+    "horse",
+    "bird",
+)
 NAMES = {name: "she" for name in lexicon.FEMALE_NAMES.split()} | {name: "he" for name in lexicon.MALE_NAMES.split()}
 
 
@@ -318,7 +342,9 @@ class Scene:
     def predicate_relation(self, other: Scene) -> Relation:
         """The same of what is done, where and how."""
         place = fact_relation(self.place, other.place, PLACES.relation)
-        return both(action_relation(self.doing, other.doing), place, fact_relation(self.extra, other.extra, extra_relation))
+        return both(
+            action_relation(self.doing, other.doing), place, fact_relation(self.extra, other.extra, extra_relation)
+        )
 
 
 def both(*relations: Relation) -> Relation:
@@ -384,7 +410,9 @@ def subject_relation(first: Subject, second: Subject) -> Relation:
     if second.garment is not None:
         garment = NEUTRAL
         if first.garment is not None:
-            color = fact_relation(first.garment[0], second.garment[0], lambda a, b: ENTAILMENT if a == b else CONTRADICTION)
+            color = fact_relation(
+                first.garment[0], second.garment[0], lambda a, b: ENTAILMENT if a == b else CONTRADICTION
+            )
             same = NOUNS.relation(first.garment[1], second.garment[1])
             garment = color if same == ENTAILMENT else NEUTRAL
     return both(
@@ -423,7 +451,9 @@ def pick_place(random: Random, doing: Doing) -> str | None:
     if doing.action in ("swim", "be in the water"):
         return None
     if ACTIONS[doing.action].manner in ("posture", "resting", "gaze") and random.random() < 0.4:
-        return random.choice([place for place in PLACES.parents if f"\n{place}\n" in lexicon.SPOTS.replace(" = ", "\n")])
+        return random.choice(
+            [place for place in PLACES.parents if f"\n{place}\n" in lexicon.SPOTS.replace(" = ", "\n")]
+        )
     return random.choice(list(PLACES.parents))
 
 
@@ -560,7 +590,9 @@ def narrow_action(scene: Scene, random: Random) -> Scene:
     narrower = []
     for action in ACTIONS.values():
         if action.parent and doing.action in action_path(action.name)[1:] and doable(scene.subject.noun, action):
-            narrower.append(Doing(action.name, pick_thing(random, action.kind, scene.subject.noun) if action.kind else None))
+            narrower.append(
+                Doing(action.name, pick_thing(random, action.kind, scene.subject.noun) if action.kind else None)
+            )
     if doing.thing:
         nouns = [noun for noun in NOUNS.of(doing.thing.noun) if noun != doing.thing.noun]
         narrower += [Doing(doing.action, dataclasses.replace(doing.thing, noun=noun)) for noun in nouns]
@@ -733,15 +765,25 @@ def sentence(text: str) -> str:
 PRONOUNS = {"man": "he", "boy": "he", "woman": "she", "girl": "she"}
 
 
-def say(scene: Scene, random: Random, tense: str = "progressive", *, negated: bool = False, after: Scene | None = None) -> str:
+def say(
+    scene: Scene, random: Random, tense: str = "progressive", *, negated: bool = False, after: Scene | None = None
+) -> str:
     """A sentence that says the scene, or with `negated` that the subject does not; `after` another of the same people."""
     subject, doing = scene.subject, scene.doing
     way = random.random()
-    if after and after.subject.count == subject.count == 1 and way < 0.06 and not subject.adjectives and not subject.garment:
+    if (
+        after
+        and after.subject.count == subject.count == 1
+        and way < 0.06
+        and not subject.adjectives
+        and not subject.garment
+    ):
         if pronoun := NAMES.get(subject.noun, PRONOUNS.get(subject.noun)):
             return sentence(f"{pronoun} {say_predicate(scene, random, tense, False, negated)}")
     # what is said not to happen is said of somebody known
-    who, plural = say_subject(subject, random, definite=(True if negated else None if not after else random.random() < 0.4))
+    who, plural = say_subject(
+        subject, random, definite=(True if negated else None if not after else random.random() < 0.4)
+    )
     if tense == "progressive" and not negated and subject.noun not in NAMES and not who.startswith("the "):
         predicate = say_predicate(scene, random, tense, plural)
         if way > 0.9:
@@ -803,7 +845,10 @@ def negations(random: Random, label: int) -> Pair | None:
     if random.random() < 0.5:
         wanted = {ENTAILMENT: CONTRADICTION, CONTRADICTION: ENTAILMENT, NEUTRAL: NEUTRAL}[label]
         second = change(first, wanted, random)
-        if subject_relation(first.subject, second.subject) not in (ENTAILMENT, NEUTRAL if label == NEUTRAL else ENTAILMENT):
+        if subject_relation(first.subject, second.subject) not in (
+            ENTAILMENT,
+            NEUTRAL if label == NEUTRAL else ENTAILMENT,
+        ):
             return None
         if first.subject.count != second.subject.count or first.predicate_relation(second) != wanted:
             return None
@@ -817,7 +862,9 @@ def negations(random: Random, label: int) -> Pair | None:
     if narrower is None or (narrower == ENTAILMENT) != (label != NEUTRAL):
         return None
     negated = label == ENTAILMENT or (label == NEUTRAL and random.random() < 0.5)
-    return Pair(say(first, random, tense, negated=True), say(second, random, tense, negated=negated, after=first), label)
+    return Pair(
+        say(first, random, tense, negated=True), say(second, random, tense, negated=negated, after=first), label
+    )
 
 
 def nobody(random: Random, label: int) -> Pair | None:
@@ -828,7 +875,9 @@ def nobody(random: Random, label: int) -> Pair | None:
     if random.random() < 0.6:
         first = _with_subject(first, adjectives=(), garment=None)
     if label != ENTAILMENT and random.random() < 0.5:
-        second = change(first, ENTAILMENT if label == CONTRADICTION else random.choice([NEUTRAL, CONTRADICTION]), random)
+        second = change(
+            first, ENTAILMENT if label == CONTRADICTION else random.choice([NEUTRAL, CONTRADICTION]), random
+        )
         relation = first.relation(second)
         if relation is None or (relation == ENTAILMENT) != (label == CONTRADICTION):
             return None
@@ -838,7 +887,11 @@ def nobody(random: Random, label: int) -> Pair | None:
         if label != NEUTRAL or first.relation(second) is None:
             return None
         affirmed = random.random() < 0.5
-        return Pair(say_none(first, random, tense), say(second, random, tense) if affirmed else say_none(second, random, tense), label)
+        return Pair(
+            say_none(first, random, tense),
+            say(second, random, tense) if affirmed else say_none(second, random, tense),
+            label,
+        )
     # nobody who does the wider thing does the narrower one
     if label == ENTAILMENT:
         return Pair(say_none(second, random, tense), say_none(first, random, tense), label)
@@ -896,7 +949,9 @@ def quantifiers(random: Random, label: int) -> Pair | None:
     for quantifier, said in ((first, scene), (second, other)):
         who = random.choice(QUANTIFIERS[quantifier]).format(noun)
         if noun == "people" and quantifier == _ALL and random.random() < 0.7:
-            texts.append(sentence(f"{random.choice(['everyone', 'everybody'])} {say_predicate(said, random, tense, False)}"))
+            texts.append(
+                sentence(f"{random.choice(['everyone', 'everybody'])} {say_predicate(said, random, tense, False)}")
+            )
         else:
             texts.append(sentence(f"{who} {say_predicate(said, random, tense, True)}"))
     return Pair(texts[0], texts[1], label)
@@ -930,7 +985,9 @@ def counts(random: Random, label: int) -> Pair | None:
     if label == NEUTRAL:
         if way in ("at least", "more than") and other < 2:
             return None
-        return Pair(sentence(f"some {nouns} {say_predicate(scene, random, 'progressive', True)}"), sentence(second), label)
+        return Pair(
+            sentence(f"some {nouns} {say_predicate(scene, random, 'progressive', True)}"), sentence(second), label
+        )
     first = f"{NUMBERS[number]} {nouns} {say_predicate(scene, random, 'progressive', True)}"
     return Pair(sentence(first), sentence(second), label)
 
@@ -980,10 +1037,23 @@ def states(random: Random, label: int) -> Pair | None:
                 pairs += [(f"{is_}{very} {one}", f"{is_}{other}"), (is_ + one, f"{is_}{very} {other}")]
             if noun not in NAMES:
                 it, model = (random.choice([unknown_name(random), "it", "this"]) for _ in range(2))
-                pairs.append((f"{it} {be} {article(f'{very} {one} {noun}')}", f"{it} {be} not {random.choice(['', 'very '])}{one}"))
-                pairs.append((f"{it} {be} {article(f'{one} {noun}')} of {model}", f"{it} {be} not {one}"))
+                pairs.append(
+                    (
+                        f"{it} {be} {article(f'{very} {one} {noun}')}",
+                        f"{it} {be} not {random.choice(['', 'very '])}{one}",
+                    )
+                )
+                quite = random.choice(["", f"{very} "])
+                pairs.append(
+                    (
+                        f"{it} {be} {article(f'{quite}{one} {noun}')} of {model}",
+                        f"{it} {be} not {random.choice(['', 'very '])}{one}",
+                    )
+                )
     else:
-        unrelated = random.choice(random.choice([o for n, o, _ in STATES if noun in n and o is not options] or [[["nice"]]]))
+        unrelated = random.choice(
+            random.choice([o for n, o, _ in STATES if noun in n and o is not options] or [[["nice"]]])
+        )
         third = random.choice(unrelated)
         pairs = [(is_ + one, is_ + third), (is_ + one, is_not + third), (is_not + third, is_ + one)]
         if graded:
@@ -1106,31 +1176,72 @@ def opposites(random: Random, label: int) -> Pair | None:
         for phrase in (verb_phrase(one, "past"), f"did not {other}", verb_phrase(other, "past"), f"did not {one}")
     )
     if label == ENTAILMENT:
-        texts = random.choice([(one + place, not_other), (one + place, one), (f"{one} but {not_other.removeprefix(who + ' ')}", one)])
+        texts = random.choice(
+            [(one + place, not_other), (one + place, one), (f"{one} but {not_other.removeprefix(who + ' ')}", one)]
+        )
     elif label == CONTRADICTION:
         texts = random.choice([(one + place, other), (one + place, not_one), (not_one, one)])
     else:
         extra = random.choice(REASONS)
         someone_else = random.choice([name for name in NAMES if name != who])
-        texts = random.choice([(one, f"{one} {extra}"), (one, one.replace(who, someone_else, 1)), (not_one, f"{one.replace(who, someone_else, 1)}")])
+        texts = random.choice(
+            [
+                (one, f"{one} {extra}"),
+                (one, one.replace(who, someone_else, 1)),
+                (not_one, f"{one.replace(who, someone_else, 1)}"),
+            ]
+        )
     return Pair(sentence(texts[0]), sentence(texts[1]), label)
 
 
 def transfers(random: Random, label: int) -> Pair | None:
     """Giving and getting, selling and buying."""
-    a, b, c = random.sample(list(NAMES), 3) if random.random() < 0.6 else [f"the {n}" for n in random.sample(PERSONS[3:], 3)]
+    a, b, c = (
+        random.sample(list(NAMES), 3) if random.random() < 0.6 else [f"the {n}" for n in random.sample(PERSONS[3:], 3)]
+    )
     belonging = random.choice(lexicon.BELONGINGS.split()[:-1])
     thing = random.choice([article(belonging), f"the {belonging}", f"the {random.choice(COLORS)} {belonging}"])
     other = random.choice([noun for noun in lexicon.BELONGINGS.split()[:-1] if noun != belonging])
-    verb, back = random.choice([("sold", "bought"), ("sold", "bought"), ("gave", "got"), ("gave", "received"), ("lent", "borrowed"), ("sent", "received")])
-    own = random.choice([thing, thing, thing, f"{NAMES.get(a, 'he').replace('she', 'her').replace('he', 'his').replace('hisr', 'her')} {belonging}"])
+    verb, back = random.choice(
+        [
+            ("sold", "bought"),
+            ("sold", "bought"),
+            ("gave", "got"),
+            ("gave", "received"),
+            ("lent", "borrowed"),
+            ("sent", "received"),
+        ]
+    )
+    own = random.choice(
+        [
+            thing,
+            thing,
+            thing,
+            f"{NAMES.get(a, 'he').replace('she', 'her').replace('he', 'his').replace('hisr', 'her')} {belonging}",
+        ]
+    )
     seller = random.choice([f"{a} {verb} {own} to {b}", f"{a} {verb} {b} {own}"])
     base = {"sold": "sell", "gave": "give", "lent": "lend", "sent": "send"}[verb]
     bought = f"{b} {back} {thing} from {a}"
     if label == ENTAILMENT:
-        texts = random.choice([(seller, bought), (seller, bought), (bought, f"{a} {verb} {thing} to {b}"), (seller, f"{b} {back} {thing}"), (seller, f"{a} {verb} {thing}")])
+        texts = random.choice(
+            [
+                (seller, bought),
+                (seller, bought),
+                (bought, f"{a} {verb} {thing} to {b}"),
+                (seller, f"{b} {back} {thing}"),
+                (seller, f"{a} {verb} {thing}"),
+            ]
+        )
     elif label == CONTRADICTION:
-        texts = random.choice([(seller, f"{a} did not {base} {b} {thing}"), (seller, f"{b} {back} nothing from {a}"), (bought, f"{a} did not {base} {thing} to {b}"), (seller, f"nobody {verb} {thing} to {b}")])
+        texts = random.choice(
+            [
+                (seller, f"{a} did not {base} {b} {thing}"),
+                (seller, f"{b} {back} nothing from {a}"),
+                (bought, f"{a} did not {base} {thing} to {b}"),
+                (seller, f"nobody {verb} {thing} to {b}"),
+            ]
+        )
     else:
         texts = random.choice([
             (seller, f"{c} {back} {article(other)} from {a}"), (seller, f"{b} {verb} {article(other)} to {c}"),
@@ -1148,15 +1259,32 @@ def positions(random: Random, label: int) -> Pair | None:
     """Where things are, and whether there are any."""
     surface = random.choice(_SURFACES.split())
     animal = random.random() < 0.5
-    noun = random.choice(NOUNS.of("animal")[1:] if animal else [n for n in NOUNS.of(random.choice("toy text container garment tool fruit key stone gift".split())) if n != surface])
+    noun = random.choice(
+        NOUNS.of("animal")[1:]
+        if animal
+        else [
+            n
+            for n in NOUNS.of(random.choice("toy text container garment tool fruit key stone gift".split()))
+            if n != surface
+        ]
+    )
     place = random.choice(POSITIONS)
     table = adjectives_of(noun)
     adjective = table.pick(random)
-    verb = random.choice(["is", "is", "is lying", "is sitting", "is standing"]) if animal else random.choice(["is", "is", "is lying"])
+    verb = (
+        random.choice(["is", "is", "is lying", "is sitting", "is standing"])
+        if animal
+        else random.choice(["is", "is", "is lying"])
+    )
     where = f"{place} the {surface}"
     it, old = article(noun), article(f"{adjective} {noun}")
     definite, plain = f"the {noun} {verb} {where}", f"{random.choice([it, 'the ' + noun])} {verb} {where}"
-    exists, none = f"there is {it} {where}", random.choice([f"there is no {noun} {where}", f"there are no {NOUNS.plurals[noun]} {where}", f"no {noun} is {where}"])
+    exists, none = (
+        f"there is {it} {where}",
+        random.choice(
+            [f"there is no {noun} {where}", f"there are no {NOUNS.plurals[noun]} {where}", f"no {noun} is {where}"]
+        ),
+    )
     wider = random.choice(NOUNS.path(noun)[1:] or [noun])
     wide = "some food" if wider == "food" else article(wider)
     if label == ENTAILMENT:
@@ -1166,7 +1294,14 @@ def positions(random: Random, label: int) -> Pair | None:
             (f"there is no {wider} {where}", f"there is no {noun} {where}"), (plain, f"something is {where}"),
         ])  # fmt: skip
     elif label == CONTRADICTION:
-        opposite = {"on": "under", "under": "on", "behind": "in front of", "in front of": "behind", "next to": "on", "near": "far from"}[place]
+        opposite = {
+            "on": "under",
+            "under": "on",
+            "behind": "in front of",
+            "in front of": "behind",
+            "next to": "on",
+            "near": "far from",
+        }[place]
         others = table.alternatives(adjective)
         texts = random.choice([
             (plain, none), (none, plain), (exists, none), (none, exists), (definite, f"the {noun} {verb} {opposite} the {surface}"), (definite, f"the {noun} is not {where}"),
@@ -1189,26 +1324,49 @@ def together(random: Random, label: int) -> Pair | None:
     """Two who do one thing, or one who does two things."""
     scene = dataclasses.replace(pick_scene(random), extra=None)
     if random.random() < 0.5:
-        first, second = (dataclasses.replace(drop_look(scene, random), subject=Subject(noun)) for noun in random.sample(["man", "woman", "boy", "girl", "dog", "child", "teacher", *list(NAMES)[:4]], 2))
+        first, second = (
+            dataclasses.replace(drop_look(scene, random), subject=Subject(noun))
+            for noun in random.sample(["man", "woman", "boy", "girl", "dog", "child", "teacher", *list(NAMES)[:4]], 2)
+        )
         if not all(doable(s.subject.noun, ACTIONS[scene.doing.action]) for s in (first, second)):
             return None
         (a, _), (b, _) = (say_subject(s.subject, random, False) for s in (first, second))
         premise = f"{a} and {b} {say_predicate(first, random, 'progressive', True)}"
         if label == CONTRADICTION:
-            hypothesis = say(second, random, negated=True) if random.random() < 0.5 else say(change(second, CONTRADICTION, random), random)
+            hypothesis = (
+                say(second, random, negated=True)
+                if random.random() < 0.5
+                else say(change(second, CONTRADICTION, random), random)
+            )
             if "not" not in hypothesis and "n't" not in hypothesis:
                 return None
-            return Pair(sentence(premise), hypothesis if random.random() < 0.7 else say_none(_with_subject(second, noun="person"), random, "progressive"), label)
+            return Pair(
+                sentence(premise),
+                hypothesis
+                if random.random() < 0.7
+                else say_none(_with_subject(second, noun="person"), random, "progressive"),
+                label,
+            )
         if label == NEUTRAL:
             third = say_subject(Subject(random.choice(["farmer", "nurse", "tourist", "soldier"])), random, False)[0]
             whole = sentence(premise)
-            return random.choice([Pair(say(first, random), whole, label), Pair(whole, sentence(f"{third} {say_predicate(first, random, 'progressive', False)}"), label), Pair(whole, say(narrow_place(second, random), random), label) if second.place is None else Pair(say(second, random), whole, label)])
+            return random.choice(
+                [
+                    Pair(say(first, random), whole, label),
+                    Pair(whole, sentence(f"{third} {say_predicate(first, random, 'progressive', False)}"), label),
+                    Pair(whole, say(narrow_place(second, random), random), label)
+                    if second.place is None
+                    else Pair(say(second, random), whole, label),
+                ]
+            )
         broad = change(second, ENTAILMENT, random)
         if second.relation(broad) != ENTAILMENT:
             return None
         two = f"two people {say_predicate(first, random, 'progressive', True)}"
         persons = all(s.subject.noun in NAMES or NOUNS.is_a(s.subject.noun, "person") for s in (first, second))
-        return Pair(sentence(premise), sentence(two) if persons and random.random() < 0.25 else say(broad, random), label)
+        return Pair(
+            sentence(premise), sentence(two) if persons and random.random() < 0.25 else say(broad, random), label
+        )
     doing = pick_doing(random, scene.subject.noun)
     other = dataclasses.replace(scene, doing=doing)
     if action_relation(scene.doing, doing) != NEUTRAL or action_relation(doing, scene.doing) != NEUTRAL:
@@ -1239,15 +1397,48 @@ def possessions(random: Random, label: int) -> Pair | None:
     noun = random.choice((lexicon.RELATIVES if person else lexicon.BELONGINGS).split())
     plural = {"child": "children", "watch": "watches"}.get(noun, noun + "s")
     number, other = random.sample(range(2, 7), 2)
-    adjective = THING_ADJECTIVES.pick(random) if not person and noun != "child" else random.choice(["young", "tall", "older", "little"])
+    adjective = (
+        THING_ADJECTIVES.pick(random)
+        if not person and noun != "child"
+        else random.choice(["young", "tall", "older", "little"])
+    )
     has, has_not = f"{who} has ", f"{who} does not have "
     one, some, old = article(noun), f"{NUMBERS[number]} {plural}", article(f"{adjective} {noun}")
     if label == ENTAILMENT:
-        texts = random.choice([(has + some, has + one), (has + old, has + one), (f"{has}no {plural}", has_not + one), (f"{has}no {noun}", f"{has}no {adjective} {noun}"), (has + some, f"{has}more than one {noun}"), (has + some, f"{has}some {plural}"), (f"{has}{one} and {article('bag')}", has + one)])
+        texts = random.choice(
+            [
+                (has + some, has + one),
+                (has + old, has + one),
+                (f"{has}no {plural}", has_not + one),
+                (f"{has}no {noun}", f"{has}no {adjective} {noun}"),
+                (has + some, f"{has}more than one {noun}"),
+                (has + some, f"{has}some {plural}"),
+                (f"{has}{one} and {article('bag')}", has + one),
+            ]
+        )
     elif label == CONTRADICTION:
-        texts = random.choice([(f"{has}no {plural}", has + some), (has + some, f"{has}no {plural}"), (has + one, has_not + one), (has + some, f"{has}only {NUMBERS[other]} {plural}"), (f"{has}no {noun}", has + old), (f"{has}no {plural}", has + one), (has + some, f"{has}only one {noun}")])
+        texts = random.choice(
+            [
+                (f"{has}no {plural}", has + some),
+                (has + some, f"{has}no {plural}"),
+                (has + one, has_not + one),
+                (has + some, f"{has}only {NUMBERS[other]} {plural}"),
+                (f"{has}no {noun}", has + old),
+                (f"{has}no {plural}", has + one),
+                (has + some, f"{has}only one {noun}"),
+            ]
+        )
     else:
-        texts = random.choice([(has + one, has + old), (f"{has}some {plural}", has + some), (f"{has}no {adjective} {noun}", f"{has}no {noun}"), (has + one, f"{has}{one} and {article('bag')}"), (has_not + old, has + one), (has + one, f"the {noun} is {adjective}")])
+        texts = random.choice(
+            [
+                (has + one, has + old),
+                (f"{has}some {plural}", has + some),
+                (f"{has}no {adjective} {noun}", f"{has}no {noun}"),
+                (has + one, f"{has}{one} and {article('bag')}"),
+                (has_not + old, has + one),
+                (has + one, f"the {noun} is {adjective}"),
+            ]
+        )
     return Pair(sentence(texts[0]), sentence(texts[1]), label)
 
 
@@ -1259,7 +1450,11 @@ def weather(random: Random, label: int) -> Pair | None:
     one, other = random.sample(line, 2)
     first = random.choice(one)
     if label == ENTAILMENT:
-        texts = (first, random.choice(one)) if random.random() < 0.5 else (f"{first} and {random.choice(random.choice(WEATHER[3:5])[0:1][0])}", first)
+        texts = (
+            (first, random.choice(one))
+            if random.random() < 0.5
+            else (f"{first} and {random.choice(random.choice(WEATHER[3:5])[0:1][0])}", first)
+        )
     elif label == CONTRADICTION:
         second = random.choice(other)
         if " is " in first and random.random() < 0.3:
@@ -1268,8 +1463,18 @@ def weather(random: Random, label: int) -> Pair | None:
     else:
         elsewhere = random.choice(random.choice(random.choice([row for row in WEATHER if row is not line])))
         scene = say(drop_extra(pick_scene(random), random), random)[:-1]
-        texts = random.choice([(f"if {first}, we will stay at home", first), (first, scene), (f"{random.choice(list(NAMES))} thinks that {first}", first), (first, elsewhere), (f"perhaps {first}", first)])
-        if {"cold", "warm", "snow", "rain", "sun", "dark", "night"} & set(re.findall("cold|warm|snow|rain|sun|dark|night", texts[1])) and texts[1] == elsewhere:
+        texts = random.choice(
+            [
+                (f"if {first}, we will stay at home", first),
+                (first, scene),
+                (f"{random.choice(list(NAMES))} thinks that {first}", first),
+                (first, elsewhere),
+                (f"perhaps {first}", first),
+            ]
+        )
+        if {"cold", "warm", "snow", "rain", "sun", "dark", "night"} & set(
+            re.findall("cold|warm|snow|rain|sun|dark|night", texts[1])
+        ) and texts[1] == elsewhere:
             return None
     return Pair(sentence(texts[0]), sentence(texts[1]), label)
 
@@ -1292,7 +1497,11 @@ def reports(random: Random, label: int) -> Pair | None:
         return sentence(filled.replace("{1}", first.said).replace("{2}", other.said))
 
     if label == NEUTRAL and random.random() < 0.3:
-        return Pair(sentence(first.said), sentence(f"{first.said} {random.choice(['and', 'while', 'because'])} {other.said}"), label)
+        return Pair(
+            sentence(first.said),
+            sentence(f"{first.said} {random.choice(['and', 'while', 'because'])} {other.said}"),
+            label,
+        )
     if label == CONTRADICTION and random.random() < 0.6:
         return Pair(said(ENTAILMENT), sentence(first.denied), label)
     return Pair(said(label), sentence(first.said), label)
@@ -1307,7 +1516,9 @@ class _Clause:
 def _clause(random: Random) -> _Clause:
     if random.random() < 0.5:
         nouns, options, _ = random.choice(STATES)
-        one, other = (random.choice(way) for way in random.sample(options, 2)) if len(options) > 1 else (options[0][0], None)
+        one, other = (
+            (random.choice(way) for way in random.sample(options, 2)) if len(options) > 1 else (options[0][0], None)
+        )
         the = f"the {random.choice(nouns)} is"
         return _Clause(f"{the} {one}", random.choice([f"{the} not {one}", f"{the} {other or 'not ' + one}"]))
     scene = dataclasses.replace(drop_look(pick_scene(random), random), extra=None)
@@ -1316,7 +1527,9 @@ def _clause(random: Random) -> _Clause:
     return _Clause(f"{who} {predicate}", f"{who} {predicate.replace(' ', ' not ', 1)}")
 
 
-ROOMS = "room house kitchen garden bus train pool shop classroom church library park street stage bar office gym".split()
+ROOMS = (
+    "room house kitchen garden bus train pool shop classroom church library park street stage bar office gym".split()
+)
 
 
 def occupancy(random: Random, label: int) -> Pair | None:
@@ -1324,7 +1537,13 @@ def occupancy(random: Random, label: int) -> Pair | None:
     room = random.choice(ROOMS)
     where = f"{'on' if room in ('bus', 'train', 'stage', 'street') else 'in'} the {room}"
     adjective = random.choice(["", "", "old ", "big ", "small ", "new "])
-    empty = [f"the {adjective}{room} is empty", f"there is nobody {where}", f"there is no one {where}", f"nobody is {where}", f"no one is {where}"]
+    empty = [
+        f"the {adjective}{room} is empty",
+        f"there is nobody {where}",
+        f"there is no one {where}",
+        f"nobody is {where}",
+        f"no one is {where}",
+    ]
     scene = pick_scene(random)
     subject, noun = scene.subject, scene.subject.noun
     if noun in NAMES or not NOUNS.is_a(noun, "person"):
@@ -1332,7 +1551,13 @@ def occupancy(random: Random, label: int) -> Pair | None:
     who, plural = say_subject(dataclasses.replace(subject, garment=None), random, False)
     be = "are" if plural else "is"
     doing = say_action(scene.doing, random)
-    full = [f"there {be} {who} {where}", f"{who} {be} {where}", f"the {room} is full of people", f"there are many people {where}", f"{who} {conjugate(doing, 'progressive', plural, False, random)} {where}"]
+    full = [
+        f"there {be} {who} {where}",
+        f"{who} {be} {where}",
+        f"the {room} is full of people",
+        f"there are many people {where}",
+        f"{who} {conjugate(doing, 'progressive', plural, False, random)} {where}",
+    ]
     if label == CONTRADICTION:
         texts = (random.choice(empty), random.choice(full))
         texts = texts if random.random() < 0.5 else texts[::-1]
@@ -1342,7 +1567,17 @@ def occupancy(random: Random, label: int) -> Pair | None:
             (random.choice(full), f"there is {random.choice(['someone', 'somebody'])} {where}"), (f"the {adjective}{room} is empty", f"there is no {noun} {where}"), (f"the {room} is not empty", f"there is {random.choice(['something', 'something', 'something'])} {where}"),
         ])  # fmt: skip
     else:
-        texts = random.choice([(f"someone is {where}", f"{who} {be} {where}"), (f"there are people {where}", f"the {room} is full of people"), (random.choice(empty), f"the {room} is {random.choice(['closed', 'big', 'cold', 'dark', 'new'])}"), (f"there is someone {where}", f"{random.choice(list(NAMES))} is {where}"), (f"there is no {noun} {where}", f"the {room} is empty") if noun != "person" else (f"someone is {where}", f"there are many people {where}")])
+        texts = random.choice(
+            [
+                (f"someone is {where}", f"{who} {be} {where}"),
+                (f"there are people {where}", f"the {room} is full of people"),
+                (random.choice(empty), f"the {room} is {random.choice(['closed', 'big', 'cold', 'dark', 'new'])}"),
+                (f"there is someone {where}", f"{random.choice(list(NAMES))} is {where}"),
+                (f"there is no {noun} {where}", f"the {room} is empty")
+                if noun != "person"
+                else (f"someone is {where}", f"there are many people {where}"),
+            ]
+        )
         if noun == "person" and not subject.adjectives and subject.count == 1 and texts[1] == f"{who} {be} {where}":
             return None
     return Pair(sentence(texts[0]), sentence(texts[1]), label)
@@ -1381,13 +1616,43 @@ def roles(random: Random, label: int) -> Pair | None:
     doing = verb_phrase(say_action(pick_doing(random, "man"), random), "ing").replace("being ", "")
     wider = NOUNS.path(job)[1]
     if label == ENTAILMENT:
-        texts = random.choice([(f"{who} is {article(job)}", f"{who} is {article(wider)}" if wider != "person" else f"{who} is a person"), (f"{who} is {article(adjective + ' ' + job)}", f"{who} is {article(job)}"), (f"{who} is {article(adjective + ' ' + job)}", f"{who} is {adjective}"), (f"{who}, {article(job)}, is {doing}", f"{who} is {article(job)}"), (f"the {job}, who is {adjective}, is {doing}", f"the {job} is {adjective}")])
+        texts = random.choice(
+            [
+                (
+                    f"{who} is {article(job)}",
+                    f"{who} is {article(wider)}" if wider != "person" else f"{who} is a person",
+                ),
+                (f"{who} is {article(adjective + ' ' + job)}", f"{who} is {article(job)}"),
+                (f"{who} is {article(adjective + ' ' + job)}", f"{who} is {adjective}"),
+                (f"{who}, {article(job)}, is {doing}", f"{who} is {article(job)}"),
+                (f"the {job}, who is {adjective}, is {doing}", f"the {job} is {adjective}"),
+            ]
+        )
     elif label == CONTRADICTION:
         opposite = (PERSON_ADJECTIVES.alternatives(adjective) or ["dead"])[0]
-        texts = random.choice([(f"{who} is {article(job)}", f"{who} is not {article(job)}"), (f"{who} is not {article(job)}", f"{who} is {article(job)}"), (f"{who} is {article(adjective + ' ' + job)}", f"{who} is {opposite}"), (f"the {job}, who is {adjective}, is {doing}", f"the {job} is {opposite}"), (f"{who} is {article(adjective + ' ' + job)}", f"{who} is not {article(job)}")])
+        texts = random.choice(
+            [
+                (f"{who} is {article(job)}", f"{who} is not {article(job)}"),
+                (f"{who} is not {article(job)}", f"{who} is {article(job)}"),
+                (f"{who} is {article(adjective + ' ' + job)}", f"{who} is {opposite}"),
+                (f"the {job}, who is {adjective}, is {doing}", f"the {job} is {opposite}"),
+                (f"{who} is {article(adjective + ' ' + job)}", f"{who} is not {article(job)}"),
+            ]
+        )
     else:
         sex = random.choice(["a man", "a woman"])
-        texts = random.choice([(f"{who} is {article(job)}", f"{who} is {article(adjective + ' ' + job)}"), (f"{who} knows {article(job)}", f"{who} is {article(job)}"), (f"the {job} is {doing}", f"the {job} is {sex}"), (f"the {job} is {doing}", f"the {job} is {adjective}"), (f"the man is {doing}", f"the man is {article(job)}"), (f"the woman is {doing}", f"the woman is {article(adjective + ' ' + job)}"), (f"{who} is {doing}", f"{who} is {article(job)}"), (f"{who} is not {article(job)}", f"{who} is {article(other)}")])
+        texts = random.choice(
+            [
+                (f"{who} is {article(job)}", f"{who} is {article(adjective + ' ' + job)}"),
+                (f"{who} knows {article(job)}", f"{who} is {article(job)}"),
+                (f"the {job} is {doing}", f"the {job} is {sex}"),
+                (f"the {job} is {doing}", f"the {job} is {adjective}"),
+                (f"the man is {doing}", f"the man is {article(job)}"),
+                (f"the woman is {doing}", f"the woman is {article(adjective + ' ' + job)}"),
+                (f"{who} is {doing}", f"{who} is {article(job)}"),
+                (f"{who} is not {article(job)}", f"{who} is {article(other)}"),
+            ]
+        )
     return Pair(sentence(texts[0]), sentence(texts[1]), label)
 
 
@@ -1400,16 +1665,26 @@ def unrelated(random: Random, label: int) -> Pair | None:
     if made is None:
         return None
     second = random.choice([made.premise, made.hypothesis])
-    if set(first.lower()[:-1].split()) & set(second.lower()[:-1].split()) - {"the", "a", "an", "is", "are", "in", "on", "of", "not"}:
+    if set(first.lower()[:-1].split()) & set(second.lower()[:-1].split()) - {
+        "the",
+        "a",
+        "an",
+        "is",
+        "are",
+        "in",
+        "on",
+        "of",
+        "not",
+    }:
         return None
     return Pair(*random.sample([first, second], 2), label)
 
 
 Family = Callable[[Random, int], Pair | None]
 FAMILIES: dict[Family, int] = {
-    scenes: 40, negations: 12, nobody: 8, asleep_or_awake: 1, quantifiers: 4, counts: 3, states: 8, comparatives: 4,
-    implicatives: 3, opposites: 3, transfers: 3, positions: 6, together: 5, possessions: 3, weather: 2, reports: 5,
-    occupancy: 3, presence: 2, roles: 4, unrelated: 2,
+    scenes: 40, negations: 12, nobody: 8, asleep_or_awake: 2, quantifiers: 4, counts: 3, states: 8, comparatives: 4,
+    implicatives: 3, opposites: 3, transfers: 3, positions: 6, together: 5, possessions: 3, weather: 3, reports: 5,
+    occupancy: 3, presence: 2, roles: 4, unrelated: 3,
 }  # fmt: skip
 
 # Words that are in no table. The model has to see that a word it does not know is the same word in both sentences.
@@ -1429,7 +1704,12 @@ def with_an_unknown_word(pair: Pair, random: Random) -> Pair:
     for word in sorted(set(nouns)):
         single = _NOUN_FORMS[word]
         kin = [n for n in nouns if n != word and set(NOUNS.path(single)) & set(NOUNS.path(_NOUN_FORMS[n]))]
-        if first.count(word) == second.count(word) == 1 and not kin and word[0] not in "aeiou" and single in NOUNS.parents:
+        if (
+            first.count(word) == second.count(word) == 1
+            and not kin
+            and word[0] not in "aeiou"
+            and single in NOUNS.parents
+        ):
             candidates.append(word)
     if not candidates:
         return pair

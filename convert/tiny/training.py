@@ -1,13 +1,13 @@
 """Trains the embedded model, by the project's own steps: masked words of pairs and sentences, and the pairs' relation.
 
 Every update sees new pairs (convert.tiny.pairs), so that nothing is learned by heart and no dropout is needed. The
-masked-LM loss goes on beside the other to the end: one model shall do both, where the released ones do one or the other.
+masked-LM loss goes on beside the other to the end: one model shall do both, where of the released ones one does each.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 ROWS = 64  # in a batch, of each of the two kinds
 WINDOW = 64  # batches whose pairs are sorted by length together
-UPDATES, WARMUP, LEARNING_RATE = 9000, 500, 1e-3
+UPDATES, WARMUP, LEARNING_RATE = 4000, 400, 1e-3
 POSITIONS = 128
-TEXT_SEED, PAIR_SEED, MODEL_SEED = 1, 2, 3
+SEVERAL = 1 / 64  # of the texts are several sentences
+PAIR_SEED, MODEL_SEED = 1, 2
 
 Batch = dict[str, Any]
 
@@ -45,7 +46,9 @@ def config(vocab_size: int) -> RobertaConfig:
     )  # fmt: skip
 
 
-def train(tokenizer: Tokenizer, updates: int = UPDATES, report: Callable[[int, dict[str, float]], None] | None = None) -> Params:
+def train(
+    tokenizer: Tokenizer, updates: int = UPDATES, report: Callable[[int, dict[str, float]], None] | None = None
+) -> Params:
     """The trained parameters, float32. The same numbers on the same machine."""
     sizes = config(tokenizer.vocab_size)
     optimizer = adam(
@@ -57,10 +60,7 @@ def train(tokenizer: Tokenizer, updates: int = UPDATES, report: Callable[[int, d
     params = forward.init_params(sizes, jax.random.key(MODEL_SEED))
     train_step = make_train_step(two_losses(sizes), optimizer)
     opt_state = init_optimizer(optimizer, params)
-    text = masked_batches(tokenizer, TEXT_SEED)
-    labelled = labelled_batches(tokenizer, PAIR_SEED)
-    for update in range(updates):
-        batch = {"text": next(text), "pairs": next(labelled)}
+    for update, batch in enumerate(itertools.islice(batches(tokenizer, PAIR_SEED), updates)):
         params, opt_state, metrics = train_step(params, opt_state, batch, jax.random.key(0))
         if report is not None:
             report(update + 1, metrics)
@@ -71,9 +71,7 @@ def two_losses(sizes: RobertaConfig) -> Loss:
     """The sum of the masked-LM loss of batch["text"] and the mnli head's of batch["pairs"], both means; no dropout."""
     of_text, of_pairs = masked_lm_loss(config=sizes), head_loss("mnli", config=sizes)
 
-    def loss(
-        params: Params, batch: Batch, key: Key[Array, ""] | None
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         del key
         (text, words), (labels, rows) = of_text(params, batch["text"], None), of_pairs(params, batch["pairs"], None)
         return text / words + labels / rows, jax.numpy.ones(())
@@ -81,40 +79,50 @@ def two_losses(sizes: RobertaConfig) -> Loss:
     return loss
 
 
-def by_length(
-    tokenizer: Tokenizer, seed: int, ids: Callable[[Pair, np.random.Generator], list[int]]
-) -> Iterator[tuple[list[Pair], npt.NDArray[np.int32], np.random.Generator]]:
-    """Batches of pairs whose token ids are of about one length, in a random order: pairs, ids [batch, time]."""
+def batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
+    """What two_losses takes, without end: "pairs" with their labels, and "text", with masks.
+
+    Rows of a batch are of about one length, and so are its two halves, so that few shapes are compiled; batches come in
+    a random order.
+    """
     random = np.random.default_rng(seed)
     source = pairs(seed)
-    while True:
-        window = [(pair, ids(pair, random)) for pair in itertools.islice(source, ROWS * WINDOW)]
-        window.sort(key=lambda row: len(row[1]))
-        batches = [window[i : i + ROWS] for i in range(0, len(window), ROWS)]
-        for i in random.permutation(len(batches)):
-            longest = max(len(row) for _, row in batches[i])
-            tokens = np.full((ROWS, length_bucket(longest, POSITIONS)), PAD_ID, np.int32)
-            for row, (_, tokens_of_pair) in zip(tokens, batches[i], strict=True):
-                row[: len(tokens_of_pair)] = tokens_of_pair
-            yield [pair for pair, _ in batches[i]], tokens, random
-
-
-def labelled_batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
-    weights = np.ones(ROWS, np.float32)
-    for chosen, tokens, _ in by_length(tokenizer, seed, lambda pair, _: tokenizer.encode(pair.premise, pair.hypothesis)):
-        yield {"tokens": tokens, "targets": np.array([pair.label for pair in chosen], np.int32), "weights": weights}
-
-
-def masked_batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
-    """Single sentences and pairs, half and half, with masks."""
-
-    def ids(pair: Pair, random: np.random.Generator) -> list[int]:
-        texts = (pair.premise, pair.hypothesis) if random.random() < 0.5 else (pair.premise,)
-        return tokenizer.encode(*texts)
-
     masking = Masking.of(tokenizer)
-    for _, tokens, random in by_length(tokenizer, seed, ids):
-        yield masked_batch(tokens, masking, random)
+    while True:
+        window = list(itertools.islice(source, ROWS * WINDOW))
+        labels = np.array([pair.label for pair in window], np.int32)
+        labelled = [tokenizer.encode(pair.premise, pair.hypothesis) for pair in window]
+        text = [_text(window, number, labelled[number], tokenizer, random.random()) for number in range(len(window))]
+        orders = [
+            np.argsort([len(row) for row in rows], kind="stable").reshape(WINDOW, ROWS) for rows in (labelled, text)
+        ]
+        for i in random.permutation(WINDOW):
+            of_pairs, of_text = orders[0][i], orders[1][i]
+            yield {
+                "pairs": {
+                    "tokens": _padded([labelled[j] for j in of_pairs]),
+                    "targets": labels[of_pairs],
+                    "weights": np.ones(ROWS, np.float32),
+                },
+                "text": masked_batch(_padded([text[j] for j in of_text]), masking, random),
+            }
+
+
+def _text(
+    window: Sequence[Pair], number: int, both: npt.NDArray[np.int32], tokenizer: Tokenizer, chance: float
+) -> npt.NDArray[np.int32]:
+    """A text to mask: a pair, its first sentence, or now and then a row of sentences, for the later positions."""
+    if chance < SEVERAL:
+        sentences = " ".join(pair.premise for pair in window[number : number + 12])
+        return tokenizer.encode(sentences)[:POSITIONS]
+    return tokenizer.encode(window[number].premise) if chance < 0.5 else both
+
+
+def _padded(rows: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    tokens = np.full((len(rows), length_bucket(max(map(len, rows)), POSITIONS)), PAD_ID, np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    return tokens
 
 
 def masked_batch(tokens: npt.NDArray[np.int32], masking: Masking, random: np.random.Generator) -> Batch:
