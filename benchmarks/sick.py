@@ -1,12 +1,12 @@
 """What docs/sick.md needs beside roberta-flax: text to pretrain on, a tokenizer, a division of SICK, and a baseline.
 
   python -m benchmarks.sick text /usr/share/wordnet TEXT        TEXT/train.txt and TEXT/valid.txt, from WordNet
-  python -m benchmarks.sick tokenizer TEXT/train.txt DIRECTORY  a byte-level BPE of it: encoder.json, vocab.bpe, dict.txt
+  python -m benchmarks.sick tokenizer TEXT/train.txt DIRECTORY  a byte-level BPE of it, under fairseq's names
   python -m benchmarks.sick split SICK_train.txt DIRECTORY      train.tsv, valid.tsv and test.tsv
   python -m benchmarks.sick baseline DIRECTORY                  bags of words on these; a line of JSON each
 
-The baseline is the best on valid.tsv of those below, by accuracy and by Pearson's correlation; test.tsv is read once, at the
-end. Needs scikit-learn, and tokenizers for the second.
+The baseline is the best on valid.tsv of those below, by accuracy and by Pearson's correlation; of the others test.tsv
+sees nothing. Needs scikit-learn, and tokenizers for the second.
 """
 
 from __future__ import annotations
@@ -129,10 +129,11 @@ def overlap(pair: tuple[str, str]) -> dict[str, float]:
     shared, union = sets[0] & sets[1], sets[0] | sets[1]
     no = [bool(s & _NEGATIONS) for s in sets]
     found = {
-        "jaccard": len(shared) / len(union), "of first": len(shared) / len(sets[0]), "of second": len(shared) / len(sets[1]),
+        "jaccard": len(shared) / len(union),
+        "of first": len(shared) / len(sets[0]), "of second": len(shared) / len(sets[1]),
         "shared": len(shared), "only first": len(sets[0] - sets[1]), "only second": len(sets[1] - sets[0]),
-        "longer": len(a) - len(b), "length": len(a) + len(b), "no first": no[0], "no second": no[1], "one no": no[0] != no[1],
-        "both no": all(no),
+        "longer": len(a) - len(b), "length": len(a) + len(b),
+        "no first": no[0], "no second": no[1], "one no": no[0] != no[1], "both no": all(no),
     }  # fmt: skip
     for n in (2, 3):
         grams = [set(zip(*(s[i:] for i in range(n)), strict=False)) for s in (a, b)]
@@ -248,8 +249,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, arguments in (
-        ("text", ("wordnet", "output")), ("tokenizer", ("text", "output")), ("split", ("source", "output")), ("baseline", ("folder",)),
-    ):  # fmt: skip
+        ("text", ("wordnet", "output")),
+        ("tokenizer", ("text", "output")),
+        ("split", ("source", "output")),
+        ("baseline", ("folder",)),
+    ):
         command = commands.add_parser(name)
         for argument in arguments:
             command.add_argument(argument, type=Path)

@@ -7,7 +7,9 @@ import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import roberta_flax
 from convert.tiny import training
@@ -48,7 +50,7 @@ class Progress:
     def __init__(self, updates: int) -> None:
         self.updates, self.begin, self.sum = updates, time.perf_counter(), 0.0
 
-    def __call__(self, update: int, metrics: dict[str, float]) -> None:
+    def __call__(self, update: int, metrics: Mapping[str, Any]) -> None:
         self.sum += metrics["loss"]
         if update % 100 == 0 or update == self.updates:
             seconds = time.perf_counter() - self.begin

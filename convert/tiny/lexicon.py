@@ -1,6 +1,6 @@
 """The words that the embedded model's training text is made of (convert.tiny.pairs); written for this project.
 
-Nouns:   word/plural, < what it is a kind of; ~ has no article and no plural; ! at the end: its kinds exclude each other.
+Nouns:   word/plural, < what it is a kind of; ~ has no article and no plural; ! at the end: its kinds exclude others.
 Actions: verb and complement | manner | what it is a kind of (a whole action) | who does it.
 In a complement {kind} stands for a noun of that kind, and {} for a noun phrase without kinds.
 `a = b` makes a word, or an action, another way to say b.
@@ -637,7 +637,8 @@ without any help | to win a prize | to learn something | to make some money | to
 ADVERBS = "quickly slowly | quietly loudly | happily sadly | carefully carelessly"
 
 WEATHER = """
-it is raining; it rains; the weather is rainy | it is sunny; the sun is shining; it is a sunny day | it is snowing; the ground is getting white
+it is raining; it rains; the weather is rainy | it is sunny; the sun is shining; it is a sunny day \
+  | it is snowing; the ground is getting white
 it is cold; it is freezing | it is hot; it is very warm
 it is day; it is light outside | it is night; it is dark outside
 the weather is good; the weather is nice; it is a beautiful day | the weather is bad; the weather is terrible
@@ -648,11 +649,15 @@ it is summer | it is winter | it is spring | it is autumn
 """
 
 IRREGULAR = """
-run ran run|swim swam swum|ride rode ridden|drive drove driven|sleep slept slept|take took taken|sit sat sat|stand stood stood
-lie lay lain|kneel knelt knelt|make made made|read read read|write wrote written|draw drew drawn|cut cut cut|build built built
-hold held held|throw threw thrown|catch caught caught|feed fed fed|buy bought bought|eat ate eaten|drink drank drunk
-sing sang sung|speak spoke spoken|tell told told|fly flew flown|win won won|lose lost lost|sell sold sold|find found found
-leave left left|forget forgot forgotten|come came come|get got got|break broke broken|have had had|do did done|go went gone
-give gave given|say said said|know knew known|think thought thought|begin began begun|see saw seen|be was been|hear heard heard
+run ran run | swim swam swum | ride rode ridden | drive drove driven | sleep slept slept
+take took taken | sit sat sat | stand stood stood | lie lay lain | kneel knelt knelt
+make made made | read read read | write wrote written | draw drew drawn | cut cut cut
+build built built | hold held held | throw threw thrown | catch caught caught | feed fed fed
+buy bought bought | eat ate eaten | drink drank drunk | sing sang sung | speak spoke spoken
+tell told told | fly flew flown | win won won | lose lost lost | sell sold sold
+find found found | leave left left | forget forgot forgotten | come came come | get got got
+break broke broken | have had had | do did done | go went gone | give gave given
+say said said | know knew known | think thought thought | begin began begun | see saw seen
+be was been | hear heard heard
 """
 DOUBLED = "run swim jog sit cut stop hug pet shop chat get win begin drop put plan forget"

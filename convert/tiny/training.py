@@ -7,14 +7,15 @@ masked-LM loss goes on beside the other to the end: one model shall do both, whe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
-from convert.tiny.pairs import Pair, pairs
+from convert.tiny.families import Pair
+from convert.tiny.pairs import pairs
 from roberta_flax import forward
 from roberta_flax.batching import length_bucket
 from roberta_flax.config import HeadConfig, RobertaConfig
@@ -35,20 +36,19 @@ POSITIONS = 128
 SEVERAL = 1 / 64  # of the texts are several sentences
 PAIR_SEED, MODEL_SEED = 1, 2
 
-Batch = dict[str, Any]
+Batch = Mapping[str, Any]
+Report = Callable[[int, Mapping[str, Any]], None]  # updates done, and make_train_step's metrics
 
 
 def config(vocab_size: int) -> RobertaConfig:
     """Sizes that make an archive of under 4 MB, and that a CPU trains in minutes."""
     return RobertaConfig(
-        vocab_size=vocab_size, num_layers=4, hidden_size=160, num_heads=5, intermediate_size=480, max_positions=POSITIONS,
-        heads=(HeadConfig("mnli", 3, 160),),
+        vocab_size=vocab_size, num_layers=4, hidden_size=160, num_heads=5, intermediate_size=480,
+        max_positions=POSITIONS, heads=(HeadConfig("mnli", 3, 160),),
     )  # fmt: skip
 
 
-def train(
-    tokenizer: Tokenizer, updates: int = UPDATES, report: Callable[[int, dict[str, float]], None] | None = None
-) -> Params:
+def train(tokenizer: Tokenizer, updates: int = UPDATES, report: Report | None = None) -> Params:
     """The trained parameters, float32. The same numbers on the same machine."""
     sizes = config(tokenizer.vocab_size)
     optimizer = adam(

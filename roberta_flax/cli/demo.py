@@ -32,8 +32,8 @@ TOLERANCE = 5e-5
 def command(as_json: Json = False) -> None:
     """Unpack, convert, load and run the small model inside the package; compare it with torch where there is one.
 
-    Exits with status 1 where torch disagrees. The model knows simple English of some 1,400 words, learned from sentences
-    that a program made: its answers show what is asked of a RoBERTa, and not what the released ones can do.
+    Exits with status 1 where torch disagrees. The model knows simple English of some 1,400 words, learned from
+    sentences that a program made: its answers show what is asked of a RoBERTa, not what the released ones can do.
     """
     with tempfile.TemporaryDirectory(prefix="roberta-flax-demo-") as temporary:
         result = run(Path(temporary))
