@@ -15,20 +15,12 @@ import pytest
 import roberta_flax
 from convert.tiny import training
 from convert.tiny.__main__ import ARCHIVE, NAME, merges
-from convert.tiny.pairs import (
-    CONTRADICTION,
-    ENTAILMENT,
-    FAMILIES,
-    NEUTRAL,
-    Doing,
-    Scene,
-    Subject,
-    Thing,
-    inflect,
-    pairs,
-    say,
-)
+from convert.tiny.english import say
+from convert.tiny.families import FAMILIES
+from convert.tiny.pairs import pairs
 from convert.tiny.released import tokenizer_files, train_bpe
+from convert.tiny.scenes import Doing, Scene, Subject, Thing
+from convert.tiny.words import CONTRADICTION, ENTAILMENT, NEUTRAL, inflect
 from roberta_flax import HeadConfig, RobertaConfig, download
 from roberta_flax.config import MNLI_LABELS
 from roberta_flax.tokenizer import Tokenizer

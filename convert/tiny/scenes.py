@@ -24,11 +24,13 @@ from convert.tiny.words import (
     PERSONS,
     PLACES,
     SHAPED,
+    SPOTS,
     Adjectives,
     Relation,
     adjectives_of,
     cells,
     noun_relation,
+    place_relation,
     rows,
 )
 
@@ -148,7 +150,7 @@ class Scene:
 
     def predicate_relation(self, other: Scene) -> Relation:
         """The same of what is done, where and how."""
-        place = fact_relation(self.place, other.place, PLACES.relation)
+        place = fact_relation(self.place, other.place, place_relation)
         return both(
             action_relation(self.doing, other.doing), place, fact_relation(self.extra, other.extra, extra_relation)
         )
@@ -258,9 +260,7 @@ def pick_place(random: Random, doing: Doing) -> str | None:
     if doing.action in ("swim", "be in the water"):
         return None
     if ACTIONS[doing.action].manner in ("posture", "resting", "gaze") and random.random() < 0.4:
-        return random.choice(
-            [place for place in PLACES.parents if f"\n{place}\n" in lexicon.SPOTS.replace(" = ", "\n")]
-        )
+        return random.choice(SPOTS)
     return random.choice(list(PLACES.parents))
 
 
@@ -444,7 +444,7 @@ def narrow_place(scene: Scene, random: Random) -> Scene:
 def exchange_place(scene: Scene, random: Random) -> Scene:
     if scene.place is None:
         return scene
-    others = [place for place in PLACES.parents if PLACES.relation(scene.place, place) == CONTRADICTION]
+    others = [place for place in PLACES.parents if place_relation(scene.place, place) == CONTRADICTION]
     return dataclasses.replace(scene, place=random.choice(others)) if others else scene
 
 

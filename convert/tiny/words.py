@@ -84,7 +84,7 @@ class Kinds:
 
 NOUNS = Kinds(lexicon.NOUNS)
 PLACES = Kinds(lexicon.PLACES + lexicon.SPOTS)
-PLACES.exclusive |= {"outdoors", "indoors"}
+SPOTS = list(Kinds(lexicon.SPOTS).parents)
 PERSONS = NOUNS.of("person")
 SHAPED = (
     "person",
@@ -128,6 +128,13 @@ def noun_relation(first: str, second: str) -> Relation:
     if first not in SHAPED and second not in SHAPED and NOUNS.is_a(first, "person") and NOUNS.is_a(second, "person"):
         return ENTAILMENT if NOUNS.is_a(first, second) else NEUTRAL if NOUNS.is_a(second, first) else None
     return NOUNS.relation(first, second)
+
+
+def place_relation(first: str, second: str) -> Relation:
+    """Kinds.relation of places; what is outdoors is not indoors."""
+    if {PLACES.path(place)[-1] for place in (first, second)} == {"outdoors", "indoors"}:
+        return CONTRADICTION
+    return PLACES.relation(first, second)
 
 
 class Adjectives:
