@@ -1,7 +1,8 @@
-"""What docs/sick.md needs beside roberta-flax: text to pretrain on, a tokenizer, a division of SICK, and a baseline.
+"""What docs/sick.md needs beside roberta-flax: text, a tokenizer, pairs to learn from, a division of SICK, a baseline.
 
   python -m benchmarks.sick text /usr/share/wordnet TEXT        TEXT/train.txt and TEXT/valid.txt, from WordNet
   python -m benchmarks.sick tokenizer TEXT/train.txt DIRECTORY  a byte-level BPE of it, under fairseq's names
+  python -m benchmarks.sick pairs PAIRS --count 100000          train.tsv and valid.tsv in MNLI's layout, made here
   python -m benchmarks.sick split SICK_train.txt DIRECTORY      train.tsv, valid.tsv and test.tsv
   python -m benchmarks.sick baseline DIRECTORY                  bags of words on these; a line of JSON each
 
@@ -89,6 +90,20 @@ def write_tokenizer(text: Path, output: Path, vocab_size: int) -> None:
     for name, content in tokenizer_files(merges).items():
         (output / name).write_bytes(content)
     print(json.dumps({"directory": str(output), "merges": len(merges)}))
+
+
+def write_pairs(output: Path, count: int) -> None:
+    """Writes pairs of convert.tiny, in MNLI's columns: what a model may be trained on between text and SICK."""
+    from convert.tiny.pairs import pairs
+    from roberta_flax.config import MNLI_LABELS
+
+    output.mkdir(parents=True, exist_ok=True)
+    made = pairs(SEED)
+    for name, number in (("valid", 1000), ("train", count)):
+        lines = ["sentence1\tsentence2\tgold_label"]
+        lines += [f"{p.premise}\t{p.hypothesis}\t{MNLI_LABELS[p.label]}" for p in itertools.islice(made, number)]
+        (output / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(json.dumps({"file": f"{name}.tsv", "pairs": number}))
 
 
 # SICK
@@ -251,6 +266,7 @@ def main() -> None:
     for name, arguments in (
         ("text", ("wordnet", "output")),
         ("tokenizer", ("text", "output")),
+        ("pairs", ("output",)),
         ("split", ("source", "output")),
         ("baseline", ("folder",)),
     ):
@@ -258,11 +274,14 @@ def main() -> None:
         for argument in arguments:
             command.add_argument(argument, type=Path)
     commands.choices["tokenizer"].add_argument("--vocab-size", type=int, default=8000)
+    commands.choices["pairs"].add_argument("--count", type=int, default=100_000)
     options = parser.parse_args()
     if options.command == "text":
         write_text(options.wordnet, options.output)
     elif options.command == "tokenizer":
         write_tokenizer(options.text, options.output, options.vocab_size)
+    elif options.command == "pairs":
+        write_pairs(options.output, options.count)
     elif options.command == "split":
         split(options.source, options.output)
     else:
