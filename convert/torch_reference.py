@@ -25,7 +25,7 @@ class TorchReference:
             loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
         self.args: Any = loaded["args"]
         prefix = "decoder." if any(name.startswith("decoder.") for name in loaded["model"]) else "encoder."
-        self.state: dict[str, Tensor] = {name.removeprefix(prefix): t for name, t in loaded["model"].items()}
+        self.state: dict[str, Tensor] = {name.removeprefix(prefix): t.float() for name, t in loaded["model"].items()}
 
     def features(self, tokens: Tensor) -> Tensor:
         """The last layer's features: [batch, time, hidden] from token ids [batch, time]."""

@@ -29,7 +29,7 @@ from roberta_flax.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
-TINY = ROOT / "roberta_flax" / "data" / "roberta.tiny.tar.gz"
+TINY = ROOT / "tests" / "data" / "roberta.random.tar.gz"  # tests.random_model writes it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -112,21 +112,21 @@ def sentencepiece_model(sick_pairs: list[tuple[str, str]]) -> bytes:
 
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, unpacked: a fairseq directory with its own BPE files."""
+    """The random model, unpacked: a fairseq directory with its own BPE files."""
     folder = tmp_path_factory.mktemp("source") / "unpacked"
     download.extract_archive(TINY, folder)
-    return folder / "roberta.tiny"
+    return folder / "roberta.random"
 
 
 @pytest.fixture(scope="session")
 def tiny_directory(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, converted."""
+    """The random model, converted."""
     return convert(tiny_source, tmp_path_factory.mktemp("converted") / "tiny")
 
 
 @pytest.fixture
 def tiny(tiny_directory: Path) -> roberta_flax.Roberta:
-    """The embedded model, loaded anew for each test."""
+    """The random model, loaded anew for each test."""
     return roberta_flax.load(tiny_directory)
 
 

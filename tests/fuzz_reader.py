@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["convert", "pickle", "roberta_flax.chec
     import convert.msgpack_file
     import convert.torch_file
     import roberta_flax.checkpoint
-    from convert.tiny import files
+    from tests.random_model import files
 from roberta_flax.errors import RobertaFlaxError
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))

@@ -303,12 +303,12 @@ def test_encode_and_decode_are_inverse(run, tiny):
     assert json.loads(run("encode", "a", "b", "--no-separator", "-m", TINY, "--json")[1])["tokens"].count(2) == 2
 
 
-def test_demo_says_that_its_weights_are_untrained_and_that_torch_agrees(run):
+def test_demo_answers_and_says_that_torch_agrees(run):
     status, out, _ = run("demo")
     assert status == 0
-    assert "untrained" in out
     assert "agrees" in out
     result = json.loads(run("demo", "--json")[1])
+    assert [pair["label"] for pair in result["mnli"]] == ["entailment", "neutral", "contradiction", "contradiction"]
     assert result["torch"]["agree"] is True
     assert set(result["seconds"]) == {"unpack", "convert", "load", "features", "mnli", "fill-mask", "torch"}
 

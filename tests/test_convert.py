@@ -32,16 +32,15 @@ from convert.names import (
     to_fairseq,
     to_huggingface,
 )
-from convert.tiny import files
 from roberta_flax import CheckpointError, DownloadError, InputError
-from tests.conftest import TINY
+from tests.random_model import files
 
 torch = pytest.importorskip("torch")
 
 
 @pytest.fixture
 def source(tiny_source: Path, tmp_path: Path) -> Path:
-    """A copy of the embedded model's directory, to spoil."""
+    """A copy of the random model's directory, to spoil."""
     return Path(shutil.copytree(tiny_source, tmp_path / "source"))
 
 
@@ -653,7 +652,7 @@ def test_names_of_every_model_type_come_back(model_type):
             assert modernize_huggingface(localize_huggingface(name, model_type), model_type) == name
 
 
-def test_the_embedded_model_is_what_its_script_writes(tiny_source, tmp_path):
+def test_the_random_model_is_what_its_script_writes(tiny_source, tmp_path):
     for name, content in files().items():
         if name != "model.pt":
             assert (tiny_source / name).read_bytes() == content, name
@@ -662,4 +661,3 @@ def test_the_embedded_model_is_what_its_script_writes(tiny_source, tmp_path):
     assert vars(written["args"]) == vars(embedded["args"])
     assert written["model"].keys() == embedded["model"].keys()
     assert all(torch.equal(written["model"][name], embedded["model"][name]) for name in written["model"])
-    assert TINY.stat().st_size <= 2_000_000

@@ -1,0 +1,166 @@
+"""The embedded model: sentences from facts, what it was trained to, and what it answers to pairs that people wrote."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import itertools
+from pathlib import Path
+from random import Random
+
+import jax
+import numpy as np
+import pytest
+
+import roberta_flax
+from convert.tiny import training
+from convert.tiny.__main__ import ARCHIVE, NAME, merges
+from convert.tiny.english import say
+from convert.tiny.families import FAMILIES
+from convert.tiny.pairs import pairs
+from convert.tiny.released import tokenizer_files, train_bpe
+from convert.tiny.scenes import Doing, Scene, Subject, Thing
+from convert.tiny.words import CONTRADICTION, ENTAILMENT, NEUTRAL, inflect
+from roberta_flax import HeadConfig, RobertaConfig, download
+from roberta_flax.config import MNLI_LABELS
+from roberta_flax.tokenizer import Tokenizer
+
+HELD_OUT = Path(__file__).parent / "data" / "held_out_pairs.tsv"
+
+
+def scene(noun: str, action: str, thing: str | None = None, place: str | None = None, **subject: object) -> Scene:
+    return Scene(Subject(noun, **subject), Doing(action, Thing(thing) if thing else None), place)  # type: ignore[arg-type]
+
+
+MAN_WITH_GUITAR = scene("man", "play {instrument}", "guitar", "in the park")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "relation"),
+    [
+        (MAN_WITH_GUITAR, scene("person", "make music", place="outdoors"), ENTAILMENT),
+        (MAN_WITH_GUITAR, scene("man", "play {instrument}", "instrument"), ENTAILMENT),
+        (scene("man", "play {instrument}", "instrument"), MAN_WITH_GUITAR, NEUTRAL),
+        (MAN_WITH_GUITAR, scene("musician", "play {instrument}", "guitar"), NEUTRAL),
+        (MAN_WITH_GUITAR, scene("man", "play {instrument}", "piano"), CONTRADICTION),
+        (MAN_WITH_GUITAR, scene("woman", "play {instrument}", "guitar"), CONTRADICTION),
+        (MAN_WITH_GUITAR, scene("man", "play {instrument}", "guitar", "in the kitchen"), CONTRADICTION),
+        (MAN_WITH_GUITAR, scene("man", "sleep"), CONTRADICTION),
+        (MAN_WITH_GUITAR, scene("man", "sing"), NEUTRAL),
+        (MAN_WITH_GUITAR, scene("man", "be awake"), ENTAILMENT),
+        (scene("dog", "run", count=3), scene("animal", "move", count="some"), ENTAILMENT),
+        (scene("dog", "run", count=3), scene("dog", "run", count=2), CONTRADICTION),
+        (scene("dog", "run", count="some"), scene("dog", "run", count=2), NEUTRAL),
+        (scene("girl", "read {text}", "book", adjectives=("young",)), scene("girl", "read {text}", "book", adjectives=("old",)), CONTRADICTION),
+        (scene("girl", "read {text}", "book"), scene("girl", "read {text}", "book", adjectives=("old",)), NEUTRAL),
+        (scene("doctor", "sleep"), scene("nurse", "sleep"), None),
+    ],
+)  # fmt: skip
+def test_the_relation_of_two_scenes_follows_from_their_facts(first, second, relation):
+    assert first.relation(second) == relation
+
+
+def test_a_scene_is_said_in_english():
+    said = {say(MAN_WITH_GUITAR, Random(seed)) for seed in range(300)}
+    assert {"A man is playing a guitar in the park.", "There is a man playing a guitar in the park."} <= said
+    denied = {say(MAN_WITH_GUITAR, Random(seed), "past", negated=True) for seed in range(100)}
+    assert {"The man did not play the guitar in the park.", "The man didn't play a guitar in the park."} <= denied
+
+
+@pytest.mark.parametrize(
+    ("verb", "forms"),
+    [
+        ("run", "run runs running ran run"), ("lie", "lie lies lying lay lain"), ("carry", "carry carries carrying carried carried"),
+        ("watch", "watch watches watching watched watched"), ("play", "play plays playing played played"), ("be", "be is being was been"),
+        ("hug", "hug hugs hugging hugged hugged"), ("ski", "ski skis skiing skied skied"), ("bake", "bake bakes baking baked baked"),
+    ],
+)  # fmt: skip
+def test_verbs_are_inflected(verb, forms):
+    assert [inflect(verb, form) for form in ("base", "third", "ing", "past", "participle")] == forms.split()
+
+
+def test_pairs_are_the_same_for_a_seed_and_of_three_labels_in_turn():
+    first, again, other = (list(itertools.islice(pairs(seed), 300)) for seed in (5, 5, 6))
+    assert first == again != other
+    assert [pair.label for pair in first] == [CONTRADICTION, NEUTRAL, ENTAILMENT] * 100
+    for text in itertools.chain.from_iterable((pair.premise, pair.hypothesis) for pair in first):
+        assert "{" not in text
+        assert "  " not in text
+
+
+def test_every_family_makes_pairs_of_its_labels():
+    made = collections.Counter()
+    for number, (family, label) in enumerate(itertools.product(FAMILIES, range(3))):
+        random = Random(number)
+        made[family.__name__] += any(family(random, label) for _ in range(60))
+    assert made.pop("unrelated") == 1
+    assert made.pop("asleep_or_awake") == 2
+    assert set(made.values()) == {3}
+
+
+def test_no_pair_that_measures_the_model_is_among_those_it_was_trained_on():
+    with HELD_OUT.open(newline="") as file:
+        held_out = {(row["sentence1"], row["sentence2"]) for row in csv.DictReader(file, delimiter="\t")}
+    assert len(held_out) == 90
+    seen = {(pair.premise, pair.hypothesis) for pair in itertools.islice(pairs(training.PAIR_SEED), 5000)}
+    assert not held_out & seen
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("embedded")
+    download.extract_archive(ARCHIVE, folder / "unpacked")
+    return folder / "unpacked" / NAME
+
+
+def test_the_embedded_model_is_small_and_its_tokenizer_what_the_script_makes(embedded):
+    assert ARCHIVE.stat().st_size <= 4_000_000
+    for name, content in tokenizer_files(merges()).items():
+        assert (embedded / name).read_bytes() == content, name
+    assert roberta_flax.load(embedded).config == training.config(Tokenizer.from_directory(embedded).vocab_size)
+
+
+def test_training_is_reproducible_and_learns(tmp_path, monkeypatch):
+    def small(vocab_size: int) -> RobertaConfig:
+        return RobertaConfig(
+            vocab_size=vocab_size, num_layers=1, hidden_size=32, num_heads=2, intermediate_size=32, max_positions=128,
+            heads=(HeadConfig("mnli", 3, 32),),
+        )  # fmt: skip
+
+    for name, value in {"config": small, "ROWS": 16, "WINDOW": 2, "WARMUP": 2}.items():
+        monkeypatch.setattr(training, name, value)
+    some = itertools.islice(pairs(0), 500)
+    for name, content in tokenizer_files(train_bpe((pair.premise for pair in some), 100)).items():
+        (tmp_path / name).write_bytes(content)
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    batches = training.batches
+    # few shapes: the first window's batches, again and again
+    monkeypatch.setattr(training, "batches", lambda *given: itertools.cycle(itertools.islice(batches(*given), 2)))
+    losses: list[float] = []
+    first, second = (
+        training.train(tokenizer, 10, lambda _, metrics: losses.append(float(metrics["loss"]))) for _ in range(2)
+    )
+    assert losses[:10] == losses[10:]
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), first, second))
+    assert np.mean(losses[8:10]) < np.mean(losses[:2]) - 0.1
+
+
+def test_the_embedded_model_answers_pairs_that_were_written_by_hand(embedded):
+    roberta = roberta_flax.load(embedded)
+    with HELD_OUT.open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    predicted = [
+        MNLI_LABELS[int(roberta.predict("mnli", roberta.encode(row["sentence1"], row["sentence2"])).argmax())]
+        for row in rows
+    ]
+    right = collections.Counter(
+        row["gold_label"] for row, label in zip(rows, predicted, strict=True) if label == row["gold_label"]
+    )
+    assert right.total() >= 70
+    assert min(right[label] for label in MNLI_LABELS) >= 20
+
+
+def test_the_embedded_model_fills_masks_with_what_fits(embedded):
+    roberta = roberta_flax.load(embedded)
+    instruments = {token.strip() for _, _, token in roberta.fill_mask("A man is playing the <mask>.", topk=3)}
+    assert instruments <= {"guitar", "piano", "violin", "flute", "trumpet", "drum", "saxophone", "instrument"}
