@@ -24,7 +24,7 @@ PAIRS = (
     ("A man is playing a guitar.", "A man is sleeping."),
     ("RoBERTa is a heavily optimized version of BERT.", "RoBERTa is not very optimized."),
 )
-MASKED = "A man is playing the <mask>."
+MASKED = "A <mask> is barking."
 # What float32 leaves between two ways of summing: some hundred products of numbers near one, a few layers deep.
 TOLERANCE = 5e-5
 
