@@ -2,8 +2,8 @@
 
 A RoBERTa of 4 layers and 160 units, trained on sentences that this package makes from a lexicon and a grammar of its
 own, and on nothing else: there is no text of anybody's in it, so that its weights are the project's. It takes some 15
-minutes of two cores, and on one machine the same bytes come out. What it can do is measured on 90 pairs that were
-written by hand before it was trained, tests/data/held_out_pairs.tsv:
+minutes of two cores, from fixed seeds. What it can do is measured on 90 pairs that were written by hand before it was
+trained, tests/data/held_out_pairs.tsv:
 
   roberta-flax evaluate tests/data/held_out_pairs.tsv --task mnli -m roberta_flax/data/roberta.tiny.tar.gz
 """
