@@ -210,7 +210,9 @@ class _Parts:
                 raise InputError(f"{there} exists already; remove it or choose another name")
             else:
                 job.parts.mkdir(parents=True, exist_ok=True)
-                _write_text(marker, text)
+                own = job.parts / f"job.{job.share[0]}.json"  # processes may begin at one moment
+                _write_text(own, text)
+                own.replace(marker)
             self.done = {int(file.stem) for file in job.parts.glob("*.part") if file.stem.isdecimal()}
         except (OSError, ValueError) as error:
             raise _unwritable(job.parts, error) from None

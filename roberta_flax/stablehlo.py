@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial, reduce
 from pathlib import Path
@@ -243,11 +243,11 @@ def load(directory: str | os.PathLike[str]) -> dict[str, Program]:
 
 
 def _numerics(dtype: DTypeLike, precision: PrecisionLike) -> Numerics:
+    with suppress(TypeError):  # of what is no dtype, which Numerics.of refuses
+        if (name := jnp.dtype(dtype).name) not in DTYPES:
+            raise InputError(f"programs compute in {', '.join(DTYPES)}; got {name}")
     # "xla": whichever else there is wants shapes or a platform that are known
-    numerics = Numerics.of(dtype, precision=precision, attention="xla")
-    if numerics.dtype.name not in DTYPES:
-        raise InputError(f"programs compute in {', '.join(DTYPES)}; got {numerics.dtype}")
-    return numerics
+    return Numerics.of(dtype, precision=precision, attention="xla")
 
 
 def _param_dtype(stored: Mapping[str, checkpoint.Tensor]) -> str:

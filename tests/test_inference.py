@@ -221,7 +221,7 @@ def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(tiny, befo
     text = "a " * before + "<mask>" + " b" * 700
     with pytest.raises(InputError, match="over the model's 512"):
         list(Predictor(tiny, FillMask(3))([text]))
-    (piece,) = FillMask(3).encode(tiny.tokenizer, text, 512, "truncate")
+    ((piece,),) = FillMask(3).encode(tiny.tokenizer, [text], 512, "truncate")
     assert len(piece.ids) == 512
     assert piece.ids[piece.prefix] == tiny.tokenizer.mask_id
     assert (piece.ids[0], piece.ids[-1]) == (tiny.tokenizer.bos_id, tiny.tokenizer.eos_id)
@@ -332,7 +332,7 @@ import roberta_flax
 from roberta_flax import Classify, Predictor
 roberta = roberta_flax.load(sys.argv[1])
 for _ in range(2):
-    predictor = Predictor(roberta, Classify("mnli"), tokens_per_batch=8)
+    predictor = Predictor(roberta, Classify("mnli"), tokens_per_batch=8, strategy="buckets")
     list(predictor(["a", "w " * 50, "w " * 300]))
     print(json.dumps(predictor.stats.to_json()))
 """
