@@ -92,7 +92,7 @@ def clip_by_norm(largest: float) -> optax.GradientTransformation:
 
     def update(gradients: Params, state: optax.EmptyState, params: Params | None = None) -> tuple[Params, Any]:
         del params
-        scale = jnp.minimum(largest / (optax.global_norm(gradients) + 1e-6), 1.0)
+        scale = jnp.minimum(largest / (optax.tree.norm(gradients) + 1e-6), 1.0)
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

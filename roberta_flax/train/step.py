@@ -87,7 +87,7 @@ def make_train_step(
         scale = 1 / jnp.where(size == 0, 1, size)
         gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, opt_state, trained)
-        metrics = {"loss": total * scale, "size": size, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"loss": total * scale, "size": size, "gradient_norm": optax.tree.norm(gradients)}
         updated = jax.tree_util.tree_map_with_path(
             lambda path, old, new: old if _matches(path, unread) else new,
             trained,

@@ -75,7 +75,7 @@ def loss(params: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[j
 def train_step(params: Any, opt_state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
     (value, size), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
     updates, opt_state = OPTIMIZER.update(gradients, opt_state, params)
-    metrics = {"loss": value, "size": size, "gradient_norm": optax.global_norm(gradients)}
+    metrics = {"loss": value, "size": size, "gradient_norm": optax.tree.norm(gradients)}
     return optax.apply_updates(params, updates), opt_state, {name: x.astype(jnp.float32) for name, x in metrics.items()}
 
 

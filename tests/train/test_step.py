@@ -317,7 +317,7 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(params):
     exact, rounded = gradient("float32"), gradient("bfloat16")
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
     # 8 bits of mantissa, through some twenty products one after the other: a few hundredths of the whole
-    distance = optax.global_norm(jax.tree.map(jnp.subtract, exact, rounded)) / optax.global_norm(exact)
+    distance = optax.tree.norm(jax.tree.map(jnp.subtract, exact, rounded)) / optax.global_norm(exact)
     assert 1e-4 < float(distance) < 0.05
 
 
