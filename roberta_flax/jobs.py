@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from roberta_flax import tables
 from roberta_flax.config import HeadConfig
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, differences
 from roberta_flax.hub import labels_of
 from roberta_flax.inference import Classify, Embed, FillMask, Predictor, Rejected
 
@@ -332,10 +332,7 @@ def _asked(job: Job, predictor: Predictor) -> dict[str, Any]:
 
 
 def _require_same(job: Job, before: Any, now: dict[str, Any]) -> None:
-    keys = sorted({*before, *now}) if isinstance(before, dict) else []
-    differ = [key for key in keys if before.get(key) != now.get(key)]
-    if differ or not keys:
-        changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differ[:3])
+    if (changes := differences(before, now)) is not None:
         raise InputError(
             f"{job.parts} has parts of another run ({changes}); remove it to begin anew, or name another output"
         )

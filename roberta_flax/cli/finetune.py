@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from roberta_flax.train.finetuning import FineTuning, Result
     from roberta_flax.train.tasks import Reading
 
-SUMMARY_FILE = "summary.json"  # in the directory of a run, and of several
 _SAVE_EVERY = (100, 1000)  # updates: no less and no more, whatever an epoch has
 
 
@@ -115,6 +114,7 @@ def command(
     A run that was stopped goes on where it was: start it again with the same command.
     """
     from roberta_flax.errors import InputError
+    from roberta_flax.train import directory as layout
     from roberta_flax.train import tasks
     from roberta_flax.train.finetuning import FineTuning, continues
     from roberta_flax.train.recipes import recipe_of
@@ -182,12 +182,12 @@ def command(
         result = tuning.run(
             roberta, directory, seed=number, mesh=mesh, fully_sharded=fully_sharded, tensorboard=tensorboard, plot=plot
         )
-        _write(directory, {**asked, **result.to_json()})
+        layout.write_summary(directory, {**asked, **result.to_json()})
         results.append(result)
     if len(seeds) > 1:
-        _write(output, {**asked, **_of_seeds(output, results)})
+        layout.write_summary(output, {**asked, **_of_seeds(output, results)})
     if as_json:
-        print_json(json.loads((output / SUMMARY_FILE).read_text(encoding="utf-8")))
+        print_json(json.loads((output / layout.SUMMARY_FILE).read_text(encoding="utf-8")))
     else:
         print("\n".join(_lines(output, results)))
 
@@ -262,7 +262,7 @@ def _frozen(given: Sequence[str], config: RobertaConfig) -> tuple[str, ...]:
 
 
 def _asked(tuning: FineTuning, task: str) -> dict[str, Any]:
-    """What is asked of each run, and of which files, for SUMMARY_FILE."""
+    """What is asked of each run, and of which files, for the summary."""
 
     def rows(tally: Tally) -> dict[str, Any]:
         return {**asdict(tally), "path": str(tally.path)}
@@ -297,13 +297,6 @@ def _best(results: Sequence[Result]) -> Result:
 
     choose = min if results[0].best_metric in LESS_IS_BETTER else max
     return choose(results, key=lambda result: result.best)
-
-
-def _write(directory: Path, summary: dict[str, Any]) -> None:
-    from roberta_flax import tables
-
-    with tables.replacing(directory / SUMMARY_FILE) as file:
-        file.write((json.dumps(summary, indent=2) + "\n").encode())
 
 
 def _lines(output: Path, results: Sequence[Result]) -> list[str]:

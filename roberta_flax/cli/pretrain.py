@@ -45,8 +45,6 @@ WholeWords = Annotated[bool, typer.Option("--mask-whole-words", help="Mask words
 BatchSize = Annotated[int, typer.Option(help="Samples that all devices together work on at a time.")]
 TensorParallel = Annotated[int, typer.Option(help="Devices that share each layer; the others divide the batch.")]
 
-SUMMARY_FILE = "summary.json"
-
 
 def command(
     data: Annotated[Path, typer.Option(help="Training tokens, of preprocess.")],
@@ -105,7 +103,7 @@ def command(
 
     Either from scratch, with --tokenizer and sizes, or on from --model. Defaults are those of fairseq's base.yaml.
     """
-    from roberta_flax import sharding, tables
+    from roberta_flax import sharding
     from roberta_flax.train import (
         adam,
         init_optimizer,
@@ -114,7 +112,7 @@ def command(
         masked_lm_loss,
         polynomial_decay,
     )
-    from roberta_flax.train.directory import BEST
+    from roberta_flax.train import directory as layout
     from roberta_flax.train.loop import Plan, run
     from roberta_flax.train.pretraining import mean_loss, training_batches
 
@@ -145,7 +143,7 @@ def command(
     params = start.params
     if mesh is not None:
         params = sharding.place(params, config, mesh, fully_sharded=fully_sharded)
-    best = output / BEST
+    best = output / layout.BEST
     outcome = run(
         make_train_step(loss, optimizer, accumulate=update_freq),
         params,
@@ -166,7 +164,7 @@ def command(
         },
         schedule=schedule,
         validate=lambda params: mean_loss(eval_step, params, validated.in_order(), mesh),
-        save_best=lambda params: save_model(best, config, params, start.tokenizer),
+        save_best=lambda params: layout.save_best(output, config, params, start.tokenizer),
         mesh=mesh,
         accumulate=update_freq,
         tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
@@ -184,8 +182,7 @@ def command(
     }
     if not is_first_process():
         return
-    with tables.replacing(output / SUMMARY_FILE) as file:
-        file.write((json.dumps(summary, indent=2) + "\n").encode())
+    layout.write_summary(output, summary)
     if as_json:
         print_json(summary)
     elif outcome.best is None:
@@ -314,11 +311,3 @@ def is_first_process() -> bool:
 def given(**options: Any) -> dict[str, Any]:
     """Those of the options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def save_model(directory: Path, config: RobertaConfig, params: Params, tokenizer: Tokenizer) -> None:
-    """Writes a model as a converted directory, in the place of one that may be there."""
-    from roberta_flax import checkpoint
-
-    checkpoint.remove_partial(directory)
-    checkpoint.save(directory, config, params, tokenizer, replace=True)

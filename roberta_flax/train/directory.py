@@ -13,13 +13,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from roberta_flax import tables
-from roberta_flax.errors import InputError
+from roberta_flax import checkpoint, tables
+from roberta_flax.config import RobertaConfig
+from roberta_flax.errors import InputError, differences
+from roberta_flax.forward import Params
+from roberta_flax.tokenizer import Tokenizer
 
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
 CHECKPOINTS, BEST, METRICS_FILE, SPEED_FILE = "checkpoints", "best", "metrics.jsonl", "speed.jsonl"
-CURVES_FILE, TENSORBOARD = "curves.png", "tensorboard"
+CURVES_FILE, TENSORBOARD, SUMMARY_FILE = "curves.png", "tensorboard", "summary.json"
 _MESSAGE_BYTES = 2048
 
 
@@ -95,13 +98,23 @@ def _require_same(directory: Path, run: Path, now: Mapping[str, Any]) -> None:
         before = json.loads(run.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {run}: {error}; remove {directory} or choose another directory") from None
-    keys = sorted({*before, *now}) if isinstance(before, dict) else []
-    differ = [key for key in keys if before.get(key) != now.get(key)]
-    if differ or not keys:
-        changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differ[:3])
+    if (changes := differences(before, now)) is not None:
         raise InputError(
             f"{directory} has another run ({changes}); ask for the same to go on, or choose another directory"
         )
+
+
+def save_best(directory: Path, config: RobertaConfig, params: Params, tokenizer: Tokenizer) -> None:
+    """Writes a run's best model, a converted directory, in the place of one that may be there."""
+    best = directory / BEST
+    checkpoint.remove_partial(best)
+    checkpoint.save(best, config, params, tokenizer, replace=True)
+
+
+def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Writes how a run ended, or several."""
+    with tables.replacing(directory / SUMMARY_FILE) as file:
+        file.write((json.dumps(summary, indent=2) + "\n").encode())
 
 
 def _of_first(message: str | None) -> str | None:

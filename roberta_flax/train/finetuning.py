@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from roberta_flax.evaluation import Evaluation
 from roberta_flax.forward import Params
 from roberta_flax.hub import Roberta
 from roberta_flax.model import Head, Numerics
+from roberta_flax.train import directory as layout
 from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
 from roberta_flax.train.examples import Examples
@@ -28,8 +28,6 @@ from roberta_flax.train.optimizer import adam, polynomial_decay
 from roberta_flax.train.recipes import Recipe
 from roberta_flax.train.step import init_optimizer, make_train_step
 from roberta_flax.train.validation import LESS_IS_BETTER, Validation
-
-BEST = "best"  # the directory of the best model
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class FineTuning:
 
         Args:
           roberta: the model to begin with. Its parameters are given up.
-          directory: the run's; the best model will be in BEST there.
+          directory: the run's; the best model will be in its best.
           seed: of a new head, of the order of the examples, and of dropout.
           mesh: devices that share a batch's rows and each layer; one device if not given.
           fully_sharded: whether the parameters are divided over the devices that share the rows, too.
@@ -110,7 +108,7 @@ class FineTuning:
 
         def save_best(params: Params) -> None:
             whole = dataclasses.replace(config, lm_head=roberta.config.lm_head)
-            _replace(directory / BEST, Roberta(whole, {**params, **rest}, roberta.tokenizer))
+            layout.save_best(directory, whole, {**params, **rest}, roberta.tokenizer)
 
         outcome = loop.run(
             make_train_step(loss, optimizer, accumulate=recipe.update_freq, freeze=self.freeze),
@@ -141,7 +139,7 @@ class FineTuning:
                 f"{self.best} was not a number in any validation on {self.validation.tally.path}, so there is no best "
                 "model; take another metric, or train for longer"
             )
-        saved = _reached(checkpoint.read(directory / BEST)[1], self.head)
+        saved = _reached(checkpoint.read(directory / layout.BEST)[1], self.head)
         judged, mean_loss = validation.evaluate(_placed(saved, config, mesh, fully_sharded))
         return Result(seed, outcome.updates, outcome.stopped, outcome.best_update, self.best, mean_loss, judged)
 
@@ -266,19 +264,3 @@ def _reached(params: Params, head: HeadConfig | None) -> Params:
 
 def _placed(params: Params, config: RobertaConfig, mesh: Mesh | None, fully_sharded: bool) -> Params:
     return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)
-
-
-def _replace(destination: Path, roberta: Roberta) -> None:
-    """Saves a model where one may be already: beside it, and the two change places when the new one is whole."""
-    new, old = (destination.with_name(f".{destination.name}-{what}") for what in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    checkpoint.remove_partial(new)
-    roberta.save(new)
-    try:
-        if destination.exists():
-            destination.rename(old)
-        new.rename(destination)
-    except OSError as error:
-        raise InputError(f"cannot write {destination}: {error.strerror or error}") from None
-    shutil.rmtree(old, ignore_errors=True)
