@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -97,3 +97,15 @@ def place_rows(array: npt.NDArray[Any], on: Mesh) -> jax.Array:
     """An array on a mesh's devices, its rows divided along DATA; they must be a multiple of its size."""
     rows: jax.Array = jax.device_put(array, NamedSharding(on, PartitionSpec(DATA)))  # type: ignore[no-untyped-call]
     return rows
+
+
+def place_batch(batch: Mapping[str, npt.NDArray[Any]], on: Mesh, axis: int = 0) -> dict[str, jax.Array]:
+    """Arrays on a mesh's devices, of all hosts, divided along DATA; every process has them whole.
+
+    Args:
+      batch: arrays by name, whose rows are a multiple of DATA's size.
+      on: the mesh.
+      axis: of the rows.
+    """
+    rows = NamedSharding(on, PartitionSpec(*[None] * axis, DATA))  # type: ignore[no-untyped-call]
+    return {name: jax.make_array_from_callback(array.shape, rows, array.__getitem__) for name, array in batch.items()}

@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from roberta_flax import tables
 from roberta_flax.errors import DivergedError, InputError, StoppedError
 from roberta_flax.forward import Params
-from roberta_flax.sharding import DATA
+from roberta_flax.sharding import DATA, place_batch
 from roberta_flax.train import directory as layout
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, opened
@@ -445,16 +445,20 @@ class _Placement:
     def __init__(self, mesh: Mesh | None, accumulate: int) -> None:
         self._mesh = mesh
         self._axis = int(accumulate > 1)
-        self._sharding, self._parts = None, 1
-        if mesh is not None:
-            spec = PartitionSpec(*[None] * self._axis, DATA)  # type: ignore[no-untyped-call]
-            self._sharding, self._parts = NamedSharding(mesh, spec), mesh.shape[DATA]
 
     def __call__(self, batch: Rows) -> dict[str, jax.Array]:
-        if self._sharding is None:
+        if self._mesh is None:
             placed: dict[str, jax.Array] = jax.device_put(dict(batch))
             return placed
-        return {name: self._divide(name, np.asarray(array), self._sharding) for name, array in batch.items()}
+        arrays = {name: np.asarray(array) for name, array in batch.items()}
+        parts = self._mesh.shape[DATA]
+        for name, array in arrays.items():
+            if (rows := array.shape[self._axis]) % parts:
+                raise InputError(
+                    f"a batch's rows are divided over {parts} devices; {name} has {rows}: "
+                    "choose a batch size that is a multiple"
+                )
+        return place_batch(arrays, self._mesh, self._axis)
 
     def everywhere(self, tree: Any) -> Any:
         """A tree whose arrays that are not on the mesh yet (an optimizer's count, say) are whole on all of it."""
@@ -470,16 +474,6 @@ class _Placement:
             return jax.make_array_from_callback(values.shape, whole, lambda index: values[index])
 
         return jax.tree.map(placed, tree)
-
-    def _divide(self, name: str, array: npt.NDArray[Any], sharding: NamedSharding) -> jax.Array:
-        rows = array.shape[self._axis]
-        if rows % self._parts:
-            raise InputError(
-                f"a batch's rows are divided over {self._parts} devices; {name} has {rows}: "
-                "choose a batch size that is a multiple"
-            )
-        # of a process's devices each takes its part of what every process has whole
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _inputs_of(

@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import numpy.typing as npt
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from roberta_flax import batching
 from roberta_flax.errors import InputError
 from roberta_flax.forward import Params
-from roberta_flax.sharding import DATA
+from roberta_flax.sharding import place_batch
 from roberta_flax.tokenizer import PAD_ID
 from roberta_flax.train.corpus import Blocks
 from roberta_flax.train.extra import require
@@ -190,21 +189,13 @@ def mean_loss(
         return total + float(loss), size + float(count)
 
     for batch in batches:
-        under_way.append(eval_step(params, _placed(batch, mesh)))
+        under_way.append(eval_step(params, batch if mesh is None else place_batch(batch, mesh)))
         if len(under_way) > 1:
             total, size = finish_first()
     while under_way:
         total, size = finish_first()
     loss = total / size if size else math.nan
     return {"loss": loss, "perplexity": _exponential(loss), "size": size}
-
-
-def _placed(batch: Batch, mesh: Mesh | None) -> Any:
-    """A batch on a mesh's devices; every process has all of it, and takes its devices' parts."""
-    if mesh is None:
-        return batch
-    rows = NamedSharding(mesh, PartitionSpec(DATA))  # type: ignore[no-untyped-call]
-    return {name: jax.make_array_from_callback(array.shape, rows, array.__getitem__) for name, array in batch.items()}
 
 
 def _exponential(loss: float) -> float:

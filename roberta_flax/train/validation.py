@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from roberta_flax import evaluation, forward, sharding
+from roberta_flax import evaluation, forward
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
 from roberta_flax.evaluation import ClassCounts, Evaluation
 from roberta_flax.forward import DTypeLike, Params, PrecisionLike
 from roberta_flax.hub import best_span
+from roberta_flax.sharding import place_batch
 from roberta_flax.tokenizer import Tokenizer
 from roberta_flax.train.batches import Batch, validation_batches
 from roberta_flax.train.examples import Examples
@@ -104,15 +105,12 @@ class Validation:
         total = size = 0.0
         sizes = {"pad_id": self._config.pad_id, "max_positions": self._config.max_positions}
         for numbers, batch in validation_batches(self.examples, batch_size=self._batch_size, **sizes):
-            some_loss, some_size, outputs = jax.device_get(self._compute(params, self._placed(batch)))
+            some_loss, some_size, outputs = jax.device_get(
+                self._compute(params, batch if self._mesh is None else place_batch(batch, self._mesh))
+            )
             total, size = total + float(some_loss), size + float(some_size)
             judge.add(numbers, batch, np.asarray(outputs, np.float64))
         return judge.evaluation(), total / size
-
-    def _placed(self, batch: Batch) -> Any:
-        if self._mesh is None:
-            return batch
-        return {name: sharding.place_rows(array, self._mesh) for name, array in batch.items()}
 
     def _judge(self) -> _Judge:
         if self.head.kind == "span":
