@@ -41,6 +41,8 @@ def opened(directory: Path, keep: int) -> Iterator[Checkpoints]:
     with _quiet():
         try:
             manager = ocp.CheckpointManager(directory.resolve(), options=options)
+            for update in sorted(manager.all_steps())[:-keep]:  # what a run left that was killed before it deleted them
+                manager.delete(update)
         except OSError as error:
             raise unwritable(directory, error) from None
         checkpoints = Checkpoints(directory, manager)

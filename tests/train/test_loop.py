@@ -215,6 +215,16 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path)
     assert during_a_save >= 5
 
 
+def test_what_a_kill_left_beyond_the_newest_few_is_deleted_when_the_run_is_opened(undisturbed, tmp_path):
+    """Killed between its last checkpoint and the deletion of the oldest, a run has nothing more to save."""
+    shutil.copytree(undisturbed, tmp_path / "run")
+    for left in ("44", "48"):
+        shutil.copytree(tmp_path / "run" / "checkpoints" / "52", tmp_path / "run" / "checkpoints" / left)
+    small.train(tmp_path / "run")
+    assert steps(tmp_path / "run") == [52, 56, 60]
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_after_the_update_and_the_same_command_goes_on(undisturbed, tmp_path, number):
     def step(params, opt_state, batch, key):
