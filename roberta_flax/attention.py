@@ -40,6 +40,7 @@ def attend(
     implementation: str | None = None,
     precision: lax.Precision | None = None,
     dropout: Dropout | None = None,
+    show: Callable[[str, Array], object] | None = None,
 ) -> Float[Array, "batch queries heads depth"]:
     """Each query's mean of the values, weighted by the softmax of its products with the keys.
 
@@ -54,6 +55,7 @@ def attend(
         and of "cudnn" some of a row's queries are computed by "xla".
       precision: of the products; "cudnn" has its own.
       dropout: of the weights; with it the scores are computed at once, by "xla".
+      show: called with "scores" and "weights", [batch, heads, queries, keys], where these are computed at once.
 
     Returns:
       In the accumulation type, but of "cudnn" in the operands'.
@@ -64,7 +66,7 @@ def attend(
     may_chunk = dropout is None and implementation in ("chunked", None)
     chunk = _heads_a_chunk(query, key) if may_chunk else None
     if chunk is None:
-        return whole(query, key, value, mask)
+        return whole(query, key, value, mask, show=show)
     chunked = partial(_chunked, chunk=chunk, precision=precision)
     if implementation == "chunked":
         return chunked(query, key, value, mask)
@@ -86,9 +88,14 @@ def _whole(
     mask: Bool[Array, "batch queries keys"],
     precision: lax.Precision | None,
     dropout: Dropout | None,
+    show: Callable[[str, Array], object] | None = None,
 ) -> Float[Array, "batch queries heads depth"]:
     multiply = partial(product, dtype=value.dtype, precision=precision)
-    weights = _weights(multiply("bqhd,bkhd->bhqk", query, key), mask[:, None])
+    scores = multiply("bqhd,bkhd->bhqk", query, key)
+    weights = _weights(scores, mask[:, None])
+    if show is not None:
+        show("scores", scores)
+        show("weights", weights)
     weights = weights if dropout is None else dropout(weights)
     return multiply("bhqk,bkhd->bqhd", weights, value)
 

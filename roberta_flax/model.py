@@ -10,6 +10,8 @@ stays in that type.
 In int8 a layer's products are quantize.QuantizedLinear.
 
 Dropout takes explicit keys: `key=None` is evaluation, a PRNG key is training.
+
+Each part shows the values that roberta_flax.parity compares (`Part.show`), where somebody looks.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class Numerics:
       attention: one of attention.IMPLEMENTATIONS; None for the backend's default.
       quantized: whether the layers' products are in int8 (quantize.quantize).
       remat: whether a layer's insides are computed again for its gradient instead of kept (Chen et al., 2016).
+      observed: whether parts sow their intermediate values, for nnx.capture.
     """
 
     dtype: jnp.dtype
@@ -64,6 +67,7 @@ class Numerics:
     attention: str | None
     quantized: bool = False
     remat: bool = False
+    observed: bool = False
 
     @classmethod
     def of(
@@ -74,6 +78,7 @@ class Numerics:
         attention: str | None = None,
         quantized: bool = False,
         remat: bool = False,
+        observed: bool = False,
     ) -> Numerics:
         """Takes every spelling that JAX takes: "bfloat16", jnp.bfloat16, "highest", Precision.HIGHEST.
 
@@ -95,7 +100,7 @@ class Numerics:
             raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {attention!r}")
         if attention == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
             raise InputError(f"attention 'cudnn' computes in bfloat16 or float16, not in {dtype}")
-        return cls(dtype, param_dtype, precision, attention, quantized, remat)
+        return cls(dtype, param_dtype, precision, attention, quantized, remat, observed)
 
     @property
     def accumulation_dtype(self) -> jnp.dtype:
@@ -157,12 +162,24 @@ def select_tokens(
     return select(x.reshape(batch, time, -1)).reshape(-1, x.shape[-1])
 
 
-class Embeddings(nnx.Module):
+class Part(nnx.Module):
+    """A part of the network: what it is built from, and how it computes."""
+
+    def __init__(self, config: RobertaConfig, numerics: Numerics) -> None:
+        self.config = config
+        self.numerics = numerics
+
+    def show(self, name: str, value: Float[Array, "..."]) -> None:
+        """Sows an intermediate value where the network is observed; roberta_flax.parity.points has the names."""
+        if self.numerics.observed:
+            self.sow(nnx.Intermediate, name, value)
+
+
+class Embeddings(Part):
     """Token plus position (plus token type 0) embedding, LayerNorm, dropout; padding becomes zero."""
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.config = config
-        self.numerics = numerics
+        super().__init__(config, numerics)
         embed = partial(nnx.Embed, features=config.hidden_size, param_dtype=numerics.param_dtype, rngs=rngs)
         init = _normal_with_zero_row(config.pad_id)
         self.token = embed(config.vocab_size, embedding_init=init)
@@ -184,23 +201,25 @@ class Embeddings(nnx.Module):
         if self.token_type is not None:
             x = x + self._rows(self.token_type, jnp.zeros_like(token_ids))
         x = x + self._rows(self.position, position_ids(token_ids, self.config.pad_id, segments))
+        self.show("sum", x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         x = dropout(x, self.config.dropout, key)
         is_padding = token_ids == self.config.pad_id
-        return jnp.where(is_padding[..., None], jnp.zeros_like(x), x)
+        x = jnp.where(is_padding[..., None], jnp.zeros_like(x), x)
+        self.show("output", x)
+        return x
 
     def _rows(self, table: nnx.Embed, ids: Int[Array, "batch time"]) -> Float[Array, "batch time hidden"]:
         """Rows of a table. (Calling nnx.Embed would first cast the table, all of it.)"""
         return jnp.take(table.embedding[...], ids, axis=0).astype(self.numerics.accumulation_dtype)
 
 
-class SelfAttention(nnx.Module):
+class SelfAttention(Part):
     """Multi-head self-attention with padding masked (fairseq/modules/multihead_attention.py)."""
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.config = config
-        self.numerics = numerics
+        super().__init__(config, numerics)
         size = config.hidden_size
         self.query, self.key, self.value, self.output = (layer_linear(size, size, numerics, rngs) for _ in range(4))
 
@@ -218,37 +237,48 @@ class SelfAttention(nnx.Module):
         def heads(projected: Float[Array, "tokens hidden"]) -> Float[Array, "batch time heads depth"]:
             return projected.astype(self.numerics.dtype).reshape(batch, -1, num_heads, depth)
 
+        query, key_, value = self.query(x), self.key(context), self.value(context)
+        for name, projected in (("query", query), ("key", key_), ("value", value)):
+            self.show(name, projected)
         rate = self.config.attention_dropout
         attended = attend(
-            heads(self.query(x) * depth**-0.5),
-            heads(self.key(context)),
-            heads(self.value(context)),
+            heads(query * depth**-0.5),
+            heads(key_),
+            heads(value),
             mask,
             implementation=self.numerics.attention,
             precision=self.numerics.precision,
             dropout=None if key is None or rate == 0.0 else partial(dropout, rate=rate, key=key),
-        )
-        return self.output(attended.reshape(x.shape))
+            show=self.show if self.numerics.observed else None,
+        ).reshape(x.shape)
+        output = self.output(attended)
+        self.show("context", attended)
+        self.show("output", output)
+        return output
 
 
-class FeedForward(nnx.Module):
+class FeedForward(Part):
     """Two projections with an activation between them."""
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.config = config
+        super().__init__(config, numerics)
         self.intermediate = layer_linear(config.hidden_size, config.intermediate_size, numerics, rngs)
         self.output = layer_linear(config.intermediate_size, config.hidden_size, numerics, rngs)
 
     def __call__(self, x: Float[Array, "tokens hidden"], key: Key[Array, ""] | None) -> Float[Array, "tokens hidden"]:
-        x = ACTIVATION_FUNCTIONS[self.config.activation](self.intermediate(x))
-        return self.output(dropout(x, self.config.activation_dropout, key))
+        intermediate = self.intermediate(x)
+        activation = ACTIVATION_FUNCTIONS[self.config.activation](intermediate)
+        output = self.output(dropout(activation, self.config.activation_dropout, key))
+        for name, value in (("intermediate", intermediate), ("activation", activation), ("output", output)):
+            self.show(name, value)
+        return output
 
 
-class TransformerLayer(nnx.Module):
+class TransformerLayer(Part):
     """Attention and feed-forward, each with a residual; LayerNorm after (post-norm) or before (pre-norm) each."""
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.config = config
+        super().__init__(config, numerics)
         self.attention = SelfAttention(config, numerics, rngs)
         self.attention_layer_norm = layer_norm(config, numerics, rngs)
         self.feed_forward = FeedForward(config, numerics, rngs)
@@ -265,26 +295,37 @@ class TransformerLayer(nnx.Module):
         keys = _split(key, 4)
         pre_norm = self.config.normalize_before
 
-        context = self.attention_layer_norm(x) if pre_norm else x
+        def attention_norm(x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
+            x = self.attention_layer_norm(x)
+            self.show("attention_layer_norm", x)
+            return x
+
+        def feed_forward_norm(x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
+            x = self.feed_forward_layer_norm(x)
+            self.show("feed_forward_layer_norm", x)
+            return x
+
+        context = attention_norm(x) if pre_norm else x
         queries = context
         if select is not None:
             x, queries = select_tokens(select, x, mask), select_tokens(select, context, mask)
             mask = mask if mask.shape[1] == 1 else select(mask)
         attended = self.attention(queries, context, mask, keys[0])
         x = x + dropout(attended, self.config.dropout, keys[1])
-        x = x if pre_norm else self.attention_layer_norm(x)
+        x = x if pre_norm else attention_norm(x)
 
-        fed = self.feed_forward(self.feed_forward_layer_norm(x) if pre_norm else x, keys[2])
+        fed = self.feed_forward(feed_forward_norm(x) if pre_norm else x, keys[2])
         x = x + dropout(fed, self.config.dropout, keys[3])
-        return x if pre_norm else self.feed_forward_layer_norm(x)
+        x = x if pre_norm else feed_forward_norm(x)
+        self.show("output", x)
+        return x
 
 
-class LMHead(nnx.Module):
+class LMHead(Part):
     """Features to a logit for every token of the vocabulary (fairseq's RobertaLMHead)."""
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.config = config
-        self.numerics = numerics
+        super().__init__(config, numerics)
         self.dense = Linear(config.hidden_size, config.hidden_size, numerics, rngs)
         self.layer_norm = layer_norm(config, numerics, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size, numerics.param_dtype))
@@ -298,12 +339,13 @@ class LMHead(nnx.Module):
         self, features: Float[Array, "tokens hidden"], token_embedding: Float[Array, "vocab hidden"]
     ) -> Float[Array, "tokens vocab"]:
         x = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.lm_head_activation](self.dense(features)))
+        self.show("layer_norm", x)
         rows = token_embedding if self.embedding is None else self.embedding[...]
         logits = product("th,vh->tv", x, rows, dtype=self.numerics.dtype, precision=self.numerics.precision)
         return logits + self.bias[...].astype(logits.dtype)
 
 
-class Head(nnx.Module):
+class Head(Part):
     """Features to the outputs of a head, whichever its kind (see HeadConfig).
 
     A new head is initialised as torch initialises nn.Linear, uniform within 1 / sqrt(inputs): fairseq
@@ -311,7 +353,7 @@ class Head(nnx.Module):
     """
 
     def __init__(self, config: RobertaConfig, head: HeadConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.config = config
+        super().__init__(config, numerics)
         self.head = head
         init = partial(_torch_linear_init, numerics=numerics, rngs=rngs)
         inputs = config.hidden_size
@@ -344,19 +386,19 @@ class Head(nnx.Module):
                 x = dropout(x, self.config.pooler_dropout, keys[0])
             activation = self.config.pooler_activation if self.head.kind == "sentence" else "tanh"
             x = ACTIVATION_FUNCTIONS[activation](self.dense(x))
+            self.show("dense", x)
         if self.output is not None:
             rate = 0.0 if self.head.kind == "span" else self.config.pooler_dropout
             x = self.output(dropout(x, rate, keys[1]))
         return x if first_token_only else x.reshape(batch, time, -1)
 
 
-class RobertaModel(nnx.Module):
+class RobertaModel(Part):
     """The whole network. Its parameter tree is documented in docs/parameters.md."""
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         """Builds the network, initialised as fairseq does (init_bert_params: normal, 0.02; biases zero)."""
-        self.config = config
-        self.numerics = numerics
+        super().__init__(config, numerics)
         self.embeddings = Embeddings(config, numerics, rngs)
         self.layers = nnx.List([TransformerLayer(config, numerics, rngs) for _ in range(config.num_layers)])
         self.layer_norm = layer_norm(config, numerics, rngs) if config.normalize_before else None

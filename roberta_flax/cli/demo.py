@@ -115,10 +115,11 @@ def compare_with_torch(checkpoint: Path, tokens: Any, features: Any, pairs: Any,
 
     from convert.torch_reference import TorchReference
 
-    reference = TorchReference(checkpoint)
+    reference = TorchReference.from_checkpoint(checkpoint)
     with torch.inference_mode():
         torch_features = reference.features(torch.from_numpy(tokens)[None].long()).numpy()
-        torch_logits = reference.head_logits("mnli", torch.from_numpy(pairs).long()).numpy()
+        pair_features = reference.features(torch.from_numpy(pairs).long())
+        torch_logits = reference.head_logits("mnli", pair_features).numpy()
     differences = {
         "features": float(np.abs(features - torch_features).max()),
         "mnli_logits": float(np.abs(logits - torch_logits).max()),

@@ -1,0 +1,237 @@
+"""Two values of a point, number by number: how far apart, against how far apart rounding may bring them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roberta_flax.config import RobertaConfig
+from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.points import GRADIENTS, counted
+from roberta_flax.parity.reference import Spread
+from roberta_flax.parity.report import DecisionResult, Place, PointResult, TokenError
+from roberta_flax.parity.rounding import spacing_exponent
+
+# The largest of SAMPLES draws of n errors is exceeded this many times over by the largest of n others, if they are
+# normal, with a probability of under 1e-9 for n of a hundred or more, and of 1e-4 for the three outputs of one row.
+MARGIN = 3.0
+TOP = 5  # tokens that a mask's answer is about
+_LOWEST_EXPONENT = -60  # of the histogram; smaller differences are counted there
+
+
+@dataclass
+class PointSums:
+    """A point over all batches, as far as they have been seen."""
+
+    point: str
+    dtype: str
+    count: int = 0
+    absolute: float = 0.0
+    squares: float = 0.0
+    reference_squares: float = 0.0
+    our_squares: float = 0.0
+    products: float = 0.0
+    ulps: float = 0.0
+    largest_ulps: float = 0.0
+    largest_reference: float = 0.0
+    not_finite: int = 0
+    over: float = -math.inf  # the largest part of a bound that an error takes up; 1 is all of it
+    bound: Spread = field(default_factory=lambda: Spread(0.0, 0.0, 0))
+    worst: Place | None = None
+    worst_over: Place | None = None
+    histogram: dict[int, int] = field(default_factory=dict)
+
+    def add(
+        self,
+        number: int,
+        batch: Batch,
+        config: RobertaConfig,
+        ours: npt.NDArray[Any],
+        reference: npt.NDArray[Any],
+        spread: Spread,
+    ) -> npt.NDArray[np.float64]:
+        """Takes a batch in; returns the absolute errors, zero where nothing is compared, in the value's shape."""
+        chosen = np.broadcast_to(_from_the_left(counted(self.point, batch, config), reference.ndim), reference.shape)
+        ours, reference = ours.astype(np.float64), reference.astype(np.float64)
+        errors = np.where(chosen, np.abs(ours - reference), 0.0)
+        bad = chosen & ~np.isfinite(ours)
+        errors[bad] = np.inf
+        self.not_finite += int(bad.sum())
+        a, b, e = ours[chosen], reference[chosen], errors[chosen]
+        self.count += e.size
+        ulps = e / _spacing(np.maximum(np.abs(b), np.sqrt(np.mean(np.square(b)))) if b.size else b, self.dtype)
+        largest = float(e.max(initial=0.0))
+        squares = float(np.square(e).sum())
+        at = tuple(int(i) for i in np.unravel_index(int(errors.argmax()), errors.shape))
+        place = place_at(number, batch, self.point, ours, reference, at)
+        if self.worst is None or largest > self.worst.error:
+            self.worst = place
+        self.absolute += float(e.sum())
+        self.squares += squares
+        self.reference_squares += float(np.square(b).sum())
+        self.our_squares += float(np.square(a).sum())
+        self.products += float((a * b).sum())
+        self.ulps += float(ulps.sum())
+        self.largest_ulps = max(self.largest_ulps, float(ulps.max(initial=0.0)))
+        self.largest_reference = max(self.largest_reference, float(np.abs(b).max(initial=0.0)))
+        self.bound += spread
+        over = max(
+            _part(largest, MARGIN * spread.largest),
+            _part(math.sqrt(squares / max(e.size, 1)), MARGIN * math.sqrt(spread.squares / max(spread.count, 1))),
+        )
+        if over > self.over:
+            self.over, self.worst_over = over, place
+        self._count(e)
+        return errors
+
+    def result(self) -> PointResult:
+        """The point's row of the report."""
+        root = math.sqrt(self.our_squares * self.reference_squares)
+        return PointResult(
+            point=self.point,
+            count=self.count,
+            max_abs=self.worst.error if self.worst else 0.0,
+            mean_abs=self.absolute / max(self.count, 1),
+            rms=math.sqrt(self.squares / max(self.count, 1)),
+            relative=_part(math.sqrt(self.squares), math.sqrt(self.reference_squares)),
+            max_ulps=self.largest_ulps,
+            mean_ulps=self.ulps / max(self.count, 1),
+            cosine=self.products / root if root else 1.0,
+            reference_max=self.largest_reference,
+            not_finite=self.not_finite,
+            bound_max=MARGIN * self.bound.largest,
+            bound_rms=MARGIN * math.sqrt(self.bound.squares / max(self.bound.count, 1)),
+            of_bound=self.over,
+            passed=self.over <= 1.0,
+            worst=self.worst,
+            furthest_over=self.worst_over,
+            histogram=dict(sorted(self.histogram.items())),
+        )
+
+    def _count(self, errors: npt.NDArray[np.float64]) -> None:
+        with np.errstate(divide="ignore"):
+            exponents = np.floor(np.log2(errors[np.isfinite(errors)]))
+        exponents = np.maximum(exponents, _LOWEST_EXPONENT).astype(int)
+        for exponent, count in zip(*np.unique(exponents, return_counts=True), strict=True):
+            self.histogram[int(exponent)] = self.histogram.get(int(exponent), 0) + int(count)
+
+
+@dataclass
+class Decisions:
+    """What is decided by a point's logits over all batches: the largest, or the TOP largest of the LM head's."""
+
+    point: str
+    count: int = 0
+    agreed: int = 0
+    ties: int = 0
+    smallest_margin: float = math.inf
+    flips_at: float = 0.0
+    places: list[Place] = field(default_factory=list)
+
+    @property
+    def taken(self) -> int:
+        """How many of the logits are taken."""
+        return TOP if self.point.startswith("lm_head.") else 1
+
+    def add(
+        self,
+        number: int,
+        batch: Batch,
+        config: RobertaConfig,
+        ours: npt.NDArray[Any],
+        reference: npt.NDArray[Any],
+        spread: Spread,
+    ) -> None:
+        """Takes a batch in. Two logits may each move by the bound, so that a margin may shrink by twice that."""
+        chosen = counted(self.point, batch, config)
+        flips_at = 2 * MARGIN * spread.largest
+        self.flips_at = max(self.flips_at, flips_at)
+        for index in zip(*np.nonzero(chosen), strict=True):
+            theirs, mine = reference[index].astype(np.float64), ours[index].astype(np.float64)
+            if theirs.size <= self.taken:
+                continue
+            order = np.argsort(-theirs, kind="stable")
+            margin = float(theirs[order[self.taken - 1]] - theirs[order[self.taken]])
+            same = set(order[: self.taken]) == set(np.argsort(-mine, kind="stable")[: self.taken])
+            self.count += 1
+            self.agreed += same
+            self.smallest_margin = min(self.smallest_margin, margin)
+            if not same and margin <= flips_at:
+                self.ties += 1
+            elif not same:
+                first = (*map(int, index), int(order[0]))
+                self.places.append(place_at(number, batch, self.point, ours, reference, first))
+
+    def result(self) -> DecisionResult:
+        """The decisions' row of the report."""
+        return DecisionResult(
+            point=self.point,
+            decision="argmax" if self.taken == 1 else f"top{TOP}",
+            count=self.count,
+            agreed=self.agreed,
+            ties=self.ties,
+            smallest_margin=self.smallest_margin,
+            flips_at=self.flips_at,
+            passed=self.agreed + self.ties == self.count,
+            places=tuple(self.places[:TOP]),
+        )
+
+
+def place_at(
+    number: int,
+    batch: Batch,
+    point: str,
+    ours: npt.NDArray[Any],
+    reference: npt.NDArray[Any],
+    index: tuple[int, ...],
+) -> Place:
+    """A number of a point's value, and the row and token that it belongs to."""
+    row = token = None
+    if not (point.startswith(GRADIENTS) or point.endswith(".loss")):
+        row = index[0]
+        part = point.rpartition(".")[2]
+        if point.startswith("lm_head."):
+            token = int(batch.positions[row, index[1]])
+        elif part in ("scores", "weights"):
+            token = index[2]
+        elif reference.ndim == 3:
+            token = index[1]
+    mine, theirs = float(ours[index]), float(reference[index])
+    error = abs(mine - theirs) if math.isfinite(mine) else math.inf
+    token_id = None if row is None or token is None else int(batch.tokens[row, token])
+    return Place(number, row, token, token_id, None, index, theirs, mine, error)
+
+
+def worst_tokens(number: int, batch: Batch, errors: npt.NDArray[np.float64], count: int) -> list[TokenError]:
+    """The tokens whose features, of which `errors` are the errors, [batch, time, hidden], are furthest off."""
+    of_tokens = errors.max(axis=-1)
+    order = np.argsort(-of_tokens, axis=None, kind="stable")[:count]
+    places = (np.unravel_index(int(place), of_tokens.shape) for place in order)
+    return [
+        TokenError(number, int(row), int(token), int(batch.tokens[row, token]), None, float(of_tokens[row, token]))
+        for row, token in places
+        if of_tokens[row, token] > 0
+    ]
+
+
+def _spacing(values: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float64]:
+    """The distance between neighbouring numbers of a dtype at these values."""
+    smallest = {"float64": -1074, "float16": -24}.get(dtype, -149)
+    with np.errstate(divide="ignore"):
+        exponent = np.frexp(values)[1]  # values are below 2^exponent, and at least half of it
+    return np.ldexp(1.0, np.maximum(np.where(values == 0, smallest, exponent - spacing_exponent(dtype)), smallest))
+
+
+def _part(error: float, bound: float) -> float:
+    """How much of a bound an error is."""
+    if error == 0:
+        return 0.0
+    return math.inf if bound == 0 or not math.isfinite(error) else error / bound
+
+
+def _from_the_left(mask: npt.NDArray[np.bool_], dimensions: int) -> npt.NDArray[np.bool_]:
+    return mask.reshape(mask.shape + (1,) * (dimensions - mask.ndim))

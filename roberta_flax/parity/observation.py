@@ -1,0 +1,180 @@
+"""The Flax side: the values of a batch at every point, in the computation that a user would run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from flax import nnx
+
+from roberta_flax import checkpoint, forward
+from roberta_flax.checkpoint import flatten
+from roberta_flax.config import RobertaConfig
+from roberta_flax.errors import InputError
+from roberta_flax.model import Numerics, tokens_at
+from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.points import GRADIENTS, has_log_probabilities
+from roberta_flax.quantize import quantize
+from roberta_flax.train.losses import head_loss, masked_lm_loss
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
+
+WITHOUT_LOSS = ("float16", "int8")  # they are not trained
+
+
+class Subject:
+    """A model in one dtype, precision and attention on one backend, to be observed.
+
+    Attributes:
+      dtype: one of rounding.DTYPES.
+      precision, attention: as in roberta_flax.forward.
+      backend: "cpu", "gpu" or "tpu".
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        dtype: str,
+        *,
+        precision: str | None = None,
+        attention: str | None = None,
+        backend: str | None = None,
+    ) -> None:
+        """Reads a converted directory. Errors as of roberta_flax.load; InputError where there is no such backend."""
+        self.dtype, self.precision, self.attention = dtype, precision, attention
+        self._device = device_of(backend)
+        self.backend = self._device.platform
+        with self._computing():
+            compute = "float32" if dtype == "int8" else dtype
+            self._numerics = Numerics.of(compute, precision=precision, attention=attention, quantized=dtype == "int8")
+            self.config, params = checkpoint.read(directory, "float64" if dtype == "float64" else "float32")
+            self.params = quantize(params) if dtype == "int8" else params
+
+    def observe(self, batch: Batch, gradients: bool = False) -> dict[str, npt.NDArray[Any]]:
+        """The values at each point, in the shapes that points.py gives."""
+        with self._computing():
+            found = self._inside(batch)
+            found |= self._results(batch)
+            if self.dtype not in WITHOUT_LOSS:
+                found |= self._losses(batch, gradients)
+            return {point: np.asarray(value) for point, value in found.items()}
+
+    def _inside(self, batch: Batch) -> dict[str, Array]:
+        # "xla": scores are there where they are computed at once
+        numerics = dataclasses.replace(self._numerics, attention="xla", observed=True)
+        values: dict[str, Array] = _inside(
+            self.params, batch.tokens, batch.positions, config=self.config, numerics=numerics
+        )
+        for point, value in values.items():
+            if point.startswith("lm_head."):
+                values[point] = value.reshape(*batch.positions.shape, -1)
+        return values
+
+    def _results(self, batch: Batch) -> dict[str, Array]:
+        """What the public functions give: with the attention that was asked for, and the last layer cut short."""
+        static: dict[str, Any] = {
+            "config": self.config,
+            "dtype": self._numerics.accumulation_dtype if self.dtype == "int8" else self._numerics.dtype,
+            "precision": self.precision,
+            "attention": self.attention,
+        }
+        found: dict[str, Array] = {}
+        if self.config.lm_head:
+            found["lm_head.logits"] = forward.lm_logits(self.params, batch.tokens, batch.positions, **static)
+        for head in self.config.heads:
+            point = f"heads.{head.name}"
+            found[f"{point}.logits"] = forward.head_logits(self.params, batch.tokens, head=head.name, **static)
+            if has_log_probabilities(head):
+                log_probabilities = forward.head_log_probs(self.params, batch.tokens, head=head.name, **static)
+                found[f"{point}.log_probabilities"] = log_probabilities
+        return found
+
+    def _losses(self, batch: Batch, gradients: bool) -> dict[str, Array]:
+        function = jax.value_and_grad(_losses, has_aux=True) if gradients else _losses
+        run = jax.jit(partial(function, config=self.config, numerics=self._numerics))
+        given = {
+            "tokens": batch.tokens,
+            "positions": batch.positions,
+            "targets": batch.targets,
+            "weights": batch.weights,
+            "heads": dict(batch.head_targets),
+        }
+        if not gradients:
+            found: dict[str, Array] = run(self.params, given)[1]
+            return found
+        (_, found), by_parameter = run(self.params, given)
+        return found | {GRADIENTS + path: gradient for path, gradient in flatten(by_parameter).items()}
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.default_device(self._device))
+            if self.dtype == "float64":
+                stack.enter_context(jax.enable_x64(True))
+            yield
+
+
+def device_of(backend: str | None) -> jax.Device:
+    """The first device of a backend, or JAX's own choice; InputError where there is none."""
+    if backend is None:
+        device: jax.Device = jax.devices()[0]
+        return device
+    try:
+        device = jax.devices(backend)[0]
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"JAX has no backend {backend!r} here ({reason}); it has {jax.default_backend()!r}") from None
+    return device
+
+
+@partial(jax.jit, static_argnames=("config", "numerics"))
+def _inside(
+    params: Any,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch selected"],
+    *,
+    config: RobertaConfig,
+    numerics: Numerics,
+) -> dict[str, Array]:
+    def run(model: Any) -> Array:
+        features: Array = model.hidden_states(tokens)[1]
+        if config.lm_head:
+            model.lm_logits(tokens_at(positions)(features).reshape(-1, config.hidden_size))
+        for head in config.heads:
+            model.head_logits(head.name, features)
+        return features
+
+    features, sown = nnx.capture(run, nnx.Intermediate)(forward.network(params, config, numerics))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(sown))
+    values = {".".join(str(part.key) for part in path[:-1]): value for path, value in leaves}  # each sown once
+    batch, time = tokens.shape
+    for point, value in values.items():
+        if value.ndim == 2 and point.startswith("layers."):
+            values[point] = value.reshape(batch, time, -1)
+    return values | {"features": features}
+
+
+def _losses(
+    params: Any, batch: dict[str, Any], *, config: RobertaConfig, numerics: Numerics
+) -> tuple[Array, dict[str, Array]]:
+    """The sum of all losses, each a mean; and each."""
+    static: dict[str, Any] = {"config": config, "dtype": numerics.dtype, "precision": numerics.precision}
+    static["attention"] = numerics.attention
+    losses: dict[str, Array] = {}
+    if config.lm_head:
+        total, size = masked_lm_loss(**static)(params, batch, None)
+        losses["lm_head.loss"] = total / size
+    rows = np.ones(len(batch["tokens"]), np.float32)
+    for head, targets in batch["heads"].items():
+        given = {"tokens": batch["tokens"], "targets": targets, "weights": rows}
+        total, size = head_loss(head, **static)(params, given, None)
+        losses[f"heads.{head}.loss"] = total / size
+    return sum(losses.values(), start=np.float32(0)), losses  # type: ignore[return-value]
