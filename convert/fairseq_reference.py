@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -39,9 +41,10 @@ class Fairseq:
 
     def __init__(self, state: Mapping[str, Tensor], config: RobertaConfig, parameters: str) -> None:
         try:
-            import fairseq
-            from fairseq.models.roberta import RobertaModel
-            from fairseq.models.roberta.model import base_architecture
+            with _logging_as_it_is():
+                import fairseq
+                from fairseq.models.roberta import RobertaModel
+                from fairseq.models.roberta.model import base_architecture
         except ImportError as error:
             raise InputError(
                 f"the reference fairseq cannot be imported ({error}); install it as the README's tests do, or take "
@@ -62,7 +65,8 @@ class Fairseq:
         for head in config.heads:
             self._model.register_classification_head(head.name, head.num_classes, head.inner_size)
         self._model = self._model.double().eval()
-        given = {name: value for name, value in state.items() if not name.endswith("version")}
+        # without a version, a pre-norm network's last LayerNorm would be dropped (TransformerEncoderBase)
+        given = {"encoder.sentence_encoder.version": torch.tensor([3.0]), **state}
         if config.lm_head and config.tie_word_embeddings:
             given["encoder.lm_head.weight"] = given["encoder.sentence_encoder.embed_tokens.weight"]
         try:
@@ -136,6 +140,18 @@ def _show_attention(see: See, point: str, attention: Any, inputs: Any, output: A
     for part in ("query", "key", "value"):
         see(f"{point}.{part}", getattr(attention, f"{part[0]}_proj")(inputs[0]).transpose(0, 1))
     see(f"{point}.output", output[0].transpose(0, 1))
+
+
+@contextmanager
+def _logging_as_it_is() -> Iterator[None]:
+    """Importing fairseq sets the root logger up, to print all that anybody logs."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 class _Dictionary:

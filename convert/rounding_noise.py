@@ -9,7 +9,8 @@ What one operation does (u: the unit roundoff of results, w: of a product's oper
   a product's operands   uniform within w of their size: they are rounded to the computing dtype, a gradient too
   a sum of n terms       normal, of deviation u sqrt(n) (|terms| / sqrt(6) + |sum| / 3): each partial sum is rounded
                          within u of its size, and partial sums grow as a random walk and as a line do. That is for one
-                         term after the other, the least exact order
+                         term after the other, the least exact order. A bias may come first, and then each partial sum
+                         is as large: u sqrt(n) |bias| / sqrt(3) more
   anything else          uniform within u of the result, or 4 u where a library's function is called
 """
 
@@ -40,9 +41,11 @@ class Noise(Arithmetic):
         self.rounding = rounding
         self._generator = torch.Generator().manual_seed(seed)
 
-    def product(self, equation: str, left: Tensor, right: Tensor, *, of_layer: bool = False) -> Tensor:
-        """The einsum of two tensors with what rounding its operands and its sums does, here and in the gradients."""
-        result: Tensor = _Product.apply(self, equation, of_layer, left, right)  # type: ignore[no-untyped-call]
+    def product(
+        self, equation: str, left: Tensor, right: Tensor, plus: Tensor | None = None, *, of_layer: bool = False
+    ) -> Tensor:
+        """The einsum, plus `plus`, with what rounding its operands and its sums does, here and in the gradients."""
+        result: Tensor = _Product.apply(self, equation, of_layer, left, right, plus)  # type: ignore[no-untyped-call]
         return result
 
     def total(self, x: Tensor) -> Tensor:
@@ -69,14 +72,15 @@ class Noise(Arithmetic):
         """Uniform within `units` units of roundoff of `x`."""
         return x.detach().abs() * self._uniform(x) * (units * self.rounding.result)
 
-    def sum_error(self, total: Tensor, norm: Tensor, terms: Tensor | int) -> Tensor:
-        """What sums of so many terms are off by, from the sums and the norms of their terms."""
+    def sum_error(self, total: Tensor, norm: Tensor, terms: Tensor | int, plus: Tensor | None = None) -> Tensor:
+        """What sums of so many terms are off by, from their size, their terms' norms, and what they begin with."""
         size = norm.detach() / sqrt(6) + total.detach().abs() / 3
+        size = size if plus is None else size + plus.detach().abs() / sqrt(3)
         noise = torch.randn(total.shape, dtype=total.dtype, generator=self._generator)
         return noise * size * (terms**0.5 * self.rounding.result)
 
-    def einsum(self, equation: str, left: Tensor, right: Tensor, of_layer: bool) -> Tensor:
-        """The einsum with its errors."""
+    def einsum(self, equation: str, left: Tensor, right: Tensor, of_layer: bool, plus: Tensor | None = None) -> Tensor:
+        """The einsum, plus `plus`, with its errors."""
         terms, of_result = equation.split("->")
         of_left, of_right = terms.split(",")
         summed = [index for index in of_left if index not in of_result]
@@ -84,7 +88,9 @@ class Noise(Arithmetic):
         right = self._operand(right, [of_right.index(index) for index in summed], of_layer)
         total = torch.einsum(equation, left, right)
         norm = torch.einsum(equation, left**2, right**2).sqrt()
-        return total + self.sum_error(total, norm, prod(left.shape[of_left.index(index)] for index in summed))
+        count = prod(left.shape[of_left.index(index)] for index in summed)
+        total = total + self.sum_error(total, norm, count, plus)
+        return total if plus is None else total + plus
 
     def _operand(self, x: Tensor, summed: Sequence[int], of_layer: bool) -> Tensor:
         if self.rounding.int8 and of_layer:  # the nearest of evenly spaced numbers
@@ -99,19 +105,21 @@ class Noise(Arithmetic):
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, noise: Noise, equation: str, of_layer: bool, left: Tensor, right: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, noise: Noise, equation: str, of_layer: bool, left: Tensor, right: Tensor, plus: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(left, right)
-        ctx.noise, ctx.equation, ctx.of_layer = noise, equation, of_layer
-        return noise.einsum(equation, left, right, of_layer)
+        ctx.noise, ctx.equation, ctx.of_layer, ctx.has_more = noise, equation, of_layer, plus is not None
+        return noise.einsum(equation, left, right, of_layer, plus)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor, Tensor, Tensor | None]:
         left, right = ctx.saved_tensors
         terms, of_result = ctx.equation.split("->")
         of_left, of_right = terms.split(",")
         of_left_gradient = ctx.noise.einsum(f"{of_result},{of_right}->{of_left}", gradient, right, ctx.of_layer)
         of_right_gradient = ctx.noise.einsum(f"{of_left},{of_result}->{of_right}", left, gradient, ctx.of_layer)
-        return None, None, None, of_left_gradient, of_right_gradient
+        return None, None, None, of_left_gradient, of_right_gradient, gradient if ctx.has_more else None
 
 
 class _Rounded(torch.autograd.Function):

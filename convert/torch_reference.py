@@ -10,12 +10,14 @@ and rounded is the Arithmetic's: torch's own here, with errors put in on purpose
 
 from __future__ import annotations
 
+import _codecs
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,15 @@ from roberta_flax.errors import CheckpointError
 _ENCODER = "encoder.sentence_encoder"
 TOKEN_TYPES = f"{_ENCODER}.embed_token_types.weight"  # transformers' alone; named as fairseq would have named it
 _FAIRSEQ_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
+# what checkpoints hold beside tensors: arguments, and numpy's scalars in the optimizer's history
+_INERT: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # as numpy 1 wrote it
+    np.float64(0).__reduce__()[0],
+    _codecs.encode,
+]
 
 See = Callable[[str, Tensor], None]
 
@@ -34,9 +45,12 @@ See = Callable[[str, Tensor], None]
 class Arithmetic:
     """What the network is computed with; this one leaves everything to torch."""
 
-    def product(self, equation: str, left: Tensor, right: Tensor, *, of_layer: bool = False) -> Tensor:
-        """The einsum of two tensors; of_layer: one of the six of a layer's that have weights."""
-        return torch.einsum(equation, left, right)
+    def product(
+        self, equation: str, left: Tensor, right: Tensor, plus: Tensor | None = None, *, of_layer: bool = False
+    ) -> Tensor:
+        """The einsum of two tensors, plus another; of_layer: one of the six of a layer's that have weights."""
+        result = torch.einsum(equation, left, right)
+        return result if plus is None else result + plus
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over the last axis, which stays."""
@@ -97,20 +111,23 @@ class TorchReference:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Path, dtype: torch.dtype = torch.float32) -> TorchReference:
-        """Reads a fairseq checkpoint that holds `args`; weights_only, so that nothing in it is executed.
+        """Reads a fairseq checkpoint with plain arguments; weights_only, so that nothing in it is executed.
 
         Raises:
-          CheckpointError: torch refuses the file, or it holds no `args`.
+          CheckpointError: torch refuses the file, as it does objects of omegaconf, or it holds no arguments.
         """
         try:
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals(_INERT):
                 loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever its unpickler makes of the file
-            raise CheckpointError(f"torch.load does not take {checkpoint}: {str(error).splitlines()[0]}") from None
-        if not isinstance(loaded, dict) or not isinstance(loaded.get("args"), argparse.Namespace):
-            raise CheckpointError(f"{checkpoint} holds no args")
-        state = {name: value.to(dtype) for name, value in _todays_names(loaded["model"]).items()}
-        return cls(_config(loaded["args"], state), state)
+            first = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()[0].split(". ")[0]
+            raise CheckpointError(f"torch.load does not take {checkpoint}: {first}") from None
+        try:
+            args = loaded["args"] or argparse.Namespace(**loaded["cfg"]["model"])
+            state = {name: value.to(dtype) for name, value in _todays_names(loaded["model"]).items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{checkpoint} holds no arguments and parameters: {error!r}") from None
+        return cls(_config(args, state), state)
 
     @classmethod
     def from_tensors(
@@ -159,9 +176,7 @@ class TorchReference:
         see("lm_head.layer_norm", x)
         tied = self.config.tie_word_embeddings
         rows = self.state[f"{_ENCODER}.embed_tokens.weight" if tied else "encoder.lm_head.weight"]
-        logits = self.arithmetic.product("th,vh->tv", x.reshape(-1, x.shape[-1]), rows)
-        bias = self.arithmetic.repeated(self.state["encoder.lm_head.bias"], logits.shape)
-        return self.arithmetic.rounded(logits + bias).view(*x.shape[:-1], -1)
+        return self._product("th,vh->tv", x, rows, self.state["encoder.lm_head.bias"])
 
     def head_logits(self, head: str, features: Tensor, see: See = lambda name, value: None) -> Tensor:
         """A head's outputs of features [batch, time, hidden]: [batch, classes], or [batch, time, classes]."""
@@ -229,11 +244,14 @@ class TorchReference:
         return attended
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        result = self.arithmetic.product(
-            "ti,oi->to", x.reshape(-1, x.shape[-1]), self.state[f"{name}.weight"], of_layer=".layers." in name
-        )
-        bias = self.arithmetic.repeated(self.state[f"{name}.bias"], result.shape)
-        return self.arithmetic.rounded(result + bias).view(*x.shape[:-1], -1)
+        weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
+        return self._product("ti,oi->to", x, weight, bias, of_layer=".layers." in name)
+
+    def _product(self, equation: str, x: Tensor, weight: Tensor, bias: Tensor, of_layer: bool = False) -> Tensor:
+        """x [..., inputs] by weight [outputs, inputs], plus bias [outputs]."""
+        rows = x.reshape(-1, x.shape[-1])
+        plus = self.arithmetic.repeated(bias, (len(rows), len(bias)))
+        return self.arithmetic.product(equation, rows, weight, plus, of_layer=of_layer).view(*x.shape[:-1], -1)
 
     def _layer_norm(self, name: str, x: Tensor) -> Tensor:
         arithmetic, size = self.arithmetic, x.shape[-1]

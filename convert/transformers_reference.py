@@ -84,9 +84,14 @@ class Transformers:
     def _load(self, transformers: Any, folder: Path) -> Any:
         config = transformers.AutoConfig.from_pretrained(folder)
         name = (config.architectures or ["RobertaModel"])[0]
-        found, loading = getattr(transformers, name).from_pretrained(
-            folder, torch_dtype=torch.float64, attn_implementation="eager", output_loading_info=True
-        )
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # it warns of what the model's class has no use for
+        try:
+            found, loading = getattr(transformers, name).from_pretrained(
+                folder, dtype=torch.float64, attn_implementation="eager", output_loading_info=True
+            )
+        finally:
+            transformers.logging.set_verbosity(verbosity)
         if missing := [key for key in loading["missing_keys"] if "position_ids" not in key]:
             raise CheckpointError(f"transformers does not find {', '.join(missing[:10])} in {folder}")
         return found.eval()
