@@ -233,6 +233,26 @@ def top_tokens(
     return probabilities, ids
 
 
+@partial(jax.jit, static_argnames=_STATIC)
+def token_log_probs(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch masked"],
+    targets: Int[Array, "batch masked"],
+    *,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    attention: str | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch masked"]:
+    """The masked LM's log-probability of each of `targets` to be the token at each of `positions`."""
+    static = {"config": config, "dtype": dtype, "precision": precision, "attention": attention}
+    logits: Array = lm_logits(params, tokens, positions, **static, key=key)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+
+
 @partial(jax.jit, static_argnames=("head", *_STATIC))
 def head_logits(
     params: Params,

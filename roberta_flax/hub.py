@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax import batching, checkpoint, forward
+from roberta_flax import alignment, batching, checkpoint, forward, words
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.forward import DTypeLike, Params, PrecisionLike
@@ -36,6 +38,19 @@ PathLike = str | os.PathLike[str]
 
 # of the files that a conversion may read, beside a checkpoint's own
 _READ_SUFFIXES = (".txt", ".json", ".bpe", ".model", ".safetensors", ".bin", ".msgpack")
+
+
+@dataclass(frozen=True)
+class WordFeatures:
+    """Features of a text's words.
+
+    Attributes:
+      words: their text, with `<s>` first and `</s>` last.
+      features: of each, [words, hidden]; or of the embedding and of every layer, [layers + 1, words, hidden].
+    """
+
+    words: tuple[str, ...]
+    features: Float[Array, "words hidden"] | Float[Array, "layers words hidden"]
 
 
 class Roberta:
@@ -103,6 +118,56 @@ class Roberta:
             states = forward.hidden_states(self.params, padded, **self.static(), key=self._next_key())
             return [state[:batch, :time] for state in states]
         return forward.features(self.params, padded, **self.static(), key=self._next_key())[:batch, :time]
+
+    def word_features(
+        self, text: str, spans: npt.ArrayLike | None = None, return_all_hiddens: bool = False
+    ) -> WordFeatures:
+        """Features of a text's words: of spaCy's English tokenizer, or of any other's.
+
+        A token that reaches over several words is divided among them (see roberta_flax.alignment).
+
+        Args:
+          text: as `encode` takes it.
+          spans: where its words are: of each the first character and the one after the last, [words, 2], in order. By
+            spaCy if not given.
+          return_all_hiddens: the embedding's and every layer's output, not just the last.
+
+        Raises:
+          InputError: not text, or one that is too long; spans that are not in order and inside it; or spaCy is not
+            installed.
+        """
+        places, features = self._word_features(text, spans, return_all_hiddens)
+        return WordFeatures((BOS, *(text[begin:end] for begin, end in places), EOS), jnp.asarray(features))
+
+    def extract_features_aligned_to_words(self, sentence: str, return_all_hiddens: bool = False) -> Any:
+        """Features of a sentence's words by spaCy's English tokenizer, as a spaCy Doc; see word_features.
+
+        As fairseq's hub gives them, `<s>` and `</s>` for words at the ends. (fairseq's stops with an error where a
+        character is several tokens, at most double spaces, and with return_all_hiddens.)
+
+        Returns:
+          spacy.tokens.Doc. Each token's `.vector` is a numpy array, which spaCy's own methods take: float32 (float64
+          where `dtype` is) [hidden], or with return_all_hiddens [layers + 1, hidden].
+
+        Raises:
+          InputError: as word_features.
+        """
+        places, features = self._word_features(sentence, None, return_all_hiddens)
+        texts = [BOS, *(sentence[begin:end] for begin, end in places), EOS]
+        spaces = [True, *(sentence[end : end + 1] == " " for _, end in places[:-1]), *([True] if places else []), False]
+        return words.doc(texts, spaces, features)
+
+    def _word_features(
+        self, text: str, spans: npt.ArrayLike | None, return_all_hiddens: bool
+    ) -> tuple[list[tuple[int, int]], npt.NDArray[Any]]:
+        """The words' places in the text, and their features: word_features, which see."""
+        tokens = self.tokenizer.spans(text)
+        ids = self.encode(text)
+        found = jnp.stack(self.extract_features(ids, True)) if return_all_hiddens else self.extract_features(ids)
+        places = words.spans(text) if spans is None else alignment.check_spans(spans, text)
+        weights = alignment.word_weights(places, tokens)
+        features = alignment.features_of_words(np.asarray(found).squeeze(-3), weights)
+        return [(begin, end) for begin, end in places.tolist()], features
 
     def predict(
         self, head: str, tokens: npt.ArrayLike, return_logits: bool = False
@@ -198,6 +263,36 @@ class Roberta:
         positions = np.full((len(padded), 1), position, np.int32)
         probabilities, ids = forward.top_tokens(self.params, padded, positions, topk=topk, **self.static())
         return fills(self.tokenizer, masked_input, np.asarray(probabilities)[0, 0], np.asarray(ids)[0, 0])
+
+    def disambiguate_pronoun(
+        self,
+        sentence: str,
+        *,
+        candidates: Sequence[str] | None = None,
+        nlp: str | Callable[[str], Any] | None = None,
+    ) -> bool | str:
+        """Which noun phrase a pronoun stands for; for roberta.large.wsc. Never uses dropout.
+
+        >>> roberta.disambiguate_pronoun("The _trophy_ would not fit in the suitcase because [it] was too big.")
+        True
+        >>> roberta.disambiguate_pronoun("The trophy would not fit in the suitcase because [it] was too big.")
+        'The trophy'
+
+        Args:
+          sentence: with its pronoun in [brackets], and maybe a query between _underscores_.
+          candidates: what the pronoun may stand for; the sentence's noun phrases if not given, found by spaCy.
+          nlp: the spaCy pipeline that finds them, or its name; en_core_web_lg, as in fairseq, if not given.
+
+        Returns:
+          Whether the query scores at least as much as every candidate; without a query the best candidate's text.
+          roberta_flax.wsc.disambiguate gives the scores, too.
+
+        Raises:
+          InputError: as roberta_flax.wsc.disambiguate.
+        """
+        from roberta_flax import wsc
+
+        return wsc.disambiguate(self, sentence, candidates, nlp).answer
 
     def save(self, directory: PathLike, *, dtype: DTypeLike | None = None) -> None:
         """Writes the model, heads and tokenizer included, as a directory that load() takes.

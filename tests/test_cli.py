@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import cli, stablehlo
+from roberta_flax import cli, stablehlo, wsc
 from tests.conftest import TINY
 
 
@@ -278,6 +278,40 @@ def test_features_are_written_as_numpy_files(run, tiny, tmp_path, name, flags, s
     assert (features.reshape(-1, *shape[-3:])[-1] == tiny.extract_features(tiny.encode("a b"))).all()
 
 
+def test_features_of_words_are_printed_or_written(run, tiny, tmp_path):
+    text = "It's a naïve 😀"
+    expected = tiny.word_features(text)
+    status, out, _ = run("features", text, "--words", "-m", TINY)
+    assert status == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == [repr(word) for word in expected.words]
+    assert all(line.endswith("] (...)") for line in lines)
+    result = json.loads(run("features", text, "--words", "-m", TINY, "--json")[1])
+    assert result["words"] == list(expected.words) == ["<s>", "It", "'s", "a", "naïve", "😀", "</s>"]
+    assert (np.array(result["features"], np.float32) == expected.features).all()
+    status, out, _ = run("features", text, "--words", "--all-layers", "-o", tmp_path / "w.npz", "-m", TINY, "--json")
+    assert (status, json.loads(out)["shape"]) == (0, [3, 7, 64])
+    with np.load(tmp_path / "w.npz") as saved:
+        assert saved["words"].tolist() == list(expected.words)
+        assert np.abs(saved["features"][-1] - expected.features).max() <= 1e-6
+    for arguments in (("a", "b"), ("-i", "in.txt")):
+        status, _, err = run("features", *arguments, "--words", "-m", TINY)
+        assert (status, err.count("\n"), "--words takes one text" in err) == (1, 1, True)
+
+
+def test_disambiguate_prints_the_phrase_or_whether_the_query_is_right(run, tiny):
+    query = "The _trophy_ was in the suitcase as [it] was big."
+    for text in (query, query.replace("_", "")):
+        ask = ("disambiguate", text, "--candidate", "the suitcase", "--candidate", "Tom", "-m", TINY)
+        found = wsc.disambiguate(tiny, text, ["the suitcase", "Tom"])
+        status, out, _ = run(*ask)
+        assert (status, out.startswith(f"{found.answer}  (")) == (0, True)
+        result = json.loads(run(*ask, "--json")[1])
+        assert (result["answer"], result["query"]) == (found.answer, "trophy" if text is query else None)
+        assert list(result["log_probabilities"]) == list(found.scores)
+        assert list(result["log_probabilities"].values()) == pytest.approx(list(found.scores.values()))
+
+
 def test_features_that_cannot_be_written_say_so(run, tmp_path):
     status, _, err = run("features", "a", "-o", tmp_path / "f.txt", "-m", TINY)
     assert (status, "must end in .npy or .npz" in err) == (1, True)
@@ -335,6 +369,10 @@ def test_wrong_usage_exits_with_2(run, arguments):
     ("arguments", "message"),
     [
         (["fill-mask", "no mask", "-m", TINY], "exactly one <mask>"),
+        (["disambiguate", "It was big.", "-m", TINY], "mark one pronoun with [brackets]"),
+        (["disambiguate", "[It] was big.", "-m", TINY], "python -m spacy download en_core_web_lg"),
+        (["disambiguate", "[It] was big.", "--parser", "none", "-m", TINY], "cannot load the spaCy pipeline 'none'"),
+        (["disambiguate", "[It]", "--parser", "x", "--candidate", "y", "-m", TINY], "--parser finds candidates"),
         (["decode", "581", "-m", TINY], "token id 581 is outside the vocabulary"),
         (["decode", str(10**30), "-m", TINY], "integers"),
         (["encode", "a", "-m", "nowhere"], "neither a file or directory, nor hf:org/name, nor a released model"),
@@ -365,6 +403,7 @@ def test_the_console_script_is_installed():
         "mnli",
         "features",
         "fill-mask",
+        "disambiguate",
         "encode",
         "decode",
         "demo",

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import CheckpointError, DownloadError, InputError, download
+from roberta_flax import CheckpointError, DownloadError, InputError, download, words
 from roberta_flax.model import dropout
 from tests.conftest import TINY
 
@@ -71,6 +71,61 @@ def test_all_hidden_states_end_with_the_features(tiny):
         states = tiny.extract_features([5] * length, return_all_hiddens=True)
         assert len(states) == 3
         assert (states[-1] == tiny.extract_features([5] * length)).all()
+
+
+def test_words_of_any_tokenizer_have_features_and_need_no_spacy(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    monkeypatch.setitem(sys.modules, "spacy.lang.en", None)
+    words.english.cache_clear()
+    text = "A man is playing a guitar."
+    found = tiny.word_features(text, [(0, 1), (2, 8), (9, 26)])  # two words as one, and the rest
+    assert found.words == ("<s>", "A", "man is", "playing a guitar.", "</s>")
+    tokens = np.asarray(tiny.extract_features(tiny.encode(text)))[0]
+    pieces = [tiny.tokenizer.token_text(i) for i in tiny.encode(text).tolist()[1:-1]]
+    ends = np.cumsum([len(piece) for piece in pieces])
+    borders = [0, *(int(np.searchsorted(ends, end)) + 1 for end in (1, 8, 26))]
+    expected = [
+        tokens[0],
+        *(tokens[1:-1][a:b].sum(axis=0) for a, b in zip(borders, borders[1:], strict=False)),
+        tokens[-1],
+    ]
+    np.testing.assert_allclose(found.features, expected, atol=1e-5)
+    assert isinstance(found.features, jax.Array)
+    assert tiny.word_features(text, [(0, 1)], return_all_hiddens=True).features.shape == (3, 3, 64)
+    for use in (tiny.word_features, tiny.extract_features_aligned_to_words):
+        with pytest.raises(InputError, match=r"needs spacy.lang.en .*pip install 'roberta-flax\[words\]'") as error:
+            use(text)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a b " * 400, "longer than the 512 positions"),
+        (None, "as str, got NoneType"),
+        (["a"], "as str, got list"),
+        ("\ud800", "lone surrogate"),
+    ],
+)
+def test_text_whose_words_have_no_features_is_refused_in_one_line(tiny, text, message):
+    for use in (tiny.word_features, tiny.extract_features_aligned_to_words):
+        with pytest.raises(InputError, match=message) as error:
+            use(text)
+        assert "\n" not in str(error.value)
+
+
+def test_words_features_have_the_models_dtype_and_a_docs_vectors_what_numpy_computes_with(tiny_directory):
+    tiny = roberta_flax.load(tiny_directory, dtype="bfloat16").train(seed=1)
+    first, second = (tiny.word_features("hello there").features for _ in range(2))
+    assert first.dtype == jnp.bfloat16
+    assert (first != second).any()  # dropout
+    doc = tiny.eval().extract_features_aligned_to_words("hello there")
+    assert [str(word) for word in doc] == ["<s>", "hello", "there", "</s>"]
+    assert doc[1].vector.dtype == np.float32
+    with pytest.warns(UserWarning, match="W007"):  # spaCy's own vectors are none
+        similarity = doc[1].similarity(doc[2])
+    cosine = np.dot(*(word.vector / np.linalg.norm(word.vector) for word in doc[1:3]))
+    assert similarity == pytest.approx(cosine, abs=1e-6)
 
 
 def test_unknown_head_is_refused_with_the_known_ones(tiny):

@@ -15,6 +15,7 @@ from roberta_flax.cli import (
     convert,
     decode,
     demo,
+    disambiguate,
     encode,
     evaluate,
     export,
@@ -45,6 +46,7 @@ app.command("evaluate")(evaluate.command)
 app.command("mnli")(mnli.command)
 app.command("features")(features.command)
 app.command("fill-mask")(fill_mask.command)
+app.command("disambiguate")(disambiguate.command)
 app.command("finetune")(finetune.command)
 app.command("preprocess")(preprocess.command)
 app.command("pretrain")(pretrain.command)

@@ -1,4 +1,4 @@
-"""roberta-flax features TEXT [MORE ...] -o FILE; or of a file: features --input FILE -o OUTPUT"""
+"""roberta-flax features TEXT [MORE ...] -o FILE; TEXT --words [-o FILE]; or of a file: --input FILE -o OUTPUT"""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ from roberta_flax.cli.options import (
 
 
 def command(
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="Of a text .npy, or .npz with its tokens; of a file .parquet, .npy, .jsonl."
-        ),
-    ],
     text: Annotated[str | None, typer.Argument(help="A sentence.")] = None,
     more: Annotated[list[str] | None, typer.Argument(help="Further sentences of the same input.")] = None,
     all_layers: Annotated[
         bool, typer.Option(help="The embedding's and every layer's output, not just the last.")
     ] = False,
+    by_word: Annotated[
+        bool,
+        typer.Option(
+            "--words",
+            help="A vector a word, of spaCy's words; printed without --output: beginnings, with --json all.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Of a text .npy, or .npz with its tokens or words; of a file .parquet, .npy, .jsonl."
+        ),
+    ] = None,
     file: batch.Input = None,
     pooling: Annotated[str, typer.Option(help="Of a file: mean, first (token), or tokens, all of them.")] = "mean",
     columns: batch.Columns = None,
@@ -59,6 +66,8 @@ def command(
 ) -> None:
     """Write features, float32: of one text [1, time, hidden], or with --all-layers [layers + 1, 1, time, hidden].
 
+    With --words, of its words, <s> and </s> among them: [words, hidden], or [layers + 1, words, hidden].
+
     With --input, of every row of a file: a vector each, [rows, hidden] in a .npy file that np.load can map into memory,
     or with --pooling tokens one for each token. A run that was stopped goes on with the same command.
     """
@@ -68,6 +77,10 @@ def command(
 
     if (file is None) == (text is None):
         raise InputError("give one text, or a file of texts with --input")
+    if output is None and not by_word:
+        raise typer.BadParameter("give the file to write, or --words to print a vector a word", param_hint="--output")
+    if by_word and file is not None:
+        raise InputError("--words takes one text, not a file; of a file --pooling tokens writes a vector a token")
     loading = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir)
     if file is not None:
         from roberta_flax.inference import Embed
@@ -79,28 +92,34 @@ def command(
         batch.run_job(loading, lambda _: Embed(pooling), file, options)
         return
     assert text is not None, "one of the two is given"
-    if output.suffix not in (".npy", ".npz"):
+    if output is not None and output.suffix not in (".npy", ".npz"):
         raise InputError(f"{output}: the output file must end in .npy or .npz")
+    if by_word and more:
+        raise InputError(f"--words takes one text, got {1 + len(more)}")
     roberta = loading.load()
-    tokens = roberta.encode(text, *(more or []))
-    found = roberta.extract_features(tokens, True) if all_layers else roberta.extract_features(tokens)
-    features = np.asarray(found, np.float32)
+    if by_word:
+        aligned = roberta.word_features(text, return_all_hiddens=all_layers)
+        name, inputs, features = "words", np.array(aligned.words), np.asarray(aligned.features, np.float32)
+    else:
+        tokens = roberta.encode(text, *(more or []))
+        found = roberta.extract_features(tokens, True) if all_layers else roberta.extract_features(tokens)
+        name, inputs, features = "tokens", tokens, np.asarray(found, np.float32)
+    if output is None:
+        if as_json:
+            print_json({name: inputs.tolist(), "features": features.tolist()})
+        else:
+            for place, word in enumerate(inputs.tolist()):
+                print(f"{word!r:12} {' '.join(str(features[..., place, :5]).split())} (...)")
+        return
     try:
         with output.open("wb") as saved:
             if output.suffix == ".npy":
                 np.save(saved, features)
             else:
-                np.savez(saved, tokens=tokens, features=features)
+                np.savez(saved, allow_pickle=False, **{name: inputs}, features=features)
     except OSError as error:
         raise InputError(f"cannot write {output}: {error.strerror}") from None
     if as_json:
-        print_json(
-            {
-                "output": str(output),
-                "tokens": tokens.tolist(),
-                "shape": list(features.shape),
-                "dtype": "float32",
-            }
-        )
+        print_json({"output": str(output), name: inputs.tolist(), "shape": list(features.shape), "dtype": "float32"})
     else:
         print(f"{output}: float32 {list(features.shape)}")

@@ -11,25 +11,9 @@ import roberta_flax
 from convert import convert
 from convert.torch_reference import TorchReference
 from tests.conftest import skip_or_fail
-from tests.references import SMALL, RobertaModel, build, random_tokens, torch, write
+from tests.references import SMALL, build, random_tokens, torch, write
 
 FLOAT32 = 5e-5  # see test_network.py
-
-
-@pytest.fixture
-def fairseq_loads(monkeypatch):
-    """fairseq's own from_pretrained, offline; torch >= 2.6 needs to be told that the checkpoint is trusted."""
-    load = torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **options: load(*args, **{**options, "weights_only": False}))
-
-    def from_pretrained(folder):
-        return RobertaModel.from_pretrained(
-            str(folder),
-            gpt2_encoder_json=str(folder / "encoder.json"),
-            gpt2_vocab_bpe=str(folder / "vocab.bpe"),
-        ).eval()
-
-    return from_pretrained
 
 
 MASKED = [
