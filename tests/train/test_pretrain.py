@@ -379,3 +379,21 @@ def test_long_samples_are_left_out_and_counted(run, data, tiny_directory):
     assert status == 0
     assert err.count("\n") == 1
     assert "samples are longer than 13 tokens and left out" in err
+
+
+def test_rows_that_the_devices_cannot_share_are_refused_in_one_line(eight_devices, data, tiny_directory, tmp_path):
+    program = f"""
+import sys
+from roberta_flax.cli import main
+sys.argv = {["roberta-flax", "perplexity", str(data), "--model", str(tiny_directory), "--batch-size", "12"]!r}
+try:
+    main()
+except SystemExit as stopped:
+    print(stopped.code)
+sys.argv += ["--data-parallel", "2", "--tensor-parallel", "2"]
+main()
+"""
+    message, status, perplexity = eight_devices(f"import sys; sys.stderr = sys.stdout\n{program}").splitlines()
+    assert "--batch-size must be a multiple of the 8 devices that share its rows, got 12" in message
+    assert status == "1"
+    assert perplexity.startswith("loss ")
