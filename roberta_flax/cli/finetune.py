@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,12 +25,15 @@ from roberta_flax.cli.options import (
 )
 from roberta_flax.cli.training import (
     DataParallel,
+    Distributed,
     FullySharded,
     Plot,
     Remat,
     TensorBoard,
     TensorParallel,
+    is_first_process,
     mesh_of,
+    report,
 )
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ def command(
     data_parallel: DataParallel = None,
     tensor_parallel: TensorParallel = 1,
     fully_sharded: FullySharded = False,
+    distributed: Distributed = False,
     plot: Plot = False,
     tensorboard: TensorBoard = False,
     model: Model = "roberta.base",
@@ -136,7 +139,7 @@ def command(
             raise InputError(f"--{option} must be 1 or more, got {count}")
     if epochs is not None and updates is not None:
         raise InputError("give --epochs or --updates, not both")
-    mesh = mesh_of(recipe.batch_size, tensor_parallel, data_parallel=data_parallel)
+    mesh = mesh_of(recipe.batch_size, tensor_parallel, data_parallel=data_parallel, distributed=distributed)
     loading = Loading(model, dtype, precision, None, checkpoint_file, bpe_dir, cache_dir)
     roberta = loading.load()
     columns = tasks.Columns(
@@ -170,13 +173,12 @@ def command(
         remat=remat,
         note={"task": name, **loading.note()},
     )
-    print(
+    report(
         f"{recipe.source}: {total} updates of {recipe.batch_size * recipe.update_freq} examples, {warmup} of them "
-        f"warm-up; {per_epoch} make an epoch",
-        file=sys.stderr,
+        f"warm-up; {per_epoch} make an epoch"
     )
     if continues(roberta.config, reading.head):
-        print(f"{model} has a head {reading.head.name!r} for this: it is trained on", file=sys.stderr)
+        report(f"{model} has a head {reading.head.name!r} for this: it is trained on")
     asked = _asked(tuning, name)
     results: list[Result] = []
     for number in seeds:
@@ -185,8 +187,11 @@ def command(
         result = tuning.run(
             roberta, directory, seed=number, mesh=mesh, fully_sharded=fully_sharded, tensorboard=tensorboard, plot=plot
         )
-        layout.write_summary(directory, {**asked, **result.to_json()})
         results.append(result)
+        if is_first_process():
+            layout.write_summary(directory, {**asked, **result.to_json()})
+    if not is_first_process():
+        return
     if len(seeds) > 1:
         layout.write_summary(output, {**asked, **_of_seeds(output, results)})
     if as_json:
@@ -207,7 +212,7 @@ def _checked_seeds(given: Sequence[int] | None) -> list[int]:
 def _read(reading: Reading, file: Path) -> Examples:
     """The examples of a file; what became of its rows is said on stderr."""
     examples = reading.read(file)
-    print(examples.tally.to_text(), file=sys.stderr)
+    report(examples.tally.to_text())
     return examples
 
 

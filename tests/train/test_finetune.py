@@ -329,6 +329,8 @@ def test_dtype_remat_plot_and_tensorboard_go_through(finetune, sentiment, tmp_pa
         (("--task", "sst-2", "--dtype", "float16"), "train in bfloat16 or float32"),
         (("--task", "sst-2", "--batch-size", "0"), "batch_size must be a positive integer, got 0"),
         (("--task", "sst-2", "--data-parallel", "4096"), "--data-parallel times --tensor-parallel is from 1 to"),
+        (("--task", "sst-2", "--data-parallel", "1", "--distributed"), "--data-parallel is for one host"),
+        (("--task", "sst-2", "--distributed"), "jax.distributed: "),
         (("--task", "mnli"), "has no column 'sentence1'"),
         (("--task", "sst-2", "--labels", "a"), "a classification has two or more classes, got a"),
         (("--task", "custom", "--label", "a", "--label", "b"), "several --label are for --kind multi-label"),
@@ -360,6 +362,39 @@ def test_eight_devices_agree_with_one(tiny_directory, sentiment, tmp_path):
     one, eight = (checkpoint.flatten(checkpoint.read(tmp_path / name / "best")[1]) for name in ("one", "eight"))
     for path, leaf in one.items():
         np.testing.assert_allclose(leaf, eight[path], rtol=0, atol=1e-5, err_msg=path)
+
+
+def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
+    finetune, two_hosts, tiny_directory, sentiment, tmp_path
+):
+    """Dropout and an epoch's last batch, of 4 rows where others have 6, included."""
+    options = ("--task", "sst-2", "--updates", "24", "--validate-every", "12", "--save-every", "4", "--batch-size", "6",
+               "--dropout", "0.1", "--lr", "1e-4", "--adam-eps", "1e-4", "--best-metric", "loss")  # fmt: skip
+    one, said = finetune(sentiment, tmp_path / "one", *options)
+    files = ("--train", sentiment, "--valid", sentiment, "-o", tmp_path / "two")
+    command = ("finetune", "--model", tiny_directory, *files, *FAST, *options, "--json", "--distributed")
+    hosts = two_hosts(*command)
+    while not (tmp_path / "two" / "checkpoints" / "8").exists():
+        assert [host.poll() for host in hosts] == [None, None], [host.communicate() for host in hosts]
+        time.sleep(0.01)
+    for host in hosts:
+        host.kill()
+    assert [host.wait() for host in hosts] == [-signal.SIGKILL] * 2
+    assert not (tmp_path / "two" / "summary.json").exists()
+    hosts = two_hosts(*command)
+    (out, err), others = (host.communicate(timeout=300) for host in hosts)
+    assert [host.returncode for host in hosts] == [0, 0], (err, others)
+    assert "metrics" not in others[0]
+    assert "examples" not in others[1]
+    assert all(line in err for line in said.splitlines()[:3])
+    two = json.loads(out.splitlines()[-1])  # after what gloo, which connects the two, has to say
+    assert (two["updates"], two["best_update"], two["count"]) == (24, one["best_update"], 16)
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    best, theirs = (checkpoint.flatten(checkpoint.read(tmp_path / name / "best")[1]) for name in ("one", "two"))
+    # A sum over the rows in another order differs in float32's last bits, 1e-7 of the gradient. Adam divides by the
+    # gradient's size or adam_eps, whichever is more: of 24 updates of at most 1e-4, less than 1e-3 of each.
+    for path, leaf in best.items():
+        np.testing.assert_allclose(leaf, theirs[path], rtol=0, atol=2.4e-6, err_msg=path)
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------------
