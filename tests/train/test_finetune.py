@@ -143,6 +143,37 @@ def test_tokens_learn(finetune, run, tmp_path):
     }
 
 
+def test_entities_are_judged_whole_where_labels_mark_them(finetune, run, tmp_path):
+    rows = [
+        {"tokens": ["the", noun, "sees", "old", other], "ner": ["O", "B-ONE", "O", "B-TWO", "I-TWO"]}
+        for noun in NOUNS
+        for other in ("park", "street", "ball")
+    ]
+    train = written(tmp_path / "t.jsonl", *rows)
+    options = ("--task", "custom", "--kind", "token", "--text", "tokens", "--label", "ner", "--updates", "120")
+    summary, _ = finetune(train, tmp_path / "o", *options)
+    ones = {"entity_f1": 1.0, "entity_precision": 1.0, "entity_recall": 1.0, "accuracy": 1.0}
+    assert (summary["metrics"], summary["best_metric"]) == (ones, "entity_f1")
+    # a row with another second entity: of its 2 the model finds 1, and 1 that is not there
+    other = {"tokens": ["the", "dog", "sees", "old", "park"], "ner": ["O", "B-ONE", "O", "O", "B-TWO"]}
+    dev = written(tmp_path / "dev.jsonl", rows[0], other, {"tokens": ["no", "tags"]})
+    command = ("evaluate", dev, "--model", tmp_path / "o" / "best", "--text", "tokens", "--label", "ner")
+    status, out, err = run(*command, "--json")
+    assert status == 0, err
+    judged = json.loads(out)
+    assert judged["metrics"] == pytest.approx(
+        {"entity_f1": 3 / 4, "entity_precision": 3 / 4, "entity_recall": 3 / 4, "accuracy": 8 / 10}
+    )
+    assert (judged["count"], judged["skipped"], judged["labels"]) == (10, 1, summary["labels"])
+    for wrong, message in (
+        (("--on-long", "window"), "--on-long is for heads of kind sentence; 'custom' is of kind token"),
+        (("--task", "mnli"), "head 'custom' is of kind token, with 4 outputs; got the task mnli"),
+        (("--labels", "a,b"), "got the task custom and 2 labels"),
+    ):
+        status, _, err = run(*command, *wrong)
+        assert (status, err.count("\n"), message in err) == (1, 1, True), err
+
+
 def test_spans_learn_over_windows_too(finetune, run, tmp_path):
     rows = []
     for noun in NOUNS:
