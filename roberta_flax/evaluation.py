@@ -392,10 +392,14 @@ def evaluate_values(
 
 
 def evaluate_answers(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> Evaluation:
-    """Judges answers by gold ones, of which each question has one or more, as SQuAD does (Rajpurkar et al., 2016).
+    """Judges answers by gold ones as SQuAD does (Rajpurkar et al., 2016 and 2018).
 
-    As its evaluate-v1.1.py, but from 0 to 1: answers are compared without case, punctuation and articles, with the gold
+    As its evaluate-v2.0.py, but from 0 to 1: answers are compared without case, punctuation and articles, with the gold
     answer that is the nearest. Metrics: exact_match; f1, of the words that answer and gold answer have in common.
+
+    Args:
+      predicted: an answer to each question; "" says that there is none.
+      gold: those of each question; none where it cannot be answered.
 
     Raises:
       InputError: no questions, or lengths that differ.
@@ -403,7 +407,10 @@ def evaluate_answers(predicted: Sequence[str], gold: Sequence[Sequence[str]]) ->
     if len(predicted) != len(gold):
         raise InputError(f"{len(predicted)} predicted and {len(gold)} gold rows; each row needs one of both")
     count = _checked_count(len(gold))
-    answers = [(_words(answer), list(map(_words, golds))) for answer, golds in zip(predicted, gold, strict=True)]
+    answers = [
+        (_words(answer), [words for words in map(_words, golds) if words] or [[]])
+        for answer, golds in zip(predicted, gold, strict=True)
+    ]
     exact = sum(words in golds for words, golds in answers) / count
     f1 = sum(max(_overlap(words, other) for other in golds) for words, golds in answers) / count
     return Evaluation(count, {"exact_match": exact, "f1": f1}, {})
@@ -413,12 +420,14 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _words(answer: str) -> list[str]:
-    """normalize_answer of evaluate-v1.1.py."""
+    """normalize_answer of evaluate-v2.0.py."""
     return re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(_NO_PUNCTUATION)).split()
 
 
 def _overlap(words: list[str], others: list[str]) -> float:
-    """f1_score of evaluate-v1.1.py."""
+    """compute_f1 of evaluate-v2.0.py."""
+    if not words or not others:
+        return float(words == others)
     common = sum((Counter(words) & Counter(others)).values())
     return 2 * common / (len(words) + len(others)) if common else 0.0
 

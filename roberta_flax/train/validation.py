@@ -199,15 +199,22 @@ class _Values:
 
 
 class _Answers:
-    """Of each question the best span of all its windows, by the sum of the logits of its ends (BERT's run_squad.py)."""
+    """Of each question the best span of all its windows, by the sum of the logits of its ends (BERT's run_squad.py).
+
+    Where the examples have questions without an answer: none, if in every window more speaks for `<s>` than for the
+    best span of all, as in run_squad.py with --version_2_with_negative and a threshold of 0.
+    """
 
     def __init__(self, examples: Examples, tokenizer: Tokenizer) -> None:
         self._examples, self._tokenizer = examples, tokenizer
         self._best: dict[int, tuple[float, str]] = {}
+        self._none: dict[int, float] = {}  # what speaks for no answer
+        self._may_be_none = not all(question.answers for question in examples.questions)
 
     def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
         for number, scores in zip(numbers, outputs, strict=False):
             question, prefix, begin, end = self._examples.windows[number].tolist()
+            self._none[question] = min(scores[0].sum(), self._none.get(question, np.inf))
             scores = scores[prefix : prefix + end - begin]
             first, last = best_span(scores)
             score = scores[first, 0] + scores[last, 1]
@@ -218,5 +225,9 @@ class _Answers:
 
     def evaluation(self) -> Evaluation:
         questions = self._examples.questions
-        answers = [self._best[number][1] for number in range(len(questions))]
+        answers = [self._answer(number) for number in range(len(questions))]
         return evaluation.evaluate_answers(answers, [question.answers for question in questions])
+
+    def _answer(self, question: int) -> str:
+        score, answer = self._best[question]
+        return "" if self._may_be_none and self._none[question] > score else answer

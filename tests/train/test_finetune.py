@@ -174,7 +174,7 @@ def test_entities_are_judged_whole_where_labels_mark_them(finetune, run, tmp_pat
         assert (status, err.count("\n"), message in err) == (1, 1, True), err
 
 
-def test_spans_learn_over_windows_too(finetune, run, tmp_path):
+def test_spans_learn_over_windows_and_where_there_is_none(finetune, run, tmp_path):
     rows = []
     for noun in NOUNS:
         for place in ("garden", "park", "street"):
@@ -183,6 +183,10 @@ def test_spans_learn_over_windows_too(finetune, run, tmp_path):
             )
             answers = {"text": [f"the {place}"], "answer_start": [context.index(f"the {place}")]}
             rows.append({"question": f"Where is the {noun}?", "context": context, "answers": answers})
+        nowhere = "It rains and the sun is away. It rains again, and again."
+        rows.append(
+            {"question": f"Where is the {noun}?", "context": nowhere, "answers": {"text": [], "answer_start": []}}
+        )
     train = written(tmp_path / "s.jsonl", *rows)
     options = ("--task", "custom", "--kind", "span", "--updates", "250", "--max-length", "44")
     summary, err = finetune(train, tmp_path / "o", *options)
@@ -190,6 +194,14 @@ def test_spans_learn_over_windows_too(finetune, run, tmp_path):
     assert summary["training"]["examples"] > len(rows)
     assert "of them cut, too long" in err
     assert summary["metrics"] == {"exact_match": 1.0, "f1": 1.0}
+    status, out, err = run("evaluate", train, "--model", tmp_path / "o" / "best", "--json")
+    assert status == 0, err
+    assert json.loads(out)["metrics"] == summary["metrics"]
+    question = ("predict", "--model", tmp_path / "o" / "best", "--json", "--text", rows[0]["question"], "--text")
+    there, nowhere = (json.loads(run(*question, text)[1]) for text in (rows[0]["context"], nowhere))
+    assert there["answer"] == "the garden"
+    assert there["probability"] > there["no_answer"]
+    assert nowhere["probability"] < nowhere["no_answer"]
 
 
 def test_choices_learn(finetune, run, tmp_path):
@@ -488,6 +500,40 @@ def test_answers_are_judged_as_squads_script_does():
     exact = [max(compute_exact(one, answer) for one in golds) for answer, golds in pairs]
     f1 = [max(compute_f1(one, answer) for one in golds) for answer, golds in pairs]
     assert found.metrics == pytest.approx({"exact_match": np.mean(exact), "f1": np.mean(f1)})
+
+
+def test_questions_without_an_answer_are_judged_as_squad_2_does():
+    # by hand: right to say nothing; an answer where there is none; nothing where there is one; 1 of 2 words, F1 2/3
+    predicted, gold = ["", "a dog", "", "the old house"], [(), (), ("Rome",), ("house",)]
+    metrics = evaluate_answers(predicted, gold).metrics
+    assert metrics == pytest.approx({"exact_match": 1 / 4, "f1": (1 + 0 + 0 + 2 / 3) / 4})
+    # evaluate-v2.0.py leaves out gold answers of which nothing is left without articles and punctuation
+    assert evaluate_answers(["", "the"], [("the",), ("the", "dog")]).metrics == {"exact_match": 1 / 2, "f1": 1 / 2}
+
+
+def test_no_answer_is_given_where_every_window_says_so(tiny, tmp_path):
+    """Scores made by hand, in the place of a network's."""
+    answers = {"text": ["cat"], "answer_start": [4]}
+    asked = [{"question": "Who?", "context": "the cat", "answers": what} for what in (answers, answers, [])]
+    config = dataclasses.replace(tiny.config, heads=(HeadConfig("span", 2, 0, "span"),))
+
+    def judged(*rows: dict[str, Any]) -> dict[str, float]:
+        reading = tasks.reading(
+            "custom", written(tmp_path / "s.jsonl", *rows), config, tiny.tokenizer, kind="span", head="span"
+        )
+        found = reading.read(tmp_path / "s.jsonl")
+        judge = Validation(found, "span", config=config, tokenizer=tiny.tokenizer)._judge()
+        for number, (none, cat) in enumerate([(1.0, 3.0), (3.0, 1.0), (2.0, 1.0)][: len(rows)]):
+            ((first, _),) = found.targets[[0]].tolist()
+            scores = np.full((1, len(found.sequences([number])[0]), 2), -9.0)
+            scores[0, 0], scores[0, first] = none / 2, cat / 2
+            judge.add(range(number, number + 1), {}, scores)
+        return judge.evaluation().metrics
+
+    # of three, the second is not answered though it could be, and the third rightly so
+    assert judged(*asked) == pytest.approx({"exact_match": 2 / 3, "f1": 2 / 3})
+    # where every question has an answer, one is always given
+    assert judged(*asked[:2]) == {"exact_match": 1.0, "f1": 1.0}
 
 
 def test_the_documentations_python_runs(tiny, tmp_path, monkeypatch):
