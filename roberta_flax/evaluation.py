@@ -11,7 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from roberta_flax.errors import InputError
 CLASS_METRICS = ("accuracy", "matthews", "f1", "macro_f1")
 VALUE_METRICS = ("pearson", "spearman", "mse")
 METRICS = CLASS_METRICS + VALUE_METRICS
+ENTITY_METRICS = ("entity_f1", "entity_precision", "entity_recall")
 
 _Z = NormalDist().inv_cdf(0.975)  # 1.96: two-sided, 95 %
 
@@ -177,7 +178,7 @@ class Evaluation:
       metrics: by name, in the order asked for. accuracy; matthews (Gorodkin, 2004; 0 where gold or predicted classes
         are all one); f1, of the class called "1" or else class 1 where there are two classes, macro_f1 where there
         are others; macro_f1, over the classes that occur in gold or predicted. As scikit-learn's, an F1 of 0 / 0 is 0.
-        pearson and spearman, NaN where gold or predicted values are all one; mse.
+        pearson and spearman, NaN where gold or predicted values are all one; mse. ENTITY_METRICS: see EntityCounts.
       intervals: 95 %, by metric. accuracy: the score interval of Wilson (1927). pearson: Fisher's z; spearman: the
         same with the standard error of Bonett and Wright (2000); both only from 4 rows and within -1 and 1.
       confusion: rows [gold][predicted]; None for values.
@@ -297,6 +298,66 @@ def evaluate_classes(
     return counts.evaluation(metrics)
 
 
+class EntityCounts(ClassCounts):
+    """ClassCounts of the words of sentences whose labels mark entities; and of entities, how many are found.
+
+    The metrics of CoNLL-2003 (Tjong Kim Sang and De Meulder, 2003; its conlleval): a predicted one is right if a gold
+    one of its type has the same words. entity_precision: of the predicted ones, how many are right; entity_recall: of
+    the gold ones, how many are found; entity_f1: their harmonic mean; all 0 where none is right.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        """Args: labels, as in ClassCounts; see marks_entities()."""
+        super().__init__(labels)
+        self.predicted = self.gold = self.right = 0  # entities
+
+    def add(self, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> None:
+        """Counts the words of one sentence, and its entities; arguments and errors as of ClassCounts."""
+        super().add(predicted, gold)
+        found, there = (entities([self.labels[i] for i in np.asarray(classes)]) for classes in (predicted, gold))
+        self.predicted += len(found)
+        self.gold += len(there)
+        self.right += len(found & there)
+
+    def evaluation(self, metrics: Sequence[str] = ENTITY_METRICS) -> Evaluation:
+        """Judges the sentences added so far by `metrics`, of ENTITY_METRICS and CLASS_METRICS."""
+        _check_metrics(metrics, ENTITY_METRICS + CLASS_METRICS)
+        of_words = super().evaluation(CLASS_METRICS)
+        pairs = ((2 * self.right, self.predicted + self.gold), (self.right, self.predicted), (self.right, self.gold))
+        of_entities = (above / below if below else 0.0 for above, below in pairs)
+        values = {**of_words.metrics, **dict(zip(ENTITY_METRICS, of_entities, strict=True))}
+        intervals = {name: interval for name, interval in of_words.intervals.items() if name in metrics}
+        return replace(of_words, metrics={name: values[name] for name in metrics}, intervals=intervals)
+
+
+_ENTITY_LABEL = re.compile("[BI]-(.+)", re.DOTALL)
+
+
+def marks_entities(labels: Sequence[str]) -> bool:
+    """Whether labels mark entities: O of no entity, B-X and I-X of entities of types X, as in CoNLL-2003."""
+    others = [label for label in labels if label != "O"]
+    return 0 < len(others) < len(labels) and all(map(_ENTITY_LABEL.fullmatch, others))
+
+
+def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
+    """The entities that a sentence's labels mark: their type, first word, and the one after the last.
+
+    As conlleval: B-X begins one; I-X goes on with the X that ends before it, or else begins one. So labels are read
+    right where B- begins every entity (IOB2) and where it only parts two that touch (IOB1, CoNLL-2003's own files).
+    """
+    found: set[tuple[str, int, int]] = set()
+    type, first = "", 0
+    for word, label in enumerate([*labels, "O"]):
+        match = _ENTITY_LABEL.fullmatch(label)
+        of = match[1] if match else ""
+        if type and (of != type or label.startswith("B")):
+            found.add((type, first, word))
+            type = ""
+        if of and not type:
+            type, first = of, word
+    return found
+
+
 def evaluate_values(
     predicted: npt.ArrayLike, gold: npt.ArrayLike, metrics: Sequence[str] = ("pearson", "spearman")
 ) -> Evaluation:
@@ -331,10 +392,14 @@ def evaluate_values(
 
 
 def evaluate_answers(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> Evaluation:
-    """Judges answers by gold ones, of which each question has one or more, as SQuAD does (Rajpurkar et al., 2016).
+    """Judges answers by gold ones as SQuAD does (Rajpurkar et al., 2016 and 2018).
 
-    As its evaluate-v1.1.py, but from 0 to 1: answers are compared without case, punctuation and articles, with the gold
+    As its evaluate-v2.0.py, but from 0 to 1: answers are compared without case, punctuation and articles, with the gold
     answer that is the nearest. Metrics: exact_match; f1, of the words that answer and gold answer have in common.
+
+    Args:
+      predicted: an answer to each question; "" says that there is none.
+      gold: those of each question; none where it cannot be answered.
 
     Raises:
       InputError: no questions, or lengths that differ.
@@ -342,7 +407,10 @@ def evaluate_answers(predicted: Sequence[str], gold: Sequence[Sequence[str]]) ->
     if len(predicted) != len(gold):
         raise InputError(f"{len(predicted)} predicted and {len(gold)} gold rows; each row needs one of both")
     count = _checked_count(len(gold))
-    answers = [(_words(answer), list(map(_words, golds))) for answer, golds in zip(predicted, gold, strict=True)]
+    answers = [
+        (_words(answer), [words for words in map(_words, golds) if words] or [[]])
+        for answer, golds in zip(predicted, gold, strict=True)
+    ]
     exact = sum(words in golds for words, golds in answers) / count
     f1 = sum(max(_overlap(words, other) for other in golds) for words, golds in answers) / count
     return Evaluation(count, {"exact_match": exact, "f1": f1}, {})
@@ -352,12 +420,14 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _words(answer: str) -> list[str]:
-    """normalize_answer of evaluate-v1.1.py."""
+    """normalize_answer of evaluate-v2.0.py."""
     return re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(_NO_PUNCTUATION)).split()
 
 
 def _overlap(words: list[str], others: list[str]) -> float:
-    """f1_score of evaluate-v1.1.py."""
+    """compute_f1 of evaluate-v2.0.py."""
+    if not words or not others:
+        return float(words == others)
     common = sum((Counter(words) & Counter(others)).values())
     return 2 * common / (len(words) + len(others)) if common else 0.0
 

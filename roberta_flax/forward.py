@@ -253,6 +253,23 @@ def token_log_probs(
     return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
 
 
+def head_outputs(
+    network: RobertaModel,
+    head: HeadConfig,
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    starts: Int[Array, "batch segment"] | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
+    """head_logits, inside a traced function: the last layer is computed only for the tokens that the head sees."""
+    body_key, head_key = (None, None) if key is None else cast(Any, jax.random.split(key))
+    if not head.has_dense:
+        return network.head_logits(head.name, network.hidden_states(tokens, segments, body_key)[1], head_key)
+    first = network.hidden_states(tokens, segments, body_key, _first_tokens(starts))[1]
+    logits = network.head_logits(head.name, first.reshape(-1, 1, first.shape[-1]), head_key)
+    return logits if starts is None else logits.reshape(*first.shape[:2], -1)
+
+
 @partial(jax.jit, static_argnames=("head", *_STATIC))
 def head_logits(
     params: Params,
@@ -272,14 +289,8 @@ def head_logits(
     [batch, classes], or [batch, segment, classes] with `starts`; [batch, time, classes] of a head that sees every
     token. A choice head scores each row of `tokens`.
     """
-    sees_first_token_only = config.head(head).has_dense
     network, _ = _network(params, config, dtype, precision, attention)
-    body_key, head_key = (None, None) if key is None else cast(Any, jax.random.split(key))
-    if not sees_first_token_only:
-        return network.head_logits(head, network.hidden_states(tokens, segments, body_key)[1], head_key)
-    first = network.hidden_states(tokens, segments, body_key, _first_tokens(starts))[1]
-    logits = network.head_logits(head, first.reshape(-1, 1, config.hidden_size), head_key)
-    return logits if starts is None else logits.reshape(*first.shape[:2], -1)
+    return head_outputs(network, config.head(head), tokens, segments, starts, key)
 
 
 @partial(jax.jit, static_argnames=("head", *_STATIC))

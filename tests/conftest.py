@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,3 +151,40 @@ def eight_devices():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def two_hosts():
+    """Starts the program with some arguments in two processes that find each other as under SLURM, a CPU device each."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object) -> list[subprocess.Popen[str]]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            # jax makes the coordinator's port of the job's number (jax/_src/clusters/slurm_cluster.py)
+            job = free.getsockname()[1] % 2**12
+        job_of = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+        program = [sys.executable, "-c", "from roberta_flax.cli import main; main()"]
+        hosts = [
+            subprocess.Popen(
+                [*program, *map(str, arguments)],
+                env={
+                    **os.environ,
+                    **job_of,
+                    "SLURM_PROCID": str(host),
+                    "SLURM_LOCALID": str(host),
+                    "JAX_PLATFORMS": "cpu",
+                },
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for host in range(2)
+        ]
+        started.extend(hosts)
+        return hosts
+
+    yield start
+    for host in started:
+        host.kill()
+        host.wait()

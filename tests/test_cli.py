@@ -139,7 +139,11 @@ def test_predict_shows_labels_by_name(run, tiny_directory, tmp_path):
     ("head", "texts", "keys"),
     [
         (roberta_flax.HeadConfig("tags", 3, 0, "token", labels=("A", "B", "C")), ["a b"], ["head", "token"]),
-        (roberta_flax.HeadConfig("span", 2, 0, "span"), ["who?", "a b c d"], ["head", "answer", "probability"]),
+        (
+            roberta_flax.HeadConfig("span", 2, 0, "span"),
+            ["who?", "a b c d"],
+            ["head", "answer", "probability", "no_answer"],
+        ),
         (roberta_flax.HeadConfig("best", 1, 64, "choice"), ["x", "a", "b c"], ["head", "label", "probabilities"]),
         (roberta_flax.HeadConfig("score", 1, 64), ["x"], ["head", "values"]),
         (roberta_flax.HeadConfig("topics", 3, 64, problem="multi_label"), ["x"], ["head", "label", "probabilities"]),

@@ -21,13 +21,17 @@ from sklearn import metrics as sklearn_metrics
 from roberta_flax.errors import InputError
 from roberta_flax.evaluation import (
     CLASS_METRICS,
+    ENTITY_METRICS,
     METRICS,
     TASKS,
     VALUE_METRICS,
     ClassCounts,
+    EntityCounts,
     class_of,
+    entities,
     evaluate_classes,
     evaluate_values,
+    marks_entities,
     resolve_labels,
     task_of,
 )
@@ -136,6 +140,84 @@ def test_one_row_is_judged():
     assert right.metrics == {"accuracy": 1, "matthews": 0, "f1": 1, "macro_f1": 1}
     assert wrong.metrics == {"accuracy": 0, "matthews": 0, "f1": 0, "macro_f1": 0}
     assert "accuracy 1.0000 (95 % interval 0.2065 to 1.0000), 1 row\n" in right.to_text() + "\n"
+
+
+# --- entities -----------------------------------------------------------------------------------------------------
+
+NER = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def entity_counts(*sentences: tuple[str, str]) -> EntityCounts:
+    """Of sentences as predicted and gold labels with spaces between them."""
+    counts = EntityCounts(NER)
+    for predicted, gold in sentences:
+        counts.add(*([NER.index(label) for label in labels.split()] for labels in (predicted, gold)))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("O O", set()),
+        ("B-PER I-PER O B-LOC", {("PER", 0, 2), ("LOC", 3, 4)}),
+        ("B-PER B-PER I-PER", {("PER", 0, 1), ("PER", 1, 3)}),  # two that touch
+        ("B-PER I-LOC", {("PER", 0, 1), ("LOC", 1, 2)}),
+        ("O I-PER I-PER O I-PER", {("PER", 1, 3), ("PER", 4, 5)}),  # as CoNLL-2003's own files
+        ("I-PER B-PER I-PER", {("PER", 0, 1), ("PER", 1, 3)}),
+    ],
+)
+def test_entities_are_those_that_conlleval_reads_off_the_labels(labels, expected):
+    assert entities(labels.split()) == expected
+
+
+def test_an_entity_counts_where_its_type_and_all_its_words_are_right():
+    # by hand: 5 predicted, 4 gold; right are PER 0-2 and LOC 3-4, the others are a word short, another type, or nowhere
+    counts = entity_counts(
+        ("B-PER I-PER O B-LOC", "B-PER I-PER O B-LOC"),
+        ("B-PER O O", "B-PER I-PER O"),
+        ("O B-PER B-LOC", "O B-LOC O"),
+    )
+    evaluation = counts.evaluation((*ENTITY_METRICS, "accuracy"))
+    assert evaluation.metrics == pytest.approx(
+        {"entity_f1": 4 / 9, "entity_precision": 2 / 5, "entity_recall": 2 / 4, "accuracy": 7 / 10}
+    )
+    assert list(evaluation.intervals) == ["accuracy"]
+    assert evaluation.count == 10
+    assert entity_counts(("O O", "O O")).evaluation().metrics == dict.fromkeys(ENTITY_METRICS, 0.0)
+
+
+@given(st.lists(st.lists(st.tuples(*[st.sampled_from(NER)] * 2), min_size=1, max_size=8), min_size=1, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_entity_metrics_are_seqevals(sentences):
+    from seqeval import metrics as seqeval_metrics
+
+    counts = entity_counts(*((" ".join(a for a, _ in words), " ".join(b for _, b in words)) for words in sentences))
+    predicted, gold = ([[pair[i] for pair in words] for words in sentences] for i in range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sentences without entities
+        theirs = {
+            f"entity_{name}": getattr(seqeval_metrics, f"{name}_score")(gold, predicted)
+            for name in ("f1", "precision", "recall")
+        }
+    assert counts.evaluation().metrics == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (NER, True),
+        (("B-PER", "I-PER", "O"), True),
+        (("I-PER", "O"), True),
+        (("NOUN", "VERB", "O"), False),
+        (("B-PER", "I-PER"), False),
+        (("O",), False),
+        (("O", "B-", "I-"), False),
+        (("0", "1", "2"), False),
+        ((), False),
+    ],
+)
+def test_labels_mark_entities_where_all_but_o_have_b_or_i_and_a_type(labels, expected):
+    assert marks_entities(labels) is expected
 
 
 # --- Wilson's interval --------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from roberta_flax.forward import Params
 from roberta_flax.tokenizer import PAD_ID, Tokenizer
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step, masked_lm_loss, polynomial_decay
 from roberta_flax.train.masking import Masking
+from roberta_flax.train.pretraining import batch_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
@@ -104,7 +105,7 @@ def batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
                     "targets": labels[of_pairs],
                     "weights": np.ones(ROWS, np.float32),
                 },
-                "text": masked_batch(_padded([text[j] for j in of_text]), masking, random),
+                "text": _masked([text[j] for j in of_text], masking, random),
             }
 
 
@@ -119,24 +120,17 @@ def _text(
 
 
 def _padded(rows: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-    tokens = np.full((len(rows), length_bucket(max(map(len, rows)), POSITIONS)), PAD_ID, np.int32)
+    tokens = np.full((len(rows), _time(rows)), PAD_ID, np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
     return tokens
 
 
-def masked_batch(tokens: npt.NDArray[np.int32], masking: Masking, random: np.random.Generator) -> Batch:
+def _masked(rows: Sequence[npt.NDArray[np.int32]], masking: Masking, random: np.random.Generator) -> Batch:
     """The batch of the masked-LM loss that fairseq's masking makes of rows of token ids."""
-    masked = tokens.copy()
-    shape = len(tokens), masking.most(tokens.shape[1])
-    positions, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    for row in range(len(tokens)):
-        length = int((tokens[row] != PAD_ID).sum())
-        masked[row, :length], chosen = masking.apply(tokens[row, :length], random)
-        positions[row, : len(chosen)], weights[row, : len(chosen)] = chosen, 1
-    return {
-        "tokens": masked,
-        "positions": positions,
-        "targets": np.take_along_axis(tokens, positions, axis=1),
-        "weights": weights,
-    }
+    time = _time(rows)
+    return batch_of(rows, [masking.apply(row, random) for row in rows], (len(rows), time, masking.most(time)))
+
+
+def _time(rows: Sequence[npt.NDArray[np.int32]]) -> int:
+    return length_bucket(max(map(len, rows)), POSITIONS)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from roberta_flax.inference import Predictor
 
 
+_ROWS = 16  # of each device, where they are not laid out by their tokens
+
+
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file with gold labels, dev_matched.tsv say.")],
     head: Annotated[str | None, typer.Option(help="The head's name. [default: the only one]")] = None,
@@ -37,6 +40,12 @@ def command(
     ] = None,
     labels: Annotated[
         str | None, typer.Option(help="The head's classes in order, as FILE calls them, with commas between.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Of token and choice heads: FILE's key of the words, of what is given.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Of token and choice heads: FILE's key of the tags, of the right choice.")
     ] = None,
     on_long: batch.OnLong = "truncate",
     strategy: batch.Strategy = None,
@@ -59,13 +68,20 @@ def command(
 
     if not file.is_file():
         raise InputError(f"{file} is no file; give one with gold labels, as GLUE has them")
+    loading = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir)
+    chosen = head_of(loading.config(), model, head)
+    if chosen.kind != "sentence":
+        given = {"--on-long": on_long != "truncate", "--strategy": strategy, "--tokens-per-batch": tokens_per_batch}
+        if option := next((option for option, value in {**given, "--quantize": quantize}.items() if value), None):
+            raise InputError(f"{option} is for heads of kind sentence; {chosen.name!r} is of kind {chosen.kind}")
+        _judge_examples(file, loading, chosen, task, (text, label, labels), tensor_parallel, as_json)
+        return
+    if text or label:
+        raise InputError(f"--text and --label are for token and choice heads; {chosen.name!r} is of kind sentence")
     layout = evaluation.task_of(task or file)
-    roberta = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir).load()
-    chosen = head_of(roberta.config, model, head)
-    if chosen.kind != "sentence" or (chosen.problem == "regression") != (layout.problem == "regression"):
-        raise InputError(
-            f"head {chosen.name!r} is of kind {chosen.kind}, {chosen.problem}; {layout.name} is {layout.problem}"
-        )
+    if (chosen.problem == "regression") != (layout.problem == "regression"):
+        raise InputError(f"head {chosen.name!r} is of {chosen.problem}; {layout.name} is {layout.problem}")
+    roberta = loading.load()
     predictor = Predictor(
         roberta,
         Classify(chosen.name, logits=True),
@@ -83,6 +99,55 @@ def command(
     cut = f"; {predictor.stats.cut} were too long (--on-long {on_long})" if predictor.stats.cut else ""
     if skipped or cut:
         print(f"{skipped} rows without a gold label or a text were left out{cut}")
+
+
+def _judge_examples(
+    file: Path,
+    loading: Loading,
+    head: HeadConfig,
+    task: str | None,
+    named: tuple[str | None, str | None, str | None],
+    tensor_parallel: int,
+    as_json: bool,
+) -> None:
+    """As `finetune` reads and judges them; `named`: the keys of text and label, and the labels."""
+    from roberta_flax import sharding
+    from roberta_flax.errors import InputError
+    from roberta_flax.train import tasks
+    from roberta_flax.train.validation import Validation
+
+    text, label, labels = named
+    names = tuple(labels.split(",")) if labels else head.label_names if head.kind == "token" else ()
+    name = tasks.CUSTOM if task is None else tasks.task_name(task)
+    if len(names) not in (0, head.num_classes) or name not in (tasks.CUSTOM, *tasks.CHOICE_TASKS):
+        raise InputError(
+            f"head {head.name!r} is of kind {head.kind}, with {head.num_classes} outputs; got the task {name} and "
+            f"{len(names)} labels"
+        )
+    roberta = loading.load()
+    columns = tasks.Columns((text,) if text else (), (label,) if label else (), names)
+    kind = head.kind if name == tasks.CUSTOM else None
+    reading = tasks.reading(name, file, roberta.config, roberta.tokenizer, kind=kind, columns=columns, head=head.name)
+    examples = reading.read(file)
+    mesh = sharding.mesh(tensor_parallel=tensor_parallel)
+    validation = Validation(
+        examples,
+        head.name,
+        config=roberta.config,
+        tokenizer=roberta.tokenizer,
+        labels=reading.labels,
+        metrics=reading.metrics,
+        batch_size=_ROWS * mesh.shape[sharding.DATA],
+        dtype=loading.dtype,
+        precision=cast(Any, loading.precision),
+        mesh=mesh,
+    )
+    result, _ = validation.evaluate(sharding.place(roberta.params, roberta.config, mesh))
+    if as_json:
+        skipped = examples.tally.unusable + examples.tally.unlabelled
+        print_json({"task": name, "head": head.name, "skipped": skipped, **result.to_json()})
+    else:
+        print(f"{result.to_text()}\n{examples.tally.to_text()}")
 
 
 def _judged(file: Path, layout: Task, predictor: Predictor, gold_of: Any) -> Iterator[tuple[list[Any], list[Any], int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,10 +23,20 @@ from roberta_flax.cli.options import (
     Precision,
     print_json,
 )
+from roberta_flax.cli.training import (
+    DataParallel,
+    Distributed,
+    FullySharded,
+    Plot,
+    Remat,
+    TensorBoard,
+    TensorParallel,
+    is_first_process,
+    mesh_of,
+    report,
+)
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from roberta_flax.config import RobertaConfig
     from roberta_flax.train.examples import Examples, Tally
     from roberta_flax.train.finetuning import FineTuning, Result
@@ -91,16 +100,13 @@ def command(
     save_every: Annotated[
         int | None, typer.Option(help="Updates between checkpoints. [default: an epoch's, from 100 to 1000]")
     ] = None,
-    remat: Annotated[bool, typer.Option("--remat", help="Less memory, a third more work.")] = False,
-    data_parallel: Annotated[
-        int | None, typer.Option(help="Devices that share a batch's rows. [default: all, but for --tensor-parallel]")
-    ] = None,
-    tensor_parallel: Annotated[int, typer.Option(help="Devices that share each layer.")] = 1,
-    fully_sharded: Annotated[
-        bool, typer.Option("--fully-sharded", help="Divide parameters over the data-parallel devices, too.")
-    ] = False,
-    plot: Annotated[bool, typer.Option("--plot", help="Draw curves.png at the end.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write files for TensorBoard.")] = False,
+    remat: Remat = False,
+    data_parallel: DataParallel = None,
+    tensor_parallel: TensorParallel = 1,
+    fully_sharded: FullySharded = False,
+    distributed: Distributed = False,
+    plot: Plot = False,
+    tensorboard: TensorBoard = False,
     model: Model = "roberta.base",
     dtype: Dtype = "float32",
     precision: Precision = None,
@@ -133,6 +139,7 @@ def command(
             raise InputError(f"--{option} must be 1 or more, got {count}")
     if epochs is not None and updates is not None:
         raise InputError("give --epochs or --updates, not both")
+    mesh = mesh_of(recipe.batch_size, tensor_parallel, data_parallel=data_parallel, distributed=distributed)
     loading = Loading(model, dtype, precision, None, checkpoint_file, bpe_dir, cache_dir)
     roberta = loading.load()
     columns = tasks.Columns(
@@ -141,7 +148,6 @@ def command(
     reading = tasks.reading(
         name, train, roberta.config, roberta.tokenizer, kind=kind, columns=columns, head=head, max_length=max_length
     )
-    mesh = _mesh(data_parallel, tensor_parallel, recipe.batch_size)
     training, validation = (_read(reading, file) for file in (train, valid))
     per_epoch = -(-len(training) // (recipe.batch_size * recipe.update_freq))
     warmup, total = recipe.updates(per_epoch, epochs=epochs, updates=updates)
@@ -167,13 +173,12 @@ def command(
         remat=remat,
         note={"task": name, **loading.note()},
     )
-    print(
+    report(
         f"{recipe.source}: {total} updates of {recipe.batch_size * recipe.update_freq} examples, {warmup} of them "
-        f"warm-up; {per_epoch} make an epoch",
-        file=sys.stderr,
+        f"warm-up; {per_epoch} make an epoch"
     )
     if continues(roberta.config, reading.head):
-        print(f"{model} has a head {reading.head.name!r} for this: it is trained on", file=sys.stderr)
+        report(f"{model} has a head {reading.head.name!r} for this: it is trained on")
     asked = _asked(tuning, name)
     results: list[Result] = []
     for number in seeds:
@@ -182,8 +187,11 @@ def command(
         result = tuning.run(
             roberta, directory, seed=number, mesh=mesh, fully_sharded=fully_sharded, tensorboard=tensorboard, plot=plot
         )
-        layout.write_summary(directory, {**asked, **result.to_json()})
         results.append(result)
+        if is_first_process():
+            layout.write_summary(directory, {**asked, **result.to_json()})
+    if not is_first_process():
+        return
     if len(seeds) > 1:
         layout.write_summary(output, {**asked, **_of_seeds(output, results)})
     if as_json:
@@ -201,35 +209,10 @@ def _checked_seeds(given: Sequence[int] | None) -> list[int]:
     return seeds
 
 
-def _mesh(data_parallel: int | None, tensor_parallel: int, batch_size: int) -> Mesh | None:
-    """The devices that share the work; None for one."""
-    import jax
-
-    from roberta_flax import sharding
-    from roberta_flax.errors import InputError
-
-    devices = jax.local_devices()
-    if data_parallel is not None:
-        wanted = data_parallel * tensor_parallel
-        if not 1 <= wanted <= len(devices):
-            raise InputError(
-                f"--data-parallel times --tensor-parallel is from 1 to the {len(devices)} devices here, got {wanted}"
-            )
-        devices = devices[:wanted]
-    mesh = sharding.mesh(devices, tensor_parallel)
-    parts = mesh.shape[sharding.DATA]
-    if batch_size % parts:
-        raise InputError(
-            f"--batch-size must be a multiple of the {parts} devices that share its rows, got {batch_size}; change it, "
-            "or say with --data-parallel how many do"
-        )
-    return mesh if len(devices) > 1 else None
-
-
 def _read(reading: Reading, file: Path) -> Examples:
     """The examples of a file; what became of its rows is said on stderr."""
     examples = reading.read(file)
-    print(examples.tally.to_text(), file=sys.stderr)
+    report(examples.tally.to_text())
     return examples
 
 

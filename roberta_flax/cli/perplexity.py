@@ -26,11 +26,10 @@ from roberta_flax.cli.pretrain import (
     MaskProb,
     RandomTokenProb,
     Samples,
-    TensorParallel,
     TokensPerSample,
     WholeWords,
-    mesh_of,
 )
+from roberta_flax.cli.training import DataParallel, TensorParallel, mesh_of
 
 
 def command(
@@ -43,6 +42,7 @@ def command(
     mask_whole_words: WholeWords = False,
     batch_size: BatchSize = 16,
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 1,
+    data_parallel: DataParallel = None,
     tensor_parallel: TensorParallel = 1,
     model: Model = "roberta.base",
     dtype: Dtype = "float32",
@@ -60,7 +60,7 @@ def command(
     from roberta_flax.train import make_eval_step, masked_lm_loss
     from roberta_flax.train.pretraining import mean_loss
 
-    mesh = mesh_of(tensor_parallel, distributed=False)
+    mesh = mesh_of(batch_size, tensor_parallel, data_parallel=data_parallel)
     roberta = Loading(model, dtype, precision, None, checkpoint_file, bpe_dir, cache_dir).load()
     config = roberta.config
     samples = Samples(

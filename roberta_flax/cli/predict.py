@@ -159,7 +159,10 @@ def _token(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, An
 
 
 def _span(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any]:
-    """The likeliest span of the last text: of a question and what it asks of, the second."""
+    """The likeliest span of the last text: of a question and what it asks of, the second.
+
+    "no_answer" is the probability of `<s>`, to which a head points where there is none (SQuAD 2.0).
+    """
     import numpy as np
 
     from roberta_flax.errors import InputError
@@ -167,12 +170,14 @@ def _span(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any
 
     tokens = roberta.encode(*texts)
     last = len(tokens) - 1 - len(roberta.tokenizer.encode_text(texts[-1]))
-    scores = np.asarray(roberta.predict(head.name, tokens), np.float64)[0][last:-1]
+    whole = np.asarray(roberta.predict(head.name, tokens), np.float64)[0]
+    scores = whole[last:-1]
     if not len(scores):
         raise InputError("an answer is a span of the last text, and that is empty")
     start, end = best_span(scores)
     answer = str(roberta.decode(tokens[last + start : last + end + 1])).strip()
-    return {"answer": answer, "probability": float(np.exp(scores[start, 0] + scores[end, 1]))}
+    probability, no_answer = np.exp([scores[start, 0] + scores[end, 1], whole[0].sum()]).tolist()
+    return {"answer": answer, "probability": probability, "no_answer": no_answer}
 
 
 def _choice(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,10 +22,20 @@ from roberta_flax.cli.options import (
     print_json,
 )
 from roberta_flax.cli.preprocess import SourceModel, TokenizerDir
+from roberta_flax.cli.training import (
+    DataParallel,
+    Distributed,
+    FullySharded,
+    Plot,
+    Remat,
+    TensorBoard,
+    TensorParallel,
+    is_first_process,
+    mesh_of,
+    report,
+)
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from roberta_flax.config import RobertaConfig
     from roberta_flax.forward import Params
     from roberta_flax.tokenizer import Tokenizer
@@ -43,7 +52,6 @@ LeaveUnmaskedProb = Annotated[float, typer.Option(help="Of these, the share that
 RandomTokenProb = Annotated[float, typer.Option(help="Of these, the share that becomes another token.")]
 WholeWords = Annotated[bool, typer.Option("--mask-whole-words", help="Mask words, not tokens.")]
 BatchSize = Annotated[int, typer.Option(help="Samples that all devices together work on at a time.")]
-TensorParallel = Annotated[int, typer.Option(help="Devices that share each layer; the others divide the batch.")]
 
 
 def command(
@@ -83,17 +91,13 @@ def command(
     seed: Annotated[int, typer.Option(help="Of initialisation, order, masks and dropout.")] = 1,
     dtype: Dtype = "float32",
     precision: Precision = None,
-    remat: Annotated[bool, typer.Option("--remat", help="Less memory for a third more work.")] = False,
+    remat: Remat = False,
+    data_parallel: DataParallel = None,
     tensor_parallel: TensorParallel = 1,
-    fully_sharded: Annotated[
-        bool, typer.Option("--fully-sharded", help="Divide parameters over the devices that divide the batch.")
-    ] = False,
-    distributed: Annotated[
-        bool,
-        typer.Option("--distributed", help="This is one of several hosts (jax.distributed)."),
-    ] = False,
-    plot: Annotated[bool, typer.Option("--plot", help="Draw OUTPUT/curves.png at the end.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write OUTPUT/tensorboard.")] = False,
+    fully_sharded: FullySharded = False,
+    distributed: Distributed = False,
+    plot: Plot = False,
+    tensorboard: TensorBoard = False,
     checkpoint_file: CheckpointFile = "model.pt",
     bpe_dir: BpeDir = None,
     cache_dir: CacheDir = None,
@@ -116,7 +120,7 @@ def command(
     from roberta_flax.train.loop import Plan, run
     from roberta_flax.train.pretraining import mean_loss, training_batches
 
-    mesh = mesh_of(tensor_parallel, distributed)
+    mesh = mesh_of(batch_size, tensor_parallel, data_parallel=data_parallel, distributed=distributed)
     keep_programs(cache_dir)
     sizes = given(
         num_layers=layers,
@@ -229,11 +233,10 @@ class Samples:
                 f"--tokens-per-sample must be at most the model's {config.max_positions} positions, got {longest}"
             )
         blocks = corpus.blocks(self.break_mode, longest, bos_id=tokenizer.bos_id)
-        if blocks.dropped and is_first_process():
-            print(
+        if blocks.dropped:
+            report(
                 f"{path}: {blocks.dropped} of {blocks.dropped + len(blocks)} samples are longer than {longest} tokens "
-                "and left out; cut their lines, or take --sample-break-mode none",
-                file=sys.stderr,
+                "and left out; cut their lines, or take --sample-break-mode none"
             )
         masking = Masking.of(
             tokenizer,
@@ -286,26 +289,6 @@ def _from_scratch(tokenizer: Path | None, size: str, sizes: dict[str, Any], seed
     encoder = Tokenizer.from_directory(tokenizer)
     config = presets[size](vocab_size=encoder.vocab_size, **sizes)
     return _Start(config, forward.init_params(config, jax.random.key(seed)), encoder, "from scratch")
-
-
-def mesh_of(tensor_parallel: int, distributed: bool) -> Mesh | None:
-    """All devices, of all hosts if `distributed`; None where there is one."""
-    import jax
-
-    from roberta_flax import sharding
-    from roberta_flax.cli.batch import join_hosts
-
-    if distributed:
-        join_hosts()
-    mesh = sharding.mesh(jax.devices(), tensor_parallel)
-    return mesh if mesh.size > 1 else None
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and reports."""
-    import jax
-
-    return jax.process_index() == 0
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from roberta_flax.errors import InputError
 from roberta_flax.forward import Params
@@ -41,6 +42,8 @@ def opened(directory: Path, keep: int) -> Iterator[Checkpoints]:
     with _quiet():
         try:
             manager = ocp.CheckpointManager(directory.resolve(), options=options)
+            if jax.process_count() > 1:  # all have listed them before one is deleted, for which all wait
+                multihost_utils.sync_global_devices("checkpoints")
             for update in sorted(manager.all_steps())[:-keep]:  # what a run left that was killed before it deleted them
                 manager.delete(update)
         except OSError as error:

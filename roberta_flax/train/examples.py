@@ -71,7 +71,7 @@ class Tally:
 
 
 class Question(NamedTuple):
-    """What is asked of a span head: where the answer is, and the right ones."""
+    """What is asked of a span head: where the answer is, and the right ones; () where there is none."""
 
     context: str
     answers: tuple[str, ...]
@@ -238,8 +238,8 @@ def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
 
     As SQuAD has them: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}}, or the
     answers as a list of {"text": ..., "answer_start": ...}. The target is the first answer. A context that is too long
-    slides by in windows, as in inference.encode_texts; where the answer is not in one, its target is the first token,
-    `<s>`, as in BERT's run_squad.py.
+    slides by in windows, as in inference.encode_texts; where the answer is not in one, or there is none (no answers, as
+    SQuAD 2.0 has), its target is the first token, `<s>`, as in BERT's run_squad.py.
 
     Args:
       path: the file.
@@ -255,17 +255,17 @@ def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
     def encode(record: dict[str, Any]) -> list[_Example]:
         question, context = (_text_of(record, name) for name in ("question", "context"))
         answers = _answers(record, context)
-        begin, end = answers[0][1], answers[0][1] + len(answers[0][0])
         spans = tokenizer.spans(context)
+        text, begin = answers[0] if answers else ("", 0)
         first = int(np.searchsorted(spans[:, 1], begin, side="right"))
-        last = int(np.searchsorted(spans[:, 0], end, side="left")) - 1
+        last = int(np.searchsorted(spans[:, 0], begin + len(text), side="left")) - 1
         pieces = encode_texts(tokenizer, (question, context), limit, "window")
         found = []
         for piece in pieces:
             prefix, inside = piece.prefix, (piece.begin, piece.end)
             if not piece.cut:
                 prefix, inside = len(piece.ids) - 1 - len(spans), (0, len(spans))
-            there = inside[0] <= first and last < inside[1]
+            there = bool(answers) and inside[0] <= first and last < inside[1]
             moved = prefix - inside[0]
             found.append(_Example([piece.ids], (first + moved, last + moved) if there else (0, 0), piece.cut))
             windows.append((len(questions), prefix, *inside))
@@ -497,7 +497,7 @@ def _list_of(record: dict[str, Any], name: str) -> list[Any]:
 
 
 def _answers(record: dict[str, Any], context: str) -> list[tuple[str, int]]:
-    """SQuAD's answers: their texts, and the characters of the context where they begin."""
+    """SQuAD's answers, which may be none: their texts, and the characters of the context where they begin."""
     found = record.get("answers")
     if isinstance(found, dict):
         texts, starts = (found.get(name) for name in ("text", "answer_start"))
@@ -508,8 +508,6 @@ def _answers(record: dict[str, Any], context: str) -> list[tuple[str, int]]:
         answers = [(answer.get("text"), answer.get("answer_start")) for answer in found]
     else:
         raise InputError("answers is missing, or not as SQuAD's are")
-    if not answers:
-        raise InputError("no answer: questions without one, as SQuAD 2.0 has, cannot be learnt from")
     for text, start in answers:
         there = isinstance(text, str) and isinstance(start, int) and start >= 0
         if not there or not text.strip() or context[start : start + len(text)] != text:

@@ -399,6 +399,8 @@ class _Loop:
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
             self.save_best(params)
+        if jax.process_count() > 1:  # others may read it then
+            multihost_utils.sync_global_devices("best")
 
     def _save(self, update: int) -> None:
         if self.records is not None:

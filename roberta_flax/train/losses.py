@@ -28,8 +28,8 @@ import numpy as np
 
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
-from roberta_flax.forward import DTypeLike, Params, PrecisionLike, check_lm_head, network
-from roberta_flax.model import Numerics, RobertaModel, first_token, tokens_at
+from roberta_flax.forward import DTypeLike, Params, PrecisionLike, check_lm_head, head_outputs, network
+from roberta_flax.model import Numerics, tokens_at
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -93,7 +93,8 @@ def head_loss(
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         tokens, targets, weights = batch["tokens"], batch["targets"], batch["weights"]
-        outputs = _outputs(network(params, config, numerics), kind, tokens.reshape(-1, tokens.shape[-1]), key)
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        outputs = head_outputs(network(params, config, numerics), kind, rows, key=key)
         if tokens.ndim == 3:
             each = _cross_entropy(outputs.reshape(tokens.shape[:2]), targets)
         else:
@@ -133,14 +134,6 @@ def _numerics(dtype: DTypeLike, precision: PrecisionLike, attention: str | None,
     if numerics.dtype == jnp.float16:
         raise InputError("float16 has too few exponents for gradients; train in bfloat16 or float32")
     return numerics
-
-
-def _outputs(
-    model: RobertaModel, head: HeadConfig, tokens: Int[Array, "batch time"], key: Key[Array, ""] | None
-) -> Float[Array, "batch ..."]:
-    body_key, head_key = (None, None) if key is None else jax.random.split(key)
-    select = first_token if head.has_dense else None
-    return model.head_logits(head.name, model.hidden_states(tokens, None, body_key, select)[1], head_key)
 
 
 def _each_loss(

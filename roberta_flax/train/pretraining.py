@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from roberta_flax.sharding import place_batch
 from roberta_flax.tokenizer import PAD_ID
 from roberta_flax.train.corpus import Blocks
 from roberta_flax.train.extra import require
-from roberta_flax.train.masking import Masking, mask_block, stream
+from roberta_flax.train.masking import Block, Masking, mask_block, stream
 
 if TYPE_CHECKING:
     import grain
@@ -115,17 +115,7 @@ class MaskedBatches:
             for index, block in zip(chosen.tolist(), blocks, strict=True)
         ]
         most = self._width(time, max(len(positions) for _, positions in masked))
-        batch = {
-            "tokens": np.full((self._rows, time), self._pad_id, np.int32),
-            "positions": np.zeros((self._rows, most), np.int32),
-            "targets": np.full((self._rows, most), self._pad_id, np.int32),
-            "weights": np.zeros((self._rows, most), np.float32),
-        }
-        for row, (block, (tokens, positions)) in enumerate(zip(blocks, masked, strict=True)):
-            batch["tokens"][row, : len(tokens)] = tokens
-            batch["positions"][row, : len(positions)] = positions
-            batch["targets"][row, : len(positions)] = block[positions]
-            batch["weights"][row, : len(positions)] = 1
+        batch = batch_of(blocks, masked, (self._rows, time, most), self._pad_id)
         return {name: array.reshape(*self._shape, -1) for name, array in batch.items()}
 
     def _width(self, time: int, longest: int) -> int:
@@ -140,6 +130,35 @@ class MaskedBatches:
             while most < longest:
                 most *= 2
         return min(most, time)
+
+
+def batch_of(
+    blocks: Sequence[Block],
+    masked: Sequence[tuple[Block, npt.NDArray[np.int64]]],
+    shape: tuple[int, int, int],
+    pad_id: int = PAD_ID,
+) -> Batch:
+    """The Batch of some sequences.
+
+    Args:
+      blocks: token ids [length] of each.
+      masked: of each, with masks in it, and the positions that are to be predicted (Masking.apply).
+      shape: rows, tokens of a row, and positions of a row; no fewer than there are.
+      pad_id: of the model.
+    """
+    rows, time, most = shape
+    batch = {
+        "tokens": np.full((rows, time), pad_id, np.int32),
+        "positions": np.zeros((rows, most), np.int32),
+        "targets": np.full((rows, most), pad_id, np.int32),
+        "weights": np.zeros((rows, most), np.float32),
+    }
+    for row, (block, (tokens, positions)) in enumerate(zip(blocks, masked, strict=True)):
+        batch["tokens"][row, : len(tokens)] = tokens
+        batch["positions"][row, : len(positions)] = positions
+        batch["targets"][row, : len(positions)] = block[positions]
+        batch["weights"][row, : len(positions)] = 1
+    return batch
 
 
 def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from roberta_flax import evaluation, forward
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
-from roberta_flax.evaluation import ClassCounts, Evaluation
+from roberta_flax.evaluation import ClassCounts, EntityCounts, Evaluation
 from roberta_flax.forward import DTypeLike, Params, PrecisionLike
 from roberta_flax.hub import best_span
 from roberta_flax.sharding import place_batch
@@ -29,12 +29,15 @@ def metrics_of(head: HeadConfig) -> tuple[str, ...]:
     """What a head is judged by where its task does not say, the main one first.
 
     sentence: accuracy, macro_f1 of classes; pearson, spearman, mse of values; f1, accuracy of any number of labels,
-    over all decisions together (micro-averaged). token: macro_f1, accuracy. span: f1, exact_match. choice: accuracy.
+    over all decisions together (micro-averaged). token: entity_f1, entity_precision, entity_recall, accuracy where the
+    labels mark entities (evaluation.marks_entities), macro_f1, accuracy else. span: f1, exact_match. choice: accuracy.
     """
     if head.problem == "regression" and head.kind == "sentence":
         return evaluation.VALUE_METRICS
     if head.problem == "multi_label":
         return ("f1", "accuracy")
+    if head.kind == "token" and evaluation.marks_entities(head.label_names):
+        return (*evaluation.ENTITY_METRICS, "accuracy")
     by_kind = {"sentence": ("accuracy", "macro_f1"), "token": ("macro_f1", "accuracy"), "span": ("f1", "exact_match")}
     return by_kind.get(head.kind, ("accuracy",))
 
@@ -121,6 +124,8 @@ class Validation:
             return _Classes(("0", "1"), self.metrics, _of_labels)
         if self.head.problem == "regression":
             return _Values(self.metrics)
+        if not set(self.metrics).isdisjoint(evaluation.ENTITY_METRICS):
+            return _Entities(self.labels, self.metrics)
         return _Classes(self.labels, self.metrics, _of_tokens if self.head.kind == "token" else _of_sentences)
 
 
@@ -166,6 +171,19 @@ def _of_labels(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any
     return (outputs[counts] > 0).astype(np.int32).ravel(), batch["targets"][counts].astype(np.int32).ravel()
 
 
+class _Entities:
+    def __init__(self, labels: Sequence[str], metrics: Sequence[str]) -> None:
+        self._counts, self._metrics = EntityCounts(labels), metrics
+
+    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+        counts = batch["weights"] > 0
+        for predicted, gold, words in zip(outputs.argmax(axis=-1), batch["targets"], counts, strict=True):
+            self._counts.add(predicted[words], gold[words])
+
+    def evaluation(self) -> Evaluation:
+        return self._counts.evaluation(self._metrics)
+
+
 class _Values:
     def __init__(self, metrics: Sequence[str]) -> None:
         self._metrics = metrics
@@ -181,15 +199,22 @@ class _Values:
 
 
 class _Answers:
-    """Of each question the best span of all its windows, by the sum of the logits of its ends (BERT's run_squad.py)."""
+    """Of each question the best span of all its windows, by the sum of the logits of its ends (BERT's run_squad.py).
+
+    Where the examples have questions without an answer: none, if in every window more speaks for `<s>` than for the
+    best span of all, as in run_squad.py with --version_2_with_negative and a threshold of 0.
+    """
 
     def __init__(self, examples: Examples, tokenizer: Tokenizer) -> None:
         self._examples, self._tokenizer = examples, tokenizer
         self._best: dict[int, tuple[float, str]] = {}
+        self._none: dict[int, float] = {}  # what speaks for no answer
+        self._may_be_none = not all(question.answers for question in examples.questions)
 
     def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
         for number, scores in zip(numbers, outputs, strict=False):
             question, prefix, begin, end = self._examples.windows[number].tolist()
+            self._none[question] = min(scores[0].sum(), self._none.get(question, np.inf))
             scores = scores[prefix : prefix + end - begin]
             first, last = best_span(scores)
             score = scores[first, 0] + scores[last, 1]
@@ -200,5 +225,9 @@ class _Answers:
 
     def evaluation(self) -> Evaluation:
         questions = self._examples.questions
-        answers = [self._best[number][1] for number in range(len(questions))]
+        answers = [self._answer(number) for number in range(len(questions))]
         return evaluation.evaluate_answers(answers, [question.answers for question in questions])
+
+    def _answer(self, question: int) -> str:
+        score, answer = self._best[question]
+        return "" if self._may_be_none and self._none[question] > score else answer

@@ -280,11 +280,23 @@ def test_a_long_context_slides_by_and_the_answer_is_found_in_its_windows(tokeniz
     assert sorted(set(itertools.chain(*covered))) == list(range(len(tokenizer.encode_text(context))))
 
 
+@pytest.mark.parametrize("answers", [{"text": [], "answer_start": []}, []])
+def test_a_question_without_an_answer_points_at_the_first_token_in_every_window(answers, tokenizer, tmp_path):
+    context = "a dog and a cat. " * 20
+    unanswerable = {"question": "Where?", "context": context, "answers": answers}
+    found = span_examples(written(tmp_path / "s.jsonl", unanswerable, squad("q", "mayor")), tokenizer, 64)
+    of_first = found.windows[:, 0] == 0
+    assert of_first.sum() > 1
+    assert (found.targets[of_first] == 0).all()
+    assert found.targets[~of_first].any()
+    assert [question.answers for question in found.questions] == [(), ("mayor",)]
+    assert found.tally.unusable == 0
+
+
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
         ({"text": ["mayor"], "answer_start": [3]}, "answer 'mayor' is not at character 3 of the context"),
-        ({"text": [], "answer_start": []}, "questions without one"),
         ({"text": ["mayor"]}, "as many text as answer_start"),
         ("mayor", "answers is missing, or not as SQuAD's are"),
     ],

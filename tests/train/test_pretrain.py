@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
-import subprocess
 import sys
 
 import jax
@@ -308,26 +305,10 @@ def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_d
     assert not np.array_equal(before["embeddings.token.embedding"], after["embeddings.token.embedding"])
 
 
-def test_two_hosts_and_one_agree(run, data, tiny_source, tmp_path):
-    """Two processes that find each other as under SLURM, with one CPU device each."""
+def test_two_hosts_and_one_agree(run, two_hosts, data, tiny_source, tmp_path):
     options = ("--data", data, "--valid", data, "--tokenizer", tiny_source, *SMALL, *SHORT, *ONE_SHAPE)
     assert run("pretrain", "-o", tmp_path / "one", *options)[0] == 0
-    program = [sys.executable, "-c", "from roberta_flax.cli import main; main()"]
-    command = [*program, "pretrain", "-o", tmp_path / "two", *options, "--distributed"]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        # jax makes the coordinator's port of the job's number (jax/_src/clusters/slurm_cluster.py)
-        job = free.getsockname()[1] % 2**12
-    slurm = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "JAX_PLATFORMS": "cpu"}
-    hosts = [
-        subprocess.Popen(
-            list(map(str, command)),
-            env={**os.environ, **slurm, "SLURM_PROCID": str(host), "SLURM_LOCALID": str(host)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for host in range(2)
-    ]
+    hosts = two_hosts("pretrain", "-o", tmp_path / "two", *options, "--distributed")
     said = [host.communicate(timeout=300) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     assert ["validation loss" in out for out, _ in said] == [True, False]
@@ -379,3 +360,21 @@ def test_long_samples_are_left_out_and_counted(run, data, tiny_directory):
     assert status == 0
     assert err.count("\n") == 1
     assert "samples are longer than 13 tokens and left out" in err
+
+
+def test_rows_that_the_devices_cannot_share_are_refused_in_one_line(eight_devices, data, tiny_directory, tmp_path):
+    program = f"""
+import sys
+from roberta_flax.cli import main
+sys.argv = {["roberta-flax", "perplexity", str(data), "--model", str(tiny_directory), "--batch-size", "12"]!r}
+try:
+    main()
+except SystemExit as stopped:
+    print(stopped.code)
+sys.argv += ["--data-parallel", "2", "--tensor-parallel", "2"]
+main()
+"""
+    message, status, perplexity = eight_devices(f"import sys; sys.stderr = sys.stdout\n{program}").splitlines()
+    assert "--batch-size must be a multiple of the 8 devices that share its rows, got 12" in message
+    assert status == "1"
+    assert perplexity.startswith("loss ")
