@@ -29,6 +29,7 @@ from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
 from roberta_flax.products import accumulation_dtype, product
 from roberta_flax.quantize import QuantizedLinear
+from roberta_flax.residuals import RecomputedLayerNorm, keeping_rounded, made_once
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
@@ -107,7 +108,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate); nothing without a key."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = made_once(jax.random.bernoulli(key, 1.0 - rate, x.shape))
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
@@ -236,11 +237,12 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.config = config
+        self.activation = keeping_rounded(ACTIVATION_FUNCTIONS[config.activation], numerics.dtype)
         self.intermediate = layer_linear(config.hidden_size, config.intermediate_size, numerics, rngs)
         self.output = layer_linear(config.intermediate_size, config.hidden_size, numerics, rngs)
 
     def __call__(self, x: Float[Array, "tokens hidden"], key: Key[Array, ""] | None) -> Float[Array, "tokens hidden"]:
-        x = ACTIVATION_FUNCTIONS[self.config.activation](self.intermediate(x))
+        x = self.activation(self.intermediate(x))
         return self.output(dropout(x, self.config.activation_dropout, key))
 
 
@@ -449,7 +451,8 @@ def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) 
 
 def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm of the features, in the accumulation dtype, by the two-pass variance, as torch computes it."""
-    return nnx.LayerNorm(
+    kind = RecomputedLayerNorm if numerics.dtype.itemsize == 2 else nnx.LayerNorm
+    return kind(
         config.hidden_size,
         epsilon=config.layer_norm_epsilon,
         dtype=numerics.accumulation_dtype,
