@@ -31,6 +31,7 @@ from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
 from roberta_flax.products import accumulation_dtype, product
 from roberta_flax.quantize import QuantizedLinear
+from roberta_flax.residuals import RecomputedLayerNorm, keeping_rounded, made_once
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
@@ -112,7 +113,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate); nothing without a key."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = made_once(jax.random.bernoulli(key, 1.0 - rate, x.shape))
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
@@ -262,12 +263,13 @@ class FeedForward(Part):
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         super().__init__(config, numerics)
+        self.activation = keeping_rounded(ACTIVATION_FUNCTIONS[config.activation], numerics.dtype)
         self.intermediate = layer_linear(config.hidden_size, config.intermediate_size, numerics, rngs)
         self.output = layer_linear(config.intermediate_size, config.hidden_size, numerics, rngs)
 
     def __call__(self, x: Float[Array, "tokens hidden"], key: Key[Array, ""] | None) -> Float[Array, "tokens hidden"]:
         intermediate = self.intermediate(x)
-        activation = ACTIVATION_FUNCTIONS[self.config.activation](intermediate)
+        activation = self.activation(intermediate)
         output = self.output(dropout(activation, self.config.activation_dropout, key))
         for name, value in (("intermediate", intermediate), ("activation", activation), ("output", output)):
             self.show(name, value)
@@ -496,7 +498,8 @@ def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx
     the mean's square): what that loses is far below what rounding the operands does, and an accelerator reads the
     features once.
     """
-    return nnx.LayerNorm(
+    kind = RecomputedLayerNorm if numerics.dtype.itemsize == 2 else nnx.LayerNorm
+    return kind(
         config.hidden_size,
         epsilon=config.layer_norm_epsilon,
         dtype=numerics.accumulation_dtype,

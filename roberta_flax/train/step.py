@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from roberta_flax.checkpoint import path_name
 from roberta_flax.errors import InputError
 from roberta_flax.forward import Params
+from roberta_flax.residuals import KEEP_BARRIERS
 from roberta_flax.train.losses import Batch, Loss
 
 if TYPE_CHECKING:
@@ -122,11 +123,18 @@ class TrainStep:
 
     def _of(self, *kept: Any) -> Any:
         leaves, tree = jax.tree.flatten(kept)
-        return self._compiled(tree, tuple(map(_named_sharding, leaves)))
+        return self._compiled(tree, tuple(map(_named_sharding, leaves)), _platforms(leaves) == {"cpu"})
 
-    def _jitted(self, tree: Any, shardings: tuple[NamedSharding | None, ...]) -> Any:
+    def _jitted(self, tree: Any, shardings: tuple[NamedSharding | None, ...], on_cpu: bool) -> Any:
         kept = jax.tree.unflatten(tree, shardings)
-        return jax.jit(self._function, donate_argnums=(0, 1), out_shardings=(*kept, None))
+        options = KEEP_BARRIERS if on_cpu else None
+        return jax.jit(self._function, donate_argnums=(0, 1), out_shardings=(*kept, None), compiler_options=options)
+
+
+def _platforms(leaves: Sequence[Any]) -> set[str]:
+    """Of the devices that arrays are on, or are said to be; the default backend's where nothing is said."""
+    shardings = [leaf.sharding for leaf in leaves if getattr(leaf, "sharding", None) is not None]
+    return {device.platform for one in set(shardings) for device in one.device_set} or {jax.default_backend()}
 
 
 def _named_sharding(leaf: Any) -> NamedSharding | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from roberta_flax import checkpoint, forward
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
 from roberta_flax.model import dropout
+from roberta_flax.products import product
 from roberta_flax.train import (
     adam,
     head_loss,
@@ -291,22 +294,62 @@ def test_layers_that_are_computed_again_give_the_same_update(params):
 def test_no_product_of_an_update_in_bfloat16_has_a_float32_operand(params):
     loss = head_loss("sentence", config=CONFIG, dtype="bfloat16")
     gradient = jax.grad(lambda p: loss(p, sentence_batch(), jax.random.key(0))[0])
-    found: list[set[str]] = []
-
-    def look(jaxpr: Any) -> None:
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                found.append({str(v.aval.dtype) for v in equation.invars})
-                assert equation.outvars[0].aval.dtype == jnp.float32
-            for value in equation.params.values():
-                for inner in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-                    if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                        look(getattr(inner, "jaxpr", inner))
-
-    look(jax.make_jaxpr(gradient)(params).jaxpr)
+    lowered = jax.jit(gradient).lower(params).as_text()
+    dtype = r"tensor<(?:\d+x)*(\w+)>"
+    found = re.findall(rf"stablehlo\.dot_general .* : \({dtype}, {dtype}\) -> {dtype}", lowered)
     # 6 + 2 products a layer forwards, the same twice backwards, and the head's two thrice
     assert len(found) == 3 * (8 * CONFIG.num_layers + 2)
-    assert all(dtypes == {"bfloat16"} for dtypes in found)
+    assert set(found) == {("bf16", "bf16", "f32")}
+
+
+def test_the_cpu_compiler_takes_a_kernels_gradient_from_bfloat16_too():
+    def compiled(function: Any, *shapes: tuple[int, int]) -> str:
+        arrays = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+        text: str = jax.jit(function).lower(*arrays).compile().as_text()
+        return text
+
+    multiply = partial(product, "ti,io->to", dtype="bfloat16")
+    if "f32[256,64]" in compiled(multiply, (256, 64), (64, 128)):
+        pytest.skip("this CPU has no product of bfloat16")
+
+    def gradient(x: Any, of_result: Any) -> Any:
+        kernel = jnp.zeros((64, 128), jnp.bfloat16)
+        return jax.vjp(partial(multiply, x), kernel)[1](of_result.astype(jnp.float32))
+
+    assert "f32[256," not in compiled(gradient, (256, 64), (256, 128))
+
+
+def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
+    """Of each further layer as many bytes as a count by hand."""
+    rows, time, hidden, heads, inner = 4, 128, 64, 4, 256
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((rows, time), jnp.int32),
+        "targets": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        "weights": jax.ShapeDtypeStruct((rows,), jnp.float32),
+    }
+
+    def temporaries(layers: int) -> int:
+        config = RobertaConfig(
+            vocab_size=VOCAB, num_layers=layers, hidden_size=hidden, num_heads=heads, intermediate_size=inner,
+            max_positions=time, heads=(HeadConfig("sentence", 3, hidden),),
+        )  # fmt: skip
+        optimizer = adam(1e-3, config=config)
+        params = jax.eval_shape(lambda: forward.init_params(config, jax.random.key(0)))
+        state = jax.eval_shape(lambda: init_optimizer(optimizer, params))
+        loss = head_loss("sentence", config=config, dtype="bfloat16")
+        lowered = make_train_step(loss, optimizer).lower(params, state, batch, jax.random.key(0))
+        size: int = lowered.compile().memory_analysis().temp_size_in_bytes
+        return size
+
+    # a token's: operands of products (six of the hidden size; the activation's argument and result), two LayerNorms'
+    # inputs in float32, two dropout masks
+    of_a_token = 2 * (6 * hidden + 2 * inner) + 4 * 2 * hidden + 2 * hidden
+    # a pair of tokens': the softmax in float32, its mask, the weights as an operand
+    of_a_pair = heads * (4 + 1 + 2)
+    kernels = 2 * (4 * hidden**2 + 2 * hidden * inner)
+    by_hand = rows * time * (of_a_token + time * of_a_pair) + kernels
+    # a tenth for how buffers fit together
+    assert (temporaries(7) - temporaries(3)) / 4 < 1.1 * by_hand
 
 
 def test_gradients_in_bfloat16_are_near_those_in_float32(params):
