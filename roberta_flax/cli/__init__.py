@@ -22,6 +22,7 @@ from roberta_flax.cli import (
     fill_mask,
     finetune,
     mnli,
+    parity,
     perplexity,
     predict,
     preprocess,
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command("convert")(convert.command)
 app.command("export")(export.command)
 app.command("verify")(verify.command)
+app.command("parity")(parity.command)
 app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)
 app.command("mnli")(mnli.command)

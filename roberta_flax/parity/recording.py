@@ -104,6 +104,11 @@ class Recording:
         if recorded != fingerprint(directory):
             raise InputError(f"{folder} was recorded of a model with other parameters than {directory}")
 
+    @property
+    def batches(self) -> int:
+        """How many there are."""
+        return len(self._bounds)
+
     def observations(self) -> Iterator[Observed]:
         """Each batch in turn."""
         for number, bounds in enumerate(self._bounds):
