@@ -20,10 +20,19 @@ if TYPE_CHECKING:
 _REPORT = "report.json"
 _PAGE = "report.html"
 
-Dtype = Literal["float64", "float32", "bfloat16", "float16", "int8"]
 Precision = Literal["default", "high", "highest"]
 Backend = Literal["cpu", "gpu", "tpu"]
 Reference = Literal["builtin", "fairseq", "transformers"]
+
+
+def _known(dtypes: list[str] | None) -> list[str] | None:
+    """Wrong usage where one of them is none."""
+    from roberta_flax.parity.rounding import DTYPES
+
+    for dtype in dtypes or ():
+        if dtype not in DTYPES:
+            raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(DTYPES)}")
+    return dtypes
 
 
 def command(
@@ -40,7 +49,12 @@ def command(
         typer.Option("--column", "-c", help="Of such a file: a column with text; twice for pairs."),
     ] = None,
     dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Of the Flax side; may be given several times. [default: float32]")
+        list[str] | None,
+        typer.Option(
+            callback=_known,
+            help="Of the Flax side: float64, float32, bfloat16, float16, int8; may be given several times. "
+            "[default: float32]",
+        ),
     ] = None,
     precision: Annotated[
         Precision | None, typer.Option(help="Of matrix products: highest for float32 parity on TPU and GPU.")

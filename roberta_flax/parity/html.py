@@ -41,7 +41,8 @@ code, pre { font-family: ui-monospace, monospace; font-size: .85em; overflow-wra
 pre { background: var(--shade); padding: .7rem .9rem; margin: .6rem 0; border-left: .25rem solid var(--fail); }
 .wide { overflow-x: auto; max-width: 100%; }
 table code { white-space: pre; }
-.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 0 1.5rem; } .side > div { min-width: 0; }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 0 1.5rem; }
+.side > div { min-width: 0; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; } thead th { background: var(--shade); }
@@ -115,7 +116,8 @@ def _body(report: Report) -> Iterator[str]:
         yield f'<div class="wide" tabindex="0" role="region" aria-label="{escape(plot.title)}">{plot.svg}</div>'
         yield f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
     if any(run.worst_tokens for run in report.runs):
-        yield "<h2>Worst tokens</h2>\n<p>Those whose features are furthest off, by their largest error.</p>\n<div class=side>"
+        yield "<h2>Worst tokens</h2>\n<p>Those whose features are furthest off, by their largest error.</p>"
+        yield '<div class="side">'
         for run in report.runs:
             yield from _worst_tokens(run)
         yield "</div>"
