@@ -128,12 +128,12 @@ def command(
             cache_dir=cache_dir,
             progress=progress,
         )
+    if output is not None:
+        _write(report, output)
     if as_json:
         sys.stdout.write(report.to_json())
     else:
         print_report(report, Console(), all_points=all_points)
-    if output is not None:
-        _write(report, output)
     if not report.passed:
         raise ParityError("; ".join(line for run in report.runs if (line := divergence(run)) is not None))
 

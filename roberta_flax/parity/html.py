@@ -28,7 +28,7 @@ _CSS = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e3e8ee; --paper: #14181d; --quiet: #9aa5b1; --line: #363d46;
   --shade: #1e242b; --pass: #5fd07f; --fail: #ff8078; --bar: #4aa8e6; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 70rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.3rem 0 .3rem; }
@@ -45,11 +45,11 @@ table code { white-space: pre; }
 .side > div { min-width: 0; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; } thead th { background: var(--shade); }
+th { font-weight: 600; vertical-align: bottom; } thead th { background: var(--shade); white-space: normal; }
 .left, tbody th { text-align: left; } tbody th { font-weight: 400; } td.break { white-space: normal; min-width: 14rem; }
 tr.fails td, tr.fails th { background: color-mix(in srgb, var(--fail) 11%, transparent); }
 figure { margin: 1rem 0; } figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
-.bar { min-width: 9rem; width: 30%; } .bar span { display: block; height: .7rem; background: var(--bar); }
+.bar { min-width: 5rem; width: 30%; } .bar span { display: block; height: .7rem; background: var(--bar); }
 .controls { display: none; gap: 1rem; flex-wrap: wrap; align-items: center; margin: .5rem 0; }
 .scripted .controls { display: flex; } input[type=search] { font: inherit; padding: .25rem .5rem; min-width: 16rem; }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;

@@ -96,7 +96,6 @@ def _depth(report: Report, title: str, caption: str, wanted: Any, *, markers: bo
     axes.set_ylabel("rms error")
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xticks(*_ticks(names), rotation=0 if markers else 90)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return Plot(title, caption + " A cross is a point over its bound.", _svg(figure, title))
 
 
@@ -131,7 +130,6 @@ def _histograms(report: Report) -> Plot | None:
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_ylabel("share of numbers")
     panels[-1].set_xlabel("absolute error")
-    panels[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     caption = (
         "How many numbers have an error of this size, each bar from a power of two to the next; exact ones are in the "
         "bar of the smallest, 2^-60. A vertical line is the bound of the largest error of the same dtype."
@@ -177,9 +175,8 @@ def _svg(figure: Any, title: str) -> str:
         for axes in figure.axes:
             for label in (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label):
                 label.set_color(_INK)
-            if axes.get_legend():
-                for label in axes.get_legend().get_texts():
-                    label.set_color(_INK)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(_STYLES), frameon=False, labelcolor=_INK)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]

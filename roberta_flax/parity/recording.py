@@ -57,7 +57,7 @@ def record(
             tensors = {f"inputs.{name}": np.asarray(getattr(batch, name)) for name in _INPUTS}
             tensors |= {_HEADS + name: np.asarray(values) for name, values in batch.head_targets.items()}
             tensors |= observed.values
-            tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+            tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}  # scalars too
             save_file(tensors, folder / _batch_file(number))
             bounds.append({rounding.name: _plain(observed.spreads(rounding)) for rounding in roundings})
         note = {

@@ -32,7 +32,7 @@ def print_report(report: Report, console: Console, *, all_points: bool = False) 
       report: what was found.
       console: where to.
       all_points: whether every point has its line. Else a layer has one for its output, and one for whichever of its
-        points takes up most of its bound; a layer's gradients have the latter.
+        points takes up most of its bound; its gradients have the latter.
     """
 
     def line(text: str, style: str = "") -> None:
@@ -158,13 +158,15 @@ def _broken(name: str, width: int | None) -> str:
 
 
 def _groups(points: Sequence[PointResult]) -> list[tuple[str, list[PointResult]]]:
-    """The points of each layer, and those of each layer's gradients; every other point by itself. In order."""
+    """The points of each layer, and the gradients of each layer, head or table; others by themselves. In order."""
     groups: dict[str, list[PointResult]] = {}
     for point in points:
         gradients = GRADIENTS if point.point.startswith(GRADIENTS) else ""
         parts = point.point.removeprefix(gradients).split(".")
-        of_layer = parts[0] == "layers"
-        groups.setdefault(gradients + ".".join(parts[:2]) if of_layer else point.point, []).append(point)
+        group = point.point
+        if parts[0] == "layers" or gradients:
+            group = gradients + ".".join(parts[: 2 if parts[0] in ("layers", "heads") else 1])
+        groups.setdefault(group, []).append(point)
     return list(groups.items())
 
 
