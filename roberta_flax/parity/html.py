@@ -61,7 +61,7 @@ dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 @media print { :root { --ink: #000; --paper: #fff; --quiet: #444; --line: #bbb; --shade: #f3f3f3; --pass: #116329;
   --fail: #b3161d; } body { max-width: none; padding: 0; font-size: 11pt; } .controls { display: none !important; }
   .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .1rem .3rem; }
-  figure, tr, pre { break-inside: avoid; } figure svg { min-width: 0; } h2, h3 { break-after: avoid; }
+  figure, tr, pre { break-inside: avoid; } figure svg { min-width: 0; } h2, h3, summary { break-after: avoid; }
   thead { display: table-header-group; } }
 """.strip()
 

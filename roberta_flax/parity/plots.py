@@ -25,6 +25,8 @@ _STYLES = {
 }
 _INK = "#010203"  # is the page's text colour in the end
 _WIDTH, _HEIGHT = 9.0, 3.6  # inches
+_LABELS = 50  # of an axis, one beside the other on end
+_WORDS = 8  # side by side
 _SHADE = 0.22  # opacity of a bound
 
 
@@ -95,23 +97,26 @@ def _depth(report: Report, title: str, caption: str, wanted: Any, *, markers: bo
     axes.set_yscale("log")
     axes.set_ylabel("rms error")
     axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_xticks(*_ticks(names), rotation=0 if markers else 90)
-    return Plot(title, caption + " A cross is a point over its bound.", _svg(figure, title))
+    axes.set_xticks(*_ticks(names), rotation=0 if len(names) <= _WORDS else 90)
+    return Plot(
+        title, caption + " A cross is a point over its bound, a gap an error of zero or infinity.", _svg(figure, title)
+    )
 
 
 def _ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Where an axis of points has labels: where a layer or a head begins, not more than some thirty."""
+    """Where an axis of points has labels: where a layer or a head begins, unless that is too near to the last label."""
     places: list[int] = []
     labels: list[str] = []
+    seen = set()
     for x, name in enumerate(names):
         parts = name.removeprefix(GRADIENTS).split(".")
         label = ".".join(parts[:2]) if parts[0] in ("layers", "heads") else parts[0]
-        if label not in labels:
+        if label not in seen and (not places or x - places[-1] >= len(names) / _LABELS):
             places.append(x)
             labels.append(label)
-    step = math.ceil(len(places) / 30)
-    short = [label.replace("layers.", "" if len(labels) > 8 else "layer ") for label in labels]
-    return places[::step], short[::step]
+        seen.add(label)
+    short = "" if len(labels) > _WORDS else "layer "
+    return places, [label.replace("layers.", short) for label in labels]
 
 
 def _histograms(report: Report) -> Plot | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,8 +20,7 @@ EXPLANATION = (
     "An error's part of it is of the maximum or of the root mean square, the larger, of any batch."
 )
 _INDENT = "  "
-_NARROW = 90  # columns, under which long names are broken
-_NAME = 25  # what they then have
+_SHORTEST = 8  # characters that a name has in any case
 _COSINE_ERROR = 1e-15  # of the sums that a cosine is made of
 
 
@@ -47,7 +46,7 @@ def print_report(report: Report, console: Console, *, all_points: bool = False) 
     for run in report.runs:
         console.print()
         line(f"{computation(run)}: {verdict(run.passed)}", "bold" if run.passed else "bold red")
-        console.print(_points(run, all_points, _NAME if console.width < _NARROW else None))
+        console.print(_points(run, all_points, console.width))
         if run.not_compared:
             more = f" and {len(run.not_compared) - 4} more" if len(run.not_compared) > 4 else ""
             line(f"not compared, as one side does not show them: {', '.join(run.not_compared[:4])}{more}")
@@ -128,28 +127,34 @@ def from_one(cosine: float) -> str:
     return f"<{_COSINE_ERROR:.0e}" if 1 - cosine < _COSINE_ERROR else number(1 - cosine)
 
 
-def _points(run: Run, all_points: bool, width: int | None) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("point", overflow="fold")
-    for name in ("max", "mean", "rel.", "ulps", "1-cos", "bound", "part", ""):
-        table.add_column(name, justify="right", no_wrap=True)
+def _points(run: Run, all_points: bool, width: int) -> Table:
+    header = ("max", "mean", "rel.", "ulps", "1-cos", "bound", "part", "")
+    rows: list[tuple[str, PointResult | None]] = []
     for group, points in _groups(run.points):
         output = next((point for point in points if point.point == f"{group}.output"), None)
         worst = max(points, key=lambda point: point.of_bound)
         shown = [output or worst, *([worst] if output and worst is not output else [])]
         if all_points and len(points) > 1:
-            table.add_row(group)
+            rows.append((group, None))
             shown = points
         for point in shown:
-            inside = point is not shown[0] or shown is points
-            name = _INDENT + point.point[len(group) + 1 :] if inside and len(points) > 1 else point.point
-            table.add_row(*_cells(_broken(name, width), point))
+            inside = len(points) > 1 and (point is not shown[0] or shown is points)
+            rows.append((_INDENT + point.point[len(group) + 1 :] if inside else point.point, point))
+    cells = [_cells(point) if point else [] for _, point in rows]
+    widths = (max(map(len, map(str, column))) for column in zip(header, *filter(None, cells), strict=True))
+    left = max(width - sum(each + 1 for each in widths), _SHORTEST)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("point", overflow="fold")
+    for name in header:
+        table.add_column(name, justify="right", no_wrap=True)
+    for (name, found), numbers in zip(rows, cells, strict=True):
+        table.add_row(Text(_broken(name, left), style="bold red" if found and not found.passed else ""), *numbers)
     return table
 
 
-def _broken(name: str, width: int | None) -> str:
+def _broken(name: str, width: int) -> str:
     """A name that is too long goes on in another line, after a dot or else an underscore."""
-    if width is None or len(name) <= width:
+    if len(name) <= width:
         return name
     for separator in "._":
         if (end := name.rfind(separator, 0, width) + 1) > 0:
@@ -170,11 +175,10 @@ def _groups(points: Sequence[PointResult]) -> list[tuple[str, list[PointResult]]
     return list(groups.items())
 
 
-def _cells(name: str, point: PointResult) -> list[RenderableType]:
+def _cells(point: PointResult) -> list[str | Text]:
     failed = "" if point.passed else "bold red"
     numbers = (point.max_abs, point.mean_abs, point.relative)
     return [
-        Text(name, style=failed),
         *map(number, numbers),
         ulps(point.max_ulps),
         from_one(point.cosine),

@@ -6,6 +6,7 @@ import functools
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from roberta_flax import cli, parity
@@ -30,6 +31,13 @@ def failing(tiny_source: Path) -> parity.Report:
         return parity.compare(tiny_source, texts=TEXTS, only=ONLY)
 
 
+@pytest.fixture(scope="session")
+def recording(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, parity.Report]:
+    """A recording of the converted model, and the report that was made with it."""
+    folder = tmp_path_factory.mktemp("recorded") / "recording"
+    return folder, parity.compare(tiny_directory, texts=TEXTS, only=ONLY, record=folder)
+
+
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Flax side has a mistake of a hundredth in one row of one value, and wrong logits."""
@@ -44,7 +52,7 @@ def break_the_flax_side(patch: pytest.MonkeyPatch) -> None:
         found = observe(self, batch, gradients)
         found[BROKEN] = found[BROKEN].copy()
         found[BROKEN][1, 2, 3] += 0.01
-        found["heads.mnli.logits"] = found["heads.mnli.logits"][:, ::-1]
+        found["heads.mnli.logits"] = np.roll(found["heads.mnli.logits"], 1, axis=-1)
         return found
 
     patch.setattr(Subject, "observe", wrong)
