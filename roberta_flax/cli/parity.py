@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Json
+from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Json, keep_programs
 
 if TYPE_CHECKING:
     from roberta_flax.parity import Report
@@ -110,6 +110,7 @@ def command(
         )
     if output is not None:
         _check_output(output)
+    keep_programs(cache_dir)
     with _progress() as progress:
         report = parity.compare(
             source,

@@ -48,8 +48,8 @@ def break_the_flax_side(patch: pytest.MonkeyPatch) -> None:
     observe = Subject.observe
 
     @functools.wraps(observe)
-    def wrong(self, batch, gradients=False):
-        found = observe(self, batch, gradients)
+    def wrong(self, *arguments, **options):
+        found = observe(self, *arguments, **options)
         found[BROKEN] = found[BROKEN].copy()
         found[BROKEN][1, 2, 3] += 0.01
         found["heads.mnli.logits"] = np.roll(found["heads.mnli.logits"], 1, axis=-1)
