@@ -41,7 +41,7 @@ def command(
         Path | None,
         typer.Option(
             help="A text a line, two with a tab between them; or a .jsonl, .csv, .tsv or .parquet file. "
-            "[default: built-in rows of 1 to max_positions tokens]"
+            "By default built-in rows of 1 to max_positions tokens."
         ),
     ] = None,
     columns: Annotated[
@@ -52,18 +52,16 @@ def command(
         list[str] | None,
         typer.Option(
             callback=_known,
-            help="Of the Flax side: float64, float32, bfloat16, float16, int8; may be given several times. "
-            "[default: float32]",
+            help="Of the Flax side: float64, float32, bfloat16, float16, int8; may be given several times; by "
+            "default float32.",
         ),
     ] = None,
     precision: Annotated[
         Precision | None, typer.Option(help="Of matrix products: highest for float32 parity on TPU and GPU.")
     ] = None,
-    attention: Annotated[str | None, typer.Option(help="xla, chunked or cudnn. [default: by the device]")] = None,
-    backend: Annotated[Backend | None, typer.Option(help="Where the Flax side runs. [default: JAX's choice]")] = None,
-    reference: Annotated[
-        Reference | None, typer.Option(help="The torch side, in float64. [default: builtin, or what was recorded]")
-    ] = None,
+    attention: Annotated[str | None, typer.Option(help="xla, chunked or cudnn; by default by the device.")] = None,
+    backend: Annotated[Backend | None, typer.Option(help="Where the Flax side runs; by default JAX's choice.")] = None,
+    reference: Annotated[Reference | None, typer.Option(help="The torch side, in float64; by default builtin.")] = None,
     gradients: Annotated[
         bool, typer.Option("--gradients", help="Compare the gradients by every parameter, too.")
     ] = False,

@@ -32,7 +32,7 @@ from roberta_flax.tokenizer import Tokenizer
 WORST_TOKENS = 20
 
 Progress = Callable[[int, int, str], None]
-"""Is told which batch, from 1, of how many is computed, and by what: "torch" or the Flax side's dtype."""
+"""Is told which batch, from 1, of how many is computed, and what of it: "torch", or a dtype's Flax side and bounds."""
 
 
 def compare(
