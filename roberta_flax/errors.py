@@ -30,6 +30,10 @@ class DownloadError(RobertaFlaxError, OSError):
     """A released file that could not be fetched whole."""
 
 
+class ParityError(RobertaFlaxError):
+    """Two implementations of a model that differ by more than rounding explains."""
+
+
 class DivergedError(RobertaFlaxError, FloatingPointError):
     """A training run whose loss, gradient or state is not finite any more."""
 

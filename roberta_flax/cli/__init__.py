@@ -23,6 +23,7 @@ from roberta_flax.cli import (
     fill_mask,
     finetune,
     mnli,
+    parity,
     perplexity,
     predict,
     preprocess,
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("convert")(convert.command)
 app.command("export")(export.command)
 app.command("verify")(verify.command)
+app.command("parity")(parity.command)
 app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)
 app.command("mnli")(mnli.command)

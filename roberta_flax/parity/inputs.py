@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from roberta_flax.batching import check_tokens, collate_tokens
 from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.errors import InputError
 from roberta_flax.tokenizer import Tokenizer
 
 _RAGGED = ((1, 2, 3, 5, 8, 13, 21, 34), (64, 65, 127))  # lengths of the rows of a batch
@@ -76,9 +77,14 @@ def of_tokens(sequences: Sequence[npt.ArrayLike], config: RobertaConfig, mask_id
     """Sequences of token ids, [length] each, in order, a few rows a batch.
 
     Raises:
-      InputError: ids that the model cannot take.
+      InputError: ids that the model cannot take; it says which of the inputs, from 1.
     """
-    checked = [check_tokens(row, config.vocab_size, config.max_positions)[0] for row in sequences]
+    checked = []
+    for number, row in enumerate(sequences, 1):
+        try:
+            checked.append(check_tokens(row, config.vocab_size, config.max_positions)[0])
+        except InputError as error:
+            raise InputError(f"input {number} of {len(sequences)}: {error}") from None
     groups = [checked[first : first + _ROWS] for first in range(0, len(checked), _ROWS)]
     return [batch_of(collate_tokens(group, config.pad_id), config, mask_id) for group in groups]
 

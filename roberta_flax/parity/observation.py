@@ -58,12 +58,12 @@ class Subject:
             self.config, params = checkpoint.read(directory, "float64" if dtype == "float64" else "float32")
             self.params = quantize(params) if dtype == "int8" else params
 
-    def observe(self, batch: Batch, gradients: bool = False) -> dict[str, npt.NDArray[Any]]:
-        """The values at each point, in the shapes that points.py gives."""
+    def observe(self, batch: Batch, gradients: bool = False, losses: bool = True) -> dict[str, npt.NDArray[Any]]:
+        """The values at each point, in the shapes that points.py gives; without losses also without gradients."""
         with self._computing():
             found = self._inside(batch)
             found |= self._results(batch)
-            if self.dtype not in WITHOUT_LOSS:
+            if losses and self.dtype not in WITHOUT_LOSS:
                 found |= self._losses(batch, gradients)
             return {point: np.asarray(value) for point, value in found.items()}
 

@@ -57,7 +57,7 @@ def record(
             tensors = {f"inputs.{name}": np.asarray(getattr(batch, name)) for name in _INPUTS}
             tensors |= {_HEADS + name: np.asarray(values) for name, values in batch.head_targets.items()}
             tensors |= observed.values
-            tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+            tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}  # scalars too
             save_file(tensors, folder / _batch_file(number))
             bounds.append({rounding.name: _plain(observed.spreads(rounding)) for rounding in roundings})
         note = {
@@ -104,6 +104,11 @@ class Recording:
         if recorded != fingerprint(directory):
             raise InputError(f"{folder} was recorded of a model with other parameters than {directory}")
 
+    @property
+    def batches(self) -> int:
+        """How many there are."""
+        return len(self._bounds)
+
     def observations(self) -> Iterator[Observed]:
         """Each batch in turn."""
         for number, bounds in enumerate(self._bounds):
@@ -114,15 +119,25 @@ class Recording:
             except (OSError, SafetensorError, KeyError) as error:
                 raise InputError(f"{path} is damaged ({error}); record it again") from None
             heads = {name.removeprefix(_HEADS): tensors.pop(name) for name in list(tensors) if name.startswith(_HEADS)}
-            yield Observed(Batch(head_targets=heads, **inputs), tensors, partial(self._spreads, bounds))
+            yield Observed(
+                Batch(head_targets=heads, **inputs), tensors, partial(self._spreads, bounds, frozenset(tensors))
+            )
 
-    def _spreads(self, bounds: Mapping[str, Mapping[str, list[float]]], rounding: Rounding) -> dict[str, Spread]:
+    def _spreads(
+        self, bounds: Mapping[str, Mapping[str, list[float]]], points: Collection[str], rounding: Rounding
+    ) -> dict[str, Spread]:
         if rounding.name not in bounds:
             raise InputError(
                 f"{self._folder} has no bounds for this computation's rounding ({rounding.name}), only for "
                 f"{', '.join(bounds)}; record it with --dtype for every dtype that is to be replayed"
             )
-        return {point: Spread(values[0], values[1], int(values[2])) for point, values in bounds[rounding.name].items()}
+        try:
+            found = bounds[rounding.name]
+            return {
+                point: Spread(float(found[point][0]), float(found[point][1]), int(found[point][2])) for point in points
+            }
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{self._folder / _FILE} is damaged (bounds: {error!r}); record it again") from None
 
 
 def fingerprint(directory: Path) -> str:

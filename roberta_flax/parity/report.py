@@ -1,12 +1,18 @@
-"""What a comparison found, as data, and as report.json: documented in docs/parity.md, stable."""
+"""What a comparison found, as data, and as report.json: documented in docs/report_schema.md, stable."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from roberta_flax.errors import InputError
 
 SCHEMA = 1  # changes when a field goes or changes its meaning; new fields do not change it
 
@@ -167,7 +173,7 @@ class Report:
       inputs: the rows' lengths, a list a batch; and whether they are the built-in ones.
       gradients: whether gradients were compared.
       runs: one a dtype.
-      versions: of Python, JAX, Flax, numpy, this package; the platform.
+      versions: of Python, JAX, Flax, numpy, this package; and "platform".
       passed: whether every run passes.
     """
 
@@ -184,6 +190,24 @@ class Report:
         """report.json: these fields by their names, and "schema". NaN and infinities are strings."""
         return json.dumps({"schema": SCHEMA, **_plain(dataclasses.asdict(self))}, indent=1, allow_nan=False) + "\n"
 
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """What to_json wrote. Fields of later versions are left out.
+
+        Raises:
+          InputError: it is no report, or of another schema.
+        """
+        try:
+            given = json.loads(text)
+            if given["schema"] != SCHEMA:
+                raise InputError(f"it is a report of schema {given['schema']!r}; this version reads {SCHEMA}")
+            report: Report = _typed(cls, given)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"it is no report of a comparison ({type(error).__name__}: {error})") from None
+        return report
+
     def run(self, dtype: str) -> Run:
         """The run in a dtype; KeyError where there is none."""
         for each in self.runs:
@@ -192,9 +216,69 @@ class Report:
         raise KeyError(dtype)
 
 
+def read_report(path: str | os.PathLike[str]) -> Report:
+    """The report in a report.json; InputError where it cannot be read or is none."""
+    try:
+        return Report.from_json(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # InputError too; or not UTF-8
+        raise InputError(f"{path}: {error}") from None
+
+
 def failures(run: Run) -> Sequence[PointResult]:
     """The points that exceed their bounds, in the order of computation."""
     return [point for point in run.points if not point.passed]
+
+
+def divergence(run: Run) -> str | None:
+    """Where a run diverges, in one line: the first point over its bound, else a decision; None where it does not."""
+    for point in failures(run):
+        place = point.furthest_over
+        where = f" at {described(place)}, {values(place)}" if place else ""
+        return f"{run.dtype} diverges at {point.point}{where}, {point.of_bound:.3g} times its bound"
+    for decision in run.decisions:
+        if not decision.passed:
+            count = decision.count - decision.agreed - decision.ties
+            where = f"; the first at {described(decision.places[0])}" if decision.places else ""
+            what = f"{count} of {decision.count} decisions ({decision.decision}) of {decision.point} differ"
+            return f"{run.dtype}: {what}{where}"
+    return None
+
+
+def described(place: Place) -> str:
+    """Where a number is: batch, row, token, index. A token's text is quoted as Python quotes it, on one line."""
+    parts = [f"batch {place.batch}"]
+    if place.row is not None:
+        parts.append(f"row {place.row}")
+    if place.token is not None:
+        parts.append(f"token {place.token} (id {place.token_id}, {place.text!r})")
+    return ", ".join([*parts, f"index [{', '.join(map(str, place.index))}]"])
+
+
+def values(place: Place) -> str:
+    """Both values, and how far apart they are."""
+    return f"torch {place.reference:.9g}, Flax {place.ours:.9g}, error {place.error:.3g}"
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """A value of JSON as the type that it was of."""
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: _typed(hints[name], value[name]) for name in hints})  # type: ignore[operator]
+    if origin is types.UnionType:
+        return None if value is None else _typed(arguments[0], value)
+    if origin is tuple:
+        return tuple(_typed(arguments[0], each) for each in value)
+    if origin is Mapping:
+        return {_typed(arguments[0], key): _typed(arguments[1], each) for key, each in value.items()}
+    if hint in (int, float):  # "inf" and "nan" are written as strings
+        return hint(value)
+    if hint is not Any and not isinstance(value, hint):
+        raise TypeError(f"expected {hint.__name__}, got {value!r:.40}")
+    return value
 
 
 def _plain(value: Any) -> Any:

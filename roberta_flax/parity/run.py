@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from roberta_flax.tokenizer import Tokenizer
 
 WORST_TOKENS = 20
 
+Progress = Callable[[int, int, str], None]
+"""Is told which batch, from 1, of how many is computed, and what of it: "torch", or a dtype's Flax side and bounds."""
+
 
 def compare(
     source: str | os.PathLike[str],
@@ -48,6 +52,7 @@ def compare(
     checkpoint_file: str = "model.pt",
     bpe_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Runs the same inputs through torch, in float64, and through Flax, and compares every named value.
 
@@ -66,13 +71,14 @@ def compare(
       replay: such a directory, instead of torch. With it `texts`, `tokens` and `reference` are not given, and `only`
         chooses among what was recorded.
       checkpoint_file, bpe_dir, cache_dir: as in roberta_flax.load.
+      progress: is told what is being computed; see Progress.
 
     Returns:
       The report.
 
     Raises:
       InputError: an argument that is not one of those named, a backend that is not there, texts that are too long, a
-        reference that is not installed, or a recording of another model.
+        reference that is not installed, a recording of another model, or nothing that both sides show.
       CheckpointError, DownloadError: as of roberta_flax.load.
     """
     _check(dtypes, reference, gradients)
@@ -88,23 +94,32 @@ def compare(
             raise InputError("a replay has its inputs from the recording: give no texts, tokens or record with it")
         torch_side = recording = Recording(Path(replay), directory)
         gradients, is_built_in = recording.gradients, recording.built_in
-        names = points.chosen_points(config, gradients, only)
+        names, number_of_batches = points.chosen_points(config, gradients, only), recording.batches
     else:
         names = points.chosen_points(config, gradients, only)
         batches, is_built_in = _batches(texts, tokens, tokenizer, config)
+        number_of_batches = len(batches)
         torch_side = _torch_side(source, directory, reference, batches, names, checkpoint_file, cache_dir)
         if record is not None:
             backends = (*BACKENDS, *(subject.backend for subject in subjects))
             roundings = {rounding_of(dtype, precision, backend) for dtype in dtypes for backend in backends}
+            torch_side = _Told(torch_side, number_of_batches, progress)
             write(torch_side, Path(record), directory, roundings, gradients=gradients, built_in=is_built_in)
             torch_side = Recording(Path(record), directory)
     states = [_State(subject, names) for subject in subjects]
     lengths = []
-    for number, observed in enumerate(torch_side.observations()):
+    for number, observed in enumerate(_Told(torch_side, number_of_batches, progress).observations()):
         lengths.append((observed.batch.tokens != config.pad_id).sum(axis=1).tolist())
         for state in states:
+            if progress is not None:
+                progress(number + 1, number_of_batches, state.subject.dtype)
             state.add(number, observed, gradients)
     runs = tuple(state.result(tokenizer) for state in states)
+    for run in runs:
+        if not run.points:  # which would pass, whatever the model
+            raise InputError(
+                f"nothing was compared in {run.dtype}: the two sides do not both show {', '.join(run.not_compared[:5])}"
+            )
     return Report(
         source=str(source),
         model=_model(config),
@@ -112,9 +127,24 @@ def compare(
         inputs={"built_in": is_built_in, "lengths": lengths},
         gradients=gradients,
         runs=runs,
-        versions=checkpoint.versions(),
+        versions={**checkpoint.versions(), "python": platform.python_version(), "platform": platform.platform()},
         passed=all(run.passed for run in runs),
     )
+
+
+class _Told:
+    """A reference whose progress is told."""
+
+    def __init__(self, reference: Reference, batches: int, progress: Progress | None) -> None:
+        self.description = reference.description
+        self._reference, self._batches, self._progress = reference, batches, progress
+
+    def observations(self) -> Iterator[Observed]:
+        observations = self._reference.observations()
+        for number in range(1, self._batches + 1):
+            if self._progress is not None:
+                self._progress(number, self._batches, "torch")
+            yield next(observations)
 
 
 def _torch_side(
@@ -130,7 +160,7 @@ def _torch_side(
         from convert.references import torch_side
     except ImportError as error:
         raise InputError(
-            f"the torch side cannot be imported ({error}): pip install 'roberta-flax[convert]', or replay what was "
+            f"the torch side cannot be imported ({error}): pip install 'roberta-flax[parity]', or replay what was "
             "recorded elsewhere"
         ) from None
     side: Reference = torch_side(
@@ -190,7 +220,8 @@ class _State:
         """Computes and compares a batch."""
         subject, batch = self.subject, observed.batch
         begin = time.perf_counter()
-        ours = subject.observe(batch, gradients)
+        of_losses = [name for name in self.names if name.endswith(".loss") or name.startswith(points.GRADIENTS)]
+        ours = subject.observe(batch, gradients, losses=bool(of_losses))
         self.seconds += time.perf_counter() - begin
         spreads = observed.spreads(rounding_of(subject.dtype, subject.precision, subject.backend))
         for name in self.names:
