@@ -82,6 +82,10 @@ class Fairseq:
             if config.lm_head:
                 self._model.encoder.lm_head.activation_fn = F.gelu
 
+    def state(self) -> dict[str, Tensor]:
+        """Its parameters by their names."""
+        return {name: parameter.detach() for name, parameter in self._model.named_parameters()}
+
     def parameters(self) -> dict[str, tuple[Tensor, bool]]:
         """See Model."""
         found = {}

@@ -146,7 +146,8 @@ class TorchSide:
         for batch in self._batches:
             exact = self._observe(self._model, batch)
             values = {point: _as_numbers(point, value) for point, value in exact.items()}
-            of_builtin = exact if isinstance(self._model, Builtin) else self._observe(self._builtin, batch)
+            # another model's is not the builtin's to the last bit, and the errors are measured in units below that
+            of_builtin = exact if isinstance(self._model, Builtin) else None
             yield Observed(batch, values, partial(self._spreads, batch, of_builtin, {}))
 
     def _observe(self, model: Model, batch: Batch) -> dict[str, Tensor]:
@@ -160,16 +161,20 @@ class TorchSide:
         return values
 
     def _spreads(
-        self, batch: Batch, exact: Mapping[str, Tensor], known: dict[str, dict[str, Spread]], rounding: Rounding
+        self, batch: Batch, exact: Mapping[str, Tensor] | None, known: dict[str, dict[str, Spread]], rounding: Rounding
     ) -> dict[str, Spread]:
-        """Distances of computations with errors; those of roundings that differ in size alone are computed once."""
+        """Distances of computations with errors; those of roundings that differ in size alone are computed once.
+
+        The builtin's own exact values are computed anew where they are not given, so that nobody need keep them.
+        """
         factor = 1.0
         if rounding.operand == 0.0 and not rounding.int8:
             rounding, factor = Rounding(_SIMULATED), rounding.result / _SIMULATED
         if rounding.name not in known:
             spreads: dict[str, Spread] = {}
+            exact = self._observe(self._builtin, batch) if exact is None else exact
 
-            def see(point: str, value: Tensor) -> None:
+            def see(point: str, value: Tensor, exact: Mapping[str, Tensor] = exact) -> None:
                 if point in exact:
                     chosen = torch.from_numpy(counted(point, batch, self._config))
                     distance = (value.detach() - exact[point]).abs()
@@ -283,6 +288,7 @@ def torch_side(
         from convert.fairseq_reference import Fairseq
 
         model = Fairseq(builtin.reference.state, config, builtin.description["parameters"])
+        builtin.reference.state = model.state()  # large's would be in memory twice
     elif reference == "transformers":
         from convert.transformers_reference import Transformers
 

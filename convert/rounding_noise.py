@@ -11,19 +11,21 @@ What one operation does (u: the unit roundoff of results, w: of a product's oper
                          within u of its size, and partial sums grow as a random walk and as a line do. That is for one
                          term after the other, the least exact order. A bias may come first, and then each partial sum
                          is as large: u sqrt(n) |bias| / sqrt(3) more
-  anything else          uniform within u of the result, or 4 u where a library's function is called
+  anything else          uniform within u of the result, or 4 u where a library's function is called; of an activation,
+                         x (1 + erf), relative to x where that is larger. In 16 bits its derivative is taken at a
+                         rounded argument (roberta_flax.residuals)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convert.torch_reference import Arithmetic
+from convert.torch_reference import FUNCTION_UNITS, Arithmetic
 from roberta_flax.parity.rounding import Rounding
 
 _INT8_STEPS = 127  # roberta_flax.quantize
@@ -53,9 +55,14 @@ class Noise(Arithmetic):
         total = x.sum(-1, keepdim=True)
         return total + self.sum_error(total, x.norm(dim=-1, keepdim=True), x.shape[-1])
 
-    def rounded(self, x: Tensor, units: float = 1.0, of: Tensor | None = None) -> Tensor:
-        """`x` with an error relative to it or to `of`, the larger; its gradient with one relative to itself."""
-        result: Tensor = _Rounded.apply(self, x, units, of)  # type: ignore[no-untyped-call]
+    def rounded(self, x: Tensor, units: float = 1.0) -> Tensor:
+        """`x` with an error relative to it; its gradient with one relative to that."""
+        result: Tensor = _Rounded.apply(self, x, units)  # type: ignore[no-untyped-call]
+        return result
+
+    def activated(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A function of each number, with the error of a library's; its derivative too."""
+        result: Tensor = _Activated.apply(self, function, x)  # type: ignore[no-untyped-call]
         return result
 
     def repeated(self, x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -84,20 +91,24 @@ class Noise(Arithmetic):
         terms, of_result = equation.split("->")
         of_left, of_right = terms.split(",")
         summed = [index for index in of_left if index not in of_result]
-        left = self._operand(left, [of_left.index(index) for index in summed], of_layer)
-        right = self._operand(right, [of_right.index(index) for index in summed], of_layer)
+        left = self._factor(left, [of_left.index(index) for index in summed], of_layer)
+        right = self._factor(right, [of_right.index(index) for index in summed], of_layer)
         total = torch.einsum(equation, left, right)
         norm = torch.einsum(equation, left**2, right**2).sqrt()
         count = prod(left.shape[of_left.index(index)] for index in summed)
         total = total + self.sum_error(total, norm, count, plus)
         return total if plus is None else total + plus
 
-    def _operand(self, x: Tensor, summed: Sequence[int], of_layer: bool) -> Tensor:
-        if self.rounding.int8 and of_layer:  # the nearest of evenly spaced numbers
-            return x + self._uniform(x) * x.abs().amax(tuple(summed), keepdim=True) / (2 * _INT8_STEPS)
+    def operand(self, x: Tensor) -> Tensor:
+        """`x` rounded to the operands' dtype."""
         if not self.rounding.operand:
             return x
         return x + self._uniform(x) * (x.abs() * self.rounding.operand + self.rounding.smallest)
+
+    def _factor(self, x: Tensor, summed: Sequence[int], of_layer: bool) -> Tensor:
+        if self.rounding.int8 and of_layer:  # the nearest of evenly spaced numbers
+            return x + self._uniform(x) * x.abs().amax(tuple(summed), keepdim=True) / (2 * _INT8_STEPS)
+        return self.operand(x)
 
     def _uniform(self, like: Tensor) -> Tensor:
         return torch.empty(like.shape, dtype=like.dtype).uniform_(-1, 1, generator=self._generator)
@@ -124,13 +135,31 @@ class _Product(torch.autograd.Function):
 
 class _Rounded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, noise: Noise, x: Tensor, units: float, of: Tensor | None) -> Tensor:
+    def forward(ctx: Any, noise: Noise, x: Tensor, units: float) -> Tensor:
         ctx.noise, ctx.units = noise, units
-        return x + noise.relative_error(x if of is None else torch.maximum(x.abs(), of.abs()), units)
+        return x + noise.relative_error(x, units)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
-        return None, gradient + ctx.noise.relative_error(gradient, ctx.units), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        return None, gradient + ctx.noise.relative_error(gradient, ctx.units), None
+
+
+class _Activated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, noise: Noise, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.noise, ctx.function = noise, function
+        value = function(x)
+        return value + noise.relative_error(torch.maximum(value.abs(), x.abs()), FUNCTION_UNITS)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = ctx.noise.operand(x.detach()).requires_grad_(True)
+            (derived,) = torch.autograd.grad(ctx.function(x), x, gradient)
+        error = ctx.noise.relative_error(torch.maximum(derived.abs(), gradient.abs()), FUNCTION_UNITS)
+        return None, None, derived + error
 
 
 class _Repeated(torch.autograd.Function):

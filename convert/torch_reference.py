@@ -56,9 +56,13 @@ class Arithmetic:
         """The sum over the last axis, which stays."""
         return x.sum(-1, keepdim=True)
 
-    def rounded(self, x: Tensor, units: float = 1.0, of: Tensor | None = None) -> Tensor:
-        """The result of one operation, from which an implementation may be `units` units of roundoff of x or `of`."""
+    def rounded(self, x: Tensor, units: float = 1.0) -> Tensor:
+        """The result of one operation, from which an implementation may be `units` units of roundoff."""
         return x
+
+    def activated(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A function of each number."""
+        return function(x)
 
     def repeated(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         """A vector for every token of a batch: its gradient is a sum over them."""
@@ -171,8 +175,7 @@ class TorchReference:
         """Masked-LM logits, [..., vocab], of features, [..., hidden]."""
         activation = _ACTIVATIONS[self.config.lm_head_activation]
         dense = self._linear("encoder.lm_head.dense", features)
-        activated = self.arithmetic.rounded(activation(dense), FUNCTION_UNITS, of=dense)
-        x = self._layer_norm("encoder.lm_head.layer_norm", activated)
+        x = self._layer_norm("encoder.lm_head.layer_norm", self.arithmetic.activated(activation, dense))
         see("lm_head.layer_norm", x)
         tied = self.config.tie_word_embeddings
         rows = self.state[f"{_ENCODER}.embed_tokens.weight" if tied else "encoder.lm_head.weight"]
@@ -184,8 +187,7 @@ class TorchReference:
         x = features[:, 0] if kind.has_dense else features
         if kind.has_dense:
             activation = _ACTIVATIONS[self.config.pooler_activation if kind.kind == "sentence" else "tanh"]
-            dense = self._linear(f"{name}.dense", x)
-            x = self.arithmetic.rounded(activation(dense), FUNCTION_UNITS, of=dense)
+            x = self.arithmetic.activated(activation, self._linear(f"{name}.dense", x))
             see(f"heads.{head}.dense", x)
         return self._linear(f"{name}.out_proj", x) if kind.has_output else x
 
@@ -213,7 +215,7 @@ class TorchReference:
 
         intermediate = self._linear(f"{name}.fc1", feed_forward_norm(x) if pre_norm else x)
         see(f"{point}.feed_forward.intermediate", intermediate)
-        activated = arithmetic.rounded(activation(intermediate), FUNCTION_UNITS, of=intermediate)  # x * (1 + erf)
+        activated = arithmetic.activated(activation, intermediate)
         see(f"{point}.feed_forward.activation", activated)
         fed = self._linear(f"{name}.fc2", activated)
         see(f"{point}.feed_forward.output", fed)
