@@ -98,8 +98,7 @@ class Subject:
         return found
 
     def _losses(self, batch: Batch, gradients: bool) -> dict[str, Array]:
-        function = jax.value_and_grad(_losses, has_aux=True) if gradients else _losses
-        run = jax.jit(partial(function, config=self.config, numerics=self._numerics))
+        static = {"config": self.config, "numerics": self._numerics}
         given = {
             "tokens": batch.tokens,
             "positions": batch.positions,
@@ -107,10 +106,11 @@ class Subject:
             "weights": batch.weights,
             "heads": dict(batch.head_targets),
         }
+        found: dict[str, Array]
         if not gradients:
-            found: dict[str, Array] = run(self.params, given)[1]
+            _, found = _losses(self.params, given, **static)
             return found
-        (_, found), by_parameter = run(self.params, given)
+        (_, found), by_parameter = _gradients(self.params, given, **static)
         return found | {GRADIENTS + path: gradient for path, gradient in flatten(by_parameter).items()}
 
     @contextlib.contextmanager
@@ -162,6 +162,7 @@ def _inside(
     return values | {"features": features}
 
 
+@partial(jax.jit, static_argnames=("config", "numerics"))
 def _losses(
     params: Any, batch: dict[str, Any], *, config: RobertaConfig, numerics: Numerics
 ) -> tuple[Array, dict[str, Array]]:
@@ -178,3 +179,13 @@ def _losses(
         total, size = head_loss(head, **static)(params, given, None)
         losses[f"heads.{head}.loss"] = total / size
     return sum(losses.values(), start=np.float32(0)), losses  # type: ignore[return-value]
+
+
+@partial(jax.jit, static_argnames=("config", "numerics"))
+def _gradients(
+    params: Any, batch: dict[str, Any], *, config: RobertaConfig, numerics: Numerics
+) -> tuple[tuple[Array, dict[str, Array]], Any]:
+    """What _losses gives, and the gradient of the sum by each parameter."""
+    function = jax.value_and_grad(partial(_losses, config=config, numerics=numerics), has_aux=True)
+    found: tuple[tuple[Array, dict[str, Array]], Any] = function(params, batch)
+    return found

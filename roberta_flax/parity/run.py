@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,32 @@ def compare(
     )
 
 
+def compare_subject(
+    subject: Subject,
+    observations: Iterable[Observed],
+    points: Sequence[str],
+    *,
+    gradients: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> Run:
+    """Compares one model in one computation with what the torch side has observed, or a network of one's own.
+
+    Args:
+      subject: whatever has a Subject's attributes and `observe`.
+      observations: of a Reference.
+      points: the names of those that are compared, in order (points.chosen_points).
+      gradients: whether the subject computes gradients too.
+      tokenizer: for the texts of tokens; without one they are None.
+
+    Raises:
+      InputError: a value of another shape than the torch side's.
+    """
+    state = _State(subject, points)
+    for number, observed in enumerate(observations):
+        state.add(number, observed, gradients)
+    return state.result(tokenizer)
+
+
 def _torch_side(
     source: str | os.PathLike[str],
     directory: Path,
@@ -198,7 +224,10 @@ class _State:
                 continue
             reference, spread = observed.values[name], spreads[name]
             if ours[name].shape != reference.shape:
-                raise AssertionError(f"{name}: {ours[name].shape} and {reference.shape}")
+                raise InputError(
+                    f"{name} is of shape {ours[name].shape} in batch {number}, and of {reference.shape} on the torch "
+                    "side: these are two different networks"
+                )
             sums = self.sums.setdefault(name, PointSums(name, subject.dtype))
             errors = sums.add(number, batch, subject.config, ours[name], reference, spread)
             if name == "features":
@@ -207,7 +236,7 @@ class _State:
                 decisions = self.decisions.setdefault(name, Decisions(name))
                 decisions.add(number, batch, subject.config, ours[name], reference, spread)
 
-    def result(self, tokenizer: Tokenizer) -> Run:
+    def result(self, tokenizer: Tokenizer | None) -> Run:
         """The run's part of the report."""
         texts = _Texts(tokenizer)
         results = tuple(texts.in_point(self.sums[name].result()) for name in self.names if name in self.sums)
@@ -233,11 +262,11 @@ class _State:
 
 @dataclass(frozen=True)
 class _Texts:
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
 
-    def of(self, token_id: int) -> str:
+    def of(self, token_id: int) -> str | None:
         """What a token stands for, for people to read."""
-        return self.tokenizer.token_text(token_id)
+        return None if self.tokenizer is None else self.tokenizer.token_text(token_id)
 
     def in_point(self, result: PointResult) -> PointResult:
         """The point with its tokens' texts."""
