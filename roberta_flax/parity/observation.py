@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +58,22 @@ class Subject:
             self.config, params = checkpoint.read(directory, "float64" if dtype == "float64" else "float32")
             self.params = quantize(params) if dtype == "int8" else params
 
-    def observe(self, batch: Batch, gradients: bool = False) -> dict[str, npt.NDArray[Any]]:
-        """The values at each point, in the shapes that points.py gives."""
+    def observe(
+        self, batch: Batch, gradients: bool = False, points: Collection[str] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The values at each point, in the shapes that points.py gives.
+
+        Args:
+          batch: the inputs.
+          gradients: whether those are computed too.
+          points: those that are wanted; all if not given. What no wanted one needs is not computed.
+        """
+        parts = None if points is None else {point.rpartition(".")[2] for point in points}
         with self._computing():
             found = self._inside(batch)
-            found |= self._results(batch)
-            if self.dtype not in WITHOUT_LOSS:
+            if parts is None or parts & {"logits", "log_probabilities"}:
+                found |= self._results(batch)
+            if self.dtype not in WITHOUT_LOSS and (parts is None or gradients or "loss" in parts):
                 found |= self._losses(batch, gradients)
             return {point: np.asarray(value) for point, value in found.items()}
 

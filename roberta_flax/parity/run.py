@@ -216,7 +216,7 @@ class _State:
         """Computes and compares a batch."""
         subject, batch = self.subject, observed.batch
         begin = time.perf_counter()
-        ours = subject.observe(batch, gradients)
+        ours = subject.observe(batch, gradients, self.names)
         self.seconds += time.perf_counter() - begin
         spreads = observed.spreads(rounding_of(subject.dtype, subject.precision, subject.backend))
         for name in self.names:
