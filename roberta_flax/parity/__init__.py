@@ -2,7 +2,7 @@
 
 from roberta_flax.parity.check import assert_parity
 from roberta_flax.parity.report import DecisionResult, Place, PointResult, Report, Run, TokenError, read_report
-from roberta_flax.parity.run import compare
+from roberta_flax.parity.run import compare, compare_subject
 
 __all__ = [
     "DecisionResult",
@@ -13,5 +13,6 @@ __all__ = [
     "TokenError",
     "assert_parity",
     "compare",
+    "compare_subject",
     "read_report",
 ]

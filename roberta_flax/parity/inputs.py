@@ -105,8 +105,10 @@ def batch_of(tokens: npt.NDArray[np.int32], config: RobertaConfig, mask_id: int 
 
 
 def _places(row: npt.NDArray[np.int32], pad_id: int, mask_id: int | None) -> list[int]:
-    length = int((row != pad_id).sum())
-    even = np.linspace(0, max(length - 1, 0), min(_SELECTED, max(length, 1))).round().astype(int)
+    filled = np.flatnonzero(row != pad_id)
+    if not filled.size:
+        return [0]
+    even = filled[np.linspace(0, filled.size - 1, min(_SELECTED, filled.size)).round().astype(int)]
     masks = [] if mask_id is None else np.flatnonzero(row == mask_id)[: 2 * _SELECTED].tolist()
     return sorted({*even.tolist(), *masks})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from roberta_flax import checkpoint, forward
 from roberta_flax.checkpoint import flatten
 from roberta_flax.config import RobertaConfig
 from roberta_flax.errors import InputError
+from roberta_flax.forward import Params
 from roberta_flax.model import Numerics, tokens_at
 from roberta_flax.parity.inputs import Batch
 from roberta_flax.parity.points import GRADIENTS, has_log_probabilities
@@ -47,23 +48,43 @@ class Subject:
         precision: str | None = None,
         attention: str | None = None,
         backend: str | None = None,
+        sharing: Iterable[Subject] = (),
     ) -> None:
-        """Reads a converted directory. Errors as of roberta_flax.load; InputError where there is no such backend."""
+        """Reads a converted directory, or takes the parameters that one of `sharing` read of it.
+
+        Raises:
+          InputError: no such backend, or a dtype, precision or attention that cannot be had.
+          CheckpointError: as of roberta_flax.load.
+        """
         self.dtype, self.precision, self.attention = dtype, precision, attention
         self._device = device_of(backend)
         self.backend = self._device.platform
         with self._computing():
             compute = "float32" if dtype == "int8" else dtype
             self._numerics = Numerics.of(compute, precision=precision, attention=attention, quantized=dtype == "int8")
-            self.config, params = checkpoint.read(directory, "float64" if dtype == "float64" else "float32")
-            self.params = quantize(params) if dtype == "int8" else params
+            stored = "float64" if dtype == "float64" else "float32"
+            own = next((one for one in sharing if one.dtype != "int8" and one.stored == stored), None)
+            config, params = (own.config, own.params) if own else checkpoint.read(directory, stored)
+            self.config: RobertaConfig = config
+            self.params: Params = quantize(params) if dtype == "int8" else params
+            self.stored: str = stored
 
-    def observe(self, batch: Batch, gradients: bool = False, losses: bool = True) -> dict[str, npt.NDArray[Any]]:
-        """The values at each point, in the shapes that points.py gives; without losses also without gradients."""
+    def observe(
+        self, batch: Batch, gradients: bool = False, points: Collection[str] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The values at each point, in the shapes that points.py gives.
+
+        Args:
+          batch: the inputs.
+          gradients: whether those are computed too.
+          points: those that are wanted; all if not given. What no wanted one needs is not computed.
+        """
+        parts = None if points is None else {point.rpartition(".")[2] for point in points}
         with self._computing():
             found = self._inside(batch)
-            found |= self._results(batch)
-            if losses and self.dtype not in WITHOUT_LOSS:
+            if parts is None or parts & {"logits", "log_probabilities"}:
+                found |= self._results(batch)
+            if self.dtype not in WITHOUT_LOSS and (parts is None or gradients or "loss" in parts):
                 found |= self._losses(batch, gradients)
             return {point: np.asarray(value) for point, value in found.items()}
 
@@ -98,8 +119,7 @@ class Subject:
         return found
 
     def _losses(self, batch: Batch, gradients: bool) -> dict[str, Array]:
-        function = jax.value_and_grad(_losses, has_aux=True) if gradients else _losses
-        run = jax.jit(partial(function, config=self.config, numerics=self._numerics))
+        static = {"config": self.config, "numerics": self._numerics}
         given = {
             "tokens": batch.tokens,
             "positions": batch.positions,
@@ -107,10 +127,11 @@ class Subject:
             "weights": batch.weights,
             "heads": dict(batch.head_targets),
         }
+        found: dict[str, Array]
         if not gradients:
-            found: dict[str, Array] = run(self.params, given)[1]
+            _, found = _losses(self.params, given, **static)
             return found
-        (_, found), by_parameter = run(self.params, given)
+        (_, found), by_parameter = _gradients(self.params, given, **static)
         return found | {GRADIENTS + path: gradient for path, gradient in flatten(by_parameter).items()}
 
     @contextlib.contextmanager
@@ -162,6 +183,7 @@ def _inside(
     return values | {"features": features}
 
 
+@partial(jax.jit, static_argnames=("config", "numerics"))
 def _losses(
     params: Any, batch: dict[str, Any], *, config: RobertaConfig, numerics: Numerics
 ) -> tuple[Array, dict[str, Array]]:
@@ -178,3 +200,13 @@ def _losses(
         total, size = head_loss(head, **static)(params, given, None)
         losses[f"heads.{head}.loss"] = total / size
     return sum(losses.values(), start=np.float32(0)), losses  # type: ignore[return-value]
+
+
+@partial(jax.jit, static_argnames=("config", "numerics"))
+def _gradients(
+    params: Any, batch: dict[str, Any], *, config: RobertaConfig, numerics: Numerics
+) -> tuple[tuple[Array, dict[str, Array]], Any]:
+    """What _losses gives, and the gradient of the sum by each parameter."""
+    function = jax.value_and_grad(partial(_losses, config=config, numerics=numerics), has_aux=True)
+    found: tuple[tuple[Array, dict[str, Array]], Any] = function(params, batch)
+    return found

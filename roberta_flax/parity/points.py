@@ -18,12 +18,13 @@
   heads.NAME.loss                                     of a sentence head, mean              []
   gradients.PATH                                      of the sum of all losses, by each parameter (docs/parameters.md)
 
-A LayerNorm comes before its block where the network is pre-norm. What padding holds is not compared.
+A LayerNorm comes before its block where the network is pre-norm. Gradients come as they are computed, from the heads
+back to the embeddings, so that the first that is off is next to the fault. What padding holds is not compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -54,7 +55,7 @@ def all_points(config: RobertaConfig, gradients: bool = False) -> list[str]:
         points += ["lm_head.layer_norm", "lm_head.logits", "lm_head.loss"]
     points += [f"heads.{head.name}.{part}" for head in config.heads for part in _parts(head)]
     if gradients:
-        points += [GRADIENTS + path for path in flatten(abstract_params(config))]
+        points += [GRADIENTS + path for path in _backwards(flatten(abstract_params(config)), points)]
     return points
 
 
@@ -92,6 +93,28 @@ def counted(point: str, batch: Batch, config: RobertaConfig) -> npt.NDArray[np.b
     if part == "weights":
         return np.repeat(is_token[:, None], config.num_heads, axis=1)
     return is_token
+
+
+def _backwards(paths: Iterable[str], points: Sequence[str]) -> list[str]:
+    """Parameters, the last first that the network meets."""
+    return sorted(paths, key=lambda path: -points.index(_met_at(path.rpartition(".")[0])))
+
+
+def _met_at(module: str) -> str:
+    """The point whose value a module's parameters make."""
+    if module == "layer_norm":
+        return "features"
+    if module == "lm_head.dense":
+        return "lm_head.layer_norm"
+    if module == "lm_head":
+        return "lm_head.logits"
+    if module == "embeddings.layer_norm":
+        return "embeddings.output"
+    if module.startswith("embeddings."):
+        return "embeddings.sum"
+    if module.startswith("heads.") and module.endswith(".output"):
+        return module.removesuffix("output") + "logits"
+    return module
 
 
 def _parts(head: HeadConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a comparison found, as data, and as report.json: documented in docs/report_schema.md, stable."""
+"""What a comparison found, as data, and as report.json: documented in docs/parity.md, stable."""
 
 from __future__ import annotations
 

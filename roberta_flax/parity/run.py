@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,10 @@ def compare(
     directory = hub.resolve(source, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir, cache_dir=cache_dir)
     config = checkpoint.read_config(directory)
     tokenizer = Tokenizer.from_directory(directory)
-    subjects = [
-        Subject(directory, dtype, precision=precision, attention=attention, backend=backend) for dtype in dtypes
-    ]
+    subjects: list[Subject] = []
+    for dtype in dtypes:
+        subject = Subject(directory, dtype, precision=precision, attention=attention, backend=backend, sharing=subjects)
+        subjects.append(subject)
     torch_side: Reference
     if replay is not None:
         if texts is not None or tokens is not None or record is not None:
@@ -145,6 +146,32 @@ class _Told:
             if self._progress is not None:
                 self._progress(number, self._batches, "torch")
             yield next(observations)
+
+
+def compare_subject(
+    subject: Subject,
+    observations: Iterable[Observed],
+    points: Sequence[str],
+    *,
+    gradients: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> Run:
+    """Compares one model in one computation with what the torch side has observed, or a network of one's own.
+
+    Args:
+      subject: whatever has a Subject's attributes and `observe`.
+      observations: of a Reference.
+      points: the names of those that are compared, in order (points.chosen_points).
+      gradients: whether the subject computes gradients too.
+      tokenizer: for the texts of tokens; without one they are None.
+
+    Raises:
+      InputError: a value of another shape than the torch side's.
+    """
+    state = _State(subject, points)
+    for number, observed in enumerate(observations):
+        state.add(number, observed, gradients)
+    return state.result(tokenizer)
 
 
 def _torch_side(
@@ -219,17 +246,19 @@ class _State:
     def add(self, number: int, observed: Observed, gradients: bool) -> None:
         """Computes and compares a batch."""
         subject, batch = self.subject, observed.batch
-        begin = time.perf_counter()
-        of_losses = [name for name in self.names if name.endswith(".loss") or name.startswith(points.GRADIENTS)]
-        ours = subject.observe(batch, gradients, losses=bool(of_losses))
-        self.seconds += time.perf_counter() - begin
         spreads = observed.spreads(rounding_of(subject.dtype, subject.precision, subject.backend))
+        begin = time.perf_counter()
+        ours = subject.observe(batch, gradients, self.names)
+        self.seconds += time.perf_counter() - begin
         for name in self.names:
             if name not in ours or name not in observed.values:
                 continue
             reference, spread = observed.values[name], spreads[name]
             if ours[name].shape != reference.shape:
-                raise AssertionError(f"{name}: {ours[name].shape} and {reference.shape}")
+                raise InputError(
+                    f"{name} is of shape {ours[name].shape} in batch {number}, and of {reference.shape} on the torch "
+                    "side: these are two different networks"
+                )
             sums = self.sums.setdefault(name, PointSums(name, subject.dtype))
             errors = sums.add(number, batch, subject.config, ours[name], reference, spread)
             if name == "features":
@@ -238,7 +267,7 @@ class _State:
                 decisions = self.decisions.setdefault(name, Decisions(name))
                 decisions.add(number, batch, subject.config, ours[name], reference, spread)
 
-    def result(self, tokenizer: Tokenizer) -> Run:
+    def result(self, tokenizer: Tokenizer | None) -> Run:
         """The run's part of the report."""
         texts = _Texts(tokenizer)
         results = tuple(texts.in_point(self.sums[name].result()) for name in self.names if name in self.sums)
@@ -264,11 +293,11 @@ class _State:
 
 @dataclass(frozen=True)
 class _Texts:
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
 
-    def of(self, token_id: int) -> str:
+    def of(self, token_id: int) -> str | None:
         """What a token stands for, for people to read."""
-        return self.tokenizer.token_text(token_id)
+        return None if self.tokenizer is None else self.tokenizer.token_text(token_id)
 
     def in_point(self, result: PointResult) -> PointResult:
         """The point with its tokens' texts."""

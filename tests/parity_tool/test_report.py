@@ -78,7 +78,7 @@ def test_a_field_of_a_later_version_is_passed_over(report):
 
 
 def test_every_field_of_the_report_is_documented():
-    page = (ROOT / "docs" / "report_schema.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
     for part in ("Report", "Run", "PointResult", "DecisionResult", "TokenError", "Place"):
         section = re.search(rf"### {part}: .*?(?=\n### |\Z)", page, re.DOTALL)
         assert section, part
