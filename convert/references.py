@@ -185,6 +185,10 @@ class TorchSide:
             for seed in range(SAMPLES):
                 noise = Noise(rounding, seed)
                 self._compute(self._builtin.with_arithmetic(noise), batch, see, noise)
+            for head in self._config.heads:  # the mean of some log-probabilities is off by their largest error at most
+                of_classes = spreads.get(f"heads.{head.name}.log_probabilities")
+                if head.problem == "single_label" and of_classes and f"heads.{head.name}.loss" in spreads:
+                    spreads[f"heads.{head.name}.loss"] = of_classes
             known[rounding.name] = spreads
         return {point: spread.scaled(factor) for point, spread in known[rounding.name].items()}
 

@@ -15,8 +15,9 @@ from roberta_flax.parity.reference import SAMPLES
 from roberta_flax.parity.report import DecisionResult, Place, PointResult, Report, Run, described, failures, values
 
 EXPLANATION = (
-    f"A bound is {MARGIN:g} times the largest error of {SAMPLES} computations in float64 of the same network on the "
-    "same inputs, in which every operation has a random error of the size that this arithmetic makes. "
+    f"A bound is {MARGIN:g} times the largest error (more where few numbers tell) of {SAMPLES} computations in float64 "
+    "of the same network on the same inputs, in which every operation has a random error of the size that this "
+    "arithmetic makes. "
     "An error's part of it is of the maximum or of the root mean square, the larger, of any batch."
 )
 _INDENT = "  "

@@ -552,7 +552,7 @@ MUTATIONS = [
     Mutation(
         "a head of the second token",
         "heads.topic.logits",
-        source(forward.head_logits, "_first_tokens(starts))[1]", "lambda x: x[:, 1:2])[1]"),
+        source(forward.head_outputs, "_first_tokens(starts))[1]", "lambda x: x[:, 1:2])[1]"),
     ),
     Mutation(
         "a head without tanh",
@@ -789,7 +789,10 @@ EQUIVALENTS = [
     ),
     Equivalent("a mask of -10000", (source(attention._weights, "float(np.finfo(scores.dtype).min)", "-10000.0"),)),
     Equivalent("LayerNorm written out", (norm("_Norm"),)),
-    Equivalent("LayerNorm's variance in one pass", (source(model.layer_norm, "numerics.dtype.itemsize == 2", "True"),)),
+    Equivalent(
+        "LayerNorm's variance in one pass",
+        (source(model.layer_norm, "variance=numerics.dtype.itemsize == 2", "variance=True"),),
+    ),
     Equivalent(
         "gelu by erf and not by its complement",
         (activation("gelu", lambda x: 0.5 * x * (1 + lax.erf(x / np.sqrt(2).astype(x.dtype)))),),

@@ -69,10 +69,11 @@ def over(run: Run) -> list[tuple[str, float]]:
         pytest.param(each, dtype, id=f"{each.name}-{dtype}")
         for dtype in DTYPES
         for each in MUTATIONS
-        if dtype in each.dtypes
+        if dtype in each.dtypes and (dtype != "float64" or "float32" not in each.dtypes)
     ],
 )
 def test_a_wrong_network_is_found_at_the_point_where_it_is_wrong(mutation: Mutation, dtype, networks, changed):
+    """In float32 and bfloat16; float64's bounds are float32's by 2^-29, and what is over these is over those."""
     network = networks(PRE_NORM if mutation.pre_norm else POST_NORM)
     points = network.points[: network.points.index(mutation.at) + 1]  # what comes later takes time and says nothing
     with jax.disable_jit():
@@ -108,7 +109,7 @@ def test_a_network_of_other_shapes_is_an_error_that_names_the_point(networks, ch
         compared(network, subject, gradients=False)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("equivalent", EQUIVALENTS, ids=lambda each: each.name)
 def test_a_network_computed_otherwise_passes(equivalent: Equivalent, dtype, networks, changed):
     network = networks(POST_NORM)
