@@ -11,7 +11,7 @@
   layers.N.feed_forward.output                        before the residual                   [batch, time, hidden]
   layers.N.feed_forward_layer_norm                    its output                            [batch, time, hidden]
   layers.N.output                                     the layer's                           [batch, time, hidden]
-  features                                            the last layer's, as users get them   [batch, time, hidden]
+  features                                            after a pre-norm's last LayerNorm     [batch, time, hidden]
   lm_head.layer_norm, lm_head.logits                  at chosen positions                   [batch, selected, ...]
   lm_head.loss                                        masked-LM, mean                       []
   heads.NAME.dense, logits, log_probabilities         of each head                          [batch, ...]

@@ -241,7 +241,6 @@ class _State:
     decisions: dict[str, Decisions] = field(default_factory=dict)
     worst: list[TokenError] = field(default_factory=list)
     seconds: float = 0.0
-    batches: dict[int, Batch] = field(default_factory=dict)
 
     def add(self, number: int, observed: Observed, gradients: bool) -> None:
         """Computes and compares a batch."""
