@@ -193,7 +193,7 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
         logger.warning("this model has no masked-LM head: fairseq will make a fresh one, untrained")
     state["encoder.sentence_encoder.version"] = torch.tensor([_FAIRSEQ_ENCODER_VERSION])
     saved = {
-        "args": _fairseq_arguments(model, heads),
+        "args": fairseq_arguments(model.config, heads),
         "model": state,
         "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
@@ -230,9 +230,8 @@ def _to_torch(torch: Any, tensor: Tensor) -> Any:
     return torch.from_numpy(values)
 
 
-def _fairseq_arguments(model: _Model, heads: Sequence[HeadConfig]) -> argparse.Namespace:
-    """What fairseq builds the model and its masked-LM task from."""
-    config = model.config
+def fairseq_arguments(config: RobertaConfig, heads: Sequence[HeadConfig]) -> argparse.Namespace:
+    """What fairseq builds a model and its masked-LM task from."""
     return argparse.Namespace(
         arch="roberta_base", task="masked_lm", criterion="masked_lm", data=".", seed=1, no_seed_provided=False,
         sample_break_mode="complete", tokens_per_sample=config.max_positions, max_positions=config.max_positions,

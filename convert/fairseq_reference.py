@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convert.export import fairseq_arguments
 from convert.names import TRANSPOSE, from_fairseq
 from convert.references import Hook, watched
 from convert.torch_reference import See
@@ -58,7 +59,7 @@ class Fairseq:
             "parameters": parameters,
         }
         self._config = config
-        args = _arguments(config)
+        args = fairseq_arguments(config, config.heads)
         base_architecture(args)
         task = argparse.Namespace(source_dictionary=_Dictionary(config))
         self._model = RobertaModel.build_model(args, task)
@@ -170,14 +171,3 @@ class _Dictionary:
     def pad(self) -> int:
         """The id of padding."""
         return self._pad
-
-
-def _arguments(config: RobertaConfig) -> argparse.Namespace:
-    """What fairseq builds a model from."""
-    return argparse.Namespace(
-        max_positions=config.max_positions, tokens_per_sample=config.max_positions, encoder_layers=config.num_layers,
-        encoder_embed_dim=config.hidden_size, encoder_ffn_embed_dim=config.intermediate_size,
-        encoder_attention_heads=config.num_heads, activation_fn=config.activation,
-        pooler_activation_fn=config.pooler_activation, encoder_normalize_before=config.normalize_before,
-        layernorm_embedding=config.layernorm_embedding, untie_weights_roberta=not config.tie_word_embeddings,
-    )  # fmt: skip

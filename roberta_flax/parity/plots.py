@@ -60,7 +60,7 @@ def plots(report: Report) -> list[Plot]:
     bound = "The shaded line is the bound of the same dtype; an error below its shaded line is explained by rounding."
     outputs = "Root mean square error of the embeddings' and of each layer's output."
     every = "Root mean square error of every value of the network, in the order in which it is computed."
-    of_gradients = "Root mean square error of the gradient by each parameter, in the order of the parameter tree."
+    of_gradients = "Root mean square error of the gradient by each parameter, in the order of the backward pass."
     found = [
         _depth(report, "Error by layer", f"{outputs} {bound}", _is_output, markers=True),
         _depth(report, "Error by point", f"{every} {bound}", lambda name: not name.startswith(GRADIENTS)),
