@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib
 import io
 import math
 import re
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roberta_flax.errors import InputError
+from roberta_flax import extras
 from roberta_flax.parity.points import GRADIENTS
 from roberta_flax.parity.report import PointResult, Report, Run
 
@@ -51,12 +50,7 @@ def plots(report: Report) -> list[Plot]:
     Raises:
       InputError: matplotlib is not installed.
     """
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise InputError(
-            f"plots need matplotlib ({error}); install it with: pip install 'roberta-flax[parity]'"
-        ) from None
+    _required("matplotlib.figure")
     bound = "The shaded line is the bound of the same dtype; an error below its shaded line is explained by rounding."
     outputs = "Root mean square error of the embeddings' and of each layer's output."
     every = "Root mean square error of every value of the network, in the order in which it is computed."
@@ -68,6 +62,10 @@ def plots(report: Report) -> list[Plot]:
         _histograms(report),
     ]
     return [plot for plot in found if plot is not None]
+
+
+def _required(module: str) -> Any:
+    return extras.require(module, "a plot", "parity")
 
 
 def _is_output(name: str) -> bool:
@@ -157,7 +155,7 @@ def _histogram(axes: Any, run: Run, name: str) -> None:
 
 
 def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
-    figure = importlib.import_module("matplotlib.figure").Figure(
+    figure = _required("matplotlib.figure").Figure(
         figsize=(_WIDTH, _HEIGHT if panels == 1 else 2.1 * panels + 0.5), layout="constrained"
     )
     figure.patch.set_visible(False)
@@ -176,7 +174,7 @@ def _svg(figure: Any, title: str) -> str:
     """The figure as an element of a page: its ids are its own, its ink is the page's text colour."""
     text = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": title, "text.color": _INK, "axes.labelcolor": _INK}
-    with importlib.import_module("matplotlib").rc_context(settings):
+    with _required("matplotlib").rc_context(settings):
         for axes in figure.axes:
             for label in (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label):
                 label.set_color(_INK)
