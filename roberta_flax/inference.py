@@ -38,6 +38,7 @@ Ids = npt.NDArray[np.int32]
 Item = str | Sequence[str]  # a text, or several of one input: a pair
 
 WINDOW = 8192  # texts
+SHORTEST_LIMIT = 8  # tokens that an input may have, at the least: two texts of two, and what joins them
 # About where throughput levels off: on CPUs by `python -m benchmarks.inference --sweep`, on TPU by what its compiler
 # guesses for v5e (docs/performance.md), elsewhere not measured.
 TOKENS_PER_BATCH = {"cpu": 1024, "tpu": 4096}
@@ -300,7 +301,7 @@ def longest_first(lengths: Sequence[int], room: int) -> list[int]:
 
 def _refuse_long(length: int, limit: int, on_long: OnLong) -> None:
     if on_long == "error":
-        raise InputError(f"{length} tokens, over the model's {limit}; see on_long (--on-long truncate or window)")
+        raise InputError(f"{length} tokens, over the limit of {limit}; see on_long (--on-long truncate or window)")
 
 
 def _vectors_of(batch: Batch, arrays: npt.NDArray[Any]) -> list[Any]:
@@ -433,6 +434,7 @@ class Predictor:
         devices: Sequence[jax.Device] | None = None,
         tensor_parallel: int = 1,
         threads: int = 2,
+        max_length: int | None = None,
     ) -> None:
         """Places the parameters on the devices.
 
@@ -448,6 +450,7 @@ class Predictor:
           devices: all local ones if not given.
           tensor_parallel: how many devices share each layer's matrices; the others repeat the model.
           threads: that encode text.
+          max_length: tokens of an input, at most, from SHORTEST_LIMIT; the model's max_positions if not given.
 
         Raises:
           InputError: what the model cannot do, or devices that do not divide it.
@@ -459,6 +462,7 @@ class Predictor:
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise InputError(f"{name} must be a positive integer, got {count!r}")
         work.check(roberta.config)
+        self._limit = limit_of(roberta.config, max_length)
         self._roberta, self.work = roberta, work
         self._on_long, self._window, self._threads = on_long, window, threads
         self._mesh = sharding.mesh(devices, tensor_parallel)
@@ -483,6 +487,7 @@ class Predictor:
         """What the bits of results depend on, beside the model's parameters and what is asked of it."""
         return {
             "on_long": self._on_long,
+            "max_length": self._limit,
             "dtype": str(self._roberta.dtype),
             "precision": str(self._roberta.precision),
             "attention": self._roberta.attention,
@@ -571,8 +576,7 @@ class Predictor:
         return _Window(inputs, pieces, owned, owner, list(map(len, owned)), nothing, rejected, batches, len(batches))
 
     def _encode(self, inputs: Sequence[Any]) -> list[Encoded]:
-        limit = self._roberta.config.max_positions
-        return self.work.encode(self._roberta.tokenizer, inputs, limit, self._on_long)
+        return self.work.encode(self._roberta.tokenizer, inputs, self._limit, self._on_long)
 
     def _start(self, window: _Window, batch: Batch) -> Any:
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
@@ -610,6 +614,20 @@ class Predictor:
         self.stats.rejected += len(window.rejected)
         self.stats.cut += sum(window.pieces[owned[0]].cut for owned in window.owned if owned)
         return results
+
+
+def limit_of(config: RobertaConfig, max_length: int | None) -> int:
+    """How many tokens an input may have: max_length, or the model's max_positions.
+
+    Raises:
+      InputError: a max_length below SHORTEST_LIMIT, or more than the model has positions.
+    """
+    limit = config.max_positions if max_length is None else max_length
+    if isinstance(limit, bool) or not isinstance(limit, int) or not SHORTEST_LIMIT <= limit <= config.max_positions:
+        raise InputError(
+            f"max_length must be from {SHORTEST_LIMIT} to the model's {config.max_positions}, got {limit!r}"
+        )
+    return limit
 
 
 def _on_host(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,6 +16,7 @@ import pytest
 
 import roberta_flax
 from roberta_flax import cli, stablehlo, wsc
+from roberta_flax.batching import collate_tokens
 from tests.conftest import TINY
 
 
@@ -144,7 +145,11 @@ def test_predict_shows_labels_by_name(run, tiny_directory, tmp_path):
             ["who?", "a b c d"],
             ["head", "answer", "probability", "no_answer"],
         ),
-        (roberta_flax.HeadConfig("best", 1, 64, "choice"), ["x", "a", "b c"], ["head", "label", "probabilities"]),
+        (
+            roberta_flax.HeadConfig("best", 1, 64, "choice"),
+            ["x", "a", "b c"],
+            ["head", "label", "probabilities", "cut"],
+        ),
         (roberta_flax.HeadConfig("score", 1, 64), ["x"], ["head", "values"]),
         (roberta_flax.HeadConfig("topics", 3, 64, problem="multi_label"), ["x"], ["head", "label", "probabilities"]),
     ],
@@ -165,6 +170,44 @@ def test_predict_answers_with_every_kind_of_head(run, tiny, head, texts, keys, t
         assert "".join(row["text"] for row in result["token"][1:-1]) == "a b"
     if head.kind == "choice":
         assert sum(result["probabilities"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("head", "option", "texts", "pairs"),
+    [
+        ("race", (), ["An article.", "It is _."], [("It is tea.", "An article."), ("It is a cat.", "An article.")]),
+        ("best", ("--framing", "race"), ["An\n article.", "Is it?"], [("Is it? tea", "An article."), ("Is it? a cat", "An article.")]),
+        ("commonsenseqa", (), ["Is it?"], [("Q: Is it?", "A: tea"), ("Q: Is it?", "A: a cat")]),
+        ("race", ("--framing", "choice"), ["Is it?"], [("Is it?", "tea"), ("Is it?", "a cat")]),
+    ],
+)  # fmt: skip
+def test_predict_frames_a_question_as_the_heads_task_does(run, tiny, head, option, texts, pairs, tmp_path):
+    config = dataclasses.replace(tiny.config, heads=(roberta_flax.HeadConfig(head, 1, 64, "choice"),))
+    params = {**tiny.params, "heads": roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]}
+    model = roberta_flax.Roberta(config, params, tiny.tokenizer)
+    model.save(tmp_path / "m")
+    one = head == "commonsenseqa"
+    rows = collate_tokens([model.encode(*pair, no_separator=one) for pair in pairs])
+    arguments = [argument for text in (*texts, "tea", "a cat") for argument in ("--text", text)]
+    status, out, err = run("predict", *arguments, *option, "-m", tmp_path / "m", "--json")
+    assert (status, err) == (0, "")
+    expected = np.exp(np.asarray(model.predict(head, rows)))[0]
+    assert [*json.loads(out)["probabilities"].values()] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert json.loads(out)["cut"] == 0
+    status, _, err = run("predict", *arguments[: 2 * len(texts) + 2], *option, "-m", tmp_path / "m")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"and at least two choices, got {len(texts) + 1} texts" in err
+    status, _, err = run("predict", *arguments, "--framing", "swag", "-m", tmp_path / "m")
+    assert (status, "framing must be one of choice, commonsenseqa, race, got 'swag'" in err) == (1, True)
+
+
+def test_a_question_that_is_too_long_says_how_many_of_its_sequences_were_cut(run, tiny, tmp_path):
+    config = dataclasses.replace(tiny.config, heads=(roberta_flax.HeadConfig("race", 1, 64, "choice"),))
+    params = {**tiny.params, "heads": roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]}
+    roberta_flax.Roberta(config, params, tiny.tokenizer).save(tmp_path / "m")
+    texts = ("--text", "word " * 600, "--text", "Is it?", "--text", "a", "--text", "b")
+    status, out, _ = run("predict", *texts, "-m", tmp_path / "m", "--json")
+    assert (status, json.loads(out)["cut"]) == (0, 2)
 
 
 def test_quantised_layers_answer_nearly_the_same_and_a_method_that_is_not_there_is_refused(run, tiny_directory):
@@ -193,6 +236,9 @@ def test_a_file_of_pairs_is_predicted_by_its_usual_columns(run, tiny, tmp_path):
         1,
         f"roberta-flax: {tmp_path / 'out.jsonl'} exists already; remove it or choose another name\n",
     )
+    shorter = ("--on-long", "truncate", "--max-length", "8", "--json")
+    summary = json.loads(run(*arguments[:3], tmp_path / "cut.jsonl", *arguments[4:], *shorter)[1])
+    assert (summary["rows"], summary["cut"]) == (3, 1)
     status, _, err = run(*arguments[:3], tmp_path / "strict.jsonl", *arguments[4:], "--strict")
     assert (status, "in.tsv, line 3: " in err) == (1, True)
 
@@ -228,6 +274,12 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
     text = run("evaluate", folder / "dev_matched.tsv", "-m", TINY)[1]
     assert text.startswith(f"accuracy {right / 30:.4f} (95 % interval ")
     assert "1 rows without a gold label" in text
+    short = run("evaluate", folder / "dev_matched.tsv", "-m", TINY, "--max-length", "10")[1]
+    cut = sum(len(tiny.encode(*pair)) > 10 for pair in sick_pairs[:30])
+    assert cut > 0
+    assert f"; {cut} were too long (--on-long truncate)" in short
+    refused = run("evaluate", folder / "dev_matched.tsv", "-m", TINY, "--max-length", "1000")
+    assert (refused[0], "max_length must be from 8 to the model's 512, got 1000" in refused[2]) == (1, True)
     (folder / "dev_matched.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tmaybe\n")
     status, _, err = run("evaluate", folder / "dev_matched.tsv", "-m", TINY)
     assert (status, "line 2: 'maybe' is no label of mnli" in err) == (1, True)
@@ -247,6 +299,7 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
         (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--tensor-parallel", "3"], "must divide the number of devices"),
         (["features", "-i", "in.csv", "-o", "o.npy", "-c", "x", "-m", TINY, "--pooling", "max"], "pooling must be one of"),
         (["fill-mask", "-m", TINY], "give one text, or a file of texts with --input"),
+        (["predict", "--text", "a", "--framing", "race", "-m", TINY], "--framing is for choice heads; 'mnli' is of kind sentence"),
         (["evaluate", "in.csv", "-m", TINY], "in.csv"),
         (["evaluate", "none.tsv", "-m", TINY], "none.tsv is no file"),
     ],

@@ -140,7 +140,7 @@ def test_devices_and_widths_that_do_not_divide_are_refused(tiny):
 
 def test_texts_that_are_too_long_are_refused_by_number_or_truncated_and_counted(tiny):
     texts = ["a b", "c " * 600, "d"]
-    with pytest.raises(InputError, match=r"input 1: 603 tokens, over the model's 512"):
+    with pytest.raises(InputError, match=r"input 1: 603 tokens, over the limit of 512"):
         list(Predictor(tiny, Classify("mnli"))(texts))
     predictor = Predictor(tiny, Classify("mnli"), on_long="truncate")
     results = list(predictor(texts))
@@ -148,6 +148,21 @@ def test_texts_that_are_too_long_are_refused_by_number_or_truncated_and_counted(
     expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:511], ids[-1:]])))[0]
     assert np.abs(results[1] - expected).max() <= TOLERANCE
     assert predictor.stats.cut == 1
+
+
+def test_a_limit_below_the_models_is_that_of_every_way(tiny):
+    text = "c " * 20
+    ids = tiny.encode(text)
+    with pytest.raises(InputError, match=rf"input 0: {len(ids)} tokens, over the limit of 16"):
+        list(Predictor(tiny, Classify("mnli"), max_length=16)([text]))
+    predictor = Predictor(tiny, Classify("mnli"), on_long="truncate", max_length=16)
+    (result,) = predictor([text])
+    expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:15], ids[-1:]])))[0]
+    assert np.abs(result - expected).max() <= TOLERANCE
+    assert predictor.stats.cut == 1
+    windows = Predictor(tiny, Classify("mnli"), on_long="window", max_length=16)
+    list(windows([text]))
+    assert windows.stats.sequences > 1
 
 
 def test_pairs_are_truncated_as_transformers_truncates_them(gpt2_tokenizer, gpt2_bpe, tmp_path, sick_pairs):
@@ -219,7 +234,7 @@ def test_inputs_that_are_encoded_together_are_what_they_are_alone(tiny):
 @pytest.mark.parametrize("before", [0, 100, 900])
 def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(tiny, before):
     text = "a " * before + "<mask>" + " b" * 700
-    with pytest.raises(InputError, match="over the model's 512"):
+    with pytest.raises(InputError, match="over the limit of 512"):
         list(Predictor(tiny, FillMask(3))([text]))
     ((piece,),) = FillMask(3).encode(tiny.tokenizer, [text], 512, "truncate")
     assert len(piece.ids) == 512
@@ -254,6 +269,8 @@ def test_a_bad_input_keeps_its_place_in_a_window_and_others_have_their_results(t
         ({"strategy": "magic"}, "strategy must be one of buckets, packing"),
         ({"window": 0}, "window must be a positive integer, got 0"),
         ({"tokens_per_batch": -1}, "tokens_per_batch must be a positive integer"),
+        ({"max_length": 7}, "max_length must be from 8 to the model's 512, got 7"),
+        ({"max_length": 513}, "max_length must be from 8 to the model's 512, got 513"),
     ],
 )
 def test_options_that_cannot_be_are_refused(tiny, options, message):

@@ -196,6 +196,8 @@ def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs,
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"has parts of another run .*{message}.*; remove it to begin anew"):
             run(tiny, Classify("mnli"), pairs, output, **{"keep": ("id",), **change})
+    with pytest.raises(InputError, match="max_length was 512 and is 64"):
+        jobs.run(job, Predictor(tiny, Classify("mnli"), max_length=64))
     summary = run(tiny, Classify("mnli"), pairs, output, keep=("id",))
     assert summary["this_run"]["parts_resumed"] == 2
     assert summary["this_run"]["texts"] == 300 - 128

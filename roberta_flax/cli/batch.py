@@ -64,6 +64,7 @@ class Options:
     no_header: bool
     format: str | None
     on_long: str
+    max_length: int | None
     strategy: str | None
     strict: bool
     rows_per_part: int
@@ -100,6 +101,7 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
         strategy=cast(Any, options.strategy),
         tokens_per_batch=options.tokens_per_batch,
         tensor_parallel=options.tensor_parallel,
+        max_length=options.max_length,
     )
     job = jobs.Job(
         file, options.output, texts, tuple(options.keep or ()), header, options.format, loading.note(),
@@ -148,6 +150,7 @@ def run_on_ray(
         strategy=options.strategy,
         tokens_per_batch=options.tokens_per_batch,
         tensor_parallel=options.tensor_parallel,
+        max_length=options.max_length,
     )
     if options.as_json:
         print_json({"output": str(options.output), **counts})

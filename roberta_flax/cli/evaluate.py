@@ -16,6 +16,7 @@ from roberta_flax.cli.options import (
     Dtype,
     Json,
     Loading,
+    MaxLength,
     Model,
     Precision,
     Quantize,
@@ -48,6 +49,7 @@ def command(
         str | None, typer.Option(help="Of token and choice heads: FILE's key of the tags, of the right choice.")
     ] = None,
     on_long: batch.OnLong = "truncate",
+    max_length: MaxLength = None,
     strategy: batch.Strategy = None,
     tokens_per_batch: batch.TokensPerBatch = None,
     tensor_parallel: batch.TensorParallel = 1,
@@ -74,7 +76,7 @@ def command(
         given = {"--on-long": on_long != "truncate", "--strategy": strategy, "--tokens-per-batch": tokens_per_batch}
         if option := next((option for option, value in {**given, "--quantize": quantize}.items() if value), None):
             raise InputError(f"{option} is for heads of kind sentence; {chosen.name!r} is of kind {chosen.kind}")
-        _judge_examples(file, loading, chosen, task, (text, label, labels), tensor_parallel, as_json)
+        _judge_examples(file, loading, chosen, task, (text, label, labels), max_length, tensor_parallel, as_json)
         return
     if text or label:
         raise InputError(f"--text and --label are for token and choice heads; {chosen.name!r} is of kind sentence")
@@ -89,6 +91,7 @@ def command(
         strategy=cast(Any, strategy),
         tokens_per_batch=tokens_per_batch,
         tensor_parallel=tensor_parallel,
+        max_length=max_length,
     )
     judge = _values if layout.problem == "regression" else _classes
     result, skipped = judge(file, layout, predictor, chosen, labels.split(",") if labels else None)
@@ -107,6 +110,7 @@ def _judge_examples(
     head: HeadConfig,
     task: str | None,
     named: tuple[str | None, str | None, str | None],
+    max_length: int | None,
     tensor_parallel: int,
     as_json: bool,
 ) -> None:
@@ -127,7 +131,9 @@ def _judge_examples(
     roberta = loading.load()
     columns = tasks.Columns((text,) if text else (), (label,) if label else (), names)
     kind = head.kind if name == tasks.CUSTOM else None
-    reading = tasks.reading(name, file, roberta.config, roberta.tokenizer, kind=kind, columns=columns, head=head.name)
+    reading = tasks.reading(
+        name, file, roberta.config, roberta.tokenizer, kind=kind, columns=columns, head=head.name, max_length=max_length
+    )
     examples = reading.read(file)
     mesh = sharding.mesh(tensor_parallel=tensor_parallel)
     validation = Validation(

@@ -14,6 +14,7 @@ from roberta_flax.cli.options import (
     Dtype,
     Json,
     Loading,
+    MaxLength,
     Model,
     Precision,
     Quantize,
@@ -31,6 +32,7 @@ def command(
     no_header: batch.NoHeader = False,
     format: batch.Format = None,
     on_long: batch.OnLong = "error",
+    max_length: MaxLength = None,
     strategy: batch.Strategy = None,
     strict: batch.Strict = False,
     rows_per_part: batch.RowsPerPart = 8192,
@@ -60,8 +62,8 @@ def command(
         from roberta_flax.inference import FillMask
 
         options = batch.Options(
-            output, columns, keep, no_header, format, on_long, strategy, strict, rows_per_part, tokens_per_batch,
-            tensor_parallel, share, distributed, as_json,
+            output, columns, keep, no_header, format, on_long, max_length, strategy, strict, rows_per_part,
+            tokens_per_batch, tensor_parallel, share, distributed, as_json,
         )  # fmt: skip
         batch.run_job(loading, lambda _: FillMask(topk), file, options)
         return

@@ -19,6 +19,7 @@ from roberta_flax.cli.options import (
     Dtype,
     Json,
     Loading,
+    MaxLength,
     Model,
     Precision,
     print_json,
@@ -70,7 +71,7 @@ def command(
         str | None, typer.Option(help="Of custom: classification, regression, multi-label, token, span, choice.")
     ] = None,
     head: Annotated[str | None, typer.Option(help="The head's name. [default: the task's]")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of an input, at most. [default: the model's]")] = None,
+    max_length: MaxLength = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training file.")] = None,
     updates: Annotated[int | None, typer.Option(help="Updates in all, in the place of epochs.")] = None,
     warmup_updates: Annotated[int | None, typer.Option(help="Updates in which the learning rate rises.")] = None,

@@ -35,6 +35,9 @@ Precision = Annotated[
 Quantize = Annotated[
     str | None, typer.Option(help="int8: the layers' products in int8, which takes a quarter of their memory.")
 ]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Tokens of an input of a file, at most, from 8. [default: the model's]")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -16,6 +16,7 @@ from roberta_flax.cli.options import (
     Dtype,
     Json,
     Loading,
+    MaxLength,
     Model,
     Precision,
     Quantize,
@@ -39,12 +40,17 @@ def command(
         typer.Option(help="Instead of INPUT: a sentence; twice for a pair. A choice head: what is given, each choice."),
     ] = None,
     head: Annotated[str | None, typer.Option(help="The head's name. [default: the only one]")] = None,
+    framing: Annotated[
+        str | None,
+        typer.Option(help="Of a choice head: choice, race, commonsenseqa. [default: the head's name, or choice]"),
+    ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Of a file: logits, not log-probabilities.")] = False,
     columns: batch.Columns = None,
     keep: batch.Keep = None,
     no_header: batch.NoHeader = False,
     format: batch.Format = None,
     on_long: batch.OnLong = "error",
+    max_length: MaxLength = None,
     strategy: batch.Strategy = None,
     strict: batch.Strict = False,
     rows_per_part: batch.RowsPerPart = 8192,
@@ -78,8 +84,8 @@ def command(
     if engine not in ("local", "ray"):
         raise InputError(f"engine must be local or ray, got {engine!r}")
     options = batch.Options(
-        output, columns, keep, no_header, format, on_long, strategy, strict, rows_per_part, tokens_per_batch,
-        tensor_parallel, share, distributed, as_json,
+        output, columns, keep, no_header, format, on_long, max_length, strategy, strict, rows_per_part,
+        tokens_per_batch, tensor_parallel, share, distributed, as_json,
     )  # fmt: skip
     if file is not None and engine == "ray":
         batch.run_on_ray(loading, _work_on_ray(loading, head, logits), file, options, workers, gpus_per_worker)
@@ -94,7 +100,13 @@ def command(
     assert text is not None, "one of the two is given"
     roberta = loading.load()
     chosen = head_of(roberta.config, model, head)
-    result = _PREDICTIONS[chosen.kind](roberta, chosen, text)
+    if framing is not None and chosen.kind != "choice":
+        raise InputError(f"--framing is for choice heads; {chosen.name!r} is of kind {chosen.kind}")
+    result = (
+        _choice(roberta, chosen, text, framing)
+        if chosen.kind == "choice"
+        else _PREDICTIONS[chosen.kind](roberta, chosen, text)
+    )
     if as_json:
         print_json({"head": chosen.name, **result})
         return
@@ -180,19 +192,29 @@ def _span(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any
     return {"answer": answer, "probability": probability, "no_answer": no_answer}
 
 
-def _choice(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any]:
+def _choice(roberta: Roberta, head: HeadConfig, texts: list[str], framing: str | None) -> dict[str, Any]:
     import numpy as np
 
     from roberta_flax.batching import collate_tokens
     from roberta_flax.errors import InputError
+    from roberta_flax.train.examples import FRAMINGS, choice_inputs, framing_of
 
-    given, *choices = texts
+    framing = framing or (head.name if head.name in FRAMINGS else "choice")
+    given = framing_of(framing).given
+    choices = texts[len(given) :]
     if len(choices) < 2:
-        raise InputError(f"a choice head takes what is given and at least two choices, got {len(texts)} texts")
-    rows = collate_tokens([roberta.encode(given, choice) for choice in choices])
-    probabilities = np.exp(np.asarray(roberta.predict(head.name, rows), np.float64))[0].tolist()
+        raise InputError(
+            f"the framing {framing} takes {' and '.join(given)}, and at least two choices, got {len(texts)} texts"
+        )
+    rows = choice_inputs(framing, texts[: len(given)], choices, roberta.tokenizer, roberta.config.max_positions)
+    tokens = collate_tokens([ids for ids, _ in rows])
+    probabilities = np.exp(np.asarray(roberta.predict(head.name, tokens), np.float64))[0].tolist()
     best = max(range(len(choices)), key=probabilities.__getitem__)
-    return {"label": choices[best], "probabilities": dict(zip(_distinct(choices), probabilities, strict=True))}
+    return {
+        "label": choices[best],
+        "probabilities": dict(zip(_distinct(choices), probabilities, strict=True)),
+        "cut": sum(cut for _, cut in rows),  # choices whose sequence lost tokens
+    }
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -200,4 +222,4 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
-_PREDICTIONS = {"sentence": _sentence, "token": _token, "span": _span, "choice": _choice}
+_PREDICTIONS = {"sentence": _sentence, "token": _token, "span": _span}

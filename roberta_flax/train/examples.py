@@ -311,49 +311,46 @@ def choice_examples(
     Raises:
       InputError: as sentence_examples.
     """
+    found = framing_of(framing)
+    names = (given, choices, label)
     width = 0
 
     def encode(record: dict[str, Any]) -> list[_Example]:
         nonlocal width
-        found = []
-        for candidates, answer in framed(record):
+        made = []
+        for before, candidates, answer in found.read(record, names):
             width = width or len(candidates)
             if len(candidates) != width or width < 2:
                 raise InputError(f"{len(candidates)} choices, expected {width if width > 1 else 'two or more'}")
             number = _choice(answer, width)
-            sequences, cuts = zip(*map(join, candidates), strict=True)
-            found.append(_Example(list(sequences), number, any(cuts)))
-        return found
+            sequences, cuts = zip(*choice_inputs(framing, before, candidates, tokenizer, limit), strict=True)
+            made.append(_Example(list(sequences), number, any(cuts)))
+        return made
 
-    def framed_choice(record: dict[str, Any]) -> Iterator[tuple[list[Any], Any]]:
-        text = _text_of(record, given)
-        yield [(text, choice) for choice in _list_of(record, choices)], record.get(label)
+    return _collect("choice", Tally(Path(path)), found.rows(path), encode, np.int32)
 
-    def joined(texts: tuple[str, str]) -> tuple[Ids, bool]:
-        piece = encode_texts(tokenizer, texts, limit, "truncate")[0]
-        return piece.ids, piece.cut
 
-    def joined_with_one_separator(texts: tuple[str, str]) -> tuple[Ids, bool]:
-        parts = [tokenizer.pieces(text) for text in texts]
-        lengths = list(map(len, parts))
-        kept = longest_first(lengths, limit - 3)
-        ids = tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)], no_separator=True)
-        return ids, kept != lengths
+def choice_inputs(
+    framing: str, given: Sequence[Any], choices: Sequence[Any], tokenizer: Tokenizer, limit: int
+) -> list[tuple[Ids, bool]]:
+    """What a choice head scores: of each choice a sequence, and whether it lost tokens.
 
-    def joined_as_race(texts: tuple[str, str]) -> tuple[Ids, bool]:
-        option, article = tokenizer.encode(texts[0]), tokenizer.encode("", texts[1])[2:]
-        ids = np.concatenate([option[:MAX_OPTION_LENGTH], article])
-        return ids[:limit], len(option) > MAX_OPTION_LENGTH or len(ids) > limit
+    Args:
+      framing: as choice_examples.
+      given: what stands before the choices: a text, a question, or RACE's article and question.
+      choices: a text each.
+      tokenizer: of the model.
+      limit: the longest sequence.
 
-    framings: dict[str, tuple[Any, Any, Any]] = {
-        "choice": (_objects, framed_choice, joined),
-        "commonsenseqa": (_objects, _framed_as_commonsenseqa, joined_with_one_separator),
-        "race": (_race_objects, _framed_as_race, joined_as_race),
-    }
-    if framing not in framings:
-        raise InputError(f"framing must be one of {', '.join(framings)}, got {framing!r}")
-    rows, framed, join = framings[framing]
-    return _collect("choice", Tally(Path(path)), rows(path), encode, np.int32)
+    Raises:
+      InputError: something that is not text, another framing, or another number of given texts than it takes.
+    """
+    found = framing_of(framing)
+    if len(given) != len(found.given):
+        raise InputError(f"the framing {framing} takes {' and '.join(found.given)}, got {len(given)} texts")
+    if not all(map(_is_text, (*given, *choices))):
+        raise InputError("a question or choice that is not text")
+    return [found.join(found.pair(*given, choice), tokenizer, limit) for choice in choices]
 
 
 def label_names(path: PathLike, label: str, *, header: bool = True) -> tuple[str, ...]:
@@ -448,19 +445,37 @@ def _race_objects(path: PathLike) -> _Rows:
         yield str(file), record
 
 
-def _framed_as_commonsenseqa(record: dict[str, Any]) -> Iterator[tuple[list[Any], Any]]:
+_Asked = Iterator[tuple[Sequence[Any], Sequence[Any], Any]]  # what is given, the choices, and which one is right
+
+
+def _asked(record: dict[str, Any], names: tuple[str, str, str]) -> _Asked:
+    given, choices, label = names
+    yield [_text_of(record, given)], _list_of(record, choices), record.get(label)
+
+
+def _joined(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
+    piece = encode_texts(tokenizer, texts, limit, "truncate")[0]
+    return piece.ids, piece.cut
+
+
+def _asked_by_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str]) -> _Asked:
     question = record.get("question")
     if not isinstance(question, dict):
         raise InputError("question is missing or not an object, as CommonsenseQA's are")
     choices = [choice.get("text") for choice in _list_of(question, "choices") if isinstance(choice, dict)]
-    if not all(isinstance(choice, str) for choice in choices):
-        raise InputError("choices without a text")
-    stem = _text_of(question, "stem")
-    yield [(f"Q: {stem}", f"A: {choice}") for choice in choices], record.get("answerKey")
+    yield [_text_of(question, "stem")], choices, record.get("answerKey")
 
 
-def _framed_as_race(record: dict[str, Any]) -> Iterator[tuple[list[Any], Any]]:
-    article = _one_line(_text_of(record, "article"))
+def _joined_with_one_separator(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
+    parts = [tokenizer.pieces(text) for text in texts]
+    lengths = list(map(len, parts))
+    kept = longest_first(lengths, limit - 3)
+    ids = tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)], no_separator=True)
+    return ids, kept != lengths
+
+
+def _asked_by_race(record: dict[str, Any], _: tuple[str, str, str]) -> _Asked:
+    article = _text_of(record, "article")
     if "questions" in record:
         lists = [_list_of(record, name) for name in ("questions", "options", "answers")]
         if len(set(map(len, lists))) > 1:
@@ -469,10 +484,59 @@ def _framed_as_race(record: dict[str, Any]) -> Iterator[tuple[list[Any], Any]]:
     else:
         rows = [(_text_of(record, "question"), _list_of(record, "options"), record.get("answer"))]
     for question, options, answer in rows:
-        if not isinstance(question, str) or not isinstance(options, list) or not all(map(_is_text, options)):
-            raise InputError("a question or option that is not text")
-        asked = [question.replace("_", option) if "_" in question else f"{question} {option}" for option in options]
-        yield [(_one_line(option), article) for option in asked], answer
+        if not isinstance(options, list):
+            raise InputError("options is not a list of something")
+        yield [article, question], options, answer
+
+
+def _pair_of_race(article: str, question: str, option: str) -> tuple[str, str]:
+    asked = question.replace("_", option) if "_" in question else f"{question} {option}"
+    return _one_line(asked), _one_line(article)
+
+
+def _joined_as_race(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
+    option, article = tokenizer.encode(texts[0]), tokenizer.encode("", texts[1])[2:]
+    ids = np.concatenate([option[:MAX_OPTION_LENGTH], article])
+    return ids[:limit], len(option) > MAX_OPTION_LENGTH or len(ids) > limit
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a question and its choices become sequences.
+
+    Attributes:
+      given: what stands before the choices.
+      rows: of a file.
+      read: a row's questions, by the keys of what is given, the choices, and the right one.
+      pair: the two texts that a choice makes with what is given.
+      join: their sequence, of at most so many tokens, and whether it was cut.
+    """
+
+    given: tuple[str, ...]
+    rows: Callable[[PathLike], _Rows]
+    read: Callable[[dict[str, Any], tuple[str, str, str]], _Asked]
+    pair: Callable[..., tuple[str, str]]
+    join: Callable[[tuple[str, str], Tokenizer, int], tuple[Ids, bool]]
+
+
+FRAMINGS = {
+    "choice": Framing(("a text",), _objects, _asked, lambda text, choice: (text, choice), _joined),
+    "commonsenseqa": Framing(
+        ("a question",),
+        _objects,
+        _asked_by_commonsenseqa,
+        lambda question, choice: (f"Q: {question}", f"A: {choice}"),
+        _joined_with_one_separator,
+    ),
+    "race": Framing(("an article", "a question"), _race_objects, _asked_by_race, _pair_of_race, _joined_as_race),
+}
+
+
+def framing_of(name: str) -> Framing:
+    """The framing of that name; InputError, naming them all, where there is none."""
+    if name not in FRAMINGS:
+        raise InputError(f"framing must be one of {', '.join(FRAMINGS)}, got {name!r}")
+    return FRAMINGS[name]
 
 
 def _one_line(text: str) -> str:

@@ -14,6 +14,7 @@ from roberta_flax import evaluation, tables
 from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
 from roberta_flax.evaluation import Task, resolve_labels
+from roberta_flax.inference import limit_of
 from roberta_flax.tokenizer import Tokenizer
 from roberta_flax.train import examples
 from roberta_flax.train.examples import Examples, PathLike
@@ -101,9 +102,7 @@ def reading(
         raise InputError(f"--kind is for --task {CUSTOM}; {task} has its own")
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    limit = config.max_positions if max_length is None else max_length
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 8 <= limit <= config.max_positions:
-        raise InputError(f"max_length must be from 8 to the model's {config.max_positions}, got {limit!r}")
+    limit = limit_of(config, max_length)
     kind = "choice" if task in CHOICE_TASKS else kind or "classification"
     if len(columns.label) > 1 and kind != "multi-label":
         raise InputError("several --label are for --kind multi-label; give one")
