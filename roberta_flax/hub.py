@@ -180,7 +180,7 @@ class Roberta:
           token     [batch, time, classes]: log-probabilities
           span      [batch, time, 2]: log-probabilities of each token to be the start and to be the end
           choice    [batch, choices] from tokens [batch, choices, time], or [1, choices] from [choices, time]:
-            log-probabilities of the choices
+            log-probabilities of the choices; -inf of rows of padding alone, which are none
           pooler    [batch, hidden], as it is
 
         Raises:
@@ -194,7 +194,8 @@ class Roberta:
         function = forward.head_logits if return_logits else forward.head_log_probs
         predicted: Array = function(self.params, padded, head=head, **self.static(), key=self._next_key())
         if choices is not None:
-            scores = predicted[:batch].reshape(-1, choices)
+            is_choice = jnp.asarray((padded[:batch] != self.config.pad_id).any(axis=-1))
+            scores = jnp.where(is_choice, predicted[:batch, 0], -jnp.inf).reshape(-1, choices)
             return scores if return_logits else jax.nn.log_softmax(scores, axis=-1)
         return predicted[:batch] if predicted.ndim == 2 else predicted[:batch, :time]
 

@@ -127,6 +127,9 @@ def test_a_head_of_multiple_choice_where_nothing_says_so(saved, tmp_path, caplog
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens).long()[None]).logits
     np.testing.assert_allclose(roberta.predict("multiple_choice", tokens, True), expected, atol=FLOAT32)
+    more = np.concatenate([tokens, np.full_like(tokens[:1], roberta.config.pad_id)])  # a question with fewer choices
+    two, three = (np.asarray(roberta.predict("multiple_choice", rows)) for rows in (tokens, more))
+    np.testing.assert_allclose(three, [[*two[0], -np.inf]], atol=FLOAT32)
 
 
 @pytest.mark.parametrize("labels", [1, 4])

@@ -91,7 +91,8 @@ class Examples:
         span      int32 [examples, 2]: first and last token of the answer in the sequence; 0, 0 where it is not there
         choice    int32 [examples]
       tally: what became of the file's rows.
-      choices: sequences of each example; 1 but for the kind choice.
+      choices: sequences of each example; 1 but for the kind choice, where those of an example with fewer choices are
+        empty at the end.
       questions: of spans.
       windows: of spans, int64 [examples, 4]: the question's number, how many tokens stand before the context, and which
         of the context's tokens are there: the first, and the one after the last.
@@ -289,7 +290,7 @@ def choice_examples(
     choices: str = "choices",
     label: str = "label",
 ) -> Examples:
-    """Of each row several candidates, of which one is right, by its number from 0 or its letter from A.
+    """Of each row two or more candidates, of which one is right, by its number from 0 or its letter from A.
 
     By `framing`:
       choice         objects of a JSONL file with a text, a list of choices, and the right one's number or letter, under
@@ -313,16 +314,13 @@ def choice_examples(
     """
     found = framing_of(framing)
     names = (given, choices, label)
-    width = 0
 
     def encode(record: dict[str, Any]) -> list[_Example]:
-        nonlocal width
         made = []
         for before, candidates, answer in found.read(record, names):
-            width = width or len(candidates)
-            if len(candidates) != width or width < 2:
-                raise InputError(f"{len(candidates)} choices, expected {width if width > 1 else 'two or more'}")
-            number = _choice(answer, width)
+            if len(candidates) < 2:
+                raise InputError(f"{len(candidates)} choices, expected two or more")
+            number = _choice(answer, len(candidates))
             sequences, cuts = zip(*choice_inputs(framing, before, candidates, tokenizer, limit), strict=True)
             made.append(_Example(list(sequences), number, any(cuts)))
         return made
@@ -388,8 +386,7 @@ def _collect(
     dtype: npt.DTypeLike,
 ) -> Examples:
     """The examples that `encode` makes of each row; a row of which it makes none has no label."""
-    sequences: list[Ids] = []
-    targets: list[Any] = []
+    examples: list[_Example] = []
     for where, values in rows:
         try:
             if isinstance(values, tables.BadRow):
@@ -402,18 +399,22 @@ def _collect(
             continue
         tally.unlabelled += not found
         tally.cut += sum(example.cut for example in found)
-        sequences += [sequence for example in found for sequence in example.sequences]
-        targets += [example.target for example in found]
-    tally.examples = len(targets)
-    if not targets:
+        examples += found
+    tally.examples = len(examples)
+    if not examples:
         raise InputError(f"no row to learn from or to judge by: {tally.to_text()}")
+    width = max(len(example.sequences) for example in examples)
+    sequences: list[Ids] = []
+    for example in examples:
+        sequences += example.sequences + [np.empty(0, np.int32)] * (width - len(example.sequences))
+    targets = [example.target for example in examples]
     return Examples(
         kind,
         np.concatenate(sequences),
         np.cumsum([0, *map(len, sequences)]),
         np.concatenate(targets) if kind == "token" else np.array(targets, dtype),
         tally,
-        len(sequences) // len(targets),
+        width,
     )
 
 

@@ -32,7 +32,7 @@ from roberta_flax.forward import DTypeLike, Params, PrecisionLike, check_lm_head
 from roberta_flax.model import Numerics, tokens_at
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, Key
+    from jaxtyping import Array, Bool, Float, Int, Key
 
 Batch = Mapping[str, "Array"]
 Loss = Callable[[Params, Batch, "Key[Array, ''] | None"], "tuple[Float[Array, ''], Float[Array, '']]"]
@@ -74,7 +74,7 @@ def head_loss(
       number of labels: the binary cross-entropies' sum; a regression: the squared error
     - span: the mean of the first and the last token's negative log-probabilities among the row's tokens
     - choice, and a sentence head of one output on tokens of three axes: the right choice's negative log-probability
-      among the choices' scores (fairseq's sentence_ranking, of RACE and CommonsenseQA)
+      among the choices' scores (fairseq's sentence_ranking, of RACE and CommonsenseQA); padding alone is no choice
 
     Args:
       head: of `config.heads`.
@@ -96,7 +96,8 @@ def head_loss(
         rows = tokens.reshape(-1, tokens.shape[-1])
         outputs = head_outputs(network(params, config, numerics), kind, rows, key=key)
         if tokens.ndim == 3:
-            each = _cross_entropy(outputs.reshape(tokens.shape[:2]), targets)
+            is_choice = (tokens != config.pad_id).any(axis=-1)
+            each = _cross_entropy(_among(is_choice, outputs.reshape(is_choice.shape)), targets)
         else:
             each = _each_loss(kind, outputs, targets, tokens != config.pad_id)
         return (each * weights).sum(), weights.sum()
@@ -144,14 +145,18 @@ def _each_loss(
 ) -> Float[Array, "batch ..."]:
     """The loss of each thing that has a weight."""
     if head.kind == "span":
-        scores = jnp.where(is_token[:, :, None], outputs, float(np.finfo(outputs.dtype).min))
-        return _cross_entropy(scores.swapaxes(1, 2), targets).mean(axis=-1)
+        return _cross_entropy(_among(is_token[:, :, None], outputs).swapaxes(1, 2), targets).mean(axis=-1)
     if head.problem == "regression":
         errors = jnp.square(outputs - targets.reshape(outputs.shape))
         return errors.mean(axis=-1)
     if head.problem == "multi_label":
         return -(targets * jax.nn.log_sigmoid(outputs) + (1 - targets) * jax.nn.log_sigmoid(-outputs)).sum(axis=-1)
     return _cross_entropy(outputs, targets)
+
+
+def _among(there: Bool[Array, "..."], scores: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The scores of those that are there; the others' probability is zero."""
+    return jnp.where(there, scores, float(np.finfo(scores.dtype).min))
 
 
 def _cross_entropy(logits: Float[Array, "*rows classes"], targets: Int[Array, "*rows"]) -> Float[Array, "*rows"]:

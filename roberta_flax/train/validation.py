@@ -119,7 +119,9 @@ class Validation:
         if self.head.kind == "span":
             return _Answers(self.examples, self._tokenizer)
         if self.head.kind == "choice":
-            return _Classes([str(i) for i in range(self.examples.choices)], self.metrics, _of_choices)
+            return _Classes(
+                [str(i) for i in range(self.examples.choices)], self.metrics, _of_choices(self._config.pad_id)
+            )
         if self.head.problem == "multi_label":
             return _Classes(("0", "1"), self.metrics, _of_labels)
         if self.head.problem == "regression":
@@ -138,12 +140,15 @@ class _Judge(Protocol):
     def evaluation(self) -> Evaluation: ...
 
 
+_Decisions = Callable[[Batch, npt.NDArray[np.float64]], tuple[Any, Any]]
+
+
 class _Classes:
     def __init__(
         self,
         labels: Sequence[str],
         metrics: Sequence[str],
-        decisions: Callable[[Batch, npt.NDArray[np.float64]], tuple[Any, Any]],
+        decisions: _Decisions,
     ) -> None:
         self._counts, self._metrics, self._decisions = ClassCounts(labels), metrics, decisions
 
@@ -162,8 +167,12 @@ def _of_sentences(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, 
 _of_tokens = _of_sentences  # [batch, time] in the place of [batch]
 
 
-def _of_choices(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
-    return _of_sentences(batch, outputs.reshape(batch["tokens"].shape[:2]))
+def _of_choices(pad_id: int) -> _Decisions:
+    def decisions(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+        is_choice = (batch["tokens"] != pad_id).any(axis=-1)
+        return _of_sentences(batch, np.where(is_choice, outputs.reshape(is_choice.shape), -np.inf))
+
+    return decisions
 
 
 def _of_labels(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:

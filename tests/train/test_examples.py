@@ -461,12 +461,19 @@ def test_choices_of_ones_own_are_what_predict_encodes(tokenizer, tmp_path):
     assert [sequence.tolist() for sequence in found.sequences([1])] == expected
 
 
-def test_rows_with_another_number_of_choices_are_left_out_and_wrong_answers_are_errors(tokenizer, tmp_path):
+def test_rows_have_choices_of_their_own_number_and_wrong_answers_are_errors(tokenizer, tmp_path):
     row = {"text": "What?", "choices": ["a", "b", "c"], "label": 0}
-    path = written(tmp_path / "c.jsonl", row, {**row, "choices": ["a", "b"]})
-    found = choice_examples(path, "choice", tokenizer, LIMIT)
-    assert (len(found), found.choices) == (1, 3)
-    assert found.tally.first.endswith("line 2: 2 choices, expected 3")
+    two = {**row, "choices": ["a", "b"], "label": "B"}
+    found = choice_examples(
+        written(tmp_path / "c.jsonl", two, row, {**row, "choices": ["a"]}), "choice", tokenizer, LIMIT
+    )
+    assert (len(found), found.choices) == (2, 3)
+    assert [len(sequence) > 0 for sequence in found.sequences([0, 1])] == [True, True, False, True, True, True]
+    assert found.tally.first.endswith("line 3: 1 choices, expected two or more")
+    ((_, batch),) = validation_batches(found, batch_size=2, pad_id=1, max_positions=LIMIT)
+    assert (batch["tokens"][0, 2] == 1).all()
+    with pytest.raises(InputError, match=r"d\.jsonl, line 1: 'C' is none of 2 choices"):
+        choice_examples(written(tmp_path / "d.jsonl", {**two, "label": "C"}, row), "choice", tokenizer, LIMIT)
     for label in (3, "D", None, True):
         bad = written(tmp_path / "d.jsonl", {**row, "label": label})
         with pytest.raises(InputError, match=r"d\.jsonl, line 1: .* is none of 3 choices"):

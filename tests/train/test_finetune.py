@@ -211,7 +211,7 @@ def test_choices_learn(finetune, run, tmp_path):
     rows = [
         {"text": f"What does the {noun} drink?", "choices": [*other, "tea", *more], "label": len(other)}
         for noun in NOUNS
-        for other, more in (([], ["a chair", "rain"]), (["a table"], ["war"]), (["grass", "a cat"], []))
+        for other, more in (([], ["a chair", "rain"]), (["a table"], ["war"]), (["grass", "a cat"], []), (["rain"], []))
     ]
     train = written(tmp_path / "c.jsonl", *rows)
     summary, _ = finetune(train, tmp_path / "o", "--task", "custom", "--kind", "choice", "--updates", "80")

@@ -280,6 +280,22 @@ def test_a_choice_head_scores_rows_and_compares_them(params):
     assert float(total) == pytest.approx(expected.sum(), rel=1e-5)
 
 
+def test_a_choice_of_padding_alone_is_none(params):
+    tokens = random_tokens([9, 30, 5, 6], VOCAB).reshape(2, 2, -1)
+    nothing = np.full((2, 1, tokens.shape[-1]), CONFIG.pad_id)
+    batch = {"tokens": tokens, "targets": np.array([1, 0], np.int32), "weights": np.ones(2, np.float32)}
+    padded = {**batch, "tokens": np.concatenate([tokens, nothing], 1)}
+    loss = head_loss("choice", config=CONFIG)
+    gradients = jax.grad(lambda params, batch: loss(params, batch, None)[0])
+    with_two, with_three = (gradients(params, some) for some in (batch, padded))
+    # the same sums, over more rows: float32, rounded otherwise
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max() + 1e-7), with_two, with_three
+    )
+    judged = [make_eval_step(loss)(params, some)[0] for some in (batch, padded)]
+    assert float(judged[0]) == pytest.approx(float(judged[1]), rel=1e-6)
+
+
 def test_layers_that_are_computed_again_give_the_same_update(params):
     results = []
     for remat in (False, True):
