@@ -2,12 +2,12 @@
 
   python -m benchmarks.sick text /usr/share/wordnet TEXT        TEXT/train.txt and TEXT/valid.txt, from WordNet
   python -m benchmarks.sick tokenizer TEXT/train.txt DIRECTORY  a byte-level BPE of it, under fairseq's names
-  python -m benchmarks.sick pairs PAIRS --count 100000          train.tsv and valid.tsv in MNLI's layout, made here
+  python -m benchmarks.sick pairs /usr/share/wordnet PAIRS      train.tsv and valid.tsv in MNLI's columns, made here
   python -m benchmarks.sick split SICK_train.txt DIRECTORY      train.tsv, valid.tsv and test.tsv
   python -m benchmarks.sick baseline DIRECTORY                  bags of words on these; a line of JSON each
 
 The baseline is the best on valid.tsv of those below, by accuracy and by Pearson's correlation; of the others test.tsv
-sees nothing. Needs scikit-learn, and tokenizers for the second.
+sees nothing. Needs scikit-learn, lemminflect, and tokenizers for the second.
 """
 
 from __future__ import annotations
@@ -17,58 +17,46 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import convert.tiny.pairs
+from benchmarks.wordnet import Pair, documents, pairs, read
+from convert.tiny.released import tokenizer_files
+from roberta_flax.config import MNLI_LABELS
+
 SEED = 2014
 SPLIT = {"test": 1000, "valid": 500}  # pairs; the rest is train
-VALID_SHARE = 100  # one synset of a hundred
-PARTS = ("noun", "verb", "adj", "adv")
+VALID_SHARE = 100  # one document of a hundred
+VALID_PAIRS = 1000
+FROM_WORDNET = {"contradiction": 10_000, "neutral": 10_000, "entailment": 15_000}  # at most; the first has fewer
+OWN, UNRELATED = 50_000, 30_000
+NEGATIONS = {"no", "not", "nobody", "none", "without", "nothing", "n", "isn", "aren"}
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
 
 
 # Text
 
 
-def synsets(folder: Path) -> dict[tuple[str, str], tuple[list[str], list[str], list[tuple[str, str]]]]:
-    """WordNet's data files (man wndb): (part, offset) -> words, the gloss's sentences, and what it is a kind of."""
-    found = {}
-    for part in PARTS:
-        for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
-            if line.startswith("  "):  # the licence
-                continue
-            data, _, gloss = line.partition(" | ")
-            fields = data.split()
-            count = int(fields[3], 16)
-            words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
-            after = fields[4 + 2 * count :]
-            pointers = [after[1 + 4 * i : 5 + 4 * i] for i in range(int(after[0]))]
-            kinds = [(part, offset) for symbol, offset, *_ in pointers if symbol in ("@", "@i")]
-            examples = re.findall(r'"([^"]+)"', gloss)
-            definition = re.sub(r';?\s*"[^"]*"?', "", gloss).strip(" ;")
-            found[part, fields[0]] = words, [definition, *examples], kinds
-    return found
+def write_text(wordnet: Path, output: Path) -> None:
+    """Writes documents in a random order, an empty line after each: WordNet's synsets, and pairs without their label.
 
-
-def documents(folder: Path) -> Iterator[list[str]]:
-    """A document a synset: what the words mean, what it is a kind of, and the examples, a sentence a line."""
-    table = synsets(folder)
-    for words, (definition, *examples), kinds in table.values():
-        lines = [f"{', '.join(words)}: {definition}."]
-        lines += [f"{words[0]} is a kind of {table[kind][0][0]}." for kind in kinds]
-        for example in examples:
-            text = example.strip()
-            if text:
-                lines.append(text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else "."))
-        yield lines
-
-
-def write_text(folder: Path, output: Path) -> None:
-    """Writes the documents in a random order, an empty line after each."""
+    Two sentences that differ by a word or two, side by side: what is masked in one is to be found in the other, so that
+    masked words teach to compare sentences.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    every = list(documents(folder))
+    table = read(wordnet)
+    every = list(documents(table))
+    every += [[pair.premise, pair.hypothesis] for pair in pairs(table, random.Random(SEED))]
+    made = convert.tiny.pairs.pairs(SEED)
+    every += [[pair.premise, pair.hypothesis] for pair in itertools.islice(made, len(every) // 4)]
     random.Random(SEED).shuffle(every)
     cut = len(every) // VALID_SHARE
     for name, part in (("valid", every[:cut]), ("train", every[cut:])):
@@ -81,8 +69,6 @@ def write_tokenizer(text: Path, output: Path, vocab_size: int) -> None:
     """Trains a byte-level BPE with Hugging Face's tokenizers and writes it under fairseq's names."""
     from tokenizers import ByteLevelBPETokenizer
 
-    from convert.tiny.released import tokenizer_files
-
     trained = ByteLevelBPETokenizer()
     trained.train([str(text)], vocab_size=vocab_size, min_frequency=2, show_progress=False)
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
@@ -92,18 +78,51 @@ def write_tokenizer(text: Path, output: Path, vocab_size: int) -> None:
     print(json.dumps({"directory": str(output), "merges": len(merges)}))
 
 
-def write_pairs(output: Path, count: int) -> None:
-    """Writes pairs of convert.tiny, in MNLI's columns: what a model may be trained on between text and SICK."""
-    from convert.tiny.pairs import pairs
-    from roberta_flax.config import MNLI_LABELS
+def write_pairs(wordnet: Path, output: Path) -> None:
+    """Writes pairs in MNLI's columns, WordNet's, convert.tiny's and unrelated ones: to learn from before SICK.
 
+    As in SICK, sentences contradict each other where one says no, or by antonyms; a dog and a cat may both be there.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    made = pairs(SEED)
-    for name, number in (("valid", 1000), ("train", count)):
-        lines = ["sentence1\tsentence2\tgold_label"]
-        lines += [f"{p.premise}\t{p.hypothesis}\t{MNLI_LABELS[p.label]}" for p in itertools.islice(made, number)]
+    table = read(wordnet)
+    rng = random.Random(SEED + 1)
+    made: list[Pair] = []
+    of_label: Counter[str] = Counter()
+    for pair in pairs(table, rng):
+        of_label[pair.label] += 1
+        if of_label[pair.label] <= FROM_WORDNET[pair.label]:
+            made.append(pair)
+    own = (Pair(p.premise, p.hypothesis, MNLI_LABELS[p.label]) for p in convert.tiny.pairs.pairs(SEED + 1))
+    fits = (pair for pair in own if pair.label != "contradiction" or says_no(pair.premise) != says_no(pair.hypothesis))
+    made += itertools.islice(fits, OWN)
+    sentences = [pair.premise for pair in made] + [text for synset in table.values() for text in synset.examples]
+    made += itertools.islice(unrelated(sentences, rng), UNRELATED)
+    rng.shuffle(made)
+    for name, part in (("valid", made[:VALID_PAIRS]), ("train", made[VALID_PAIRS:])):
+        lines = ["sentence1\tsentence2\tgold_label", *map("\t".join, part)]
         (output / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(json.dumps({"file": f"{name}.tsv", "pairs": number}))
+        print(json.dumps({"file": f"{name}.tsv", **Counter(pair.label for pair in part)}))
+
+
+def unrelated(sentences: Sequence[str], rng: random.Random) -> Iterator[Pair]:
+    """Pairs without end of sentences that share a word, and now and then more, and say different things: neutral."""
+    bags = [set(words(text)) for text in sentences]
+    having: dict[str, list[int]] = {}
+    for number, bag in enumerate(bags):
+        for word in sorted(bag):
+            having.setdefault(word, []).append(number)
+    while True:
+        first = rng.randrange(len(sentences))
+        if not bags[first]:
+            continue
+        others = rng.choices(having[rng.choice(sorted(bags[first]))], k=rng.choice((1, 20)))
+        second = max(others, key=lambda number: len(bags[first] & bags[number]) / len(bags[first] | bags[number]))
+        if not (bags[first] <= bags[second] or bags[second] <= bags[first]):
+            yield Pair(sentences[first], sentences[second], "neutral")
+
+
+def says_no(text: str) -> bool:
+    return bool(set(words(text)) & NEGATIONS)
 
 
 # SICK
@@ -130,19 +149,12 @@ def read_pairs(path: Path) -> tuple[list[tuple[str, str]], list[str], np.ndarray
     return pairs, [row[judgment] for row in rows], np.array([float(row[score]) for row in rows])
 
 
-def words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+", text.lower())
-
-
-_NEGATIONS = {"no", "not", "nobody", "none", "without", "nothing", "n", "isn", "aren"}
-
-
 def overlap(pair: tuple[str, str]) -> dict[str, float]:
     """How much two bags of words have in common, and where they say no."""
     a, b = map(words, pair)
     sets = set(a), set(b)
     shared, union = sets[0] & sets[1], sets[0] | sets[1]
-    no = [bool(s & _NEGATIONS) for s in sets]
+    no = [bool(s & NEGATIONS) for s in sets]
     found = {
         "jaccard": len(shared) / len(union),
         "of first": len(shared) / len(sets[0]), "of second": len(shared) / len(sets[1]),
@@ -266,7 +278,7 @@ def main() -> None:
     for name, arguments in (
         ("text", ("wordnet", "output")),
         ("tokenizer", ("text", "output")),
-        ("pairs", ("output",)),
+        ("pairs", ("wordnet", "output")),
         ("split", ("source", "output")),
         ("baseline", ("folder",)),
     ):
@@ -274,14 +286,13 @@ def main() -> None:
         for argument in arguments:
             command.add_argument(argument, type=Path)
     commands.choices["tokenizer"].add_argument("--vocab-size", type=int, default=8000)
-    commands.choices["pairs"].add_argument("--count", type=int, default=100_000)
     options = parser.parse_args()
     if options.command == "text":
         write_text(options.wordnet, options.output)
     elif options.command == "tokenizer":
         write_tokenizer(options.text, options.output, options.vocab_size)
     elif options.command == "pairs":
-        write_pairs(options.output, options.count)
+        write_pairs(options.wordnet, options.output)
     elif options.command == "split":
         split(options.source, options.output)
     else:
