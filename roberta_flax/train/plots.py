@@ -73,9 +73,9 @@ def _read(metrics: Path) -> list[dict[str, Any]]:
 
 
 def _validation_metrics(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """The metrics of validations, but the loss, in the order in which they are recorded."""
-    names = dict.fromkeys(name for line in lines for name in line if name.startswith(_VALID))
-    return [name.removeprefix(_VALID) for name in names if name != _VALID + "loss"]
+    """The metrics of validations, but the loss and how much was judged, in the order in which they are recorded."""
+    names = dict.fromkeys(name.removeprefix(_VALID) for line in lines for name in line if name.startswith(_VALID))
+    return [name for name in names if name not in ("loss", "size")]
 
 
 def _points(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
