@@ -508,7 +508,10 @@ def test_curves_are_drawn_of_the_records(tmp_path):
     assert picture.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", picture[16:24])
     assert (width, height) == (1560, 960)  # loss, correlation, learning rate, norm: two rows of two panels
-    records = [{"update": 1, "loss": 2, "size": 9}, {"update": 1, "valid_loss": 1, "valid_perplexity": 3, "valid_size": 9}]
+    records = [
+        {"update": 1, "loss": 2, "size": 9},
+        {"update": 1, "valid_loss": 1, "valid_perplexity": 3, "valid_size": 9},
+    ]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     plots.curves(tmp_path / "m.jsonl", tmp_path / "p.png")
     assert struct.unpack(">II", (tmp_path / "p.png").read_bytes()[16:24]) == (1560, 480)  # loss and perplexity alone
