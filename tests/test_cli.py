@@ -34,6 +34,13 @@ def run(capsys, monkeypatch):
     return run
 
 
+def with_head(roberta: roberta_flax.Roberta, head: roberta_flax.HeadConfig) -> roberta_flax.Roberta:
+    """The model with a fresh head in the place of its own."""
+    config = dataclasses.replace(roberta.config, heads=(head,))
+    heads = roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]
+    return roberta_flax.Roberta(config, {**roberta.params, "heads": heads}, roberta.tokenizer)
+
+
 def test_convert_writes_a_directory_that_loads(run, tmp_path):
     status, out, _ = run("convert", TINY, tmp_path / "m", "--json")
     assert status == 0
@@ -156,9 +163,7 @@ def test_predict_shows_labels_by_name(run, tiny_directory, tmp_path):
     ids=lambda value: getattr(value, "name", None),
 )
 def test_predict_answers_with_every_kind_of_head(run, tiny, head, texts, keys, tmp_path):
-    config = dataclasses.replace(tiny.config, heads=(head,))
-    params = {**tiny.params, "heads": roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]}
-    roberta_flax.Roberta(config, params, tiny.tokenizer).save(tmp_path / "m")
+    with_head(tiny, head).save(tmp_path / "m")
     arguments = [argument for text in texts for argument in ("--text", text)]
     status, out, err = run("predict", *arguments, "-m", tmp_path / "m", "--json")
     assert (status, err) == (0, "")
@@ -182,9 +187,7 @@ def test_predict_answers_with_every_kind_of_head(run, tiny, head, texts, keys, t
     ],
 )  # fmt: skip
 def test_predict_frames_a_question_as_the_heads_task_does(run, tiny, head, option, texts, pairs, tmp_path):
-    config = dataclasses.replace(tiny.config, heads=(roberta_flax.HeadConfig(head, 1, 64, "choice"),))
-    params = {**tiny.params, "heads": roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]}
-    model = roberta_flax.Roberta(config, params, tiny.tokenizer)
+    model = with_head(tiny, roberta_flax.HeadConfig(head, 1, 64, "choice"))
     model.save(tmp_path / "m")
     one = head == "commonsenseqa"
     rows = collate_tokens([model.encode(*pair, no_separator=one) for pair in pairs])
@@ -202,9 +205,7 @@ def test_predict_frames_a_question_as_the_heads_task_does(run, tiny, head, optio
 
 
 def test_a_question_that_is_too_long_says_how_many_of_its_sequences_were_cut(run, tiny, tmp_path):
-    config = dataclasses.replace(tiny.config, heads=(roberta_flax.HeadConfig("race", 1, 64, "choice"),))
-    params = {**tiny.params, "heads": roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]}
-    roberta_flax.Roberta(config, params, tiny.tokenizer).save(tmp_path / "m")
+    with_head(tiny, roberta_flax.HeadConfig("race", 1, 64, "choice")).save(tmp_path / "m")
     texts = ("--text", "word " * 600, "--text", "Is it?", "--text", "a", "--text", "b")
     status, out, _ = run("predict", *texts, "-m", tmp_path / "m", "--json")
     assert (status, json.loads(out)["cut"]) == (0, 2)
