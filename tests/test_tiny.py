@@ -18,7 +18,7 @@ from convert.tiny.__main__ import ARCHIVE, NAME, merges
 from convert.tiny.english import say
 from convert.tiny.families import FAMILIES
 from convert.tiny.pairs import pairs
-from convert.tiny.released import tokenizer_files, train_bpe
+from convert.tiny.released import model_file, state_dict, tokenizer_files, train_bpe
 from convert.tiny.scenes import Doing, Scene, Subject, Thing
 from convert.tiny.words import CONTRADICTION, ENTAILMENT, NEUTRAL, inflect
 from roberta_flax import HeadConfig, RobertaConfig, download
@@ -113,11 +113,13 @@ def embedded(tmp_path_factory) -> Path:
     return folder / "unpacked" / NAME
 
 
-def test_the_embedded_model_is_small_and_its_tokenizer_what_the_script_makes(embedded):
+def test_the_embedded_model_is_small_and_all_but_its_weights_what_the_script_makes(embedded):
     assert ARCHIVE.stat().st_size <= 4_000_000
-    for name, content in tokenizer_files(merges()).items():
+    roberta = roberta_flax.load(embedded)
+    assert roberta.config == training.config(Tokenizer.from_directory(embedded).vocab_size)
+    model = model_file(state_dict(roberta.params), roberta.config, training.UPDATES)
+    for name, content in {"model.pt": model, **tokenizer_files(merges())}.items():
         assert (embedded / name).read_bytes() == content, name
-    assert roberta_flax.load(embedded).config == training.config(Tokenizer.from_directory(embedded).vocab_size)
 
 
 def test_training_is_reproducible_and_learns(tmp_path, monkeypatch):

@@ -12,10 +12,13 @@ import gzip
 import io
 import itertools
 import json
+import pickle
 import re
+import struct
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import regex
@@ -28,6 +31,7 @@ from roberta_flax.forward import Params
 from roberta_flax.tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, byte_alphabet
 
 Merges = Sequence[tuple[str, str]]
+_STORAGES = {torch.float16: torch.HalfStorage, torch.float32: torch.FloatStorage}
 _WORD = regex.compile(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+")
 
 
@@ -126,15 +130,57 @@ def model_file(state: Mapping[str, torch.Tensor], config: RobertaConfig, updates
         ],
         "last_optimizer_state": None,
     }
+    return _legacy_file(saved)
+
+
+def _legacy_file(saved: object) -> bytes:
+    """The bytes of torch's format before 1.6. The same ones each time: torch.save names storages by their addresses."""
     content = io.BytesIO()
-    torch.save(saved, content, _use_new_zipfile_serialization=False)
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    for header in (0x1950A86A20F9469CFC6C, 1001, system):
+        pickle.dump(header, content, protocol=2)
+    pickler = _LegacyPickler(content, protocol=2)
+    pickler.dump(saved)
+    pickle.dump([str(i) for i in range(len(pickler.storages))], content, protocol=2)
+    for tensor in pickler.storages:
+        content.write(struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes())
     return content.getvalue()
 
 
+class _Storage(NamedTuple):
+    tensor: torch.Tensor
+
+
+class _LegacyPickler(pickle.Pickler):
+    """Tensors as torch pickles them, each with a storage of its own, which is left out and numbered."""
+
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.storages: list[torch.Tensor] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        hooks: Mapping[str, object] = collections.OrderedDict()
+        view = (0, tuple(value.shape), value.stride(), False, hooks)
+        return torch._utils._rebuild_tensor_v2, (_Storage(value), *view)
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, _Storage):
+            return None
+        self.storages.append(value.tensor)
+        key, kind = str(len(self.storages) - 1), _STORAGES[value.tensor.dtype]
+        return "storage", kind, key, "cpu", value.tensor.numel(), None
+
+
 def write_archive(path: Path, directory: str, files: Mapping[str, bytes]) -> None:
-    """Writes a .tar.gz with one directory; times and owners in it are fixed."""
+    """Writes a .tar.gz with one directory; no time, owner or name of its own is in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.GzipFile(path, "wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
         for name, content in files.items():
             member = tarfile.TarInfo(f"{directory}/{name}")
             member.size = len(content)
