@@ -1,9 +1,10 @@
 """An update beside transformers' torch RoBERTa with AdamW: python -m benchmarks.train
 
 A model with random weights and a head of three classes, dropout on, token ids of one length, the same batch for both.
-In bfloat16 both keep float32 parameters and compute in bfloat16, torch by autocast. One process, rounds in turn,
-medians of second calls in a row. Then each alone in a fresh process, for its peak resident memory (VmHWM of Linux's
-/proc, imports too) in two updates. JSON lines.
+In bfloat16 both keep float32 parameters and compute in bfloat16, torch by autocast. Each in a process of its own, as
+users have them (in one process either's threads and memory are in the other's way), in turn, several rounds: the median
+of a process's updates after the first, which compiles, and its peak resident memory (VmHWM of Linux's /proc, imports
+too). JSON lines: medians of the rounds, and every round's seconds.
 
   python -m benchmarks.train [--size base|large] [--dtypes D ...] [--shapes BxT ...] [--rounds N] [--remat]
 """
@@ -12,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +30,7 @@ from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step,
 
 SHAPES = ("32x32", "16x128", "4x512")
 RATE, WARMUP, TOTAL = 1e-5, 10, 1000
+UPDATES = 5  # that are timed, in a process
 
 
 def batch_of(shape: str) -> dict[str, np.ndarray]:
@@ -94,14 +99,17 @@ RUNNERS = {"roberta-flax": ours, "transformers, torch": torchs}
 
 
 def alone(runner: str, size: str, dtype: str, shape: str, remat: bool) -> None:
-    """Two updates, and the peak of this process."""
-    run = partial(ours, remat=remat) if runner == "roberta-flax" else torchs
-    updates = run(size, dtype)
-    losses = [updates(shape) for _ in range(2)]
+    """Some updates, and the peak of this process."""
+    update = partial(ours, remat=remat)(size, dtype) if runner == "roberta-flax" else torchs(size, dtype)
+    losses, seconds = [update(shape)], []
+    for _ in range(UPDATES):
+        begin = time.perf_counter()
+        losses.append(update(shape))
+        seconds.append(time.perf_counter() - begin)
     assert np.isfinite(losses).all()
     if runner == "roberta-flax":
         assert "torch" not in sys.modules, "its memory would count"
-    print(json.dumps({"peak_bytes": fresh.peak_memory()}))
+    print(json.dumps({"seconds": statistics.median(seconds), "peak_bytes": fresh.peak_memory()}))
 
 
 def main() -> None:
@@ -110,27 +118,41 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
     parser.add_argument("--shapes", nargs="+", default=SHAPES)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--remat", action="store_true", help="ours alone, for its peak memory")
+    parser.add_argument("--remat", action="store_true", help="ours computes layers again for their gradients")
     parser.add_argument("--alone", choices=RUNNERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
         alone(options.alone, options.size, options.dtypes[0], options.shapes[0], options.remat)
         return
-    from benchmarks.inference import in_turn, line  # brings torch, whose memory would count above
+    from benchmarks.inference import line  # brings torch, whose memory would count above
 
     for dtype in options.dtypes:
-        runs = {name: make(options.size, dtype) for name, make in RUNNERS.items()}
         for shape in options.shapes:
-            seconds = in_turn(options.rounds, {name: partial(run, shape) for name, run in runs.items()}, steady=True)
-            for name, median in seconds.items():
-                ratios = {"over torch": seconds["transformers, torch"] / median} if name == "roberta-flax" else {}
-                line(shape=shape, dtype=dtype, runner=name, seconds_per_update=median, **ratios)
-        del runs
-        for shape in options.shapes:
-            for name in RUNNERS:
-                arguments = ["--alone", name, "--size", options.size, "--dtypes", dtype, "--shapes", shape]
-                remat = ["--remat"] if options.remat and name == "roberta-flax" else []
-                line(shape=shape, dtype=dtype, runner=name, **fresh.run("benchmarks.train", *arguments, *remat))
+            found: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNNERS}
+            for _ in range(options.rounds):
+                for name, rounds in found.items():
+                    arguments = ["--alone", name, "--size", options.size, "--dtypes", dtype, "--shapes", shape]
+                    remat = ["--remat"] if options.remat and name == "roberta-flax" else []
+                    rounds.append(fresh.run("benchmarks.train", *arguments, *remat))
+            medians = {
+                name: {key: statistics.median(round_[key] for round_ in rounds) for key in rounds[0]}
+                for name, rounds in found.items()
+            }
+            theirs = medians["transformers, torch"]
+            for name, median in medians.items():
+                ratios = {
+                    "speed over torch's": theirs["seconds"] / median["seconds"],
+                    "memory over torch's": median["peak_bytes"] / theirs["peak_bytes"],
+                }
+                every = [round(one["seconds"], 3) for one in found[name]]
+                line(
+                    shape=shape,
+                    dtype=dtype,
+                    runner=name,
+                    **median,
+                    rounds=every,
+                    **(ratios if median is not theirs else {}),
+                )
 
 
 if __name__ == "__main__":
