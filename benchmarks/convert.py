@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -135,11 +134,7 @@ def measured(
     for _ in range(repeat):
         before()
         runs.append(fresh.run("benchmarks.convert", "--run", name, *arguments, JAX_PLATFORMS="cpu"))
-    return medians(runs)
-
-
-def medians(runs: list[dict[str, float]]) -> dict[str, float]:
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    return fresh.medians(runs)
 
 
 def main() -> None:
@@ -178,7 +173,7 @@ def main() -> None:
             )
             for _ in range(2 * options.repeat + 1)
         ]
-        file, loaded = (medians([pair[i] for pair in rounds]) for i in range(2))
+        file, loaded = (fresh.medians([pair[i] for pair in rounds]) for i in range(2))
         line("read the file", file)
         line("load", loaded, over_reading_the_file=loaded["seconds"] / file["seconds"])
 

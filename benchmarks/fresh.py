@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,11 @@ def run(module: str, *arguments: str, **environment: str) -> dict[str, Any]:
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each number that the runs give."""
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
 def peak_memory() -> int:

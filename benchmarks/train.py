@@ -17,8 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -100,7 +98,7 @@ RUNNERS = {"roberta-flax": ours, "transformers, torch": torchs}
 
 def alone(runner: str, size: str, dtype: str, shape: str, remat: bool) -> None:
     """Some updates, and the peak of this process."""
-    update = partial(ours, remat=remat)(size, dtype) if runner == "roberta-flax" else torchs(size, dtype)
+    update = ours(size, dtype, remat) if runner == "roberta-flax" else torchs(size, dtype)
     losses, seconds = [update(shape)], []
     for _ in range(UPDATES):
         begin = time.perf_counter()
@@ -128,31 +126,19 @@ def main() -> None:
 
     for dtype in options.dtypes:
         for shape in options.shapes:
-            found: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNNERS}
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in RUNNERS}
             for _ in range(options.rounds):
-                for name, rounds in found.items():
+                for name in RUNNERS:
                     arguments = ["--alone", name, "--size", options.size, "--dtypes", dtype, "--shapes", shape]
-                    remat = ["--remat"] if options.remat and name == "roberta-flax" else []
-                    rounds.append(fresh.run("benchmarks.train", *arguments, *remat))
-            medians = {
-                name: {key: statistics.median(round_[key] for round_ in rounds) for key in rounds[0]}
-                for name, rounds in found.items()
-            }
-            theirs = medians["transformers, torch"]
-            for name, median in medians.items():
-                ratios = {
-                    "speed over torch's": theirs["seconds"] / median["seconds"],
-                    "memory over torch's": median["peak_bytes"] / theirs["peak_bytes"],
-                }
-                every = [round(one["seconds"], 3) for one in found[name]]
-                line(
-                    shape=shape,
-                    dtype=dtype,
-                    runner=name,
-                    **median,
-                    rounds=every,
-                    **(ratios if median is not theirs else {}),
-                )
+                    remat = ["--remat"] if options.remat else []
+                    runs[name].append(fresh.run("benchmarks.train", *arguments, *remat))
+            medians = {name: fresh.medians(results) for name, results in runs.items()}
+            our, their = medians["roberta-flax"], medians["transformers, torch"]
+            for name, results in runs.items():
+                rounds = [round(result["seconds"], 3) for result in results]
+                line(shape=shape, dtype=dtype, runner=name, **medians[name], rounds=rounds)
+            speed, memory = their["seconds"] / our["seconds"], our["peak_bytes"] / their["peak_bytes"]
+            line(shape=shape, dtype=dtype, **{"speed over torch's": speed, "memory over torch's": memory})
 
 
 if __name__ == "__main__":

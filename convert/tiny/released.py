@@ -136,8 +136,9 @@ def model_file(state: Mapping[str, torch.Tensor], config: RobertaConfig, updates
 def _legacy_file(saved: object) -> bytes:
     """The bytes of torch's format before 1.6. The same ones each time: torch.save names storages by their addresses."""
     content = io.BytesIO()
-    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
-    for header in (0x1950A86A20F9469CFC6C, 1001, system):
+    version = torch.serialization.PROTOCOL_VERSION
+    system = {"protocol_version": version, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    for header in (torch.serialization.MAGIC_NUMBER, version, system):
         pickle.dump(header, content, protocol=2)
     pickler = _LegacyPickler(content, protocol=2)
     pickler.dump(saved)
