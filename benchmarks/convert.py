@@ -51,7 +51,7 @@ def write_checkpoints(folder: Path, layers: int) -> int:
     """zip, legacy and with-optimizer directories of one model; returns the bytes of its float32 parameters."""
     import torch
 
-    from convert.tiny import train_bpe
+    from recipes.tiny import train_bpe
 
     state = state_dict(torch, layers)
     args = argparse.Namespace(
@@ -63,20 +63,20 @@ def write_checkpoints(folder: Path, layers: int) -> int:
     )
     parameters = {tensor.data_ptr(): tensor for tensor in state.values()}.values()
     merges = train_bpe("a small text to train a few merges on, for a tokenizer beside the weights " * 4, 20)
-    from roberta_flax.tokenizer import byte_alphabet
+    from roberta_flax.text.tokenizer import byte_alphabet
 
     pieces = [*sorted(byte_alphabet()), *(left + right for left, right in merges)]
     for name, options in (("zip", {}), ("legacy", {"_use_new_zipfile_serialization": False}), ("optimizer", {})):
         directory = folder / name
         directory.mkdir()
-        checkpoint = {"args": args, "model": state, "last_optimizer_state": None}
+        saved = {"args": args, "model": state, "last_optimizer_state": None}
         if name == "optimizer":
             moments = {
                 i: {"step": 1, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
                 for i, p in enumerate(parameters)
             }
-            checkpoint["last_optimizer_state"] = {"state": moments, "param_groups": []}
-        torch.save(checkpoint, directory / "model.pt", **options)
+            saved["last_optimizer_state"] = {"state": moments, "param_groups": []}
+        torch.save(saved, directory / "model.pt", **options)
         (directory / "dict.txt").write_text("".join(f"{i} 1\n" for i in range(VOCAB - 5)))
         (directory / "encoder.json").write_text(json.dumps({piece: i for i, piece in enumerate(dict.fromkeys(pieces))}))
         (directory / "vocab.bpe").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
@@ -85,7 +85,7 @@ def write_checkpoints(folder: Path, layers: int) -> int:
 
 def read_the_file(path: str) -> None:
     """All that a loader must do at least: the file's bytes, in memory of the process's own."""
-    from convert import convert  # noqa: F401 -- the same imports as the others have
+    from roberta_flax.convert import convert  # noqa: F401 -- the same imports as the others have
 
     begin = time.perf_counter()
     Path(path).read_bytes()
@@ -93,7 +93,7 @@ def read_the_file(path: str) -> None:
 
 
 def run_convert(source: str, destination: str) -> None:
-    from convert import convert
+    from roberta_flax.convert import convert
 
     begin = time.perf_counter()
     convert(source, destination)
@@ -103,11 +103,11 @@ def run_convert(source: str, destination: str) -> None:
 def run_load(directory: str) -> None:
     import jax
 
-    from roberta_flax import checkpoint
+    from roberta_flax.checkpoint import converted
 
     jax.devices()  # the backend starts before the clock does, for the peer too
     begin = time.perf_counter()
-    jax.block_until_ready(checkpoint.read(Path(directory))[1])
+    jax.block_until_ready(converted.read(Path(directory))[1])
     report(time.perf_counter() - begin)
 
 
@@ -177,7 +177,7 @@ def main() -> None:
         line("read the file", file)
         line("load", loaded, over_reading_the_file=loaded["seconds"] / file["seconds"])
 
-        from convert import export
+        from roberta_flax.convert import export
 
         export(converted, folder / "transformers", to="huggingface")
         peer = measured("transformers", str(folder / "transformers"), repeat=options.repeat)

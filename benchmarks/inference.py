@@ -32,9 +32,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import fresh
-from convert import convert, export
 from roberta_flax import Classify, Predictor, Tokenizer, load
-from roberta_flax.inference import TEXTS_PER_TASK, Stats, encode_batch
+from roberta_flax.convert import convert, export
+from roberta_flax.inference.predictor import TEXTS_PER_TASK, Stats
+from roberta_flax.text.encoding import encode_batch
 from tests.references import RobertaModel, build, torch, write
 
 FAIRSEQ_BATCH = 32

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.inference import fairseq_hub, line
-from convert import convert, export
+from roberta_flax.convert import convert, export
 
 PAIR = ("A man is sleeping.", "Nobody is awake.")
 PEER = """

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
 from jax.sharding import PartitionSpec
 
-from roberta_flax.attention import attend
+from roberta_flax.nn.attention import attend
 from tests.tpu.programs import FAST, Program, figures, flax_compiled
 
 # 4 units of 128 x 128 multiply-adds (Google Cloud TPU documentation, "TPU v5e"): 197 TFLOP/s at 1.5 GHz.

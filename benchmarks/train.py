@@ -22,8 +22,9 @@ import jax
 import numpy as np
 
 from benchmarks import fresh
-from roberta_flax import RobertaConfig, forward
-from roberta_flax.config import HeadConfig
+from roberta_flax import RobertaConfig
+from roberta_flax.nn import forward
+from roberta_flax.nn.config import HeadConfig
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step, polynomial_decay
 
 SHAPES = ("32x32", "16x128", "4x512")

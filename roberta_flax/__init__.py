@@ -6,14 +6,18 @@
 >>> roberta.predict("mnli", tokens).argmax()  # 2: entailment
 """
 
-from roberta_flax import forward
-from roberta_flax.batching import collate_tokens
-from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
 from roberta_flax.hub import Roberta, load, load_tokenizer
-from roberta_flax.inference import Classify, Embed, FillMask, Predictor, Rejected
-from roberta_flax.model import Numerics, RobertaModel
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.inference.predictor import Predictor
+from roberta_flax.nn import forward
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.model import Numerics, RobertaModel
+from roberta_flax.tasks.classify import Classify
+from roberta_flax.tasks.embed import Embed
+from roberta_flax.tasks.fill_mask import FillMask
+from roberta_flax.text.batching import collate_tokens
+from roberta_flax.text.encoding import Rejected
+from roberta_flax.text.tokenizer import Tokenizer
 
 __all__ = [
     "CheckpointError",

@@ -6,9 +6,6 @@ keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 
 class RobertaFlaxError(Exception):
     """Base of every error that roberta_flax and convert raise on purpose."""
@@ -48,15 +45,3 @@ class StoppedError(RobertaFlaxError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
-
-
-def differences(before: Any, now: Mapping[str, Any]) -> str | None:
-    """How what is asked differs from what was, three keys at most, for an error's line; None where it does not.
-
-    Empty text of what is no record, or an empty one.
-    """
-    keys = sorted({*before, *now}) if isinstance(before, dict) else []
-    differ = [key for key in keys if before.get(key) != now.get(key)]
-    if keys and not differ:
-        return None
-    return ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differ[:3])

@@ -5,11 +5,8 @@ Methods have the names and meanings of fairseq's RobertaHubInterface.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax import alignment, batching, checkpoint, forward, words
-from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.checkpoint import converted
+from roberta_flax.convert.cache import resolve
 from roberta_flax.errors import CheckpointError, InputError
-from roberta_flax.forward import DTypeLike, Params, PrecisionLike
-from roberta_flax.model import Head, Numerics
-from roberta_flax.quantize import check_method, is_quantized
-from roberta_flax.quantize import quantize as quantized
-from roberta_flax.tokenizer import BOS, EOS, MASK, PAD, Tokenizer
+from roberta_flax.files import PathLike
+from roberta_flax.nn import forward
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.forward import DTypeLike, Params, PrecisionLike
+from roberta_flax.nn.model import Head, Numerics
+from roberta_flax.nn.quantize import check_method, is_quantized
+from roberta_flax.nn.quantize import quantize as quantized
+from roberta_flax.tasks.classify import labels_of
+from roberta_flax.tasks.fill_mask import check_topk, fills, masked_ids
+from roberta_flax.text import alignment, batching, words
+from roberta_flax.text.tokenizer import BOS, EOS, Tokenizer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 logger = logging.getLogger(__name__)
-
-PathLike = str | os.PathLike[str]
-
-# of the files that a conversion may read, beside a checkpoint's own
-_READ_SUFFIXES = (".txt", ".json", ".bpe", ".model", ".safetensors", ".bin", ".msgpack")
 
 
 @dataclass(frozen=True)
@@ -291,9 +289,9 @@ class Roberta:
         Raises:
           InputError: as roberta_flax.wsc.disambiguate.
         """
-        from roberta_flax import wsc
+        from roberta_flax.tasks import pronouns
 
-        return wsc.disambiguate(self, sentence, candidates, nlp).answer
+        return pronouns.disambiguate(self, sentence, candidates, nlp).answer
 
     def save(self, directory: PathLike, *, dtype: DTypeLike | None = None) -> None:
         """Writes the model, heads and tokenizer included, as a directory that load() takes.
@@ -311,7 +309,7 @@ class Roberta:
         """
         if is_quantized(self.params):
             raise InputError("quantised parameters are not stored; save the model before, and load it with quantize=")
-        found = checkpoint.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
+        found = converted.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
         for name, counts in found.items():
             logger.warning("%s: %s has values that are not finite: %s", directory, name, counts)
 
@@ -362,68 +360,6 @@ class Roberta:
         return keys[1]
 
 
-def labels_of(head: HeadConfig, scores: npt.NDArray[Any], *, logits: bool = False) -> str | list[str]:
-    """The names of the classes that a sentence or token head finds in one input.
-
-    Args:
-      head: one with classes: no regression.
-      scores: log-probabilities, float [classes], or of a token head [tokens, classes].
-      logits: whether they are the head's outputs instead.
-
-    Returns:
-      The likeliest class's name, of a token head a list with that of each token; or a list of all that are likelier
-      than not, where any number of classes may hold.
-    """
-    names = head.label_names
-    if head.kind == "token":
-        return [names[i] for i in scores.argmax(axis=-1)]
-    if head.problem == "multi_label":
-        even = 0.0 if logits else np.log(0.5)
-        return [name for name, score in zip(names, scores, strict=True) if score > even]
-    return names[int(scores.argmax())]
-
-
-def best_span(scores: npt.NDArray[Any]) -> tuple[int, int]:
-    """The likeliest span: its first and its last token.
-
-    Args:
-      scores: of each token to be the start and to be the end, [tokens, 2]: log-probabilities or logits.
-    """
-    joint = scores[:, None, 0] + scores[None, :, 1]
-    start, end = np.unravel_index(np.where(np.tri(len(scores), k=-1), -np.inf, joint).argmax(), joint.shape)
-    return int(start), int(end)
-
-
-def check_topk(topk: Any, config: RobertaConfig) -> None:
-    """Raises InputError unless `topk` is a number of tokens of the vocabulary."""
-    if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= config.vocab_size:
-        raise InputError(f"topk must be an integer from 1 to the vocabulary's {config.vocab_size}, got {topk!r}")
-
-
-def masked_ids(tokenizer: Tokenizer, masked_input: Any) -> tuple[npt.NDArray[np.int32], int]:
-    """Token ids, [length], of a text with one `<mask>`, and the mask's position (RobertaHubInterface.fill_mask)."""
-    if not isinstance(masked_input, str) or masked_input.count(MASK) != 1:
-        raise InputError(
-            f"fill_mask takes text with exactly one {MASK}, eg. 'He is a {MASK} guy'; got {str(masked_input)[:200]!r}"
-        )
-    before, after = (tokenizer.encode_text(span.rstrip()) for span in masked_input.split(MASK))
-    ids = np.concatenate([[tokenizer.bos_id], before, [tokenizer.mask_id], after, [tokenizer.eos_id]])
-    return ids.astype(np.int32), 1 + len(before)
-
-
-def fills(
-    tokenizer: Tokenizer, masked_input: str, probabilities: npt.NDArray[Any], ids: npt.NDArray[Any]
-) -> list[tuple[str, float, str]]:
-    """(text with the token in it, probability, token's text) for each of a mask's tokens that has a text."""
-    replaced = f" {MASK}" if f" {MASK}" in masked_input else MASK
-    filled = []
-    for probability, token_id in zip(probabilities.tolist(), ids.tolist(), strict=True):
-        if tokenizer.dictionary.symbols[token_id] not in (BOS, EOS, PAD):
-            token = tokenizer.token_text(token_id)
-            filled.append((masked_input.replace(replaced, token), probability, token))
-    return filled
-
-
 def load(
     name_or_path: PathLike,
     *,
@@ -467,7 +403,7 @@ def load(
     directory = resolve(
         name_or_path, cache_dir=cache_dir, sha256=sha256, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir
     )
-    config, params = checkpoint.read(directory, numerics.param_dtype)
+    config, params = converted.read(directory, numerics.param_dtype)
     if quantize is not None:
         params = quantized(params, quantize)
     tokenizer = Tokenizer.from_directory(directory)
@@ -485,105 +421,6 @@ def load_tokenizer(
     return Tokenizer.from_directory(
         resolve(name_or_path, cache_dir=cache_dir, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir)
     )
-
-
-def resolve(
-    name_or_path: PathLike,
-    *,
-    cache_dir: PathLike | None = None,
-    sha256: str | None = None,
-    checkpoint_file: str = "model.pt",
-    bpe_dir: PathLike | None = None,
-) -> Path:
-    """The converted directory of a model, made in the cache where there is none yet. Arguments and errors as load's."""
-    from roberta_flax import download
-
-    checkpoint.check_directory(bpe_dir)
-    if (name := str(name_or_path)) in download.MODELS:
-        cache = download.cache_dir(cache_dir)
-        directory = cache / "converted" / download.archive_name(name)
-
-        def source() -> PathLike:
-            return download.fetch_model_archive(name, cache, sha256=sha256)
-
-    elif name.startswith("hf:"):
-        cache = download.cache_dir(cache_dir)
-        mark = hashlib.sha256(repr(name).encode()).hexdigest()[:16]
-        directory = cache / "converted" / _cached_name(re.sub(r"[^\w.@-]+", "--", name), mark)
-
-        def source() -> PathLike:
-            return name
-
-    else:
-        path = Path(name_or_path)
-        if not os.path.exists(path):  # which is false of names that are too long, too
-            raise CheckpointError(
-                f"{name[:200]!r} is neither a file or directory, nor hf:org/name, nor a released model "
-                f"({', '.join(download.MODELS)})"
-            )
-        if path.is_dir() and checkpoint.is_converted(path):
-            return _with_sha256(path, sha256)
-        cache = download.cache_dir(cache_dir)
-        try:
-            mark = _fingerprint(path, checkpoint_file, bpe_dir)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
-        directory = cache / "converted" / _cached_name(path.resolve().name, mark)
-
-        def source() -> PathLike:
-            return path
-
-    if not os.path.isdir(directory):
-        from convert import convert
-
-        with download.locked(directory):
-            if not directory.is_dir():
-                checkpoint.remove_partial(directory)
-                convert(
-                    source(),
-                    directory,
-                    checkpoint_file=checkpoint_file,
-                    bpe_dir=bpe_dir,
-                    cache_dir=cache_dir,
-                    sha256=sha256,
-                )
-    return _with_sha256(directory, sha256)
-
-
-def _with_sha256(directory: Path, sha256: str | None) -> Path:
-    if sha256 is not None:
-        try:
-            found = json.loads((directory / checkpoint.CONVERSION_FILE).read_text(encoding="utf-8"))["sha256"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            found = "nothing recorded"
-        if found != sha256.lower():
-            raise CheckpointError(f"{directory} was made from a file of sha256 {found}, expected {sha256.lower()}")
-    return directory
-
-
-def _cached_name(name: str, mark: str) -> str:
-    """A directory's name in the cache: no longer than file systems take, and told from others of its name by `mark`."""
-    return f"{name.encode(errors='ignore')[:150].decode(errors='ignore')}-{mark}"
-
-
-def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> str:
-    """Changes when the files that a conversion reads do: their places, sizes and times of change."""
-    from convert import shards
-    from convert.conversion import ARCHIVE_SUFFIXES
-
-    folders = [] if bpe_dir is None else [Path(bpe_dir)]
-    if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
-        files = [path]
-    else:
-        files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
-        beside = path if path.is_dir() else path.parent
-        folders = [beside, *([files[0].parent] if files[0].parent != beside else []), *folders]
-    files += [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in _READ_SUFFIXES]
-    stats = [
-        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else str(file)
-        for file in files
-    ]
-    return hashlib.sha256(repr((path.name, checkpoint_file, stats)).encode()).hexdigest()[:16]
 
 
 def _as_rows_of_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:

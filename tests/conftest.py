@@ -24,9 +24,9 @@ import jax
 import pytest
 
 import roberta_flax
-from convert import convert
-from roberta_flax import download
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.checkpoint import download
+from roberta_flax.convert import convert
+from roberta_flax.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

@@ -19,13 +19,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["convert", "pickle", "roberta_flax.checkpoint"]):
-    import convert.fairseq
-    import convert.hf_tokenizer
-    import convert.huggingface
-    import convert.msgpack_file
-    import convert.torch_file
-    import roberta_flax.checkpoint
+with atheris.instrument_imports(include=["pickle", "roberta_flax.convert", "roberta_flax.checkpoint"]):
+    from roberta_flax.checkpoint.tensors import read_tensors
+    from roberta_flax.convert import fairseq, hf_tokenizer, msgpack_file, torch_file
     from tests.random_model import files
 from roberta_flax.errors import RobertaFlaxError
 
@@ -47,12 +43,12 @@ def read_torch(data: bytes) -> None:
     kind, data = data[:1], data[1:]
     path = FOLDER / "model.pt"
     path.write_bytes(torch_zip(data) if kind == b"z" else data)
-    loaded = convert.torch_file.load(path)
-    convert.torch_file.plain(loaded)
+    loaded = torch_file.load(path)
+    torch_file.plain(loaded)
     for name in ("dict.txt", "encoder.json", "vocab.bpe"):
         if not (FOLDER / name).exists():
             (FOLDER / name).write_bytes(TINY[name])
-    source = convert.fairseq.read([path])
+    source = fairseq.read([path])
     for parameter in source.parameters.values():
         parameter.read()
 
@@ -60,14 +56,14 @@ def read_torch(data: bytes) -> None:
 def read_flax(data: bytes) -> None:
     path = FOLDER / "flax_model.msgpack"
     path.write_bytes(data)
-    for tensor in convert.msgpack_file.tensors(path).values():
+    for tensor in msgpack_file.tensors(path).values():
         tensor.read()
 
 
 def read_safetensors(data: bytes) -> None:
     path = FOLDER / "model.safetensors"
     path.write_bytes(data)
-    for tensor in roberta_flax.checkpoint.read_tensors(path).values():
+    for tensor in read_tensors(path).values():
         tensor.read()
 
 
@@ -75,7 +71,7 @@ def read_tokenizer(data: bytes) -> None:
     folder = FOLDER / "tokenizer"
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_bytes(data)
-    convert.hf_tokenizer.read([folder], "roberta", 600, [])
+    hf_tokenizer.read([folder], "roberta", 600, [])
 
 
 KINDS: dict[str, Callable[[bytes], None]] = {

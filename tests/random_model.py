@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from convert.tiny.released import model_file, tokenizer_files, train_bpe, write_archive
+from recipes.tiny.released import model_file, tokenizer_files, train_bpe, write_archive
 from roberta_flax import HeadConfig, RobertaConfig
-from roberta_flax.tokenizer import ENCODER_FILE
+from roberta_flax.text.tokenizer import ENCODER_FILE
 
 NAME = "roberta.random"
 ARCHIVE = Path(__file__).parent / "data" / f"{NAME}.tar.gz"

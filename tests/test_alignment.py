@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roberta_flax import InputError
-from roberta_flax.alignment import check_spans, features_of_words, word_weights
+from roberta_flax.text.alignment import check_spans, features_of_words, word_weights
 
 
 def spans(*pairs: tuple[int, int]) -> np.ndarray:

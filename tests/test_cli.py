@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import cli, stablehlo, wsc
-from roberta_flax.batching import collate_tokens
+from roberta_flax import cli
+from roberta_flax.checkpoint import stablehlo
+from roberta_flax.tasks import pronouns
+from roberta_flax.text.batching import collate_tokens
 from tests.conftest import TINY
 
 
@@ -361,7 +363,7 @@ def test_disambiguate_prints_the_phrase_or_whether_the_query_is_right(run, tiny)
     query = "The _trophy_ was in the suitcase as [it] was big."
     for text in (query, query.replace("_", "")):
         ask = ("disambiguate", text, "--candidate", "the suitcase", "--candidate", "Tom", "-m", TINY)
-        found = wsc.disambiguate(tiny, text, ["the suitcase", "Tom"])
+        found = pronouns.disambiguate(tiny, text, ["the suitcase", "Tom"])
         status, out, _ = run(*ask)
         assert (status, out.startswith(f"{found.answer}  (")) == (0, True)
         result = json.loads(run(*ask, "--json")[1])

@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from convert import convert, torch_file, verify
-from convert.names import (
+from roberta_flax import CheckpointError, DownloadError, InputError
+from roberta_flax.convert import convert, torch_file, verify
+from roberta_flax.convert.names import (
     TABLE,
     from_fairseq,
     from_huggingface,
@@ -32,7 +33,7 @@ from convert.names import (
     to_fairseq,
     to_huggingface,
 )
-from roberta_flax import CheckpointError, DownloadError, InputError
+from roberta_flax.nn.tree import flatten
 from tests.random_model import config, files, state_dict
 
 torch = pytest.importorskip("torch")
@@ -573,7 +574,9 @@ def test_a_directory_with_the_longest_name_loads(source, tmp_path, name):
 
 def test_models_of_different_names_on_the_hub_have_different_places_in_the_cache(tiny_directory, tmp_path, monkeypatch):
     names = ["hf:a/b", "hf:a--b", "hf:a-/b", "hf:a/b@main", f"hf:a/{LONG}", f"hf:a/{LONG}1"]
-    monkeypatch.setattr("convert.convert", lambda source, directory, **_: shutil.copytree(tiny_directory, directory))
+    monkeypatch.setattr(
+        "roberta_flax.convert.cache.convert", lambda source, directory, **_: shutil.copytree(tiny_directory, directory)
+    )
     for name in names:
         roberta_flax.load_tokenizer(name, cache_dir=tmp_path)
     assert len([path for path in (tmp_path / "converted").iterdir() if path.is_dir()]) == len(names)
@@ -623,7 +626,7 @@ def test_conversion_json_accounts_for_every_tensor_of_the_source(tiny_source, ti
     state = load_trusted(tiny_source / "model.pt")["model"]
     assert set(conversion["tensors"]) == set(state)
     paths = [path for went in conversion["tensors"].values() if isinstance(went, list) for path in went]
-    params = roberta_flax.checkpoint.flatten(roberta_flax.load(tiny_directory).params)
+    params = flatten(roberta_flax.load(tiny_directory).params)
     assert sorted(paths) == sorted(params)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 
-from convert.parameters import markdown
 from roberta_flax import cli, hub
+from roberta_flax.convert.parameters import markdown
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from roberta_flax import CheckpointError, DownloadError, InputError, download
+from roberta_flax import CheckpointError, DownloadError, InputError
+from roberta_flax.checkpoint import download
 
 CONTENT = bytes(range(256)) * 4000
 

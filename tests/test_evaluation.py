@@ -18,22 +18,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
+from roberta_flax.datasets.layouts import TASKS, class_of, resolve_labels, task_of
 from roberta_flax.errors import InputError
-from roberta_flax.evaluation import (
+from roberta_flax.metrics import (
     CLASS_METRICS,
     ENTITY_METRICS,
     METRICS,
-    TASKS,
     VALUE_METRICS,
     ClassCounts,
     EntityCounts,
-    class_of,
     entities,
     evaluate_classes,
     evaluate_values,
     marks_entities,
-    resolve_labels,
-    task_of,
 )
 
 NLI = ("contradiction", "neutral", "entailment")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import InputError, RobertaConfig, forward
-from roberta_flax.attention import attend
-from roberta_flax.config import HeadConfig
+from roberta_flax import InputError, RobertaConfig
+from roberta_flax.nn import forward
+from roberta_flax.nn.attention import attend
+from roberta_flax.nn.config import HeadConfig
 
 CONFIG = RobertaConfig(
     vocab_size=131,
@@ -133,8 +134,8 @@ def by_hand(query, key, value, mask):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_every_attention_is_that_by_hand(implementation, masked_by, dtype, x64, monkeypatch):
     """A row that is all padding included. Chunks of one head and of two: sizes are lowered so that there are any."""
-    monkeypatch.setattr("roberta_flax.attention._WHOLE_BYTES", 0)
-    monkeypatch.setattr("roberta_flax.attention._CHUNK_BYTES", 2 * 40 * 40 * 4)
+    monkeypatch.setattr("roberta_flax.nn.attention._WHOLE_BYTES", 0)
+    monkeypatch.setattr("roberta_flax.nn.attention._CHUNK_BYTES", 2 * 40 * 40 * 4)
     random = np.random.default_rng(0)
     query, key, value = (jnp.asarray(random.standard_normal((3, 40, 6, 8)), dtype) for _ in range(3))
     if masked_by == "padding":

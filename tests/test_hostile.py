@@ -25,10 +25,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import roberta_flax
-from convert import convert, export, hf_tokenizer, msgpack_file, torch_file, verify
-from convert.source import equal
-from roberta_flax import CheckpointError, checkpoint
-from roberta_flax.checkpoint import Values
+from roberta_flax import CheckpointError
+from roberta_flax.checkpoint.tensors import Values, read_tensors
+from roberta_flax.convert import convert, export, hf_tokenizer, msgpack_file, torch_file, verify
+from roberta_flax.convert.source import equal
+from roberta_flax.nn.tree import flatten
 
 torch = pytest.importorskip("torch")
 
@@ -471,15 +472,15 @@ def test_values_that_are_not_finite_are_counted_or_refused(source, tmp_path, cap
 def test_a_stored_dtype_rounds_to_nearest_and_says_what_overflows(dtype, source, tmp_path, caplog):
     with_values(source, **{"0.fc1.weight": 1e6})
     directory = convert(source, tmp_path / "converted", dtype=dtype)
-    exact = checkpoint.read_tensors(convert(source, tmp_path / "exact") / "model.safetensors")
+    exact = read_tensors(convert(source, tmp_path / "exact") / "model.safetensors")
     with np.errstate(over="ignore"):
-        for name, tensor in checkpoint.read_tensors(directory / "model.safetensors").items():
+        for name, tensor in read_tensors(directory / "model.safetensors").items():
             assert tensor.dtype.name == dtype
             expected = torch.from_numpy(np.array(exact[name].read())).to(getattr(torch, dtype)).double().numpy()
             assert (tensor.read().astype(np.float64) == expected).all()
     assert any("3 too large for the dtype" in message for message in caplog.messages) == (dtype == "float16")
     roberta = roberta_flax.load(directory)
-    assert {leaf.dtype.name for leaf in checkpoint.flatten(roberta.params).values()} == {"float32"}
+    assert {leaf.dtype.name for leaf in flatten(roberta.params).values()} == {"float32"}
 
 
 def test_a_dtype_that_parameters_are_not_stored_in(tiny_source, tmp_path):
@@ -534,7 +535,7 @@ def test_flax_files_that_are_damaged(tmp_path, content):
 def test_safetensors_files_that_are_not_what_they_claim(tmp_path, header):
     text = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
-    refusal(lambda: checkpoint.read_tensors(tmp_path / "model.safetensors"))
+    refusal(lambda: read_tensors(tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -542,7 +543,7 @@ def test_safetensors_files_that_are_not_what_they_claim(tmp_path, header):
 )
 def test_safetensors_files_that_are_damaged(tmp_path, content):
     (tmp_path / "model.safetensors").write_bytes(content)
-    refusal(lambda: checkpoint.read_tensors(tmp_path / "model.safetensors"))
+    refusal(lambda: read_tensors(tmp_path / "model.safetensors"))
 
 
 def transformers_directory(folder: Path, config: str, tokenizer: str = "{}") -> Path:
@@ -570,39 +571,39 @@ def test_a_config_json_that_makes_no_sense(tmp_path, config):
 
 
 @pytest.fixture
-def converted(tiny_directory: Path, tmp_path: Path) -> Path:
+def damaged(tiny_directory: Path, tmp_path: Path) -> Path:
     """A copy of the embedded model, converted, to spoil."""
     return Path(shutil.copytree(tiny_directory, tmp_path / "converted-copy"))
 
 
-def test_json_that_is_nested_deep(converted, tiny_source, tmp_path):
+def test_json_that_is_nested_deep(damaged, tiny_source, tmp_path):
     deep = "[" * 100_000
-    (converted / "conversion.json").write_text(deep)
-    assert "conversion.json is damaged" in refusal(lambda: verify(converted, tiny_source))
-    assert "sha256 nothing recorded" in refusal(lambda: roberta_flax.load(converted, sha256="00"))
-    (converted / "config.json").write_text(deep)
-    assert "config.json is not JSON" in refusal(lambda: roberta_flax.load(converted))
+    (damaged / "conversion.json").write_text(deep)
+    assert "conversion.json is damaged" in refusal(lambda: verify(damaged, tiny_source))
+    assert "sha256 nothing recorded" in refusal(lambda: roberta_flax.load(damaged, sha256="00"))
+    (damaged / "config.json").write_text(deep)
+    assert "config.json is not JSON" in refusal(lambda: roberta_flax.load(damaged))
 
 
-def test_a_depth_that_is_merely_claimed_costs_nothing(converted, tiny_source, tmp_path):
-    config = json.loads((converted / "config.json").read_text())
-    (converted / "config.json").write_text(json.dumps({**config, "num_layers": 10_000_000}))
+def test_a_depth_that_is_merely_claimed_costs_nothing(damaged, tiny_source, tmp_path):
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps({**config, "num_layers": 10_000_000}))
     for use in (
-        lambda: roberta_flax.load(converted),
-        lambda: verify(converted, tiny_source),
-        lambda: export(converted, tmp_path / "exported", to="huggingface"),
+        lambda: roberta_flax.load(damaged),
+        lambda: verify(damaged, tiny_source),
+        lambda: export(damaged, tmp_path / "exported", to="huggingface"),
     ):
         assert "it has 45 tensors, too few for 10000000 layers" in refusal(use)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "bool"])
 @pytest.mark.parametrize("name", ["position_ids", "layers.0.attention.key.bias"])
-def test_a_converted_model_with_tensors_of_integers(converted, tiny_source, dtype, name):
-    tensors = load_file(converted / "model.safetensors")
-    save_file({**tensors, name: np.ones(64, dtype)}, converted / "model.safetensors")
+def test_a_converted_model_with_tensors_of_integers(damaged, tiny_source, dtype, name):
+    tensors = load_file(damaged / "model.safetensors")
+    save_file({**tensors, name: np.ones(64, dtype)}, damaged / "model.safetensors")
     expected = f"unexpected: {name}" if name == "position_ids" else f"wrong dtype: {name} is {dtype}"
-    assert expected in refusal(lambda: roberta_flax.load(converted))
-    assert expected in refusal(lambda: verify(converted, tiny_source))
+    assert expected in refusal(lambda: roberta_flax.load(damaged))
+    assert expected in refusal(lambda: verify(damaged, tiny_source))
 
 
 VOCAB = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5, "ab": 6, "<mask>": 7}

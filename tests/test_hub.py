@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import CheckpointError, DownloadError, InputError, download, words
-from roberta_flax.model import dropout
+from roberta_flax import CheckpointError, DownloadError, InputError
+from roberta_flax.checkpoint import download
+from roberta_flax.nn.model import dropout
+from roberta_flax.text import words
 from tests.conftest import TINY
 
 TEXTS = ("A man is playing a guitar.", "Nobody sleeps.")

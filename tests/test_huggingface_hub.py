@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import roberta_flax
-from convert import convert, export, huggingface
 from roberta_flax import DownloadError
+from roberta_flax.convert import convert, export, huggingface
 
 constants = pytest.importorskip("huggingface_hub.constants")
 file_download = pytest.importorskip("huggingface_hub.file_download")

@@ -20,9 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import roberta_flax
-from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, Rejected, batching, forward
-from roberta_flax.compilations import Compilations
-from roberta_flax.inference import Stats, encode_batch, encode_texts, longest_first
+from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, Rejected
+from roberta_flax.inference.compilations import Compilations
+from roberta_flax.inference.predictor import Stats
+from roberta_flax.nn import forward
+from roberta_flax.text import batching
+from roberta_flax.text.encoding import encode_batch, encode_texts, longest_first
 
 TOLERANCE = 5e-5  # float32, as in tests/parity/test_network.py
 

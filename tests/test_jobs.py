@@ -22,7 +22,9 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, jobs, tables
+from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor
+from roberta_flax.files import replacing
+from roberta_flax.inference import jobs
 
 TOLERANCE = 5e-5
 PROGRAM = Path(sys.executable).parent / "roberta-flax"
@@ -393,13 +395,13 @@ def test_a_disk_that_is_full_ends_in_one_line_and_keeps_what_was_done(tiny_direc
 import sys, resource, signal
 from roberta_flax import cli
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-import roberta_flax.tables, itertools
-write, done = roberta_flax.tables.write_part, itertools.count()
+import roberta_flax.datasets.tables, itertools
+write, done = roberta_flax.datasets.tables.write_part, itertools.count()
 def limited(path, *arguments, **options):
     if path.suffix == ".part" and next(done) == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
     write(path, *arguments, **options)
-roberta_flax.tables.write_part = limited
+roberta_flax.datasets.tables.write_part = limited
 cli.main()
 """
     arguments = [
@@ -453,7 +455,7 @@ def test_processes_that_begin_at_one_moment_do_not_meet_in_a_file(tiny, pairs, t
     write, met = jobs._write_text, []
 
     def meeting(path: Path, text: str) -> None:
-        with tables.replacing(path) as file:
+        with replacing(path) as file:
             file.write(text.encode())
             if path.parent == job.parts and not met:
                 met.append(path)

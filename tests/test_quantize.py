@@ -6,7 +6,7 @@ import pytest
 
 import roberta_flax
 from roberta_flax import Classify, InputError, Predictor
-from roberta_flax.quantize import QuantizedLinear, is_quantized, quantize
+from roberta_flax.nn.quantize import QuantizedLinear, is_quantized, quantize
 
 LINEAR = ("attention", "query"), ("attention", "output"), ("feed_forward", "intermediate"), ("feed_forward", "output")
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from convert import convert, export, huggingface, verify
-from roberta_flax import CheckpointError, checkpoint
+from roberta_flax import CheckpointError
+from roberta_flax.checkpoint import converted
+from roberta_flax.convert import convert, export, huggingface, verify
 from tests.conftest import skip_or_fail
 from tests.references import build as build_fairseq
 from tests.references import dictionary, random_tokens, torch
@@ -247,9 +248,9 @@ def test_data2vecs_settings_are_refused_where_they_make_another_network(tmp_path
 
 def test_data2vecs_settings_without_the_attention_heads(tmp_path, tiny_source):
     data2vec(tmp_path / "source", tiny_source)
-    checkpoint = torch.load(tmp_path / "source" / "model.pt", weights_only=False)
-    del checkpoint["cfg"]["model"]["transformer"]["encoder"]["attention_heads"]
-    torch.save(checkpoint, tmp_path / "source" / "model.pt")
+    saved = torch.load(tmp_path / "source" / "model.pt", weights_only=False)
+    del saved["cfg"]["model"]["transformer"]["encoder"]["attention_heads"]
+    torch.save(saved, tmp_path / "source" / "model.pt")
     with pytest.raises(CheckpointError, match="does not say how many attention heads it has"):
         convert(tmp_path / "source", tmp_path / "converted")
 
@@ -262,11 +263,11 @@ def test_attention_heads_that_a_checkpoint_does_not_say_are_those_of_fairseqs_ar
     model = build_fairseq(architecture, **sizes)
     folder = write_fairseq(model, tmp_path / "source", tiny_source)
     shutil.copy(tiny_source / "dict.txt", folder)
-    checkpoint = torch.load(folder / "model.pt", weights_only=False)
-    checkpoint["args"] = argparse.Namespace(
-        **{key: value for key, value in vars(checkpoint["args"]).items() if key != "encoder_attention_heads"}
+    saved = torch.load(folder / "model.pt", weights_only=False)
+    saved["args"] = argparse.Namespace(
+        **{key: value for key, value in vars(saved["args"]).items() if key != "encoder_attention_heads"}
     )
-    torch.save(checkpoint, folder / "model.pt")
+    torch.save(saved, folder / "model.pt")
     heads = roberta_flax.load(convert(folder, tmp_path / "converted")).config.num_heads
     assert heads == model.args.encoder_attention_heads
 
@@ -303,7 +304,7 @@ def test_settings_without_effect_and_settings_that_are_lost(saved, tmp_path):
     directory = convert(
         saved("RobertaForSequenceClassification", hidden_act="relu", id2label=labels)[1], tmp_path / "c"
     )
-    assert checkpoint.read_config(directory).lm_head_activation == "gelu"
+    assert converted.read_config(directory).lm_head_activation == "gelu"
     first, second = verify(directory, export(directory, tmp_path / "exported", to="fairseq")).problems
     assert first == "config.json has labels ('no', 'yes') of head 'sentence_classification_head', the source ()"
     assert second.startswith("embeddings.token_type.embedding is not in the source")

@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import CheckpointError, HeadConfig, InputError, RobertaConfig, checkpoint, forward, stablehlo
-from roberta_flax.quantize import quantize
+from roberta_flax import CheckpointError, HeadConfig, InputError, RobertaConfig
+from roberta_flax.checkpoint import converted, stablehlo
+from roberta_flax.nn import forward
+from roberta_flax.nn.quantize import quantize
+from roberta_flax.nn.tree import flatten
 
 HEADS = (
     HeadConfig("mnli", 3, 36),
@@ -147,7 +150,7 @@ def test_an_int8_program_gives_what_quantised_parameters_give(model, tmp_path):
     assert (exported / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     program = stablehlo.load(exported)["head_logits.mnli"]
     tokens = ragged_tokens(3, 20)
-    params = quantize(checkpoint.read(model)[1])
+    params = quantize(converted.read(model)[1])
     assert program.params["layers"][0]["attention"]["query"]["kernel"].dtype == jnp.int8
     wanted = forward.head_logits(params, tokens, head="mnli", config=CONFIG)
     # a float32 sum in another order can move an activation by one of 127 steps
@@ -198,7 +201,7 @@ def test_the_bytecode_of_one_platform_runs_in_stablehlos_reference_interpreter(m
     manifest = json.loads((exported / "stablehlo" / "programs.json").read_text())
     assert manifest["arguments"] == ["parameters", "inputs"]
     program = stablehlo.load(exported)["head_logits.mnli"]
-    leaves, tokens = checkpoint.flatten(program.params), ragged_tokens(3, 7)
+    leaves, tokens = flatten(program.params), ragged_tokens(3, 7)
     arguments = [*(np.asarray(leaves[each["name"]]) for each in manifest["parameters"]), tokens]
     types = [
         f"tensor<{'x'.join(map(str, array.shape))}x{'i32' if array.dtype == np.int32 else 'f32'}>"

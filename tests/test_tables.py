@@ -21,9 +21,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from roberta_flax import tables
+from roberta_flax.datasets import tables
+from roberta_flax.datasets.tables import (
+    BadRow,
+    Kind,
+    Row,
+    column_names,
+    join_parts,
+    output_format,
+    read_rows,
+    write_part,
+)
 from roberta_flax.errors import InputError
-from roberta_flax.tables import BadRow, Kind, Row, column_names, join_parts, output_format, read_rows, write_part
 
 AWKWARD = [
     "plain",

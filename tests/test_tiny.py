@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from convert.tiny import training
-from convert.tiny.__main__ import ARCHIVE, NAME, merges
-from convert.tiny.english import say
-from convert.tiny.families import FAMILIES
-from convert.tiny.pairs import pairs
-from convert.tiny.released import model_file, state_dict, tokenizer_files, train_bpe
-from convert.tiny.scenes import Doing, Scene, Subject, Thing
-from convert.tiny.words import CONTRADICTION, ENTAILMENT, NEUTRAL, inflect
-from roberta_flax import HeadConfig, RobertaConfig, download
-from roberta_flax.config import MNLI_LABELS
-from roberta_flax.tokenizer import Tokenizer
+from recipes.tiny import training
+from recipes.tiny.__main__ import ARCHIVE, NAME, merges
+from recipes.tiny.english import say
+from recipes.tiny.families import FAMILIES
+from recipes.tiny.pairs import pairs
+from recipes.tiny.released import model_file, state_dict, tokenizer_files, train_bpe
+from recipes.tiny.scenes import Doing, Scene, Subject, Thing
+from recipes.tiny.words import CONTRADICTION, ENTAILMENT, NEUTRAL, inflect
+from roberta_flax import HeadConfig, RobertaConfig
+from roberta_flax.checkpoint import download
+from roberta_flax.nn.config import MNLI_LABELS
+from roberta_flax.text.tokenizer import Tokenizer
 
 HELD_OUT = Path(__file__).parent / "data" / "held_out_pairs.tsv"
 

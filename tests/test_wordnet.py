@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from benchmarks.wordnet import Synset, documents, pairs, read
+from recipes.sick.wordnet import Synset, documents, pairs, read
 
 LICENCE = "  1 This software and database is being provided to you ...\n"
 FILES = {

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import InputError, forward, wsc
-from roberta_flax.compilations import Compilations
-from roberta_flax.wsc import Schema
+from roberta_flax import InputError
+from roberta_flax.inference.compilations import Compilations
+from roberta_flax.nn import forward
+from roberta_flax.tasks import pronouns
+from roberta_flax.tasks.pronouns import Schema
 from tests import winograd
 
 SENTENCE = winograd.SENTENCES[0]
@@ -42,7 +44,7 @@ CANDIDATES = ["the brown suitcase", "the sheriff", "a worm", "The race", "The tr
     ],
 )  # fmt: skip
 def test_a_sentence_is_read_as_text_around_its_pronoun(sentence, expected):
-    assert wsc.read_schema(sentence) == expected
+    assert pronouns.read_schema(sentence) == expected
     assert expected.text() == expected.text(expected.pronoun)
 
 
@@ -70,30 +72,30 @@ def test_a_sentence_is_read_as_text_around_its_pronoun(sentence, expected):
 )
 def test_a_sentence_that_cannot_be_read_is_refused_in_one_line(sentence, message):
     with pytest.raises(InputError, match=message) as error:
-        wsc.read_schema(sentence)
+        pronouns.read_schema(sentence)
     assert "\n" not in str(error.value)
 
 
 def test_candidates_are_noun_chunks_and_runs_of_one_kind_of_noun_without_pronouns_and_the_query():
     doc = winograd.pipeline()("The New York school bus zoomed past the red truck when it saw Paul.")
     phrases = ["The New York school bus", "New York", "school bus", "the red truck", "truck", "Paul"]
-    assert wsc.noun_phrases(doc) == phrases
-    assert wsc.noun_phrases(doc, "School bus") == ["New York", "the red truck", "truck", "Paul"]
-    assert wsc.noun_phrases(doc, "that truck, and Paul") == [p for p in phrases[:4] if p != "truck"]
+    assert pronouns.noun_phrases(doc) == phrases
+    assert pronouns.noun_phrases(doc, "School bus") == ["New York", "the red truck", "truck", "Paul"]
+    assert pronouns.noun_phrases(doc, "that truck, and Paul") == [p for p in phrases[:4] if p != "truck"]
 
 
 def test_a_score_is_the_mean_log_probability_of_the_masked_tokens_alone_in_the_sentence(tiny):
     """Beside lm_logits of each sentence by itself, unpadded, at every position."""
-    schema = wsc.read_schema(SENTENCE)
+    schema = pronouns.read_schema(SENTENCE)
     phrases = [
         f"{a} {b}".strip()
         for a in ("the", "a big old", "")
         for b in ["worm", "lawyer", "x", "city", "fish", "pie", "lamp", "bus", "oven", "table", "sheriff", "delivery"]
     ]
-    sequences = [wsc.masked(schema, phrase, tiny.tokenizer) for phrase in phrases]
+    sequences = [pronouns.masked(schema, phrase, tiny.tokenizer) for phrase in phrases]
     assert len({len(positions) for _, positions in sequences}) > 4
-    assert len(phrases) > wsc._ROWS
-    for (ids, positions), score in zip(sequences, wsc.scores(tiny.train(seed=1), sequences), strict=True):
+    assert len(phrases) > pronouns._ROWS
+    for (ids, positions), score in zip(sequences, pronouns.scores(tiny.train(seed=1), sequences), strict=True):
         assert ids[-1] == tiny.tokenizer.eos_id
         assert tiny.decode(ids) == schema.text(tiny.decode(ids[positions]).strip())
         seen = ids.copy()
@@ -113,7 +115,7 @@ def test_sentences_of_many_lengths_and_numbers_of_candidates_compile_few_program
 
 
 def test_a_query_is_right_where_no_candidate_scores_more_and_ties_with_itself(tiny):
-    found = wsc.disambiguate(tiny, SENTENCE, CANDIDATES)
+    found = pronouns.disambiguate(tiny, SENTENCE, CANDIDATES)
     assert list(found.scores) == ["trophy", *CANDIDATES]
     better = [phrase for phrase in CANDIDATES if found.scores[phrase] > found.scores["trophy"]]
     worse = [phrase for phrase in CANDIDATES if found.scores[phrase] < found.scores["trophy"]]
@@ -126,7 +128,7 @@ def test_a_query_is_right_where_no_candidate_scores_more_and_ties_with_itself(ti
 
 def test_candidates_are_found_by_a_pipeline_or_given_and_the_answer_is_one_of_them(tiny):
     sentence = SENTENCE.replace("_", "")
-    found = wsc.disambiguate(tiny, sentence, nlp=winograd.pipeline())
+    found = pronouns.disambiguate(tiny, sentence, nlp=winograd.pipeline())
     assert list(found.scores) == ["The trophy", "trophy", "the brown suitcase", "suitcase"]
     assert found.answer == max(found.scores, key=found.scores.__getitem__)
     assert found.query is None
@@ -156,7 +158,7 @@ def test_what_cannot_be_disambiguated_is_refused_in_one_line(tiny, monkeypatch):
             roberta.disambiguate_pronoun(sentence, **options)
         assert "\n" not in str(error.value)
     for module in ("sacremoses", "spacy"):
-        wsc._detokenizer.cache_clear()
+        pronouns._detokenizer.cache_clear()
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
             with pytest.raises(InputError, match=rf"needs {module} .*pip install 'roberta-flax\[wsc\]'"):

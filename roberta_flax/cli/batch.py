@@ -17,8 +17,9 @@ from roberta_flax.cli.options import Loading, print_json
 
 if TYPE_CHECKING:
     from roberta_flax.hub import Roberta
-    from roberta_flax.inference import Predictor, Work
-    from roberta_flax.jobs import Job, Progress
+    from roberta_flax.inference.jobs import Job, Progress
+    from roberta_flax.inference.predictor import Predictor
+    from roberta_flax.tasks.base import Work
 
 Input = Annotated[
     Path | None, typer.Option("--input", "-i", help="A .jsonl, .csv, .tsv, .txt or .parquet file of texts.")
@@ -84,9 +85,10 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
       file: of texts.
       options: how.
     """
-    from roberta_flax import jobs, tables
+    from roberta_flax.datasets import tables
     from roberta_flax.errors import InputError
-    from roberta_flax.inference import Predictor
+    from roberta_flax.inference import jobs
+    from roberta_flax.inference.predictor import Predictor
 
     if options.output is None:
         raise InputError("say where the results go with --output (-o)")
@@ -128,8 +130,9 @@ def run_on_ray(
     loading: Loading, work: Work, source: Path, options: Options, workers: int | None, gpus_per_worker: float
 ) -> None:
     """Runs a directory of Parquet files through a model on a Ray cluster (ray.predict_parquet)."""
-    from roberta_flax import ray, tables
+    from roberta_flax.datasets import tables
     from roberta_flax.errors import InputError
+    from roberta_flax.inference import ray
 
     if options.output is None:
         raise InputError("say where the results go with --output (-o)")
@@ -189,7 +192,7 @@ def join_hosts(instead: str = "") -> None:
 @contextmanager
 def progress_bar(job: Job) -> Iterator[Progress]:
     """On a terminal a bar with rows and tokens a second, padding and time left; otherwise a line now and then."""
-    from roberta_flax.jobs import rows_in
+    from roberta_flax.inference.jobs import rows_in
 
     total = rows_in(job)
     last = time.monotonic()

@@ -32,8 +32,8 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Convert a checkpoint to a Flax parameter tree, once. Needs no torch; executes nothing in the file."""
-    from convert import convert
-    from roberta_flax import checkpoint
+    from roberta_flax.checkpoint import converted
+    from roberta_flax.convert import convert
 
     begin = time.perf_counter()
     convert(
@@ -48,8 +48,8 @@ def command(
         head_name=head_name,
     )
     seconds = time.perf_counter() - begin
-    config = checkpoint.read_config(dest)
-    size = (dest / checkpoint.PARAMS_FILE).stat().st_size
+    config = converted.read_config(dest)
+    size = (dest / converted.PARAMS_FILE).stat().st_size
     heads = [head.name for head in config.heads]
     if as_json:
         print_json({"directory": str(dest), "bytes": size, "heads": heads, "seconds": round(seconds, 3)})

@@ -58,11 +58,11 @@ def run(folder: Path) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from convert import convert
-    from roberta_flax.batching import collate_tokens
-    from roberta_flax.config import MNLI_LABELS
-    from roberta_flax.download import extract_archive
+    from roberta_flax.checkpoint.download import extract_archive
+    from roberta_flax.convert import convert
     from roberta_flax.hub import load
+    from roberta_flax.nn.config import MNLI_LABELS
+    from roberta_flax.text.batching import collate_tokens
 
     with step("unpack"):
         archive = importlib.resources.files("roberta_flax") / "data" / ARCHIVE
@@ -113,7 +113,7 @@ def compare_with_torch(checkpoint: Path, tokens: Any, features: Any, pairs: Any,
     import numpy as np
     import torch
 
-    from convert.torch_reference import TorchReference
+    from roberta_flax.parity.torch_network import TorchReference
 
     reference = TorchReference.from_checkpoint(checkpoint)
     with torch.inference_mode():

@@ -41,16 +41,16 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Which noun phrase does the pronoun stand for? Prints it, or True or False of a query; and log-probabilities."""
-    from roberta_flax import wsc
     from roberta_flax.errors import InputError
+    from roberta_flax.tasks import pronouns
 
     if candidate and parser is not None:
         raise InputError("--parser finds candidates; give it or --candidate")
     # what is missing is said before a model is loaded
-    wsc.read_schema(text)
-    nlp = None if candidate else wsc.pipeline(parser)
+    pronouns.read_schema(text)
+    nlp = None if candidate else pronouns.pipeline(parser)
     roberta = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir).load()
-    found = wsc.disambiguate(roberta, text, candidate or None, nlp)
+    found = pronouns.disambiguate(roberta, text, candidate or None, nlp)
     if as_json:
         print_json({"answer": found.answer, "query": found.query, "log_probabilities": found.scores})
     else:

@@ -22,11 +22,13 @@ from roberta_flax.cli.options import (
     Quantize,
     print_json,
 )
+from roberta_flax.datasets.layouts import task_of
 
 if TYPE_CHECKING:
-    from roberta_flax.config import HeadConfig
-    from roberta_flax.evaluation import Evaluation, Task
-    from roberta_flax.inference import Predictor
+    from roberta_flax.datasets.layouts import Task
+    from roberta_flax.inference.predictor import Predictor
+    from roberta_flax.metrics import Evaluation
+    from roberta_flax.nn.config import HeadConfig
 
 
 _ROWS = 16  # of each device, where they are not laid out by their tokens
@@ -63,10 +65,10 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Accuracy with a confidence interval and a confusion matrix, or the task's own metrics, of a head on a file."""
-    from roberta_flax import evaluation
     from roberta_flax.cli.predict import head_of
     from roberta_flax.errors import InputError
-    from roberta_flax.inference import Classify, Predictor
+    from roberta_flax.inference.predictor import Predictor
+    from roberta_flax.tasks.classify import Classify
 
     if not file.is_file():
         raise InputError(f"{file} is no file; give one with gold labels, as GLUE has them")
@@ -80,7 +82,7 @@ def command(
         return
     if text or label:
         raise InputError(f"--text and --label are for token and choice heads; {chosen.name!r} is of kind sentence")
-    layout = evaluation.task_of(task or file)
+    layout = task_of(task or file)
     if (chosen.problem == "regression") != (layout.problem == "regression"):
         raise InputError(f"head {chosen.name!r} is of {chosen.problem}; {layout.name} is {layout.problem}")
     roberta = loading.load()
@@ -115,34 +117,34 @@ def _judge_examples(
     as_json: bool,
 ) -> None:
     """As `finetune` reads and judges them; `named`: the keys of text and label, and the labels."""
-    from roberta_flax import sharding
+    from roberta_flax.datasets import readers
     from roberta_flax.errors import InputError
-    from roberta_flax.train import tasks
+    from roberta_flax.nn import sharding
     from roberta_flax.train.validation import Validation
 
     text, label, labels = named
     names = tuple(labels.split(",")) if labels else head.label_names if head.kind == "token" else ()
-    name = tasks.CUSTOM if task is None else tasks.task_name(task)
-    if len(names) not in (0, head.num_classes) or name not in (tasks.CUSTOM, *tasks.CHOICE_TASKS):
+    name = readers.CUSTOM if task is None else readers.task_name(task)
+    if len(names) not in (0, head.num_classes) or name not in (readers.CUSTOM, *readers.CHOICE_TASKS):
         raise InputError(
             f"head {head.name!r} is of kind {head.kind}, with {head.num_classes} outputs; got the task {name} and "
             f"{len(names)} labels"
         )
     roberta = loading.load()
-    columns = tasks.Columns((text,) if text else (), (label,) if label else (), names)
-    kind = head.kind if name == tasks.CUSTOM else None
-    reading = tasks.reading(
+    columns = readers.Columns((text,) if text else (), (label,) if label else (), names)
+    kind = head.kind if name == readers.CUSTOM else None
+    reader = readers.task_reader(
         name, file, roberta.config, roberta.tokenizer, kind=kind, columns=columns, head=head.name, max_length=max_length
     )
-    examples = reading.read(file)
+    examples = reader.read(file)
     mesh = sharding.mesh(tensor_parallel=tensor_parallel)
     validation = Validation(
         examples,
         head.name,
         config=roberta.config,
         tokenizer=roberta.tokenizer,
-        labels=reading.labels,
-        metrics=reading.metrics,
+        labels=reader.labels,
+        metrics=reader.metrics,
         batch_size=_ROWS * mesh.shape[sharding.DATA],
         dtype=loading.dtype,
         precision=cast(Any, loading.precision),
@@ -160,9 +162,10 @@ def _judged(file: Path, layout: Task, predictor: Predictor, gold_of: Any) -> Ite
     """For each window of rows that have a gold label: their outputs, their gold, and how many rows were left out."""
     from itertools import islice
 
-    from roberta_flax import tables
+    from roberta_flax.datasets import tables
     from roberta_flax.errors import InputError
-    from roberta_flax.inference import WINDOW, Rejected
+    from roberta_flax.inference.predictor import WINDOW
+    from roberta_flax.text.encoding import Rejected
 
     header = None if layout.header else False
     format = "tsv" if file.suffix == ".txt" else None  # a line of text has no gold label
@@ -197,7 +200,8 @@ def _classes(
 ) -> tuple[Evaluation, int]:
     import numpy as np
 
-    from roberta_flax.evaluation import ClassCounts, class_of, resolve_labels
+    from roberta_flax.datasets.layouts import class_of, resolve_labels
+    from roberta_flax.metrics import ClassCounts
 
     names = resolve_labels(layout, head.label_names, head.num_classes, given)
     counts, skipped = ClassCounts(names), 0
@@ -213,7 +217,7 @@ def _values(
 ) -> tuple[Evaluation, int]:
     import numpy as np
 
-    from roberta_flax.evaluation import evaluate_values
+    from roberta_flax.metrics import evaluate_values
 
     predicted: list[float] = []
     gold: list[float] = []

@@ -32,14 +32,14 @@ def command(
 
     Weights are kept bit for bit.
     """
-    from convert.export import FORMATS, export
+    from roberta_flax.convert.export import FORMATS, export
     from roberta_flax.errors import InputError
 
     heads = [] if no_heads else head or None
     options = {"dtype": dtype, "precision": precision, "quantize": quantize, "platforms": platform}
     given: dict[str, Any] = {name: value for name, value in options.items() if value}
     if to == "stablehlo":
-        from roberta_flax import stablehlo
+        from roberta_flax.checkpoint import stablehlo
 
         stablehlo.export(directory, dest, heads=heads, **given)
     elif to not in FORMATS:

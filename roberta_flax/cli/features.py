@@ -85,7 +85,7 @@ def command(
         raise InputError("--words takes one text, not a file; of a file --pooling tokens writes a vector a token")
     loading = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir)
     if file is not None:
-        from roberta_flax.inference import Embed
+        from roberta_flax.tasks.embed import Embed
 
         options = batch.Options(
             output, columns, keep, no_header, format, on_long, max_length, strategy, strict, rows_per_part,

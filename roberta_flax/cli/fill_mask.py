@@ -59,7 +59,7 @@ def command(
         raise InputError("give one text, or a file of texts with --input")
     loading = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir)
     if file is not None:
-        from roberta_flax.inference import FillMask
+        from roberta_flax.tasks.fill_mask import FillMask
 
         options = batch.Options(
             output, columns, keep, no_header, format, on_long, max_length, strategy, strict, rows_per_part,

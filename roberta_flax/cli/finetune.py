@@ -32,16 +32,15 @@ from roberta_flax.cli.training import (
     Remat,
     TensorBoard,
     TensorParallel,
-    is_first_process,
     mesh_of,
-    report,
 )
+from roberta_flax.train.progress import is_first_process, report
 
 if TYPE_CHECKING:
-    from roberta_flax.config import RobertaConfig
-    from roberta_flax.train.examples import Examples, Tally
+    from roberta_flax.datasets.examples import Examples, Tally
+    from roberta_flax.datasets.readers import TaskReader
+    from roberta_flax.nn.config import RobertaConfig
     from roberta_flax.train.finetuning import FineTuning, Result
-    from roberta_flax.train.tasks import Reading
 
 _SAVE_EVERY = (100, 1000)  # updates: no less and no more, whatever an epoch has
 
@@ -120,13 +119,13 @@ def command(
 
     A run that was stopped goes on where it was: start it again with the same command.
     """
+    from roberta_flax.datasets import readers
+    from roberta_flax.datasets.recipes import recipe_of
     from roberta_flax.errors import InputError
     from roberta_flax.train import directory as layout
-    from roberta_flax.train import tasks
     from roberta_flax.train.finetuning import FineTuning, continues
-    from roberta_flax.train.recipes import recipe_of
 
-    name = tasks.task_name(task)
+    name = readers.task_name(task)
     given: dict[str, Any] = {
         "learning_rate": learning_rate, "end_learning_rate": end_learning_rate, "batch_size": batch_size,
         "update_freq": update_freq, "adam_betas": adam_betas, "adam_eps": adam_eps, "weight_decay": weight_decay,
@@ -143,27 +142,27 @@ def command(
     mesh = mesh_of(recipe.batch_size, tensor_parallel, data_parallel=data_parallel, distributed=distributed)
     loading = Loading(model, dtype, precision, None, checkpoint_file, bpe_dir, cache_dir)
     roberta = loading.load()
-    columns = tasks.Columns(
+    columns = readers.Columns(
         tuple(text or ()), tuple(label or ()), tuple(labels.split(",") if labels else ()), choices, not no_header
     )
-    reading = tasks.reading(
+    reader = readers.task_reader(
         name, train, roberta.config, roberta.tokenizer, kind=kind, columns=columns, head=head, max_length=max_length
     )
-    training, validation = (_read(reading, file) for file in (train, valid))
+    training, validation = (_read(reader, file) for file in (train, valid))
     per_epoch = -(-len(training) // (recipe.batch_size * recipe.update_freq))
     warmup, total = recipe.updates(per_epoch, epochs=epochs, updates=updates)
     if warmup_updates is not None:
         warmup = warmup_updates
     tuning = FineTuning(
-        head=reading.head,
+        head=reader.head,
         recipe=recipe,
         warmup_updates=warmup,
         total_updates=total,
         training=training,
         validation=validation,
-        labels=reading.labels,
-        metrics=reading.metrics,
-        best=_best_metric(best_metric, reading.metrics),
+        labels=reader.labels,
+        metrics=reader.metrics,
+        best=_best_metric(best_metric, reader.metrics),
         validate_every=validate_every or per_epoch,
         save_every=save_every or min(max(per_epoch, _SAVE_EVERY[0]), _SAVE_EVERY[1]),
         patience=patience,
@@ -178,8 +177,8 @@ def command(
         f"{recipe.source}: {total} updates of {recipe.batch_size * recipe.update_freq} examples, {warmup} of them "
         f"warm-up; {per_epoch} make an epoch"
     )
-    if continues(roberta.config, reading.head):
-        report(f"{model} has a head {reading.head.name!r} for this: it is trained on")
+    if continues(roberta.config, reader.head):
+        report(f"{model} has a head {reader.head.name!r} for this: it is trained on")
     asked = _asked(tuning, name)
     results: list[Result] = []
     for number in seeds:
@@ -210,9 +209,9 @@ def _checked_seeds(given: Sequence[int] | None) -> list[int]:
     return seeds
 
 
-def _read(reading: Reading, file: Path) -> Examples:
+def _read(reader: TaskReader, file: Path) -> Examples:
     """The examples of a file; what became of its rows is said on stderr."""
-    examples = reading.read(file)
+    examples = reader.read(file)
     report(examples.tally.to_text())
     return examples
 
@@ -277,7 +276,7 @@ def _of_seeds(output: Path, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _best(results: Sequence[Result]) -> Result:
-    from roberta_flax.train.validation import LESS_IS_BETTER
+    from roberta_flax.metrics import LESS_IS_BETTER
 
     choose = min if results[0].best_metric in LESS_IS_BETTER else max
     return choose(results, key=lambda result: result.best)

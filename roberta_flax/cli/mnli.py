@@ -35,8 +35,8 @@ def command(
     """Does the hypothesis follow from the premise? Prints contradiction, neutral or entailment, with probabilities."""
     import numpy as np
 
-    from roberta_flax.config import MNLI_LABELS
     from roberta_flax.errors import InputError
+    from roberta_flax.nn.config import MNLI_LABELS
 
     roberta = Loading(model, dtype, precision, quantize, checkpoint_file, bpe_dir, cache_dir).load()
     heads = {head.name: head for head in roberta.config.heads if head.kind == "sentence"}

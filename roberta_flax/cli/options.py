@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from roberta_flax.convert.cache import resolve
+
 if TYPE_CHECKING:
-    from roberta_flax.config import RobertaConfig
     from roberta_flax.hub import Roberta
+    from roberta_flax.nn.config import RobertaConfig
 
 CacheDir = Annotated[
     Path | None,
@@ -62,31 +64,28 @@ class Loading:
 
     def note(self) -> dict[str, Any]:
         """Which model it is, and that it has not changed, for a job that may be stopped and go on."""
-        from roberta_flax import checkpoint
+        from roberta_flax.checkpoint import converted
 
-        stat = (self.directory() / checkpoint.PARAMS_FILE).stat()
+        stat = (self.directory() / converted.PARAMS_FILE).stat()
         return {"model": self.model, "parameters": [stat.st_size, stat.st_mtime_ns]}
 
     def config(self) -> RobertaConfig:
         """The model's sizes and heads."""
-        from roberta_flax import checkpoint
+        from roberta_flax.checkpoint import converted
 
-        return checkpoint.read_config(self.directory())
+        return converted.read_config(self.directory())
 
     def directory(self) -> Path:
         """The converted model's."""
-        from roberta_flax import hub
 
-        return hub.resolve(
-            self.model, checkpoint_file=self.checkpoint_file, bpe_dir=self.bpe_dir, cache_dir=self.cache_dir
-        )
+        return resolve(self.model, checkpoint_file=self.checkpoint_file, bpe_dir=self.bpe_dir, cache_dir=self.cache_dir)
 
 
 def keep_programs(cache_dir: Path | None) -> None:
     """Has JAX keep the programs that it compiles in the cache, for later runs."""
     import jax
 
-    from roberta_flax import download
+    from roberta_flax.checkpoint import download
 
     settings = {
         "jax_compilation_cache_dir": str(download.cache_dir(cache_dir) / "compiled"),

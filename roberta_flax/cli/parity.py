@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Json, keep_programs
+from roberta_flax.files import new_directory, write_bytes
 
 if TYPE_CHECKING:
     from roberta_flax.parity import Report
@@ -139,7 +140,7 @@ def command(
 
 def _read(path: Path, columns: list[str] | None) -> list[tuple[str, ...]]:
     """The texts of a file, one or two a row; InputError, naming the line, where a row has none."""
-    from roberta_flax import tables
+    from roberta_flax.datasets import tables
     from roberta_flax.errors import InputError
 
     lines = not columns and path.suffix.lower() not in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -178,18 +179,17 @@ def _check_output(output: Path) -> None:
 
 def _write(report: Report, output: Path) -> None:
     """Both files, in the place of those that were there; without matplotlib a line on stderr and report.json alone."""
-    from roberta_flax import checkpoint
     from roberta_flax.errors import InputError
     from roberta_flax.parity import html
 
-    with checkpoint.new_directory(output, replace=True) as folder:
-        checkpoint.write_bytes(folder / _REPORT, report.to_json().encode())
+    with new_directory(output, replace=True) as folder:
+        write_bytes(folder / _REPORT, report.to_json().encode())
         try:
             page = html.render(report)
         except InputError as error:
             print(f"{output / _PAGE} was not written, {_REPORT} was: {error}", file=sys.stderr)
         else:
-            checkpoint.write_bytes(folder / _PAGE, page.encode("utf-8", "backslashreplace"))
+            write_bytes(folder / _PAGE, page.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager

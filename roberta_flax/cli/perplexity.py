@@ -25,11 +25,11 @@ from roberta_flax.cli.pretrain import (
     LeaveUnmaskedProb,
     MaskProb,
     RandomTokenProb,
-    Samples,
     TokensPerSample,
     WholeWords,
 )
 from roberta_flax.cli.training import DataParallel, TensorParallel, mesh_of
+from roberta_flax.train.samples import Samples
 
 
 def command(
@@ -56,7 +56,7 @@ def command(
 
     Each of all the samples has one mask, which depends on the seed alone.
     """
-    from roberta_flax import sharding
+    from roberta_flax.nn import sharding
     from roberta_flax.train import make_eval_step, masked_lm_loss
     from roberta_flax.train.pretraining import mean_loss
 

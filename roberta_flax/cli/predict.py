@@ -24,9 +24,9 @@ from roberta_flax.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from roberta_flax.config import HeadConfig, RobertaConfig
     from roberta_flax.hub import Roberta
-    from roberta_flax.inference import Classify
+    from roberta_flax.nn.config import HeadConfig, RobertaConfig
+    from roberta_flax.tasks.classify import Classify
 
 
 def command(
@@ -91,7 +91,7 @@ def command(
         batch.run_on_ray(loading, _work_on_ray(loading, head, logits), file, options, workers, gpus_per_worker)
         return
     if file is not None:
-        from roberta_flax.inference import Classify
+        from roberta_flax.tasks.classify import Classify
 
         batch.run_job(
             loading, lambda roberta: Classify(head_of(roberta.config, model, head).name, logits), file, options
@@ -118,7 +118,7 @@ def command(
 
 def _work_on_ray(loading: Loading, head: str | None, logits: bool) -> Classify:
     """What each worker is to do; the model is converted here, once, before they load it."""
-    from roberta_flax.inference import Classify
+    from roberta_flax.tasks.classify import Classify
 
     return Classify(head_of(loading.config(), loading.model, head).name, logits)
 
@@ -178,7 +178,7 @@ def _span(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any
     import numpy as np
 
     from roberta_flax.errors import InputError
-    from roberta_flax.hub import best_span
+    from roberta_flax.tasks.spans import best_span
 
     tokens = roberta.encode(*texts)
     last = len(tokens) - 1 - len(roberta.tokenizer.encode_text(texts[-1]))
@@ -195,9 +195,9 @@ def _span(roberta: Roberta, head: HeadConfig, texts: list[str]) -> dict[str, Any
 def _choice(roberta: Roberta, head: HeadConfig, texts: list[str], framing: str | None) -> dict[str, Any]:
     import numpy as np
 
-    from roberta_flax.batching import collate_tokens
+    from roberta_flax.datasets.framing import FRAMINGS, choice_inputs, framing_of
     from roberta_flax.errors import InputError
-    from roberta_flax.train.examples import FRAMINGS, choice_inputs, framing_of
+    from roberta_flax.text.batching import collate_tokens
 
     framing = framing or (head.name if head.name in FRAMINGS else "choice")
     given = framing_of(framing).given

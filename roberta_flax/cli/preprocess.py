@@ -13,7 +13,7 @@ import typer
 from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Json, print_json
 
 if TYPE_CHECKING:
-    from roberta_flax.tokenizer import Tokenizer
+    from roberta_flax.text.tokenizer import Tokenizer
 
 SourceModel = Annotated[
     str | None,
@@ -71,7 +71,7 @@ def tokenizer_of(
     """The tokenizer of a model, or in a directory, whichever of the two is given."""
     from roberta_flax.errors import InputError
     from roberta_flax.hub import load_tokenizer
-    from roberta_flax.tokenizer import Tokenizer
+    from roberta_flax.text.tokenizer import Tokenizer
 
     if directory is not None and model is None:
         return Tokenizer.from_directory(directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,9 +41,9 @@ def mesh_of(
     """
     import jax
 
-    from roberta_flax import sharding
     from roberta_flax.cli.batch import join_hosts
     from roberta_flax.errors import InputError
+    from roberta_flax.nn import sharding
 
     if distributed:
         if data_parallel is not None:
@@ -66,16 +65,3 @@ def mesh_of(
             "or say with --data-parallel how many do"
         )
     return mesh if mesh.size > 1 else None
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and reports."""
-    import jax
-
-    return jax.process_index() == 0
-
-
-def report(text: str) -> None:
-    """A line on stderr, of the first process."""
-    if is_first_process():
-        print(text, file=sys.stderr)

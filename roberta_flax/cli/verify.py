@@ -26,7 +26,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Read the source again and compare every tensor. Exit status 1 where anything differs."""
-    from convert import verify
+    from roberta_flax.convert import verify
     from roberta_flax.errors import CheckpointError
 
     result = verify(

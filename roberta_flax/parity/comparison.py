@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.config import RobertaConfig
+from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.parity.inputs import Batch
 from roberta_flax.parity.points import GRADIENTS, counted
 from roberta_flax.parity.reference import SAMPLES, Spread

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.batching import check_tokens, collate_tokens
-from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.text.batching import check_tokens, collate_tokens
+from roberta_flax.text.tokenizer import Tokenizer
 
 _RAGGED = ((1, 2, 3, 5, 8, 13, 21, 34), (64, 65, 127))  # lengths of the rows of a batch
 _BUILT_IN_SEED = 0

@@ -14,15 +14,16 @@ import numpy as np
 import numpy.typing as npt
 from flax import nnx
 
-from roberta_flax import checkpoint, forward
-from roberta_flax.checkpoint import flatten
-from roberta_flax.config import RobertaConfig
+from roberta_flax.checkpoint import converted
 from roberta_flax.errors import InputError
-from roberta_flax.forward import Params
-from roberta_flax.model import Numerics, tokens_at
+from roberta_flax.nn import forward
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.model import Numerics, tokens_at
+from roberta_flax.nn.quantize import quantize
+from roberta_flax.nn.tree import flatten
 from roberta_flax.parity.inputs import Batch
 from roberta_flax.parity.points import GRADIENTS, has_log_probabilities
-from roberta_flax.quantize import quantize
 from roberta_flax.train.losses import head_loss, masked_lm_loss
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Subject:
             self._numerics = Numerics.of(compute, precision=precision, attention=attention, quantized=dtype == "int8")
             stored = "float64" if dtype == "float64" else "float32"
             own = next((one for one in sharing if one.dtype != "int8" and one.stored == stored), None)
-            config, params = (own.config, own.params) if own else checkpoint.read(directory, stored)
+            config, params = (own.config, own.params) if own else converted.read(directory, stored)
             self.config: RobertaConfig = config
             self.params: Params = quantize(params) if dtype == "int8" else params
             self.stored: str = stored

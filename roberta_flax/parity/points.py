@@ -30,10 +30,10 @@ from fnmatch import fnmatchcase
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.checkpoint import flatten
-from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
-from roberta_flax.forward import abstract_params
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.forward import abstract_params
+from roberta_flax.nn.tree import flatten
 from roberta_flax.parity.inputs import Batch
 
 _ATTENTION = tuple(f"attention.{part}" for part in ("query", "key", "value", "scores", "weights", "context", "output"))

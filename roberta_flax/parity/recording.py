@@ -16,8 +16,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from roberta_flax import checkpoint
+from roberta_flax.checkpoint import converted
 from roberta_flax.errors import InputError
+from roberta_flax.files import new_directory
 from roberta_flax.parity.inputs import Batch
 from roberta_flax.parity.reference import Observed, Reference, Spread
 from roberta_flax.parity.rounding import Rounding
@@ -50,7 +51,7 @@ def record(
     Raises:
       CheckpointError: the destination exists or cannot be written.
     """
-    with checkpoint.new_directory(destination) as folder:
+    with new_directory(destination) as folder:
         bounds = []
         for number, observed in enumerate(reference.observations()):
             batch = observed.batch
@@ -67,7 +68,7 @@ def record(
             "gradients": gradients,
             "built_in": built_in,
             "bounds": bounds,
-            "versions": checkpoint.versions(),
+            "versions": converted.versions(),
         }
         (folder / _FILE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
@@ -143,7 +144,7 @@ class Recording:
 def fingerprint(directory: Path) -> str:
     """The sha256 of a converted model's parameters: names, dtypes, shapes and values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.read_stored(directory)[1].items()):
+    for name, tensor in sorted(converted.read_stored(directory)[1].items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
         digest.update(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy.typing as npt
 
-from roberta_flax import checkpoint, hub
-from roberta_flax.config import RobertaConfig
+from roberta_flax.checkpoint import converted
+from roberta_flax.convert.cache import resolve
 from roberta_flax.errors import InputError
-from roberta_flax.forward import abstract_params
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import abstract_params
 from roberta_flax.parity import inputs, points
 from roberta_flax.parity.comparison import Decisions, PointSums, worst_tokens
 from roberta_flax.parity.inputs import Batch
@@ -27,7 +28,7 @@ from roberta_flax.parity.recording import record as write
 from roberta_flax.parity.reference import REFERENCES, Observed, Reference
 from roberta_flax.parity.report import DecisionResult, Place, PointResult, Report, Run, TokenError
 from roberta_flax.parity.rounding import BACKENDS, DTYPES, rounding_of
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.text.tokenizer import Tokenizer
 
 WORST_TOKENS = 20
 
@@ -82,8 +83,8 @@ def compare(
       CheckpointError, DownloadError: as of roberta_flax.load.
     """
     _check(dtypes, reference, gradients)
-    directory = hub.resolve(source, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir, cache_dir=cache_dir)
-    config = checkpoint.read_config(directory)
+    directory = resolve(source, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir, cache_dir=cache_dir)
+    config = converted.read_config(directory)
     tokenizer = Tokenizer.from_directory(directory)
     subjects: list[Subject] = []
     for dtype in dtypes:
@@ -128,7 +129,7 @@ def compare(
         inputs={"built_in": is_built_in, "lengths": lengths},
         gradients=gradients,
         runs=runs,
-        versions={**checkpoint.versions(), "python": platform.python_version(), "platform": platform.platform()},
+        versions={**converted.versions(), "python": platform.python_version(), "platform": platform.platform()},
         passed=all(run.passed for run in runs),
     )
 
@@ -184,7 +185,7 @@ def _torch_side(
     cache_dir: str | os.PathLike[str] | None,
 ) -> Reference:
     try:
-        from convert.references import torch_side
+        from roberta_flax.parity.torch_side import torch_side
     except ImportError as error:
         raise InputError(
             f"the torch side cannot be imported ({error}): pip install 'roberta-flax[parity]', or replay what was "

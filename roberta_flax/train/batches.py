@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.batching import length_bucket
-from roberta_flax.train.examples import NO_TAG, Examples, Ids
+from roberta_flax.datasets.examples import NO_TAG, Examples
+from roberta_flax.text.batching import length_bucket
+from roberta_flax.text.encoding import Ids
 from roberta_flax.train.extra import require
 
 if TYPE_CHECKING:

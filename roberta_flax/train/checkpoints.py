@@ -13,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from roberta_flax.errors import InputError
-from roberta_flax.forward import Params
+from roberta_flax.nn.forward import Params
 from roberta_flax.train.directory import unreadable, unwritable
 from roberta_flax.train.extra import require
 

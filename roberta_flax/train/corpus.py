@@ -34,9 +34,10 @@ from typing import IO, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax import tables
+from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.files import PathLike, replacing
+from roberta_flax.text.tokenizer import Tokenizer
 
 MAGIC = b"\x89RoBERTa"
 HEADER_SIZE = 512
@@ -46,8 +47,6 @@ _VERSION = 1
 _CHUNK = 1 << 18  # characters encoded at a time; bounds the memory, with the length of a line
 _BLOCK = 1 << 20  # bytes read or copied at a time
 _SCAN = 1 << 20  # lines looked at at a time
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def write(
     dtype, threads = _dtype(tokenizer.vocab_size), threads or os.cpu_count() or 1
     encode = partial(_encode, tokenizer, dtype=dtype)
     with (
-        tables.replacing(destination) as content,
+        replacing(destination) as content,
         tempfile.TemporaryFile(dir=destination.parent) as offsets,
         ThreadPoolExecutor(threads) as pool,
     ):

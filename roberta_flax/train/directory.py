@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from roberta_flax import checkpoint, tables
-from roberta_flax.config import RobertaConfig
-from roberta_flax.errors import InputError, differences
-from roberta_flax.forward import Params
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.checkpoint import converted
+from roberta_flax.errors import InputError
+from roberta_flax.files import differences, remove_partial, replacing
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import Params
+from roberta_flax.text.tokenizer import Tokenizer
 
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
@@ -89,7 +90,7 @@ def _begin(directory: Path, asked: Mapping[str, Any], lock: filelock.BaseFileLoc
     for name in (CHECKPOINTS, BEST, METRICS_FILE):
         if (directory / name).exists():
             raise InputError(f"{directory / name} exists already; remove it or choose another directory")
-    with tables.replacing(run) as file:
+    with replacing(run) as file:
         file.write(text.encode())
 
 
@@ -107,13 +108,13 @@ def _require_same(directory: Path, run: Path, now: Mapping[str, Any]) -> None:
 def save_best(directory: Path, config: RobertaConfig, params: Params, tokenizer: Tokenizer) -> None:
     """Writes a run's best model, a converted directory, in the place of one that may be there."""
     best = directory / BEST
-    checkpoint.remove_partial(best)
-    checkpoint.save(best, config, params, tokenizer, replace=True)
+    remove_partial(best)
+    converted.save(best, config, params, tokenizer, replace=True)
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     """Writes how a run ended, or several."""
-    with tables.replacing(directory / SUMMARY_FILE) as file:
+    with replacing(directory / SUMMARY_FILE) as file:
         file.write((json.dumps(summary, indent=2) + "\n").encode())
 
 

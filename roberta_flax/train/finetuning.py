@@ -12,22 +12,23 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from roberta_flax import checkpoint, sharding
-from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.checkpoint import converted
+from roberta_flax.datasets.examples import Examples
+from roberta_flax.datasets.recipes import Recipe
 from roberta_flax.errors import InputError
-from roberta_flax.evaluation import Evaluation
-from roberta_flax.forward import Params
 from roberta_flax.hub import Roberta
-from roberta_flax.model import Head, Numerics
+from roberta_flax.metrics import LESS_IS_BETTER, Evaluation
+from roberta_flax.nn import sharding
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.model import Head, Numerics
 from roberta_flax.train import directory as layout
 from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
-from roberta_flax.train.examples import Examples
 from roberta_flax.train.losses import head_loss
 from roberta_flax.train.optimizer import adam, polynomial_decay
-from roberta_flax.train.recipes import Recipe
 from roberta_flax.train.step import init_optimizer, make_train_step
-from roberta_flax.train.validation import LESS_IS_BETTER, Validation
+from roberta_flax.train.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class FineTuning:
                 f"{self.best} was not a number in any validation on {self.validation.tally.path}, so there is no best "
                 "model; take another metric, or train for longer"
             )
-        saved = _reached(checkpoint.read(directory / layout.BEST)[1], self.head)
+        saved = _reached(converted.read(directory / layout.BEST)[1], self.head)
         judged, mean_loss = validation.evaluate(_placed(saved, config, mesh, fully_sharded))
         return Result(seed, outcome.updates, outcome.stopped, outcome.best_update, self.best, mean_loss, judged)
 

@@ -30,10 +30,10 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from roberta_flax import tables
 from roberta_flax.errors import DivergedError, InputError, StoppedError
-from roberta_flax.forward import Params
-from roberta_flax.sharding import DATA, place_batch
+from roberta_flax.files import replacing
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.sharding import DATA, place_batch
 from roberta_flax.train import directory as layout
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, opened
@@ -418,7 +418,7 @@ class _Loop:
     def _diverged(self, work: _UnderWay, what: str, value: float) -> DivergedError:
         file = self.directory / f"batch-{work.update}.npz"
         if self.records is not None:
-            with tables.replacing(file) as content:
+            with replacing(file) as content:
                 np.savez(content, **dict(work.batch))  # type: ignore[arg-type]  # of allow_pickle
         position = work.position if len(work.position) <= _SHOWN else work.position[:_SHOWN] + "..."
         return DivergedError(

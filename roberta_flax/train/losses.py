@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from roberta_flax.config import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
-from roberta_flax.forward import DTypeLike, Params, PrecisionLike, check_lm_head, head_outputs, network
-from roberta_flax.model import Numerics, tokens_at
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.forward import DTypeLike, Params, PrecisionLike, check_lm_head, head_outputs, network
+from roberta_flax.nn.model import Numerics, tokens_at
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.errors import InputError
-from roberta_flax.tokenizer import BOS, EOS, MASK, PAD, UNK, Tokenizer
+from roberta_flax.text.tokenizer import BOS, EOS, MASK, PAD, UNK, Tokenizer
 
 Block = npt.NDArray[np.int32]  # one sequence of token ids, [length]
 

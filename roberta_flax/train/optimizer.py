@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from roberta_flax.checkpoint import path_name
-from roberta_flax.config import RobertaConfig
 from roberta_flax.errors import InputError
-from roberta_flax.forward import Params
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.tree import path_name
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from roberta_flax import tables
 from roberta_flax.errors import InputError
+from roberta_flax.files import replacing
 from roberta_flax.train.extra import require
 
 _VALID = "valid_"
@@ -45,7 +45,7 @@ def curves(metrics: Path, picture: Path) -> None:
         panel.ticklabel_format(axis="y", scilimits=(-3, 4))
     for panel in list(panels):
         panel.set_visible(False)
-    with tables.replacing(picture) as file:
+    with replacing(picture) as file:
         figure.savefig(file, format="png", dpi=150)
 
 

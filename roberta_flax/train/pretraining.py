@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from roberta_flax import batching
 from roberta_flax.errors import InputError
-from roberta_flax.forward import Params
-from roberta_flax.sharding import place_batch
-from roberta_flax.tokenizer import PAD_ID
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.sharding import place_batch
+from roberta_flax.text import batching
+from roberta_flax.text.tokenizer import PAD_ID
 from roberta_flax.train.corpus import Blocks
 from roberta_flax.train.extra import require
 from roberta_flax.train.masking import Block, Masking, mask_block, stream

@@ -77,3 +77,16 @@ class _Rate:
             return text
         left = timedelta(seconds=round(seconds / (update - self._first) * (self._total - update)))
         return f"{text} {self._tokens / seconds:.0f} tokens/s {left} left"
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and reports."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def report(text: str) -> None:
+    """A line on stderr, of the first process."""
+    if is_first_process():
+        print(text, file=sys.stderr)

@@ -10,36 +10,19 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from roberta_flax import evaluation, forward
-from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax import metrics
+from roberta_flax.datasets.examples import Examples
+from roberta_flax.datasets.layouts import default_metrics
 from roberta_flax.errors import InputError
-from roberta_flax.evaluation import ClassCounts, EntityCounts, Evaluation
-from roberta_flax.forward import DTypeLike, Params, PrecisionLike
-from roberta_flax.hub import best_span
-from roberta_flax.sharding import place_batch
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.metrics import ClassCounts, EntityCounts, Evaluation
+from roberta_flax.nn import forward
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import DTypeLike, Params, PrecisionLike
+from roberta_flax.nn.sharding import place_batch
+from roberta_flax.tasks.spans import best_span
+from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train.batches import Batch, validation_batches
-from roberta_flax.train.examples import Examples
 from roberta_flax.train.losses import head_loss
-
-LESS_IS_BETTER = ("loss", "mse")
-
-
-def metrics_of(head: HeadConfig) -> tuple[str, ...]:
-    """What a head is judged by where its task does not say, the main one first.
-
-    sentence: accuracy, macro_f1 of classes; pearson, spearman, mse of values; f1, accuracy of any number of labels,
-    over all decisions together (micro-averaged). token: entity_f1, entity_precision, entity_recall, accuracy where the
-    labels mark entities (evaluation.marks_entities), macro_f1, accuracy else. span: f1, exact_match. choice: accuracy.
-    """
-    if head.problem == "regression" and head.kind == "sentence":
-        return evaluation.VALUE_METRICS
-    if head.problem == "multi_label":
-        return ("f1", "accuracy")
-    if head.kind == "token" and evaluation.marks_entities(head.label_names):
-        return (*evaluation.ENTITY_METRICS, "accuracy")
-    by_kind = {"sentence": ("accuracy", "macro_f1"), "token": ("macro_f1", "accuracy"), "span": ("f1", "exact_match")}
-    return by_kind.get(head.kind, ("accuracy",))
 
 
 class Validation:
@@ -72,7 +55,7 @@ class Validation:
           config: of the parameters.
           tokenizer: that the examples were made with.
           labels: the gold string of each class, for sentence and token heads; the head's if not given.
-          metrics: the head's, in the order asked for (see metrics_of); all of them if not given.
+          metrics: the head's, in the order asked for (see default_metrics); all of them if not given.
           batch_size: rows that are computed together; on a mesh, a multiple of its DATA axis.
           dtype, precision: of the computation.
           mesh: of the parameters, where they are on several devices.
@@ -83,7 +66,7 @@ class Validation:
         self.examples, self.head = examples, config.head(head)
         if examples.kind != self.head.kind:
             raise InputError(f"head {head!r} is of kind {self.head.kind}, and the examples of {examples.kind}")
-        self.metrics = tuple(metrics) or metrics_of(self.head)
+        self.metrics = tuple(metrics) or default_metrics(self.head)
         self.labels = tuple(labels) or self.head.label_names
         self._config, self._tokenizer, self._batch_size, self._mesh = config, tokenizer, batch_size, mesh
         loss = head_loss(head, config=config, dtype=dtype, precision=precision)
@@ -126,7 +109,7 @@ class Validation:
             return _Classes(("0", "1"), self.metrics, _of_labels)
         if self.head.problem == "regression":
             return _Values(self.metrics)
-        if not set(self.metrics).isdisjoint(evaluation.ENTITY_METRICS):
+        if not set(self.metrics).isdisjoint(metrics.ENTITY_METRICS):
             return _Entities(self.labels, self.metrics)
         return _Classes(self.labels, self.metrics, _of_tokens if self.head.kind == "token" else _of_sentences)
 
@@ -204,7 +187,7 @@ class _Values:
         self._gold += batch["targets"][: len(numbers)].tolist()
 
     def evaluation(self) -> Evaluation:
-        return evaluation.evaluate_values(self._predicted, self._gold, self._metrics)
+        return metrics.evaluate_values(self._predicted, self._gold, self._metrics)
 
 
 class _Answers:
@@ -235,7 +218,7 @@ class _Answers:
     def evaluation(self) -> Evaluation:
         questions = self._examples.questions
         answers = [self._answer(number) for number in range(len(questions))]
-        return evaluation.evaluate_answers(answers, [question.answers for question in questions])
+        return metrics.evaluate_answers(answers, [question.answers for question in questions])
 
     def _answer(self, question: int) -> str:
         score, answer = self._best[question]

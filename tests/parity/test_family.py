@@ -20,9 +20,10 @@ from fairseq.models.roberta import RobertaHubInterface
 from fairseq.models.roberta import model as fairseq_roberta
 
 import roberta_flax
-from convert import convert, export, shards, torch_file, verify
-from roberta_flax import CheckpointError, InputError, forward
-from roberta_flax.tokenizer import byte_alphabet
+from roberta_flax import CheckpointError, InputError
+from roberta_flax.convert import convert, export, shards, torch_file, verify
+from roberta_flax.nn import forward
+from roberta_flax.text.tokenizer import byte_alphabet
 from tests.parity.test_network import FLOAT32, FLOAT64, assert_same_network, largest_difference
 from tests.references import SMALL, all_hidden, build, dictionary, in_the_names_of_2019, random_tokens, torch, write
 

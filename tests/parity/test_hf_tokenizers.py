@@ -12,10 +12,10 @@ import pytest
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE
 
-from convert import convert, export, hf_tokenizer
-from convert.conversion import write_files
 from roberta_flax import CheckpointError
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.convert import convert, export, hf_tokenizer
+from roberta_flax.convert.conversion import write_files
+from roberta_flax.text.tokenizer import Tokenizer
 from tests.conftest import skip_or_fail
 from tests.parity.test_huggingface import build
 from tests.references import torch

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import roberta_flax
-from convert import convert
-from convert.torch_reference import TorchReference
+from roberta_flax.convert import convert
+from roberta_flax.parity.torch_network import TorchReference
 from tests.conftest import skip_or_fail
 from tests.references import SMALL, build, random_tokens, torch, write
 
@@ -83,7 +84,7 @@ def test_a_new_heads_parameters_are_distributed_as_fairseqs(tiny):
     config = roberta_flax.RobertaConfig(
         vocab_size=tiny.config.vocab_size, num_layers=1, hidden_size=256, num_heads=4, intermediate_size=64
     )
-    params = roberta_flax.forward.init_params(config, roberta_flax.hub.jax.random.key(0))
+    params = roberta_flax.forward.init_params(config, jax.random.key(0))
     ours = roberta_flax.Roberta(config, params, tiny.tokenizer)
     ours.register_classification_head("new", num_classes=200, inner_dim=300, seed=1)
     head = ours.params["heads"]["new"]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from convert import convert, export, verify
-from roberta_flax import CheckpointError, forward
+from roberta_flax import CheckpointError
+from roberta_flax.convert import convert, export, verify
+from roberta_flax.nn import forward
 from tests.conftest import skip_or_fail
 from tests.references import perturb, random_tokens, torch
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from convert import convert
-from convert.names import TRANSPOSE, from_fairseq
-from roberta_flax import forward
+from roberta_flax.convert import convert
+from roberta_flax.convert.names import TRANSPOSE, from_fairseq
+from roberta_flax.nn import forward
+from roberta_flax.nn.tree import flatten
 from tests.references import SMALL, STYLES, all_hidden, build, random_tokens, torch, write
 
 # float64: a unit in the last place is 2e-16 of numbers of size 1 to 10; sums of up to 3072 products over 12 layers
@@ -147,7 +148,7 @@ def test_gradients_of_base_agree_in_float64(base_model, base_float64):
         expected_loss.backward()
         value, gradient = jax.value_and_grad(loss)(base_float64.params)
         assert abs(float(value) - expected_loss.item()) <= FLOAT64
-        ours = roberta_flax.checkpoint.flatten(gradient)
+        ours = flatten(gradient)
         for name, parameter in base_model.named_parameters():
             place = from_fairseq(name)
             mine = np.asarray(ours.pop(place.path))

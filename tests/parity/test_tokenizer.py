@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roberta_flax.inference import encode_batch
-from roberta_flax.tokenizer import ByteLevelBPE, Tokenizer, byte_alphabet
+from roberta_flax.text.encoding import encode_batch
+from roberta_flax.text.tokenizer import ByteLevelBPE, Tokenizer, byte_alphabet
 from tests.references import torch
 
 from fairseq.data import Dictionary as FairseqDictionary  # isort: skip

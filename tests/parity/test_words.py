@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from convert import convert
+from roberta_flax.convert import convert
 from tests.references import SMALL, build, write
 
 FLOAT32 = 5e-5  # of a token's features, see test_network.py; a word's are sums of no more than its tokens'
@@ -94,9 +94,9 @@ def test_a_sentencepiece_models_words_are_fairseqs_wherever_it_has_them(
 ):
     from fairseq.models.roberta import alignment_utils
 
-    from roberta_flax.alignment import word_weights
-    from roberta_flax.tokenizer import SENTENCEPIECE_FILE, Dictionary, SentencePiece, Tokenizer
-    from roberta_flax.words import spans
+    from roberta_flax.text.alignment import word_weights
+    from roberta_flax.text.tokenizer import SENTENCEPIECE_FILE, Dictionary, SentencePiece, Tokenizer
+    from roberta_flax.text.words import spans
 
     bpe = SentencePiece(sentencepiece_model)
     tokenizer = Tokenizer(Dictionary(bpe.pieces[3:]), bpe)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from convert import convert
-from roberta_flax import wsc
+from roberta_flax.convert import convert
+from roberta_flax.tasks import pronouns
 from tests import winograd
 from tests.conftest import skip_or_fail
 from tests.references import SMALL, build, torch, write
@@ -85,16 +85,16 @@ def with_and_without_query():
 def test_candidates_masks_scores_and_answers_are_fairseqs(both, sentence):
     task, model, ours, nlp = both
     expected = their_sequences(task, sentence)
-    schema = wsc.read_schema(sentence)
-    phrases = wsc.noun_phrases(nlp(schema.text()), schema.query)
+    schema = pronouns.read_schema(sentence)
+    phrases = pronouns.noun_phrases(nlp(schema.text()), schema.query)
     assert len(phrases) >= 2
     found = [
-        wsc.masked(schema, phrase, ours.tokenizer)
+        pronouns.masked(schema, phrase, ours.tokenizer)
         for phrase in [*([] if schema.query is None else [schema.query]), *phrases]
     ]
     assert [(ids.tolist(), positions.tolist()) for ids, positions in found] == expected
     scores = their_scores(task, model, expected)
-    np.testing.assert_allclose(wsc.scores(ours, found), scores, atol=LOG_PROBABILITY, rtol=0)
+    np.testing.assert_allclose(pronouns.scores(ours, found), scores, atol=LOG_PROBABILITY, rtol=0)
     top = sorted(scores)[-2:]
     assert top[1] - top[0] > 2 * LOG_PROBABILITY, "too near for the two to agree by more than luck"
     with torch.no_grad():
@@ -123,12 +123,12 @@ def test_pronouns_at_which_fairseq_stops_are_read_where_they_are(both, sentence)
     with pytest.raises(Exception, match="Misaligned pronoun|list index out of range"):
         their_sequences(task, sentence)
     phrase = "the worm"
-    schema = wsc.read_schema(sentence)
+    schema = pronouns.read_schema(sentence)
     filled = " ".join(sentence.replace(sentence[sentence.index("[") : sentence.index("]") + 1], phrase).split())
     assert schema.text(phrase) == filled
-    ids, positions = wsc.masked(schema, phrase, ours.tokenizer)
+    ids, positions = pronouns.masked(schema, phrase, ours.tokenizer)
     assert ours.decode(ids[positions]).strip() == phrase
-    assert ours.disambiguate_pronoun(sentence, nlp=nlp) in wsc.noun_phrases(nlp(schema.text()))
+    assert ours.disambiguate_pronoun(sentence, nlp=nlp) in pronouns.noun_phrases(nlp(schema.text()))
 
 
 @pytest.mark.network

@@ -21,8 +21,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from roberta_flax import attention, forward, model, products
-from roberta_flax.checkpoint import flatten, unflatten
+from roberta_flax.nn import attention, forward, model, products
+from roberta_flax.nn.tree import flatten, unflatten
 from roberta_flax.parity.observation import Subject
 from roberta_flax.train import losses
 from tests.parity_tool.networks import GAP_ROW, LONGEST_ROW, PADDED_ROWS

@@ -8,11 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from convert.references import torch_side
-from roberta_flax import HeadConfig, RobertaConfig, checkpoint, forward
+from roberta_flax import HeadConfig, RobertaConfig
+from roberta_flax.checkpoint import converted
+from roberta_flax.nn import forward
 from roberta_flax.parity import inputs, points
 from roberta_flax.parity.reference import Observed
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.parity.torch_side import torch_side
+from roberta_flax.text.tokenizer import Tokenizer
 
 SIZES = {
     "vocab_size": 61,
@@ -71,7 +73,7 @@ def network(folder: Path, config: RobertaConfig, tokenizer: Tokenizer, gradients
         forward.init_params(config, jax.random.key(0)),
     )
     directory = folder / "model"
-    checkpoint.save(directory, config, params, tokenizer)
+    converted.save(directory, config, params, tokenizer)
     names = points.all_points(config, gradients)
     side = torch_side(directory, directory, "builtin", inputs.of_tokens(_rows(config), config, mask_id=60), names)
     return Network(directory, config, names, list(side.observations()), gradients)

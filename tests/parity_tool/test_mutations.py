@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 import jax
 import pytest
 
-from roberta_flax import HeadConfig, RobertaConfig, forward
-from roberta_flax.config import ACTIVATIONS
+from roberta_flax import HeadConfig, RobertaConfig
 from roberta_flax.errors import InputError
+from roberta_flax.nn import forward
+from roberta_flax.nn.config import ACTIVATIONS
 from roberta_flax.parity import Run
 from roberta_flax.parity.observation import WITHOUT_LOSS, Subject
 from roberta_flax.parity.report import failures
 from roberta_flax.parity.run import compare_subject
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.text.tokenizer import Tokenizer
 from tests.parity_tool.mutations import EQUIVALENTS, MUTATIONS, Equivalent, Mutation, config
 from tests.parity_tool.networks import POST_NORM, PRE_NORM, SIZES, Network, network
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convert import convert
-from convert.references import TorchSide, torch_side
-from roberta_flax import InputError, checkpoint
+from roberta_flax import InputError
+from roberta_flax.checkpoint import converted
+from roberta_flax.convert import convert
 from roberta_flax.parity import inputs, points
 from roberta_flax.parity.comparison import PointSums
 from roberta_flax.parity.rounding import rounding_of
+from roberta_flax.parity.torch_side import TorchSide, torch_side
 from tests.parity import test_huggingface as huggingface
 from tests.parity.test_huggingface import tokenizers  # noqa: F401  (a fixture)
 from tests.parity.test_network import SMALL_VARIANTS
@@ -23,7 +24,7 @@ TRANSFORMERS_OWN = ("attention.scores",)
 
 
 def sides(source, directory, reference: str, gradients: bool) -> tuple[TorchSide, TorchSide, list[str]]:
-    config = checkpoint.read_config(directory)
+    config = converted.read_config(directory)
     tokens = random_tokens(LENGTHS, config.vocab_size)
     batches = inputs.of_tokens([row[:length] for row, length in zip(tokens, LENGTHS, strict=True)], config)
     names = points.all_points(config, gradients)
@@ -33,7 +34,7 @@ def sides(source, directory, reference: str, gradients: bool) -> tuple[TorchSide
 
 def assert_the_same(theirs: TorchSide, ours: TorchSide, directory, names: list[str]) -> set[str]:
     """Every value that both show, within what float64's rounding explains; the names of those that one does not."""
-    config, shown = checkpoint.read_config(directory), set()
+    config, shown = converted.read_config(directory), set()
     for number, (their, our) in enumerate(zip(theirs.observations(), ours.observations(), strict=True)):
         spreads = our.spreads(rounding_of("float64"))
         assert set(our.values) == set(names)
@@ -77,8 +78,8 @@ def test_the_builtin_reference_is_transformers_network(variant, tmp_path, tokeni
 
 
 def test_a_converted_model_gives_what_its_checkpoint_gives(tiny_source, tiny_directory):
-    names = points.all_points(checkpoint.read_config(tiny_directory))
-    batches = inputs.of_tokens([[0, 5, 9, 2], [0, 2]], checkpoint.read_config(tiny_directory))
+    names = points.all_points(converted.read_config(tiny_directory))
+    batches = inputs.of_tokens([[0, 5, 9, 2], [0, 2]], converted.read_config(tiny_directory))
     of_checkpoint, of_directory = (
         next(torch_side(source, tiny_directory, "builtin", batches, names).observations())
         for source in (tiny_source, tiny_directory)
@@ -96,7 +97,7 @@ def test_a_checkpoint_that_torch_does_not_take_is_read_by_us_and_that_is_said(tm
 
 
 def test_what_a_reference_cannot_do_is_said_in_one_line(tmp_path, tiny_source, tiny_directory):
-    config = checkpoint.read_config(tiny_directory)
+    config = converted.read_config(tiny_directory)
     with pytest.raises(InputError, match="gradients are compared with the builtin"):
         torch_side(tiny_source, tiny_directory, "transformers", [], points.all_points(config, True))
     model = build(**{**SMALL, "architecture": "roberta_prenorm"})

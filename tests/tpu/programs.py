@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from roberta_flax import forward, quantize, sharding, train
-from roberta_flax.checkpoint import path_name
-from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax import train
+from roberta_flax.nn import forward, quantize, sharding
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.tree import path_name
 
 V5E_BYTES = 16 * 2**30  # of memory, of one chip (Google Cloud TPU documentation, "TPU v5e")
 HEAD = "mnli"

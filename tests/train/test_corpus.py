@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from roberta_flax.errors import InputError
-from roberta_flax.tokenizer import Tokenizer
+from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train import corpus
 from roberta_flax.train.corpus import BREAK_MODES, Corpus, block_slices
 

@@ -14,12 +14,8 @@ import numpy as np
 import pytest
 
 from roberta_flax import Tokenizer
-from roberta_flax.errors import InputError
-from roberta_flax.evaluation import TASKS, Task
-from roberta_flax.inference import encode_texts
-from roberta_flax.train import examples as reading
-from roberta_flax.train.batches import training_batches, validation_batches
-from roberta_flax.train.examples import (
+from roberta_flax.datasets import examples as reading
+from roberta_flax.datasets.examples import (
     choice_examples,
     label_names,
     multi_label_examples,
@@ -28,6 +24,10 @@ from roberta_flax.train.examples import (
     tag_names,
     token_examples,
 )
+from roberta_flax.datasets.layouts import TASKS, Task
+from roberta_flax.errors import InputError
+from roberta_flax.text.encoding import encode_texts
+from roberta_flax.train.batches import training_batches, validation_batches
 from tests.conftest import SHARED, skip_or_fail
 
 LIMIT = 512
@@ -168,7 +168,7 @@ def test_characters_of_real_sentences_are_transformers_offsets(gpt2_tokenizer, h
 
 
 def test_characters_of_sentencepieces_are_where_its_pieces_are(sentencepiece_model):
-    from roberta_flax.tokenizer import SentencePiece
+    from roberta_flax.text.tokenizer import SentencePiece
 
     bpe = SentencePiece(sentencepiece_model)
     for text in ("A man plays a guitar", "Ça va très bien, naïve Zoë?", "日本語 テキスト", "  two  spaces ", ""):

@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import checkpoint, cli
-from roberta_flax.config import HeadConfig, RobertaConfig
-from roberta_flax.evaluation import evaluate_answers
-from roberta_flax.train import tasks
+from roberta_flax import cli
+from roberta_flax.checkpoint import converted
+from roberta_flax.datasets import readers
+from roberta_flax.datasets.recipes import CUSTOM, RECIPES
+from roberta_flax.metrics import evaluate_answers
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.tree import flatten
 from roberta_flax.train.finetuning import continues, trained_part
-from roberta_flax.train.recipes import CUSTOM, RECIPES
 from roberta_flax.train.validation import Validation
 from tests.conftest import ROOT
 
@@ -88,7 +90,7 @@ def test_sst2_learns_and_predict_and_evaluate_take_the_best_model(finetune, run,
     assert (summary["task"], summary["head"], summary["updates"]) == ("sst-2", "sst-2", 40)
     assert "config/finetuning/sst_2.yaml: 40 updates of 8 examples, 2 of them warm-up; 2 make an epoch" in err
     best = tmp_path / "o" / "best"
-    config = checkpoint.read_config(best)
+    config = converted.read_config(best)
     assert config.heads == (HeadConfig("sst-2", 2, 64, labels=("negative", "positive")),)
     assert config.lm_head
     status, out, _ = run("predict", "--text", "the garden is bad", "--model", best, "--json")
@@ -109,7 +111,7 @@ def test_a_regression_learns_and_is_judged_by_correlations(finetune, tmp_path):
     summary, _ = finetune(train, tmp_path / "o", *options)
     assert summary["metrics"]["pearson"] > 0.99
     assert summary["metrics"]["mse"] < 0.1
-    assert checkpoint.read_config(tmp_path / "o" / "best").head("degree").problem == "regression"
+    assert converted.read_config(tmp_path / "o" / "best").head("degree").problem == "regression"
 
 
 def test_several_labels_learn(finetune, run, tmp_path):
@@ -261,7 +263,7 @@ def test_several_seeds_give_a_run_each_their_median_and_the_best(finetune, senti
     assert summary["best"] == max(accuracies)
     assert [run["seed"] for run in summary["seeds"]] == [3, 1, 2]
     assert Path(summary["best_model"]) == tmp_path / "o" / f"seed-{summary['best_seed']}" / "best"
-    trees = [checkpoint.read(tmp_path / "o" / f"seed-{i}" / "best")[1] for i in (1, 2)]
+    trees = [converted.read(tmp_path / "o" / f"seed-{i}" / "best")[1] for i in (1, 2)]
     heads = [tree["heads"]["sst-2"]["output"]["kernel"] for tree in trees]
     assert not np.array_equal(*heads)
 
@@ -316,7 +318,7 @@ def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run,
 
 def test_frozen_parameters_stay_bit_for_bit_and_others_move(finetune, sentiment, tiny_directory, tmp_path):
     finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--updates", "3", "--freeze", "1")
-    before, after = (checkpoint.flatten(checkpoint.read(path)[1]) for path in (tiny_directory, tmp_path / "o" / "best"))
+    before, after = (flatten(converted.read(path)[1]) for path in (tiny_directory, tmp_path / "o" / "best"))
     for path, leaf in before.items():
         if path.startswith("heads."):
             continue
@@ -328,7 +330,7 @@ def test_updates_of_several_batches_are_those_of_one_large_batch(finetune, senti
     for name, batch, freq in (("one", 8, 1), ("two", 4, 2)):
         options = ("--task", "sst-2", "--updates", "4", "--batch-size", batch, "--update-freq", freq, "--lr", "1e-4")
         finetune(sentiment, tmp_path / name, *options, "--adam-eps", "1e-4")
-    one, two = (checkpoint.flatten(checkpoint.read(tmp_path / name / "best")[1]) for name in ("one", "two"))
+    one, two = (flatten(converted.read(tmp_path / name / "best")[1]) for name in ("one", "two"))
     for path, leaf in one.items():
         np.testing.assert_allclose(leaf, two[path], rtol=0, atol=2e-6, err_msg=path)
 
@@ -347,7 +349,7 @@ def test_columns_and_labels_of_ones_own_for_a_known_task(finetune, run, tmp_path
     train = written(tmp_path / "n.jsonl", *rows)
     columns = ("--text", "premise", "--text", "hypothesis", "--label", "gold", "--labels", "no,yes")
     finetune(train, tmp_path / "o", "--task", "mnli", *columns, "--updates", "3", "--head", "nli2")
-    assert checkpoint.read_config(tmp_path / "o" / "best").head("nli2").labels == ("no", "yes")
+    assert converted.read_config(tmp_path / "o" / "best").head("nli2").labels == ("no", "yes")
 
 
 def test_dtype_remat_plot_and_tensorboard_go_through(finetune, sentiment, tmp_path):
@@ -405,7 +407,7 @@ def test_eight_devices_agree_with_one(tiny_directory, sentiment, tmp_path):
         assert done.returncode == 0, done.stderr
         summaries.append(json.loads(done.stdout))
     assert summaries[0]["loss"] == pytest.approx(summaries[1]["loss"], abs=1e-5)
-    one, eight = (checkpoint.flatten(checkpoint.read(tmp_path / name / "best")[1]) for name in ("one", "eight"))
+    one, eight = (flatten(converted.read(tmp_path / name / "best")[1]) for name in ("one", "eight"))
     for path, leaf in one.items():
         np.testing.assert_allclose(leaf, eight[path], rtol=0, atol=1e-5, err_msg=path)
 
@@ -436,7 +438,7 @@ def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
     two = json.loads(out.splitlines()[-1])  # after what gloo, which connects the two, has to say
     assert (two["updates"], two["best_update"], two["count"]) == (24, one["best_update"], 16)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
-    best, theirs = (checkpoint.flatten(checkpoint.read(tmp_path / name / "best")[1]) for name in ("one", "two"))
+    best, theirs = (flatten(converted.read(tmp_path / name / "best")[1]) for name in ("one", "two"))
     # A sum over the rows in another order differs in float32's last bits, 1e-7 of the gradient. Adam divides by the
     # gradient's size or adam_eps, whichever is more: of 24 updates of at most 1e-4, less than 1e-3 of each.
     for path, leaf in best.items():
@@ -447,7 +449,7 @@ def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
 
 
 def test_a_head_of_the_same_name_and_form_is_trained_further_and_others_begin_anew(tiny):
-    mnli = tasks.reading("mnli", "unread", tiny.config, tiny.tokenizer).head
+    mnli = readers.task_reader("mnli", "unread", tiny.config, tiny.tokenizer).head
     assert continues(tiny.config, mnli)
     config, params = trained_part(tiny, mnli, CUSTOM, seed=1)
     assert params["heads"]["mnli"] is tiny.params["heads"]["mnli"]
@@ -464,10 +466,10 @@ def test_a_head_of_the_same_name_and_form_is_trained_further_and_others_begin_an
 def test_commonsenseqas_own_files_are_read_for_its_task(tiny, tmp_path):
     choices = [{"label": letter, "text": letter.lower()} for letter in "ABCDE"]
     path = written(tmp_path / "q.jsonl", {"answerKey": "C", "question": {"stem": "Which?", "choices": choices}})
-    reading = tasks.reading(tasks.task_name("CommonsenseQA"), path, tiny.config, tiny.tokenizer)
-    assert reading.head == HeadConfig("commonsenseqa", 1, 64, "choice")
-    assert reading.metrics == ("accuracy",)
-    assert reading.read(path).targets.tolist() == [2]
+    reader = readers.task_reader(readers.task_name("CommonsenseQA"), path, tiny.config, tiny.tokenizer)
+    assert reader.head == HeadConfig("commonsenseqa", 1, 64, "choice")
+    assert reader.metrics == ("accuracy",)
+    assert reader.read(path).targets.tolist() == [2]
 
 
 def test_the_recipes_dropouts_are_the_trained_networks(tiny):
@@ -477,11 +479,11 @@ def test_the_recipes_dropouts_are_the_trained_networks(tiny):
 
 
 def test_the_validations_loss_is_the_mean_negative_log_probability(tiny, sentiment):
-    reading = tasks.reading("sst-2", sentiment, tiny.config, tiny.tokenizer)
+    reader = readers.task_reader("sst-2", sentiment, tiny.config, tiny.tokenizer)
     tiny.register_classification_head("sst-2", 2, seed=1)
-    examples = reading.read(sentiment)
+    examples = reader.read(sentiment)
     validation = Validation(
-        examples, "sst-2", config=tiny.config, tokenizer=tiny.tokenizer, labels=reading.labels, batch_size=5
+        examples, "sst-2", config=tiny.config, tokenizer=tiny.tokenizer, labels=reader.labels, batch_size=5
     )
     found = validation(tiny.params)
     log_probabilities = [
@@ -521,10 +523,10 @@ def test_no_answer_is_given_where_every_window_says_so(tiny, tmp_path):
     config = dataclasses.replace(tiny.config, heads=(HeadConfig("span", 2, 0, "span"),))
 
     def judged(*rows: dict[str, Any]) -> dict[str, float]:
-        reading = tasks.reading(
+        reader = readers.task_reader(
             "custom", written(tmp_path / "s.jsonl", *rows), config, tiny.tokenizer, kind="span", head="span"
         )
-        found = reading.read(tmp_path / "s.jsonl")
+        found = reader.read(tmp_path / "s.jsonl")
         judge = Validation(found, "span", config=config, tokenizer=tiny.tokenizer)._judge()
         for number, (none, cat) in enumerate([(1.0, 3.0), (3.0, 1.0), (2.0, 1.0)][: len(rows)]):
             ((first, _),) = found.targets[[0]].tolist()

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import checkpoint, cli
+from roberta_flax import cli
+from roberta_flax.checkpoint import converted
+from roberta_flax.nn.tree import flatten
 from roberta_flax.train.corpus import Blocks
 from roberta_flax.train.masking import Masking, mask_block
 from roberta_flax.train.pretraining import MaskedBatches, mean_loss, training_batches
@@ -287,7 +289,7 @@ def test_a_uniform_models_perplexity_is_its_vocabulary(run, data, tiny, tmp_path
     params = jax.tree.map(lambda leaf: leaf, tiny.params)
     params["lm_head"] = jax.tree.map(np.zeros_like, params["lm_head"])
     params["embeddings"] = {**params["embeddings"], "token": jax.tree.map(np.zeros_like, params["embeddings"]["token"])}
-    checkpoint.save(tmp_path / "uniform", tiny.config, params, tiny.tokenizer)
+    converted.save(tmp_path / "uniform", tiny.config, params, tiny.tokenizer)
     status, out, err = run("perplexity", data, "--model", tmp_path / "uniform")
     assert status == 0, err
     assert out.startswith(f"loss {math.log2(581):.3f} bits, perplexity 581.00, of ")
@@ -300,7 +302,7 @@ def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_d
     assert f"{tmp_path / 'run' / 'best'}: validation loss " in out
     further = roberta_flax.load(tmp_path / "run" / "best")
     assert (further.config.num_layers, further.config.heads) == (tiny.config.num_layers, ())
-    before, after = checkpoint.flatten(tiny.params), checkpoint.flatten(further.params)
+    before, after = flatten(tiny.params), flatten(further.params)
     assert all(before[name].shape == after[name].shape for name in after)
     assert not np.array_equal(before["embeddings.token.embedding"], after["embeddings.token.embedding"])
 

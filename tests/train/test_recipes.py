@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from roberta_flax.evaluation import TASKS
-from roberta_flax.train.recipes import CUSTOM, RECIPES, Recipe, recipe_of
+from roberta_flax.datasets.layouts import TASKS
+from roberta_flax.datasets.recipes import CUSTOM, RECIPES, Recipe, recipe_of
 from tests.conftest import skip_or_fail
 
 GLUE = ("mnli", "qnli", "qqp", "rte", "sst-2", "mrpc", "cola", "sts-b")

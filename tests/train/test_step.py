@@ -12,12 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from convert.names import TRANSPOSE, from_fairseq
-from roberta_flax import checkpoint, forward
-from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.errors import InputError
-from roberta_flax.model import dropout
-from roberta_flax.products import product
+from roberta_flax.nn import forward
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.model import dropout
+from roberta_flax.nn.products import product
+from roberta_flax.nn.tree import flatten
 from roberta_flax.train import (
     adam,
     head_loss,
@@ -102,7 +103,7 @@ def criterion(kind: type, model: Any, **options: Any) -> Any:
 
 
 def assert_same_parameters(model: Any, params: Any, tolerance: float = TOLERANCE) -> None:
-    ours = checkpoint.flatten(params)
+    ours = flatten(params)
     for name, parameter in model.named_parameters():
         place = from_fairseq(name)
         mine = np.asarray(ours.pop(place.path))
@@ -398,12 +399,12 @@ def test_what_is_frozen_stays_and_takes_no_moments(params):
     train_step = make_train_step(head_loss("sentence", config=CONFIG), optimizer, freeze=freeze)
     copy = jax.tree.map(jnp.copy, params)
     opt_state = init_optimizer(optimizer, copy, freeze)
-    moments = set(checkpoint.flatten(opt_state[0].mean))
+    moments = set(flatten(opt_state[0].mean))
     after, *_ = train_step(copy, opt_state, sentence_batch(), jax.random.key(0))
-    for path, value in checkpoint.flatten(params).items():
+    for path, value in flatten(params).items():
         frozen = path.startswith(("embeddings.", "layers.0."))
         if frozen or path.startswith(("layers.1.", "heads.sentence.")):
-            assert np.array_equal(value, checkpoint.flatten(after)[path]) == frozen, path
+            assert np.array_equal(value, flatten(after)[path]) == frozen, path
         assert (path in moments) == (not frozen)
 
 
@@ -411,10 +412,8 @@ def test_what_a_loss_does_not_read_is_not_decayed(params):
     optimizer = adam(1e-3, config=CONFIG)
     copy = jax.tree.map(jnp.copy, params)
     train_step = make_train_step(head_loss("sentence", config=CONFIG), optimizer)
-    after = checkpoint.flatten(
-        train_step(copy, init_optimizer(optimizer, copy), sentence_batch(), jax.random.key(0))[0]
-    )
-    for path, value in checkpoint.flatten(params).items():
+    after = flatten(train_step(copy, init_optimizer(optimizer, copy), sentence_batch(), jax.random.key(0))[0])
+    for path, value in flatten(params).items():
         unread = path.startswith("lm_head.") or (path.startswith("heads.") and not path.startswith("heads.sentence."))
         zero = not np.any(value) and path.endswith("key.bias")  # its gradient is rounding, far under Adam's eps
         assert np.array_equal(value, after[path]) == unread or zero, path
@@ -426,7 +425,7 @@ def test_layer_decay_scales_updates_by_depth(params):
     updates = {}
     for decay in (1.0, 0.5):
         optimizer = adam(1e-3, config=config, layer_decay=decay)
-        updates[decay] = checkpoint.flatten(optimizer.update(gradients, optimizer.init(params), params)[0])
+        updates[decay] = flatten(optimizer.update(gradients, optimizer.init(params), params)[0])
     expected = {"embeddings.": 0.125, "layers.0.": 0.25, "layers.1.": 0.5, "heads.": 1.0, "lm_head.": 1.0}
     for path, plain in updates[1.0].items():
         factor = next(value for prefix, value in expected.items() if path.startswith(prefix))

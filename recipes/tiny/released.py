@@ -1,0 +1,188 @@
+"""Archives in the form in which RoBERTa was released in 2019, and a byte-level BPE to go into one.
+
+One directory, in it model.pt in torch's legacy format, float16 as the released ones, with `decoder.` names, fused
+in_proj_weight and classification heads beside the decoder, and dict.txt; and the BPE's own files beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import gzip
+import io
+import itertools
+import json
+import pickle
+import re
+import struct
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import regex
+import torch
+
+from roberta_flax.convert.names import LM_HEAD_WEIGHT, TRANSPOSE, to_fairseq
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.tree import flatten
+from roberta_flax.text.tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, byte_alphabet
+
+Merges = Sequence[tuple[str, str]]
+_STORAGES = {torch.float16: torch.HalfStorage, torch.float32: torch.FloatStorage}
+_WORD = regex.compile(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+")
+
+
+def train_bpe(texts: Iterable[str], merges: int) -> list[tuple[str, str]]:
+    """Byte-level BPE by the book (Sennrich et al., 2016): merge the most frequent pair, again and again.
+
+    Fewer merges come back where every word has become one piece.
+    """
+    alphabet = byte_alphabet()
+    found = collections.Counter(word for text in texts for word in _WORD.findall(text))
+    words = collections.Counter({tuple(alphabet[b] for b in word.encode()): count for word, count in found.items()})
+    learned: list[tuple[str, str]] = []
+    while len(learned) < merges:
+        pairs: collections.Counter[tuple[str, str]] = collections.Counter()
+        for word, count in words.items():
+            for pair in itertools.pairwise(word):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        learned.append(best)
+        words = collections.Counter({_merged(word, best): count for word, count in words.items()})
+    return learned
+
+
+def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    if pair[0] not in word:
+        return word
+    parts: list[str] = []
+    for part in word:
+        # the pair's second half joins a first half that stands alone
+        if parts and (parts[-1], part) == pair:
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return tuple(parts)
+
+
+def tokenizer_files(merges: Merges) -> dict[str, bytes]:
+    """encoder.json, vocab.bpe and dict.txt of a BPE, in which a piece's id is its rank."""
+    pieces = [*sorted(byte_alphabet()), *(left + right for left, right in merges)]
+    encoder = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    return {
+        DICTIONARY_FILE: "".join(f"{i} {len(encoder) - i}\n" for i in range(len(encoder))).encode(),
+        ENCODER_FILE: json.dumps(encoder, ensure_ascii=False).encode(),
+        MERGES_FILE: "".join(["#version: 0.2\n", *(f"{left} {right}\n" for left, right in merges)]).encode(),
+    }
+
+
+def state_dict(params: Params) -> dict[str, torch.Tensor]:
+    """A parameter tree under the names of the released checkpoints, and in their dtype, float16."""
+    state: dict[str, torch.Tensor] = {}
+    for path, values in flatten(params).items():
+        place = to_fairseq(path)
+        assert place is not None, path
+        values = np.asarray(values).T if place.transform is TRANSPOSE else np.asarray(values)
+        state[place.path] = torch.from_numpy(values.copy()).half()
+    for name in [name for name in state if ".q_proj." in name]:
+        parts = [state.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+        state[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+    state[LM_HEAD_WEIGHT] = state["encoder.sentence_encoder.embed_tokens.weight"]
+    return {
+        re.sub("^encoder", "decoder", name).replace("layernorm_embedding", "emb_layer_norm"): tensor
+        for name, tensor in state.items()
+    }
+
+
+def arguments(config: RobertaConfig) -> argparse.Namespace:
+    """The arguments of a masked-LM training of 2019, as far as a model and its task are made from them."""
+    return argparse.Namespace(
+        arch="roberta_base", task="masked_lm", criterion="masked_lm", data=".", seed=1, no_seed_provided=False,
+        sample_break_mode="complete", tokens_per_sample=config.max_positions, max_positions=config.max_positions,
+        mask_prob=0.15, leave_unmasked_prob=0.1, random_token_prob=0.1, freq_weighted_replacement=False,
+        mask_whole_words=False, encoder_layers=config.num_layers, encoder_embed_dim=config.hidden_size,
+        encoder_ffn_embed_dim=config.intermediate_size, encoder_attention_heads=config.num_heads,
+        activation_fn=config.activation, pooler_activation_fn=config.pooler_activation, dropout=config.dropout,
+        attention_dropout=config.attention_dropout, activation_dropout=config.activation_dropout,
+        pooler_dropout=config.pooler_dropout, encoder_layerdrop=0.0, encoder_layers_to_keep=None,
+        num_classes=config.heads[0].num_classes,
+    )  # fmt: skip
+
+
+def model_file(state: Mapping[str, torch.Tensor], config: RobertaConfig, updates: int = 0) -> bytes:
+    """model.pt as trainers of 2019 wrote it after some updates, less the optimiser's state."""
+    saved = {
+        "args": arguments(config),
+        "model": dict(state),
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": updates}},
+        "optimizer_history": [
+            {
+                "criterion_name": "MaskedLmLoss",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {},
+                "num_updates": updates,
+            }
+        ],
+        "last_optimizer_state": None,
+    }
+    return _legacy_file(saved)
+
+
+def _legacy_file(saved: object) -> bytes:
+    """The bytes of torch's format before 1.6. The same ones each time: torch.save names storages by their addresses."""
+    content = io.BytesIO()
+    version = torch.serialization.PROTOCOL_VERSION
+    system = {"protocol_version": version, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    for header in (torch.serialization.MAGIC_NUMBER, version, system):
+        pickle.dump(header, content, protocol=2)
+    pickler = _LegacyPickler(content, protocol=2)
+    pickler.dump(saved)
+    pickle.dump([str(i) for i in range(len(pickler.storages))], content, protocol=2)
+    for tensor in pickler.storages:
+        content.write(struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes())
+    return content.getvalue()
+
+
+class _Storage(NamedTuple):
+    tensor: torch.Tensor
+
+
+class _LegacyPickler(pickle.Pickler):
+    """Tensors as torch pickles them, each with a storage of its own, which is left out and numbered."""
+
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.storages: list[torch.Tensor] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        hooks: Mapping[str, object] = collections.OrderedDict()
+        view = (0, tuple(value.shape), value.stride(), False, hooks)
+        return torch._utils._rebuild_tensor_v2, (_Storage(value), *view)
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, _Storage):
+            return None
+        self.storages.append(value.tensor)
+        key, kind = str(len(self.storages) - 1), _STORAGES[value.tensor.dtype]
+        return "storage", kind, key, "cpu", value.tensor.numel(), None
+
+
+def write_archive(path: Path, directory: str, files: Mapping[str, bytes]) -> None:
+    """Writes a .tar.gz with one directory; no time, owner or name of its own is in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{directory}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))

@@ -1,0 +1,1 @@
+"""Models on disk: the converted directory, tensors in safetensors files, downloads, StableHLO programs."""

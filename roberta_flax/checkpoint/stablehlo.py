@@ -1,0 +1,393 @@
+"""The functions of roberta_flax.forward as StableHLO programs: traced once, for every shape and several platforms.
+
+  config.json, model.safetensors, ...   the converted directory's own files
+  stablehlo/NAME.jax                    a program, as jax.export serialises it
+  stablehlo/NAME.mlirbc                 the same as portable StableHLO bytecode, for compilers outside JAX
+  stablehlo/programs.json               what each takes and gives, and its files' sha256
+
+Parameters are arguments and no constants, so that a program is small and the weights are there once. `batch` (from 1),
+`time` (from 1 to max_positions) and `masked` are symbols: one program takes every shape. Whoever computes with it needs
+neither the network's code nor what it was traced with; gradients and dropout are not in it.
+
+The StableHLO function `main` takes, in this order, where there are several platforms the platform's number (int32, []),
+every parameter in the order of programs.json, and the inputs. It has `shape_assertion` custom calls and, for the sum
+that numbers the positions, `stablehlo.dynamic_reduce_window`: XLA's refinement of shapes replaces both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial, reduce
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax import export as jax_export
+
+from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint.tensors import Tensor
+from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.files import new_directory, write_bytes
+from roberta_flax.nn import forward
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import DTypeLike, Params, PrecisionLike
+from roberta_flax.nn.model import Numerics
+from roberta_flax.nn.quantize import METHODS, check_method
+from roberta_flax.nn.quantize import quantize as quantized
+from roberta_flax.nn.tree import flatten, unflatten
+from roberta_flax.text import batching
+
+DIRECTORY = "stablehlo"  # in the converted directory
+PROGRAMS_FILE = "programs.json"
+JAX_SUFFIX, BYTECODE_SUFFIX = ".jax", ".mlirbc"
+PLATFORMS = ("cpu", "cuda", "tpu")
+KNOWN_PLATFORMS = (*PLATFORMS, "rocm")  # those that JAX lowers this network for
+DTYPES = ("float32", "bfloat16", "float16")  # float64 would depend on jax_enable_x64, here and where it is loaded
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Which function a program is, and what it takes beside the parameters.
+
+    Attributes:
+      function: its name in roberta_flax.forward.
+      static: the arguments that are fixed, a head's name say.
+      inputs: the names of the others, in order: int32 arrays, "tokens" [batch, time] and "positions" [batch, masked].
+    """
+
+    function: str
+    static: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ("tokens",)
+
+    @property
+    def name(self) -> str:
+        """The function's, followed by what is fixed and by the inputs after the tokens, joined with dots."""
+        return ".".join((self.function, *self.static.values(), *self.inputs[1:]))
+
+
+def signatures(config: RobertaConfig, heads: Sequence[str] | None = None) -> dict[str, Signature]:
+    """The programs that a model has, by name.
+
+    Args:
+      config: the model's.
+      heads: those to take; all if not given.
+
+    Raises:
+      InputError: a head that is not there.
+    """
+    chosen = config.heads if heads is None else [config.head(name) for name in dict.fromkeys(heads)]
+    every = [
+        Signature("features"),
+        *(Signature("pooled_features", {"pooling": pooling}) for pooling in forward.POOLINGS),
+        Signature("hidden_states"),
+        *([Signature("lm_logits"), Signature("lm_logits", inputs=("tokens", "positions"))] if config.lm_head else []),
+        *(Signature(f, {"head": head.name}) for head in chosen for f in ("head_logits", "head_log_probs")),
+    ]
+    return {signature.name: signature for signature in every}
+
+
+def export(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    heads: Sequence[str] | None = None,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    quantize: str | None = None,
+    platforms: Sequence[str] = PLATFORMS,
+) -> Path:
+    """Writes a converted model with its functions as programs: a converted directory, and what `load` reads.
+
+    Nothing is computed, and no device of these platforms is needed.
+
+    Args:
+      source: a converted directory.
+      destination: the directory to make; it must not exist. It appears when it is whole.
+      heads: which heads' programs to make; all if not given. Their parameters are there in any case.
+      dtype: of the computation's operands: float32, bfloat16, float16.
+      precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
+      quantize: "int8" for the layers' products in int8 (roberta_flax.quantize). model.safetensors is kept as it is:
+        `load` quantises, and so must who computes with the programs in another way.
+      platforms: those to lower for, of KNOWN_PLATFORMS.
+
+    Returns:
+      The destination.
+
+    Raises:
+      InputError: a head that is not there, or a dtype, precision, quantize or platform that is not known.
+      CheckpointError: not a whole converted directory, or the destination exists or cannot be written.
+    """
+    source, destination = Path(source), Path(destination)
+    numerics = _numerics(dtype, precision)
+    if quantize is not None:
+        check_method(quantize)
+    platforms = tuple(dict.fromkeys(platforms))
+    if not platforms or not set(platforms) <= set(KNOWN_PLATFORMS):
+        raise InputError(f"platforms must be of {', '.join(KNOWN_PLATFORMS)}, got {', '.join(platforms) or 'none'}")
+
+    config, stored = converted.read_stored(source)
+    chosen = signatures(config, heads)
+    param_dtype = _param_dtype(stored)
+    params = forward.abstract_params(config, param_dtype)
+    params = params if quantize is None else jax.eval_shape(partial(quantized, method=quantize), params)
+    to_program = partial(_program, config=config, params=params, numerics=numerics, platforms=platforms)
+    with new_directory(destination) as directory:
+        for name in converted.file_names(source):
+            shutil.copyfile(source / name, directory / name)
+        (directory / DIRECTORY).mkdir()
+        programs = {
+            name: _write_program(directory / DIRECTORY, signature, to_program(signature))
+            for name, signature in chosen.items()
+        }
+        manifest = {
+            "versions": converted.versions(),
+            "platforms": platforms,
+            "dtype": numerics.dtype.name,
+            "precision": None if numerics.precision is None else numerics.precision.name.lower(),
+            "param_dtype": param_dtype,
+            "quantize": quantize,
+            "symbols": {"batch": [1, None], "time": [1, config.max_positions], "masked": [1, None]},
+            "arguments": [*(["platform_index"] if len(platforms) > 1 else []), "parameters", "inputs"],
+            "parameters": _described(flatten(params)),
+            "programs": programs,
+        }
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_bytes(directory / DIRECTORY / PROGRAMS_FILE, text.encode("utf-8"))
+    return destination
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A program, with the parameters of the directory that it was loaded from. `load` makes it.
+
+    Attributes:
+      signature: which function it is.
+      config: the model's.
+      params: the parameter tree, as roberta_flax.forward takes it.
+      exported: as jax.export gives it: `call`, `mlir_module`, `platforms`, `in_avals` and so on. Its arguments are a
+        dict of the parameters by dotted name, model.safetensors's, and the inputs.
+    """
+
+    signature: Signature
+    config: RobertaConfig
+    params: Params
+    exported: jax_export.Exported
+
+    def __call__(self, tokens: npt.ArrayLike, positions: npt.ArrayLike | None = None) -> Any:
+        """The function's results, of inputs that are checked. Each new shape is compiled.
+
+        Args:
+          tokens: ids, [time] or [batch, time].
+          positions: [batch, masked], of a program that takes them.
+
+        Returns:
+          What the function of roberta_flax.forward does, of the same shapes and dtypes.
+
+        Raises:
+          InputError: ids that the model cannot take (see batching.check_tokens), or positions that are missing, not
+            taken, of another shape, or outside the rows.
+        """
+        ids = batching.check_tokens(tokens, self.config.vocab_size, self.config.max_positions)
+        takes_positions = "positions" in self.signature.inputs
+        if takes_positions != (positions is not None):
+            given = "none were given" if positions is None else "they were given"
+            raise InputError(f"{self.signature.name} takes {'' if takes_positions else 'no '}positions, and {given}")
+        return self.apply(self.params, ids, *([_checked_positions(positions, ids)] if takes_positions else []))
+
+    def apply(self, params: Params, *inputs: Any) -> Any:
+        """The function's results, a pure function for jit and the like; nothing is checked.
+
+        Args:
+          params: a tree of the shapes and dtypes of `self.params`.
+          inputs: int32 arrays, in the order of `signature.inputs`.
+        """
+        return self._compiled(flatten(params), *inputs)
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return jax.jit(self.exported.call)
+
+
+def load(directory: str | os.PathLike[str]) -> dict[str, Program]:
+    """Reads what `export` wrote.
+
+    A program is code that runs, for JAX and not for the host, but code: load only what you trust. The sums find damage.
+
+    Args:
+      directory: what `export` wrote.
+
+    Returns:
+      The programs by name (see `signatures`), all with the same parameters.
+
+    Raises:
+      CheckpointError: a file is missing, damaged, or not of one export; or of a version that this JAX does not read.
+      InputError: not exported for the platform that JAX computes on here.
+    """
+    directory = Path(directory)
+    manifest = _read_manifest(directory)
+    config, params = converted.read(directory, manifest.param_dtype)
+    if manifest.quantize is not None:
+        params = quantized(params, manifest.quantize)
+    known = signatures(config)
+    if _described(flatten(params)) != manifest.parameters or not manifest.sha256.keys() <= known.keys():
+        raise CheckpointError(f"{directory / DIRECTORY} is not of the model that is beside it; export it again")
+    return {
+        name: Program(known[name], config, params, _read_program(directory / DIRECTORY, known[name], sha256))
+        for name, sha256 in manifest.sha256.items()
+    }
+
+
+def _numerics(dtype: DTypeLike, precision: PrecisionLike) -> Numerics:
+    with suppress(TypeError):  # of what is no dtype, which Numerics.of refuses
+        if (name := jnp.dtype(dtype).name) not in DTYPES:
+            raise InputError(f"programs compute in {', '.join(DTYPES)}; got {name}")
+    # "xla": whichever else there is wants shapes or a platform that are known
+    return Numerics.of(dtype, precision=precision, attention="xla")
+
+
+def _param_dtype(stored: Mapping[str, Tensor]) -> str:
+    """The one that holds every tensor's values; of float64 float32, as elsewhere."""
+    widest = reduce(jnp.promote_types, (tensor.dtype for tensor in stored.values())).name
+    return widest if widest in DTYPES else "float32"
+
+
+def _program(
+    signature: Signature, *, config: RobertaConfig, params: Params, numerics: Numerics, platforms: Sequence[str]
+) -> jax_export.Exported:
+    function = partial(
+        getattr(forward, signature.function),
+        **signature.static,
+        config=config,
+        dtype=numerics.dtype,
+        precision=numerics.precision,
+        attention=numerics.attention,
+    )
+
+    def of_leaves(leaves: Mapping[str, jax.Array], *inputs: jax.Array) -> Any:
+        of_inputs = dict(zip(signature.inputs, inputs, strict=True))
+        return function(unflatten(leaves, params), **of_inputs)
+
+    # jax.export takes every symbol to be 1 at least, and checks it
+    longest = f"time <= {config.max_positions}"
+    batch, time, masked = jax_export.symbolic_shape("batch, time, masked", constraints=[longest])
+    shapes = {"tokens": (batch, time), "positions": (batch, masked)}
+    inputs = [jax.ShapeDtypeStruct(shapes[name], jnp.int32) for name in signature.inputs]  # type: ignore[no-untyped-call]
+    with jax.enable_x64(False), _without_source_paths():
+        # unused parameters are kept, so that all programs take the same ones
+        traced = jax_export.export(jax.jit(of_leaves, keep_unused=True), platforms=platforms)
+        return traced(flatten(params), *inputs)
+
+
+@contextmanager
+def _without_source_paths() -> Iterator[None]:
+    """Programs would name the exporting machine's files and lines, the caller's too, and differ by them."""
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)  # type: ignore[no-untyped-call]
+
+
+def _write_program(directory: Path, signature: Signature, program: jax_export.Exported) -> dict[str, Any]:
+    """Writes a program's two files; what programs.json says of it."""
+    contents = {JAX_SUFFIX: bytes(program.serialize()), BYTECODE_SUFFIX: program.mlir_module_serialized}
+    files = {}
+    for suffix, content in contents.items():
+        path = _path(directory, signature, suffix)
+        write_bytes(path, content)
+        files[suffix] = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    return {
+        "function": signature.function,
+        "static": dict(signature.static),
+        "inputs": _described(dict(zip(signature.inputs, program.in_avals[-len(signature.inputs) :], strict=True))),
+        "results": [_shape_and_dtype(result) for result in program.out_avals],
+        "calling_convention_version": program.calling_convention_version,
+        "jax_export": files[JAX_SUFFIX],
+        "stablehlo": files[BYTECODE_SUFFIX],
+    }
+
+
+def _path(directory: Path, signature: Signature, suffix: str) -> Path:
+    return directory / (quote(signature.name, safe=" ") + suffix)  # heads may have any name
+
+
+def _described(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """In the order of the names, which is that of a flattened dict."""
+    return [{"name": name, **_shape_and_dtype(arrays[name])} for name in sorted(arrays)]
+
+
+def _shape_and_dtype(array: Any) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else str(size) for size in array.shape]
+    return {"shape": shape, "dtype": array.dtype.name}
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What `load` needs of programs.json; `sha256` by program."""
+
+    param_dtype: str
+    quantize: str | None
+    parameters: list[dict[str, Any]]
+    sha256: dict[str, str]
+
+
+def _read_manifest(directory: Path) -> _Manifest:
+    path = directory / DIRECTORY / PROGRAMS_FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        sha256 = {name: program["jax_export"]["sha256"] for name, program in fields["programs"].items()}
+        manifest = _Manifest(fields["param_dtype"], fields["quantize"], fields["parameters"], sha256)
+        if manifest.param_dtype not in DTYPES or manifest.quantize not in (None, *METHODS):
+            raise ValueError(f"unknown param_dtype or quantize: {manifest.param_dtype!r}, {manifest.quantize!r}")
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {path}: {error.strerror or error}; `roberta-flax export --to stablehlo` makes it"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from None
+    return manifest
+
+
+def _read_program(directory: Path, signature: Signature, sha256: str) -> jax_export.Exported:
+    path = _path(directory, signature, JAX_SUFFIX)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}; export it again") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CheckpointError(f"{path} is damaged: its sha256 is not what {PROGRAMS_FILE} says; export it again")
+    try:
+        program = jax_export.deserialize(bytearray(content))
+    except (ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"JAX {jax.__version__} does not read {path}: {error}; export it again") from None
+    if (platform := jax_export.default_export_platform()) not in program.platforms:
+        raise InputError(f"{path} was exported for {', '.join(program.platforms)}, and JAX computes on {platform} here")
+    return program
+
+
+def _checked_positions(positions: Any, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    try:
+        given = np.asarray(positions)
+    except ValueError:
+        given = np.asarray(None)
+    batch, time = ids.shape
+    if given.ndim != 2 or len(given) != batch or given.size == 0 or not np.issubdtype(given.dtype, np.integer):
+        raise InputError(
+            f"positions must be integers, [batch, masked] with a batch of {batch}; got {given.dtype} of shape "
+            f"{given.shape}"
+        )
+    if given.min() < 0 or given.max() >= time:
+        raise InputError(f"positions must be from 0 to {time - 1}; got {given.min()} to {given.max()}")
+    return given.astype(np.int32)

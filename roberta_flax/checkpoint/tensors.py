@@ -1,0 +1,236 @@
+"""Named tensors in safetensors files, written and read one at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import jax
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from roberta_flax.errors import CheckpointError, InputError
+
+STORED_DTYPES: dict[str, np.dtype[Any]] = {  # by safetensors' names
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+
+
+_READ_DTYPES: dict[str, np.dtype[Any]] = {  # those of buffers, which are no parameters
+    **STORED_DTYPES,
+    "BOOL": np.dtype(np.bool_),
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
+
+
+_ALIGNMENT = 64  # bytes; XLA's CPU backend takes an array as it is where it begins at a multiple of this
+
+
+_CHUNK = 1 << 22  # elements written at a time
+
+
+_TILE = 128  # rows and columns of a transpose copied at a time, so that both sides stay in the cache
+
+
+class Tensor(Protocol):
+    """A tensor with a shape, a dtype, and values that are read when asked for."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self) -> npt.NDArray[Any]:
+        """The values; where it can be, a view of the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """A tensor whose values are in memory, or on a device."""
+
+    values: npt.NDArray[Any] | jax.Array
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def read(self) -> npt.NDArray[Any]:
+        return np.asarray(self.values)
+
+
+@dataclass
+class NonFinite:
+    """How many values of a tensor are not numbers.
+
+    Attributes:
+      nan: not a number.
+      infinite: infinite in the source.
+      overflowed: finite in the source, and beyond the range of the dtype that is stored.
+    """
+
+    nan: int = 0
+    infinite: int = 0
+    overflowed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.nan or self.infinite or self.overflowed)
+
+    def __str__(self) -> str:
+        counts = {"NaN": self.nan, "infinite": self.infinite, "too large for the dtype": self.overflowed}
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+def stored_dtype(name: str) -> np.dtype[Any]:
+    """The dtype called `name`; InputError where parameters are not stored in it."""
+    for dtype in STORED_DTYPES.values():
+        if dtype.name == name:
+            return dtype
+    raise InputError(f"parameters are stored in {', '.join(map(str, STORED_DTYPES.values()))}; got {name!r}")
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: np.dtype[Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, NonFinite]:
+    """Writes a safetensors file, one tensor at a time and a part of it at a time.
+
+    Args:
+      path: the file to make.
+      tensors: by name; floating point.
+      dtype: to store them in, rounding to nearest; their own if not given.
+      metadata: of the file.
+
+    Returns:
+      The names of tensors that have values which are not finite, with counts.
+    """
+    # those whose length keeps what follows aligned come first
+    names = sorted(tensors, key=lambda name: (_size(tensors[name], dtype) % _ALIGNMENT != 0, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + _size(tensor, dtype)
+        code = DTYPE_NAMES[np.dtype(dtype or tensor.dtype)]
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    found: dict[str, NonFinite] = {}
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            if counts := _write_values(file, tensors[name].read(), dtype):
+                found[name] = counts
+        file.flush()
+        os.fsync(file.fileno())
+    return found
+
+
+def _size(tensor: Tensor, dtype: np.dtype[Any] | None) -> int:
+    return math.prod(tensor.shape) * np.dtype(dtype or tensor.dtype).itemsize
+
+
+def _write_values(file: IO[bytes], values: npt.NDArray[Any], dtype: np.dtype[Any] | None) -> NonFinite:
+    counts = NonFinite()
+    rows = values.reshape(1) if values.ndim == 0 else values
+    step = max(1, _CHUNK // max(1, math.prod(rows.shape[1:])))
+    for start in range(0, len(rows), step):
+        block = _contiguous(rows[start : start + step])
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = block if dtype is None else block.astype(dtype)
+        if not np.isfinite(stored).all():
+            infinite = int(np.isinf(block).sum())
+            counts.nan += int(np.isnan(block).sum())
+            counts.infinite += infinite
+            counts.overflowed += int(np.isinf(stored).sum()) - infinite
+        file.write(stored.reshape(-1).view(np.uint8).data)
+    return counts
+
+
+def _contiguous(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values in row-major order. A transpose is copied tile by tile, several times faster than numpy's own copy."""
+    if values.ndim != 2 or values.flags.c_contiguous:
+        return np.ascontiguousarray(values)
+    result = np.empty(values.shape, values.dtype)
+    for i in range(0, values.shape[0], _TILE):
+        for j in range(0, values.shape[1], _TILE):
+            result[i : i + _TILE, j : j + _TILE] = values[i : i + _TILE, j : j + _TILE]
+    return result
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+    def read(self) -> npt.NDArray[Any]:
+        """The values, memory-mapped."""
+        if math.prod(self.shape) == 0:
+            return np.empty(self.shape, self.dtype)
+        return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
+
+    def load(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """The values in memory, in `dtype`, where JAX can take them without another copy."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        room = np.empty(size + _ALIGNMENT, np.uint8)
+        begin = -room.ctypes.data % _ALIGNMENT
+        raw = room[begin : begin + size]
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            view, done = raw.data, 0
+            while done < size:  # one read gives at most 2 GiB
+                count = file.readinto(view[done:])
+                if not count:
+                    raise CheckpointError(f"{self.path} is damaged or cut short; convert the model again")
+                done += count
+        return raw.view(self.dtype).reshape(self.shape).astype(dtype, copy=False)
+
+
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name; their values are not read yet.
+
+    Raises:
+      CheckpointError: it is missing, damaged, or has tensors in a dtype that is neither floating point nor integers.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:  # checks the header: offsets, sizes, no gap, no overlap
+            names = list(file.keys())
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(length))
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({error}); convert or copy it again") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    tensors = {}
+    for name in names:
+        entry = header[name]
+        if (dtype := _READ_DTYPES.get(entry["dtype"])) is None:
+            raise CheckpointError(f"{path} has {name[:200]} in {entry['dtype']}; expected {', '.join(STORED_DTYPES)}")
+        offset = 8 + length + entry["data_offsets"][0]
+        tensors[name] = StoredTensor(path, dtype, tuple(entry["shape"]), offset)
+    return tensors

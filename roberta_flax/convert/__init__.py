@@ -1,0 +1,10 @@
+"""Checkpoints of fairseq and transformers to Flax parameter trees, and back.
+
+Reading needs no torch: checkpoints are parsed here, and nothing in them is executed (see convert.torch_file).
+"""
+
+from roberta_flax.convert.conversion import convert
+from roberta_flax.convert.export import export
+from roberta_flax.convert.verification import Comparison, Verification, verify
+
+__all__ = ["Comparison", "Verification", "convert", "export", "verify"]

@@ -1,0 +1,407 @@
+"""export(): a converted directory to a checkpoint that fairseq, or transformers, loads. Values are kept bit for bit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint.tensors import StoredTensor, Tensor, Values, read_tensors, write_tensors
+from roberta_flax.convert import huggingface
+from roberta_flax.convert.hf_tokenizer import HF_MERGES_FILE, TOKENIZER_CONFIG_FILE, VOCAB_FILE
+from roberta_flax.convert.names import (
+    HF_TOKEN_TYPES,
+    LM_HEAD_WEIGHT,
+    TRANSPOSE,
+    localize_huggingface,
+    to_fairseq,
+    to_huggingface,
+)
+from roberta_flax.convert.views import Transposed
+from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.files import new_directory
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.text.tokenizer import (
+    BOS,
+    DICTIONARY_FILE,
+    ENCODER_FILE,
+    EOS,
+    MASK,
+    MERGES_FILE,
+    PAD,
+    SENTENCEPIECE_FILE,
+    UNK,
+    ByteLevelBPE,
+    SentencePiece,
+    Tokenizer,
+)
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("fairseq", "huggingface")
+_UTF8_BYTES = {*range(0xC0), *range(0xC2, 0xF5)}  # the rest is in no text (RFC 3629, section 4)
+_FAIRSEQ_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
+_FAIRSEQ_ENCODER_VERSION = 3.0  # TransformerEncoderBase: below 2, a pre-norm network's last LayerNorm is dropped
+_CLASS_SUFFIXES = {
+    "sentence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+    "choice": "ForMultipleChoice",
+}
+_PROBLEM_NAMES = {"multi_label": "of several labels at once", "regression": "a regression of several values"}
+_TOKENIZER_CLASSES = {"camembert": "CamembertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
+_HIDDEN_ACT = {  # roberta_flax.config.ACTIVATIONS -> transformers/activations.py, ACT2FN
+    "gelu": "gelu",
+    "gelu_accurate": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "relu": "relu",
+    "relu_squared": "relu2",
+    "tanh": "tanh",
+    "linear": "linear",
+}
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A converted directory, opened."""
+
+    directory: Path
+    config: RobertaConfig
+    tensors: Mapping[str, StoredTensor]
+    tokenizer: Tokenizer
+
+
+def export(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    to: str,
+    heads: Sequence[str] | None = None,
+) -> Path:
+    """Writes a converted model as a directory that fairseq's or transformers' from_pretrained loads.
+
+    What is of no effect in evaluation and has no place in the other library (LayerDrop, say) is left out, with a
+    warning. To fairseq needs torch, which writes the file.
+
+    Args:
+      source: a converted directory.
+      destination: the directory to make; it must not exist.
+      to: "fairseq" (model.pt, dict.txt and the BPE's files) or "huggingface" (model.safetensors, config.json and the
+        tokenizer's files).
+      heads: which heads to take: fairseq has sentence heads, as many as there are; a transformers model has one, of
+        any kind. All if not given; none if empty.
+
+    Returns:
+      The destination.
+
+    Raises:
+      InputError: another format, or a head that is not there.
+      CheckpointError: not a converted directory, or something that the other library cannot have.
+    """
+    if to not in FORMATS:
+        raise InputError(f"models are exported to {' or '.join(FORMATS)}, got {to!r}")
+    model = _open(Path(source))
+    chosen = tuple(model.config.heads if heads is None else map(model.config.head, heads))
+    destination = Path(destination)
+    with new_directory(destination) as directory:
+        if to == "fairseq":
+            _to_fairseq(model, _fairseq_heads(chosen), directory)
+        else:
+            _to_huggingface(model, chosen, directory)
+    return destination
+
+
+def _open(directory: Path) -> _Model:
+    if not os.path.isdir(directory) or (missing := converted.missing_files(directory)):
+        lacks = f": it lacks {', '.join(missing)}" if os.path.isdir(directory) else ""
+        raise CheckpointError(f"{directory} is not a converted model{lacks}; convert one with `roberta-flax convert`")
+    config = converted.read_config(directory)
+    tensors = read_tensors(directory / converted.PARAMS_FILE)
+    if problems := converted.check_stored(config, tensors):
+        raise CheckpointError(f"{directory} is damaged: {converted.describe_problems(problems)}")
+    return _Model(directory, config, tensors, Tokenizer.from_directory(directory))
+
+
+def _in_torch(tensor: Tensor, transform: Any) -> Tensor:
+    return Transposed(tensor) if transform is TRANSPOSE else tensor
+
+
+# fairseq
+
+
+def _fairseq_heads(heads: Sequence[HeadConfig]) -> list[HeadConfig]:
+    taken = [head for head in heads if head.kind == "sentence"]
+    if left := [head for head in heads if head.kind not in ("sentence", "pooler")]:
+        names = ", ".join(f"{head.name!r} ({head.kind})" for head in left)
+        raise CheckpointError(
+            f"fairseq's RoBERTa has sentence heads only, and this model has {names}; name the heads to take with heads "
+            "(--head NAME, or --no-heads)"
+        )
+    for head in heads:
+        if head.kind == "pooler":
+            logger.warning("the pooler %r is left out: fairseq's RoBERTa has none", head.name)
+        elif head.labels:
+            logger.warning("the label names of head %r are left out: fairseq keeps none", head.name)
+    for head in taken:
+        # RobertaHubInterface.predict: log_softmax, whatever the head was trained for
+        if head.problem == "multi_label" or (head.problem == "regression" and head.num_classes > 1):
+            logger.warning(
+                "head %r is %s: fairseq keeps no such thing, and its predict() gives log_softmax; call it there with "
+                "return_logits=True",
+                head.name,
+                _PROBLEM_NAMES[head.problem],
+            )
+    return taken
+
+
+def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> None:
+    config = model.config
+    if config.layer_norm_epsilon != _FAIRSEQ_EPSILON:
+        raise CheckpointError(
+            f"fairseq's LayerNorms have an epsilon of {_FAIRSEQ_EPSILON}, this model's have {config.layer_norm_epsilon}"
+        )
+    if config.lm_head and config.lm_head_activation != config.activation:
+        raise CheckpointError(
+            f"fairseq has one activation for the layers and the LM head; this model has {config.activation} and "
+            f"{config.lm_head_activation}"
+        )
+    try:
+        import torch
+    except ImportError:
+        raise CheckpointError(
+            "writing a fairseq checkpoint needs torch; install it with pip install 'roberta-flax[convert]'"
+        ) from None
+
+    state: dict[str, Any] = {}
+    for path, tensor in _fairseq_tensors(model, heads).items():
+        place = to_fairseq(path)
+        assert place is not None, path
+        state[place.path] = _to_torch(torch, _in_torch(tensor, place.transform))
+    if config.lm_head and config.tie_word_embeddings:
+        state[LM_HEAD_WEIGHT] = state["encoder.sentence_encoder.embed_tokens.weight"]
+    if not config.lm_head:
+        # RobertaModel.upgrade_state_dict_named gives a checkpoint with data2vec's mark a fresh LM head
+        state["encoder._ema"] = torch.zeros(0)
+        logger.warning("this model has no masked-LM head: fairseq will make a fresh one, untrained")
+    state["encoder.sentence_encoder.version"] = torch.tensor([_FAIRSEQ_ENCODER_VERSION])
+    saved = {
+        "args": fairseq_arguments(model.config, heads),
+        "model": state,
+        "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        "last_optimizer_state": None,
+    }
+    torch.save(saved, directory / "model.pt")
+    for name in (DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, SENTENCEPIECE_FILE):
+        if (model.directory / name).is_file():
+            shutil.copyfile(model.directory / name, directory / name)
+
+
+def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, Tensor]:
+    """The tensors that go to fairseq, by path."""
+    names = {head.name for head in heads}
+    tensors: dict[str, Tensor] = {
+        path: tensor
+        for path, tensor in model.tensors.items()
+        if not path.startswith("heads.") or path.split(".")[1] in names
+    }
+    token_types = tensors.pop("embeddings.token_type.embedding", None)
+    if token_types is not None:
+        positions = tensors["embeddings.position.embedding"]
+        tensors["embeddings.position.embedding"] = Values(
+            (positions.read() + token_types.read()[:1]).astype(positions.dtype)
+        )
+        logger.warning("fairseq has no token types: the embedding of type 0 was added to the positions', and rounded")
+    return tensors
+
+
+def _to_torch(torch: Any, tensor: Tensor) -> Any:
+    values = np.array(tensor.read(), order="C")  # in memory: torch.save needs it so
+    if values.dtype.name == "bfloat16":
+        return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def fairseq_arguments(config: RobertaConfig, heads: Sequence[HeadConfig]) -> argparse.Namespace:
+    """What fairseq builds a model and its masked-LM task from."""
+    return argparse.Namespace(
+        arch="roberta_base", task="masked_lm", criterion="masked_lm", data=".", seed=1, no_seed_provided=False,
+        sample_break_mode="complete", tokens_per_sample=config.max_positions, max_positions=config.max_positions,
+        mask_prob=0.15, leave_unmasked_prob=0.1, random_token_prob=0.1, freq_weighted_replacement=False,
+        mask_whole_words=False, encoder_layers=config.num_layers, encoder_embed_dim=config.hidden_size,
+        encoder_ffn_embed_dim=config.intermediate_size, encoder_attention_heads=config.num_heads,
+        activation_fn=config.activation, pooler_activation_fn=config.pooler_activation, dropout=config.dropout,
+        attention_dropout=config.attention_dropout, activation_dropout=config.activation_dropout,
+        pooler_dropout=config.pooler_dropout, encoder_layerdrop=config.layer_drop, encoder_layers_to_keep=None,
+        encoder_normalize_before=config.normalize_before, layernorm_embedding=config.layernorm_embedding,
+        untie_weights_roberta=not config.tie_word_embeddings,
+        num_classes=heads[0].num_classes if heads else 2,
+    )  # fmt: skip
+
+
+# transformers
+
+
+def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> None:
+    named = [head for head in heads if head.kind != "pooler"]
+    if len(named) > 1:
+        raise CheckpointError(
+            f"a transformers model has one head, and this one has {', '.join(repr(head.name) for head in named)}; name "
+            "the one to take with heads (--head NAME, or --no-heads)"
+        )
+    head = named[0] if named else None
+    poolers = [each for each in heads if each.kind == "pooler"]
+    model_type = _model_type(model)
+    config = _huggingface_config(model, head, poolers, model_type)
+    taken = [*([head] if head else []), *poolers[: 0 if head and head.kind == "choice" else 1]]
+    kinds = {each.name: each.kind for each in taken}
+
+    tensors: dict[str, Tensor] = {}
+    for path, tensor in model.tensors.items():
+        place = to_huggingface(path, kinds)
+        if place is not None:
+            tensors[localize_huggingface(place.path, model_type)] = _in_torch(tensor, place.transform)
+    token_types = localize_huggingface(HF_TOKEN_TYPES, model_type)
+    if token_types not in tensors:
+        dtype = model.tensors["embeddings.token.embedding"].dtype
+        tensors[token_types] = Values(np.zeros((1, model.config.hidden_size), dtype))
+    write_tensors(directory / huggingface.WEIGHT_FILES[0], tensors, metadata={"format": "pt"})
+    _write_json(directory / huggingface.CONFIG_FILE, config)
+    _write_tokenizer(model, model_type, directory)
+    for what, value in (
+        ("activation_dropout", model.config.activation_dropout),
+        ("layer_drop", model.config.layer_drop),
+    ):
+        if value:
+            logger.warning("%s (%s, in training) is left out: transformers' RoBERTa has none", what, value)
+
+
+def _model_type(model: _Model) -> str:
+    match model.config.normalize_before, model.config.layernorm_embedding:
+        case False, True:
+            if not isinstance(model.tokenizer.bpe, SentencePiece):
+                return "roberta"
+            return "camembert" if model.tokenizer.bos_id != 0 else "xlm-roberta"
+        case True, False:
+            return "xlm-roberta-xl"
+        case True, True:
+            return "roberta-prelayernorm"
+    raise CheckpointError("transformers has no RoBERTa with LayerNorm after each block and none after the embedding")
+
+
+def _huggingface_config(
+    model: _Model, head: HeadConfig | None, poolers: Sequence[HeadConfig], model_type: str
+) -> dict[str, Any]:
+    config, tokenizer = model.config, model.tokenizer
+    if config.lm_head and config.lm_head_activation != "gelu":
+        raise CheckpointError(f"transformers' LM head has gelu, this model's has {config.lm_head_activation}")
+    if head and head.kind == "sentence" and (head.inner_size, config.pooler_activation) != (config.hidden_size, "tanh"):
+        raise CheckpointError(
+            f"transformers' sentence heads are as wide as the features ({config.hidden_size}) and have tanh; head "
+            f"{head.name!r} is {head.inner_size} wide and has {config.pooler_activation}"
+        )
+    if len(poolers) > 1:
+        raise CheckpointError("a transformers model has one pooler, and this one has several; name the heads to take")
+    suffix = _CLASS_SUFFIXES[head.kind] if head else "ForMaskedLM" if config.lm_head else "Model"
+    result: dict[str, Any] = {
+        "architectures": [huggingface.CLASS_PREFIXES[model_type] + suffix],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": _HIDDEN_ACT[config.activation],
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "classifier_dropout": config.pooler_dropout,
+        "max_position_embeddings": config.max_positions + config.pad_id + 1,
+        "type_vocab_size": config.type_vocab_size or 1,
+        "layer_norm_eps": config.layer_norm_epsilon,
+        "position_embedding_type": "absolute",
+        "pad_token_id": tokenizer.pad_id,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "torch_dtype": model.tensors["embeddings.token.embedding"].dtype.name,
+    }
+    if head and head.kind in ("sentence", "token"):
+        labels = head.labels or [f"LABEL_{i}" for i in range(head.num_classes)]
+        result["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        result["label2id"] = {label: i for i, label in enumerate(labels)}
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            logger.warning(
+                "head %r has labels of one name (%s): label2id, as transformers makes it, has the last of each",
+                head.name,
+                ", ".join(twice[:5]),
+            )
+    if head and head.kind == "sentence":
+        problems = {ours: theirs for theirs, ours in huggingface.PROBLEM_TYPES.items()}
+        result["problem_type"] = problems[head.problem]
+    return result
+
+
+def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
+    settings: dict[str, Any] = {
+        "model_max_length": model.config.max_positions,
+        "bos_token": BOS, "eos_token": EOS, "sep_token": EOS, "cls_token": BOS, "unk_token": UNK, "pad_token": PAD,
+        "mask_token": MASK,
+    }  # fmt: skip
+    symbols = model.tokenizer.dictionary.symbols
+    if isinstance(model.tokenizer.bpe, SentencePiece):
+        kind = "camembert" if model.tokenizer.bos_id != 0 else "xlm-roberta"
+        pieces = model.tokenizer.bpe.pieces
+        expected = [*(pieces if kind == "camembert" else pieces[3:]), MASK]
+        if symbols[4 : 4 + len(expected)] != expected:
+            raise CheckpointError(
+                f"{model.directory / DICTIONARY_FILE} is not in the order of its sentencepiece model, as "
+                f"{_TOKENIZER_CLASSES[kind]} has it: transformers would give other token ids"
+            )
+        shutil.copyfile(model.directory / SENTENCEPIECE_FILE, directory / SENTENCEPIECE_FILE)
+        settings["tokenizer_class"] = _TOKENIZER_CLASSES[kind]
+    else:
+        _check_every_piece_has_an_id(model)
+        encoder = json.loads((model.directory / ENCODER_FILE).read_text(encoding="utf-8"))
+        piece_of = {str(i): piece for piece, i in encoder.items()}
+        vocab = {piece_of.get(symbol, symbol): i for i, symbol in enumerate(symbols)}
+        if len(vocab) != len(symbols):
+            raise CheckpointError(f"{model.directory / DICTIONARY_FILE} has a piece twice, which vocab.json cannot")
+        _write_json(directory / VOCAB_FILE, vocab)
+        shutil.copyfile(model.directory / MERGES_FILE, directory / HF_MERGES_FILE)
+        settings |= {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False}
+    _write_json(directory / TOKENIZER_CONFIG_FILE, settings)
+
+
+def _check_every_piece_has_an_id(model: _Model) -> None:
+    """Raises CheckpointError where text can need a piece that dict.txt lacks.
+
+    fairseq gives it `<unk>`. transformers' fast tokenizer, which AutoTokenizer takes, does not load with a merge whose
+    result has no id, and drops a byte that has none; and an id of its own would need a row of the embedding.
+    """
+    bpe = model.tokenizer.bpe
+    assert isinstance(bpe, ByteLevelBPE)
+    needed = {*_UTF8_BYTES, *b"".join(bpe.pieces[256:])}
+    missing = [
+        repr(piece)
+        for piece, i in zip(bpe.pieces, bpe.bpe_ids, strict=True)
+        if (len(piece) > 1 or piece[0] in needed) and (i is None or str(i) not in model.tokenizer.dictionary.index)
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{model.directory / DICTIONARY_FILE} lacks {len(missing)} of the {len(bpe.pieces)} pieces of its BPE "
+            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}), for which fairseq gives <unk>; "
+            "transformers' fast tokenizer cannot, and would not load: export the model to fairseq"
+        )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

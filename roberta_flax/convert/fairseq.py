@@ -1,0 +1,413 @@
+"""A fairseq checkpoint's meaning: the RobertaConfig of its arguments, and its tensors by path of the Flax tree."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roberta_flax.checkpoint import download
+from roberta_flax.checkpoint.tensors import Tensor, Values
+from roberta_flax.convert import shards, torch_file
+from roberta_flax.convert.hf_tokenizer import merges_text
+from roberta_flax.convert.names import EMBED_TOKENS, LM_HEAD_WEIGHT, from_fairseq, modernize_fairseq, why_ignored
+from roberta_flax.convert.source import (
+    Placing,
+    Source,
+    boolean,
+    check_stored,
+    equal,
+    integer,
+    is_floating,
+    number,
+    padded_dictionary,
+    understood,
+    unwrapped,
+)
+from roberta_flax.convert.torch_file import shortened
+from roberta_flax.errors import CheckpointError
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.text.tokenizer import (
+    DICTIONARY_FILE,
+    ENCODER_FILE,
+    MERGES_FILE,
+    PAD_ID,
+    SENTENCEPIECE_FILE,
+    Dictionary,
+)
+
+# fairseq/models/roberta/model.py, base_architecture: what an argument is where a checkpoint does not say
+_DEFAULTS: dict[str, Any] = {
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "tokens_per_sample": 512,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.0,
+    "relu_dropout": 0.0,  # activation_dropout's older name (TransformerEncoderLayerBase)
+    "pooler_dropout": 0.0,
+    "encoder_layerdrop": 0.0,
+    "activation_fn": "gelu",
+    "pooler_activation_fn": "tanh",
+    "untie_weights_roberta": False,
+}
+_MODEL_PARALLEL = "model_parallel_roberta"
+# and what the architectures that fairseq registers (there, and in model_parallel/models/roberta/model.py) add
+_BASE: dict[str, Any] = {"encoder_attention_heads": 12}
+_LARGE = {"encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096, "encoder_attention_heads": 16}
+_ARCHITECTURE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "roberta": _BASE,
+    "roberta_base": _BASE,
+    "roberta_prenorm": _BASE,
+    "roberta_large": _LARGE,
+    "xlm": {"encoder_embed_dim": 1280, "encoder_ffn_embed_dim": 5120, "encoder_attention_heads": 16},
+    _MODEL_PARALLEL: _BASE,
+    f"{_MODEL_PARALLEL}_v1": _BASE,
+    f"{_MODEL_PARALLEL}_postnorm": _BASE,
+    f"{_MODEL_PARALLEL}_base": _BASE,
+    f"{_MODEL_PARALLEL}_large": _LARGE,
+}
+# fairseq/models/transformer/transformer_config.py, TransformerConfig, which data2vec_text has in "transformer"
+_TRANSFORMER_DEFAULTS: dict[str, Any] = {
+    "activation_fn": "relu",
+    "attention_dropout": 0.0,
+    "no_scale_embedding": False,
+}
+# Arguments that change the network in a way this one does not have, and the one value that leaves it as it is.
+_FIXED = {
+    "encoder_learned_pos": True,
+    "no_token_positional_embeddings": False,
+    "no_scale_embedding": True,
+    "adaptive_input": False,
+}
+
+
+# What a BPE's files are called: in fairseq's hub, and in that of GottBERT (hf_byte_bpe).
+_BYTE_LEVEL_NAMES = [(ENCODER_FILE, MERGES_FILE), ("vocab.json", "merges.txt")]
+_SENTENCEPIECE_NAMES = (SENTENCEPIECE_FILE, "sentencepiece.model", "spm.model", "spiece.model")
+
+
+def read(
+    files: Sequence[Path],
+    bpe_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    folder: Path | None = None,
+) -> Source:
+    """Reads a fairseq checkpoint.
+
+    Args:
+      files: what fairseq's trainer or torch.save wrote; several where a model was saved in parts (see shards).
+      folder: where the tokenizer's files may be too, if not beside these.
+      bpe_dir, cache_dir: as in convert.convert.
+
+    Raises:
+      CheckpointError: not a checkpoint, not a RoBERTa, or tensors that are missing, unknown or of a wrong shape
+        (all of them are listed).
+      DownloadError: GPT-2's BPE files are needed and cannot be fetched.
+    """
+    path = files[0]
+    torch_file.layout_of(path)  # a wrong file is said to be one before anything is looked for beside it
+    folders = [path.parent] if folder in (None, path.parent) else [path.parent, folder]
+    tokenizer_files = find_tokenizer_files(folders, bpe_dir, cache_dir)
+    checkpoints = [_checkpoint(file) for file in files]
+    arguments = read_arguments(checkpoints[0])
+    if not arguments:
+        raise CheckpointError(f"{path} has neither 'args' nor 'cfg': without them its attention heads are unknown")
+
+    tensors = shards.join(files, checkpoints)
+    check_stored(str(path), files, tensors)
+    modern = _modern(path, arguments, tensors)
+    placing, notes = Placing(), list[str]()
+    tied = not understood(str(path), lambda: boolean(arguments["untie_weights_roberta"]))
+    modern = _without_pruned_layers(arguments, modern, placing)
+    modern = _with_folded_spectral_norm(modern, placing, notes)
+    for modern_name, (name, tensor) in modern.items():
+        if tied and modern_name == LM_HEAD_WEIGHT:
+            _check_tied(path, name, tensor, modern[EMBED_TOKENS][1])
+            placing.leave_out(name, "the same as the token embedding, which the LM head is tied to")
+        elif (reason := why_ignored(modern_name)) is not None:
+            placing.leave_out(name, reason)
+        else:
+            placing.put(name, tensor, from_fairseq(modern_name))
+
+    config = understood(
+        str(path), lambda: _config(path, arguments, placing, Path(str(tokenizer_files[DICTIONARY_FILE])))
+    )
+    placing.check(str(path), files, config)
+    if not config.lm_head:
+        notes.append(f"{path.name} has no masked-LM head: fill_mask and lm_logits will not be there")
+    return Source(
+        "fairseq", config, placing.parameters, placing.went, _padded(tokenizer_files, arguments, config), notes
+    )
+
+
+def _checkpoint(path: Path) -> Mapping[str, Any]:
+    checkpoint = torch_file.load(path)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+        raise CheckpointError(f"{path} has no 'model' in it: it is a PyTorch file but not a fairseq checkpoint")
+    return checkpoint
+
+
+def read_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's arguments from `args` (argparse.Namespace) or `cfg` (OmegaConf or dict), defaults filled in."""
+    given = torch_file.plain(checkpoint.get("args"))
+    if not isinstance(given, dict):
+        cfg = torch_file.plain(checkpoint.get("cfg"))
+        given = cfg.get("model") if isinstance(cfg, dict) else None
+    if not isinstance(given, dict):
+        return {}
+    transformer = given.get("transformer")
+    nested = _flat(transformer) if isinstance(transformer, dict) else {}
+    given = _scalars(given)
+    # hydra runs name the architecture _name
+    architecture = given.get("arch") or given.get("_name") or ""
+    defaults = {**_DEFAULTS, **_ARCHITECTURE_DEFAULTS.get(str(architecture), {})}
+    return {**defaults, "arch": architecture, **nested, **given}
+
+
+def _flat(transformer: Mapping[Any, Any]) -> dict[str, Any]:
+    """TransformerConfig's nested settings by their flat names: encoder.layers is encoder_layers (its __getattr__)."""
+    encoder = transformer.get("encoder")
+    nested = _scalars(encoder) if isinstance(encoder, dict) else {}
+    return {
+        **_TRANSFORMER_DEFAULTS,
+        **_scalars(transformer),
+        **{f"encoder_{key}": value for key, value in nested.items()},
+    }
+
+
+def _scalars(arguments: Mapping[Any, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if isinstance(value, str | int | float)}
+
+
+def find_tokenizer_files(
+    folders: Sequence[Path], bpe_dir: str | os.PathLike[str] | None, cache_dir: str | os.PathLike[str] | None
+) -> dict[str, Path | str | bytes]:
+    """The tokenizer's files, by their names in a converted directory, from `bpe_dir` or else the first of `folders`.
+
+    Other arguments and errors as in convert.convert.
+    """
+    folders = [Path(bpe_dir), *folders] if bpe_dir is not None else folders
+    dictionary = next((folder / DICTIONARY_FILE for folder in folders if (folder / DICTIONARY_FILE).is_file()), None)
+    if dictionary is None:
+        raise CheckpointError(
+            f"no {DICTIONARY_FILE} in {' or '.join(map(str, folders))}: put the dictionary that the model was trained "
+            "with there (it is in every released archive, and in fairseq's data-bin directory)"
+        )
+    for folder in folders:
+        for encoder, merges in _BYTE_LEVEL_NAMES:
+            if (folder / encoder).is_file():
+                merges_file = folder / merges
+                return {
+                    DICTIONARY_FILE: dictionary,
+                    ENCODER_FILE: folder / encoder,
+                    MERGES_FILE: merges_file if merges == MERGES_FILE else merges_text(merges_file),
+                }
+        if (model := _sentencepiece_model(folder)) is not None:
+            return {DICTIONARY_FILE: dictionary, SENTENCEPIECE_FILE: model}
+    symbols = Dictionary.read(dictionary).symbols[4:]
+    if not any(symbol.isdecimal() for symbol in symbols[:100]):
+        raise CheckpointError(
+            f"{dictionary} is not over GPT-2's BPE, whose pieces are numbers (it has {symbols[0][:20]!r}): put the "
+            f"model's {SENTENCEPIECE_FILE}, or its vocab.json and merges.txt, into {' or '.join(map(str, folders))}"
+        )
+    if bpe_dir is not None:
+        raise CheckpointError(
+            f"no {ENCODER_FILE} in {bpe_dir}: give the directory with {ENCODER_FILE} and {MERGES_FILE}"
+        )
+    bpe = download.fetch_gpt2_bpe(download.cache_dir(cache_dir))
+    return {DICTIONARY_FILE: dictionary, ENCODER_FILE: bpe / ENCODER_FILE, MERGES_FILE: bpe / MERGES_FILE}
+
+
+def _sentencepiece_model(folder: Path) -> Path | None:
+    """The sentencepiece model in a folder: by one of its usual names, or the only file called *.model."""
+    for name in _SENTENCEPIECE_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    models = sorted(folder.glob("*.model"))
+    return models[0] if len(models) == 1 else None
+
+
+def _modern(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """today's name -> (name in the file, tensor)."""
+    prefix = unwrapped(tensors)
+    parts = [
+        (name, *part)
+        for name, tensor in tensors.items()
+        for part in modernize_fairseq(name.removeprefix(prefix), tensor)
+    ]
+    if EMBED_TOKENS not in {modern_name for _, modern_name, _ in parts}:
+        raise CheckpointError(_not_a_roberta(path, arguments, tensors))
+    modern: dict[str, tuple[str, Tensor]] = {}
+    for name, modern_name, part in parts:
+        if modern_name in modern:
+            raise CheckpointError(
+                f"{path}: {shortened(modern[modern_name][0])} and {shortened(name)} are the same tensor by two names"
+            )
+        modern[modern_name] = (name, part)
+    return modern
+
+
+_LAYER = re.compile(r"(encoder\.sentence_encoder\.layers\.)([0-9]{1,4})(\..*)")
+
+
+def _without_pruned_layers(
+    arguments: Mapping[str, Any], modern: dict[str, tuple[str, Tensor]], placing: Placing
+) -> dict[str, tuple[str, Tensor]]:
+    """Only the layers that encoder_layers_to_keep names, renumbered, where the others are still there.
+
+    fairseq/checkpoint_utils.py, prune_state_dict; a checkpoint saved after it has the layers by their new numbers.
+    """
+    text = arguments.get("encoder_layers_to_keep")
+    if not text:
+        return modern
+    if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", str(text)):
+        placing.problems.append(f"encoder_layers_to_keep is {shortened(str(text))!r}, expected numbers and commas")
+        return modern
+    keep = {old: new for new, old in enumerate(sorted({int(layer) for layer in str(text).split(",")}))}
+    there = {int(match[2]) for name in modern if (match := _LAYER.fullmatch(name))}
+    if len(there) == len(keep):
+        return modern
+    kept: dict[str, tuple[str, Tensor]] = {}
+    for name, (source, tensor) in modern.items():
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            kept[name] = (source, tensor)
+        elif int(match[2]) in keep:
+            kept[f"{match[1]}{keep[int(match[2])]}{match[3]}"] = (source, tensor)
+        else:
+            placing.leave_out(source, "of a layer that encoder_layers_to_keep does not keep")
+    return kept
+
+
+def _with_folded_spectral_norm(
+    modern: dict[str, tuple[str, Tensor]], placing: Placing, notes: list[str]
+) -> dict[str, tuple[str, Tensor]]:
+    """torch.nn.utils.spectral_norm's weight_orig, weight_u and weight_v made the weight that they stand for."""
+    folded = dict(modern)
+    for name in modern:
+        if not name.endswith(".weight_orig") or not name.startswith("classification_heads."):
+            continue
+        layer = name.removesuffix(".weight_orig")
+        parts = [modern.get(f"{layer}.{part}") for part in ("weight_orig", "weight_u", "weight_v")]
+        weight, u, v = (None if part is None else part[1] for part in parts)
+        for part in parts:
+            if part is not None:
+                placing.leave_out(part[0], f"folded into {layer}.weight")
+                folded.pop(f"{layer}.{part[0].rpartition('.')[2]}", None)
+        if f"{layer}.weight" in modern:  # torch before 1.1 kept the weight itself too
+            continue
+        if weight is None or u is None or v is None or not _has_spectral_norm(weight, u, v):
+            placing.problems.append(
+                f"wrong shape: {shortened(layer)} has no weight_u [rows] and weight_v [columns], floating point, for "
+                "its weight_orig [rows, columns]"
+            )
+            continue
+        values = weight.read().astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sigma = float(u.read().astype(np.float64) @ values @ v.read().astype(np.float64))
+        if not 0 < sigma < math.inf:
+            placing.problems.append(
+                f"wrong values: {shortened(layer)} has a spectral norm of {sigma:.6g}, expected a positive number"
+            )
+            continue
+        folded[f"{layer}.weight"] = (f"{layer}.weight_orig", Values((values / sigma).astype(weight.dtype)))
+        notes.append(f"{shortened(layer)}: spectral norm {sigma:.6g} folded into its weight")
+    return folded
+
+
+def _has_spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> bool:
+    """Whether these are a matrix and its singular vectors (torch/nn/utils/spectral_norm.py)."""
+    return (
+        len(weight.shape) == 2
+        and (u.shape, v.shape) == (weight.shape[:1], weight.shape[1:])
+        and all(is_floating(tensor.dtype) for tensor in (weight, u, v))
+    )
+
+
+def _config(path: Path, arguments: Mapping[str, Any], placing: Placing, dictionary: Path) -> RobertaConfig:
+    """The configuration that arguments and shapes agree on; what they disagree on is added to placing's problems."""
+    for name, value in _FIXED.items():
+        if boolean(arguments.get(name, value)) != value:
+            raise CheckpointError(
+                f"{path} was trained with {name}={str(arguments[name])[:80]}, which RoBERTa here does not have"
+            )
+    if "encoder_attention_heads" not in arguments:
+        raise CheckpointError(
+            f"{path} does not say how many attention heads it has (encoder_attention_heads), and its architecture "
+            f"{shortened(str(arguments['arch']))!r} is none of fairseq's: add the argument, and save it anew"
+        )
+    layers, parameters = placing.num_layers, placing.parameters
+    declared = arguments.get("encoder_layers", layers)
+    if not (arguments.get("encoder_layers_to_keep") or _is_interpolation(declared)) and integer(declared) != layers:
+        placing.problems.append(f"its arguments say {integer(declared)} layers, and it has {layers}")
+    activation = arguments["activation_fn"]
+    positions = arguments.get("max_positions") or arguments["tokens_per_sample"]
+    intermediate = "layers.0.feed_forward.intermediate.kernel"
+    return RobertaConfig(
+        vocab_size=placing.size("embeddings.token.embedding", 0, len(Dictionary.read(dictionary))),
+        num_layers=layers,
+        hidden_size=placing.size("embeddings.token.embedding", 1, arguments["encoder_embed_dim"]),
+        num_heads=integer(arguments["encoder_attention_heads"]),
+        intermediate_size=placing.size(intermediate, 1, arguments["encoder_ffn_embed_dim"]),
+        max_positions=placing.size("embeddings.position.embedding", 0, positions, PAD_ID + 1) - PAD_ID - 1,
+        pad_id=PAD_ID,
+        activation=activation,
+        lm_head_activation=activation,
+        pooler_activation=arguments["pooler_activation_fn"],
+        dropout=number(arguments["dropout"]),
+        attention_dropout=number(arguments["attention_dropout"]),
+        activation_dropout=number(arguments["activation_dropout"] or arguments["relu_dropout"]),
+        pooler_dropout=number(arguments["pooler_dropout"]),
+        layer_drop=number(arguments["encoder_layerdrop"]),
+        # what the arguments do not say, the tensors do: architectures differ in these two
+        normalize_before=boolean(arguments.get("encoder_normalize_before", placing.has("layer_norm"))),
+        layernorm_embedding=boolean(arguments.get("layernorm_embedding", placing.has("embeddings.layer_norm"))),
+        lm_head=placing.has("lm_head"),
+        tie_word_embeddings=not boolean(arguments["untie_weights_roberta"]),
+        heads=tuple(
+            HeadConfig(match[1], num_classes=parameters[path].shape[1], inner_size=parameters[path].shape[0])
+            for path in sorted(parameters)
+            if (match := re.fullmatch(r"heads\.([^.]+)\.output\.kernel", path))
+        ),
+    )
+
+
+def _is_interpolation(value: Any) -> bool:
+    """Whether a setting stands for another, elsewhere in the configuration (OmegaConf's ${task.tokens_per_sample})."""
+    return isinstance(value, str) and value.startswith("${")
+
+
+def _padded(
+    files: dict[str, Path | str | bytes], arguments: Mapping[str, Any], config: RobertaConfig
+) -> dict[str, Path | str | bytes]:
+    """The files, dict.txt filled up where the model was trained in parallel parts, which pad the dictionary."""
+    dictionary = files[DICTIONARY_FILE]
+    if not str(arguments["arch"]).startswith(_MODEL_PARALLEL) or not isinstance(dictionary, Path):
+        return files
+    symbols = Dictionary.read(dictionary).symbols
+    if not len(symbols) < config.vocab_size < len(symbols) + 8 * 1024:
+        return files
+    return {**files, DICTIONARY_FILE: padded_dictionary(symbols[4:], config.vocab_size)}
+
+
+def _check_tied(path: Path, name: str, weight: Tensor, embedding: Tensor) -> None:
+    if weight.shape != embedding.shape or not equal(weight, embedding):
+        raise CheckpointError(
+            f"{path}: {shortened(name)} differs from {EMBED_TOKENS} although its arguments tie the two "
+            "(untie_weights_roberta is not set); fairseq would let one overwrite the other"
+        )
+
+
+def _not_a_roberta(path: Path, arguments: Mapping[str, Any], names: Mapping[str, Any]) -> str:
+    architecture = str(arguments.get("arch") or "unnamed")
+    some = ", ".join(map(shortened, sorted(names)[:2])) or "no tensors"
+    return (
+        f"{path} holds a model of architecture {shortened(architecture)!r}, not a RoBERTa: expected {EMBED_TOKENS} "
+        f"(or its 2019 name, with decoder.), got {some}, ..."
+    )

@@ -1,0 +1,91 @@
+"""Reads what flax.serialization.to_bytes wrote: the flax_model.msgpack files that transformers 5 orphaned.
+
+Arrays are extension objects: type 1, and inside it a packed (shape, dtype's name, bytes). One of over 1 GiB is a map of
+chunks (flax/serialization.py: _ndarray_to_bytes, _chunk). Nothing in such a file can run.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from roberta_flax.checkpoint.tensors import STORED_DTYPES, Tensor, Values
+from roberta_flax.convert.torch_file import shortened
+from roberta_flax.convert.views import Transposed
+from roberta_flax.errors import CheckpointError
+
+_NDARRAY = 1  # flax.serialization._MsgpackExtType.ndarray
+_CHUNKED = "__msgpack_chunked_array__"
+_MAX_DEPTH = 32
+_DTYPES = {dtype.name: dtype for dtype in [*STORED_DTYPES.values(), np.dtype(np.int32), np.dtype(np.int64)]}
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a Flax model that transformers saved, by the names and in the layout of its torch models.
+
+    Values are read when the file is: a msgpack file has no table of contents.
+
+    Raises:
+      CheckpointError: not such a file, damaged or cut short.
+    """
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            memoryview(content) as view,
+        ):
+            tree = msgpack.unpackb(view, ext_hook=_array, strict_map_key=True, raw=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception as error:  # msgpack has many: ExtraData, StackError, FormatError, UnicodeDecodeError...
+        raise CheckpointError(
+            f"{path} is not a whole flax_model.msgpack ({shortened(str(error)) or type(error).__name__}); copy it again"
+        ) from None
+    return dict(_named(path, tree, (), 0))
+
+
+def _array(code: int, data: bytes) -> npt.NDArray[Any]:
+    if code != _NDARRAY:
+        raise CheckpointError("it is damaged: it has an object that is not an array")
+    shape, dtype_name, content = msgpack.unpackb(data, raw=False)
+    dtype = _DTYPES.get(dtype_name)
+    if dtype is None or not all(type(size) is int and size >= 0 for size in shape):
+        raise CheckpointError(f"it is damaged: an array of {str(dtype_name)[:80]}")
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise CheckpointError(f"it is damaged: an array of shape {str(shape)[:80]} in {len(content)} bytes")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def _named(path: Path, tree: Any, names: tuple[str, ...], depth: int) -> Iterator[tuple[str, Tensor]]:
+    """Leaves by their torch names: kernel and embedding and scale are all called weight there."""
+    if isinstance(tree, dict) and tree.get(_CHUNKED) is True:
+        tree = _joined(path, tree)
+    if isinstance(tree, np.ndarray):
+        *parents, leaf = names or ("",)
+        called = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(leaf, leaf)
+        values: Tensor = Values(tree)
+        yield ".".join([*parents, called]), Transposed(values) if leaf == "kernel" and tree.ndim == 2 else values
+    elif isinstance(tree, dict) and depth < _MAX_DEPTH:
+        for name, part in tree.items():
+            yield from _named(path, part, (*names, str(name)), depth + 1)
+    else:
+        raise CheckpointError(f"{path} is not a Flax model: {shortened('.'.join(names))} is neither an array nor a map")
+
+
+def _joined(path: Path, chunked: dict[str, Any]) -> npt.NDArray[Any]:
+    """An array of over 1 GiB, which flax cuts into flat chunks."""
+    try:
+        shape = [chunked["shape"][str(i)] for i in range(len(chunked["shape"]))]
+        chunks = [chunked["chunks"][str(i)] for i in range(len(chunked["chunks"]))]
+        return np.concatenate(chunks).reshape(shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: an array in chunks that do not join ({error!r:.100})") from None

@@ -1,0 +1,184 @@
+"""Multiple-choice questions as input pairs, the way fairseq frames RACE and CommonsenseQA."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roberta_flax.datasets import tables
+from roberta_flax.errors import InputError
+from roberta_flax.files import PathLike
+from roberta_flax.text.encoding import Ids, encode_texts, longest_first
+from roberta_flax.text.tokenizer import Tokenizer
+
+MAX_OPTION_LENGTH = 128  # tokens of an option of RACE: fairseq/examples/roberta/README.race.md, --max-option-length
+
+
+# (where it is, what is in it) of each row; a BadRow, or a row's values
+Rows = Iterable[tuple[str, Any]]
+
+
+def choice_inputs(
+    framing: str, given: Sequence[Any], choices: Sequence[Any], tokenizer: Tokenizer, limit: int
+) -> list[tuple[Ids, bool]]:
+    """What a choice head scores: of each choice a sequence, and whether it lost tokens.
+
+    Args:
+      framing: as choice_examples.
+      given: what stands before the choices: a text, a question, or RACE's article and question.
+      choices: a text each.
+      tokenizer: of the model.
+      limit: the longest sequence.
+
+    Raises:
+      InputError: something that is not text, another framing, or another number of given texts than it takes.
+    """
+    found = framing_of(framing)
+    if len(given) != len(found.given):
+        raise InputError(f"the framing {framing} takes {' and '.join(found.given)}, got {len(given)} texts")
+    if not all(map(_is_text, (*given, *choices))):
+        raise InputError("a question or choice that is not text")
+    return [found.join(found.pair(*given, choice), tokenizer, limit) for choice in choices]
+
+
+def objects(path: PathLike) -> Rows:
+    for row in tables.read_objects(path):
+        yield f"{path}, line {row.line}", row.values[0] if isinstance(row, tables.Row) else row
+
+
+def _race_objects(path: PathLike) -> Rows:
+    """Of RACE's own directories, which have a file for each article, or of JSONL."""
+    folder = Path(path)
+    if not folder.is_dir():
+        yield from objects(path)
+        return
+    files = sorted(folder.rglob("*.txt"))
+    if not files:
+        raise InputError(f"{path} is a directory without .txt files; give one of RACE's, train or dev say")
+    for number, file in enumerate(files):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            record = tables.BadRow(number, 1, f"not JSON: {error}")
+        yield str(file), record
+
+
+_Asked = Iterator[tuple[Sequence[Any], Sequence[Any], Any]]  # what is given, the choices, and which one is right
+
+
+def _asked(record: dict[str, Any], names: tuple[str, str, str]) -> _Asked:
+    given, choices, label = names
+    yield [text_of(record, given)], list_of(record, choices), record.get(label)
+
+
+def _joined(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
+    piece = encode_texts(tokenizer, texts, limit, "truncate")[0]
+    return piece.ids, piece.cut
+
+
+def _asked_by_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str]) -> _Asked:
+    question = record.get("question")
+    if not isinstance(question, dict):
+        raise InputError("question is missing or not an object, as CommonsenseQA's are")
+    choices = [choice.get("text") for choice in list_of(question, "choices") if isinstance(choice, dict)]
+    yield [text_of(question, "stem")], choices, record.get("answerKey")
+
+
+def _joined_with_one_separator(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
+    parts = [tokenizer.pieces(text) for text in texts]
+    lengths = list(map(len, parts))
+    kept = longest_first(lengths, limit - 3)
+    ids = tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)], no_separator=True)
+    return ids, kept != lengths
+
+
+def _asked_by_race(record: dict[str, Any], _: tuple[str, str, str]) -> _Asked:
+    article = text_of(record, "article")
+    if "questions" in record:
+        lists = [list_of(record, name) for name in ("questions", "options", "answers")]
+        if len(set(map(len, lists))) > 1:
+            raise InputError("questions, options and answers differ in number")
+        rows = list(zip(*lists, strict=True))
+    else:
+        rows = [(text_of(record, "question"), list_of(record, "options"), record.get("answer"))]
+    for question, options, answer in rows:
+        if not isinstance(options, list):
+            raise InputError("options is not a list of something")
+        yield [article, question], options, answer
+
+
+def _pair_of_race(article: str, question: str, option: str) -> tuple[str, str]:
+    asked = question.replace("_", option) if "_" in question else f"{question} {option}"
+    return _one_line(asked), _one_line(article)
+
+
+def _joined_as_race(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
+    option, article = tokenizer.encode(texts[0]), tokenizer.encode("", texts[1])[2:]
+    ids = np.concatenate([option[:MAX_OPTION_LENGTH], article])
+    return ids[:limit], len(option) > MAX_OPTION_LENGTH or len(ids) > limit
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a question and its choices become sequences.
+
+    Attributes:
+      given: what stands before the choices.
+      rows: of a file.
+      read: a row's questions, by the keys of what is given, the choices, and the right one.
+      pair: the two texts that a choice makes with what is given.
+      join: their sequence, of at most so many tokens, and whether it was cut.
+    """
+
+    given: tuple[str, ...]
+    rows: Callable[[PathLike], Rows]
+    read: Callable[[dict[str, Any], tuple[str, str, str]], _Asked]
+    pair: Callable[..., tuple[str, str]]
+    join: Callable[[tuple[str, str], Tokenizer, int], tuple[Ids, bool]]
+
+
+FRAMINGS = {
+    "choice": Framing(("a text",), objects, _asked, lambda text, choice: (text, choice), _joined),
+    "commonsenseqa": Framing(
+        ("a question",),
+        objects,
+        _asked_by_commonsenseqa,
+        lambda question, choice: (f"Q: {question}", f"A: {choice}"),
+        _joined_with_one_separator,
+    ),
+    "race": Framing(("an article", "a question"), _race_objects, _asked_by_race, _pair_of_race, _joined_as_race),
+}
+
+
+def framing_of(name: str) -> Framing:
+    """The framing of that name; InputError, naming them all, where there is none."""
+    if name not in FRAMINGS:
+        raise InputError(f"framing must be one of {', '.join(FRAMINGS)}, got {name!r}")
+    return FRAMINGS[name]
+
+
+def _one_line(text: str) -> str:
+    """preprocess_RACE.py and multiprocessing_bpe_encoder.py."""
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def text_of(record: dict[str, Any], name: str) -> str:
+    if not isinstance(value := record.get(name), str):
+        raise InputError(f"{name} is missing or not text")
+    return value
+
+
+def list_of(record: dict[str, Any], name: str) -> list[Any]:
+    if not isinstance(value := record.get(name), list) or not value:
+        raise InputError(f"{name} is missing or not a list of something")
+    return value

@@ -1,0 +1,726 @@
+"""Files of texts to read and files of predictions to write, for batch jobs.
+
+Reading gives one row after another and never holds a whole file. A row that cannot be used is given too, as a BadRow
+with its reason, and reading goes on. Writing is in parts, so that a job that was stopped can go on: a part is whole or
+absent, and the joined file depends on nothing but what the parts hold.
+
+  .jsonl .ndjson   an object a line; blank lines are not rows
+  .csv             RFC 4180, as the csv module reads it when it is strict; blank lines are not rows
+  .tsv             tabs between columns and no quoting, as GLUE's files: a quote is a character, a backslash too
+  .txt             a text a line, also where it is empty; the column is "text"
+  .parquet         a file, or a directory of them in the order of their names
+
+Each but the last may be compressed: .jsonl.gz. Text is UTF-8, with or without a byte order mark; lines end in \\n or
+\\r\\n. Parquet needs pyarrow, which is imported where a Parquet file is.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias
+
+import numpy as np
+
+from roberta_flax.errors import InputError
+from roberta_flax.files import replacing
+
+Kind: TypeAlias = Literal["text", "integer", "float", "boolean", "floats", "vectors", "texts", "scores", "scalar"]
+"""What a field holds; None besides.
+
+  text, integer, float, boolean   one value
+  floats, vectors                 float32 [n], [m, n]
+  texts                           list of str
+  scores                          dict of str to float
+  scalar                          any of the first four, row by row, as a column that is passed through (Parquet: text)
+"""
+
+_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "txt", ".parquet": "parquet"}
+INPUT_FORMATS = tuple(dict.fromkeys(_SUFFIXES.values()))
+_MAX_LINE = 16 << 20  # bytes of a line, or of a row of CSV, with its end
+_BLOCK = 1 << 20  # bytes read at a time
+_BATCH = 1024  # rows of Parquet in memory
+_BOM = b"\xef\xbb\xbf"
+_SHOWN = 40  # characters of a value quoted in a reason
+# Columns' usual names, the first that are there
+_USUAL = (
+    ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("sentence_A", "sentence_B"),
+    ("text_a", "text_b"), ("question1", "question2"), ("question", "sentence"), ("sentence",),
+)  # fmt: skip
+_TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that has what was asked for.
+
+    Attributes:
+      number: of the row in the file, from 0; bad rows count, headers do not.
+      line: of the file where it begins, from 1; in Parquet, number + 1.
+      values: one for each of `columns`, then one for each of `keep`.
+    """
+
+    number: int
+    line: int
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used, numbered as a Row, and why: one short line."""
+
+    number: int
+    line: int
+    reason: str
+
+
+class _Bad(Exception):  # noqa: N818
+    """The reason why a row is bad."""
+
+
+# A row before its values are taken out: a line without its end, the fields of a row of CSV, or what is wrong with it.
+_Record: TypeAlias = bytes | list[str] | _Bad
+
+
+def read_rows(
+    path: str | os.PathLike[str],
+    columns: Sequence[str],
+    *,
+    keep: Sequence[str] = (),
+    header: bool | None = None,
+    format: str | None = None,
+    start: int = 0,
+) -> Iterator[Row | BadRow]:
+    """Reads some columns of a file, row by row.
+
+    Args:
+      path: a file, or a directory of Parquet files; its suffix tells the format.
+      columns: of texts: a row where one is missing, null or not text is bad. In CSV and TSV a column that the header
+        does not name may be given by its number, from 0.
+      keep: columns to pass through: text, number, true, false or null (in CSV and TSV always text).
+      header: whether the first line of CSV and TSV names the columns; they do if not given.
+      format: one of INPUT_FORMATS, where the suffix does not tell: a .txt file with tabs.
+      start: rows to skip; those after it keep their numbers.
+
+    Raises:
+      InputError: before any row, a format, column or type of column that cannot be read; or then or later, a file that
+        is missing, cut short or damaged.
+    """
+    path = Path(path)
+    format, named = _input_format(path, header, format)
+    if start < 0:
+        raise InputError(f"start must be 0 or more rows, got {start}")
+    if format == "parquet":
+        files = _parquet_files(path)
+        for file in files:
+            _check_parquet(file, columns, keep)
+        return _parquet_rows(files, columns, keep, start)
+    names = _first_names(path, format, named)
+    if format == "jsonl":
+        return _text_rows(path, format, lambda record: _pick_json(record, columns, keep), start)
+    if names is None and named:
+        raise InputError(f"{path} is empty; expected a line that names the columns {_quoted([*columns, *keep])}")
+    indices = [_column_index(path, names, name) for name in (*columns, *keep)]
+    width = len(names or ())
+    return _text_rows(path, format, lambda record: _pick_fields(record, format, width, indices), start, int(named))
+
+
+def read_objects(path: str | os.PathLike[str]) -> Iterator[Row | BadRow]:
+    """Reads the objects of a JSONL file with whatever is in them: a Row's one value is a dict.
+
+    Raises:
+      InputError: as `read_rows`; or a file of another format.
+    """
+    path = Path(path)
+    format, _ = _input_format(path, None, None)
+    if format != "jsonl":
+        raise InputError(f"{path}: expected a .jsonl or .ndjson file, which can have lists and objects in its rows")
+    return _text_rows(path, format, lambda record: (_json_object(record),), 0)
+
+
+def column_names(
+    path: str | os.PathLike[str], header: bool | None = None, format: str | None = None
+) -> list[str] | None:
+    """The columns of a file, as `read_rows` takes them; raises InputError as it does.
+
+    Those of JSONL are the keys of its first object; those of CSV and TSV without a header are numbers.
+
+    Returns:
+      Their names; None where the file has no row that tells.
+    """
+    path = Path(path)
+    format, named = _input_format(path, header, format)
+    if format == "parquet":
+        with _parquet_file(_parquet_files(path)[0]) as file:
+            return list(file.schema_arrow.names)
+    return _first_names(path, format, named)
+
+
+def usual_columns(
+    path: str | os.PathLike[str], header: bool | None = None, format: str | None = None, option: str = "--column (-c)"
+) -> tuple[str, ...]:
+    """The one or two columns of a file that hold text, by their names: the only one, or the first of the usual.
+
+    Raises:
+      InputError: as column_names; or there are none, which names those there are and the `option` to say which.
+    """
+    names = column_names(path, header, format) or []
+    found = next((columns for columns in _USUAL if set(columns) <= set(names)), None)
+    if found is None and len(names) == 1:
+        found = (names[0],)
+    if found is None:
+        shown = ", ".join(map(repr, names[:20])) or "none"
+        raise InputError(f"{path} has the columns {shown}; say which hold text with {option}")
+    return found
+
+
+def output_format(path: str | os.PathLike[str]) -> str:
+    """The format that a file of predictions has by its suffix: "jsonl", "csv", "tsv" or "parquet"; else InputError."""
+    format = _SUFFIXES.get(Path(path).suffix.lower())
+    if format is None or format == "txt":
+        raise InputError(
+            f"{path}: predictions are written to .jsonl, .ndjson, .csv, .tsv or .parquet; name such a file"
+        )
+    return format
+
+
+def write_part(path: Path, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind], *, format: str) -> None:
+    """Writes some rows as a part of a file, to be joined by `join_parts`. `path` is whole or as it was, never between.
+
+    Floats are written with the fewest digits that give the same float32. What is not a number is null in JSON and
+    empty in CSV and TSV, where lists and dicts are JSON. TSV writes tab, newline, carriage return and backslash as
+    \\t, \\n, \\r and \\\\.
+
+    Args:
+      path: the part; its name is free.
+      records: field to value: str, int, float, bool, a list or dict of them, numpy of any float [n] or [m, n], or None,
+        which a field that is not there is too.
+      schema: the fields to write, in their order, and what they hold.
+      format: as `output_format` gives it.
+
+    Raises:
+      InputError: the file cannot be written, or in Parquet a value is not of its kind.
+    """
+    with replacing(path) as file:
+        if format == "parquet":
+            table = arrow_table(path, records, schema)
+            _write_tables(file, table.schema, [table])
+        else:
+            line = _LINES[format]
+            for record in records:
+                file.write(line({field: record.get(field) for field in schema}).encode())
+
+
+def join_parts(parts: Sequence[Path], destination: Path, schema: Mapping[str, Kind], *, format: str) -> None:
+    """Writes what `write_part` wrote as one file, replacing `destination` when it is whole.
+
+    CSV and TSV begin with a line of the fields' names. No parts make a file without rows.
+
+    Raises:
+      InputError: a part cannot be read, or the file cannot be written.
+    """
+    with replacing(destination) as file:
+        if format == "parquet":
+            arrow = _arrow_schema(schema)
+            _write_tables(file, arrow, (table for part in parts for table in _part_tables(part, arrow)))
+            return
+        if format != "jsonl":
+            file.write(_LINES[format]({field: field for field in schema}).encode())
+        for part in parts:
+            for block in _blocks(part):
+                file.write(block)
+
+
+# Text files
+
+
+def _input_format(path: Path, header: bool | None, given: str | None) -> tuple[str, bool]:
+    """The format of a file to read, and whether its first line names the columns."""
+    if given is not None and given not in INPUT_FORMATS:
+        raise InputError(f"format must be one of {', '.join(INPUT_FORMATS)}, got {given!r}")
+    compressed = path.suffix.lower() == ".gz"
+    format = given or _SUFFIXES.get((path.with_suffix("") if compressed else path).suffix.lower())
+    if path.is_dir():
+        format = "parquet"
+    if format is None or (compressed and format == "parquet"):
+        raise InputError(
+            f"{path}: expected a file that ends in .jsonl, .ndjson, .csv, .tsv or .txt (each also with .gz after it) or"
+            " .parquet, or a directory of .parquet files"
+        )
+    if header and format not in ("csv", "tsv"):
+        raise InputError(f"{path}: only CSV and TSV have a line that names the columns; leave out header=True")
+    return format, format in ("csv", "tsv") and header is not False
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    """A file to read; what goes wrong in reading it is an InputError."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is not a whole gzip file ({error}); copy or compress it again") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _text_file(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a text file to read, decompressed."""
+    with _reading(path) as raw:
+        if path.suffix.lower() != ".gz":
+            yield raw
+            return
+        if not raw.read(1):
+            raise EOFError("it is empty")  # GzipFile would call that an empty text
+        raw.seek(0)
+        with io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK) as file:
+            file.peek(1)
+            yield file
+
+
+def _text_rows(
+    path: Path, format: str, pick: Callable[[_Record], tuple[Any, ...]], start: int, headers: int = 0
+) -> Iterator[Row | BadRow]:
+    """The rows of a text file from `start` on; its first `headers` records are not rows."""
+    with _text_file(path) as file:
+        for number, (line, record) in enumerate(islice(_records(file, format), headers + start, None), start):
+            try:
+                yield Row(number, line, pick(record))
+            except _Bad as bad:
+                yield BadRow(number, line, str(bad))
+
+
+def _records(file: IO[bytes], format: str) -> Iterator[tuple[int, _Record]]:
+    """The records of a text file, with the number of the line where each begins."""
+    if format == "csv":
+        yield from _csv_records(file)
+        return
+    for number, line in enumerate(_lines(file), 1):
+        if line is None:
+            yield number, _too_long()
+        elif format != "jsonl" or not line.isspace():
+            yield number, line[:-1].removesuffix(b"\r") if line.endswith(b"\n") else line
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """The lines of a file with their ends; None for one that is too long to hold."""
+    line = file.readline(_MAX_LINE + 1).removeprefix(_BOM)
+    while line:
+        if len(line) > _MAX_LINE:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_BLOCK)
+            yield None
+        else:
+            yield line
+        line = file.readline(_MAX_LINE + 1)
+
+
+def _too_long() -> _Bad:
+    return _Bad(f"longer than {_MAX_LINE} bytes")
+
+
+class _CsvLines:
+    """The lines of a CSV file as the csv module takes them, and what was wrong with the bytes of the present row."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._lines = _lines(file)
+        self.number = 0
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        self._size = 0
+        self.bad: _Bad | None = None
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.number += 1
+        if line is None or self._size + len(line) > _MAX_LINE:  # a quote that is never closed takes all that follows
+            raise _too_long()
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            self.bad = self.bad or _invalid_utf8(self._size + error.start)
+            return line.decode(errors="replace")
+        finally:
+            self._size += len(line)
+
+
+def _csv_records(file: IO[bytes]) -> Iterator[tuple[int, _Record]]:
+    """The records of CSV; raises the process's limit of the size of a field to that of a row."""
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
+    lines = _CsvLines(file)
+    reader = csv.reader(lines, strict=True)
+    while True:
+        lines.begin_row()
+        line = lines.number + 1
+        record: _Record
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            record = _Bad(f"not CSV: {str(error).partition(' - ')[0]}")  # what follows it advises programmers
+        except _Bad as bad:
+            record = bad
+        if record:
+            yield line, lines.bad or record
+
+
+def _invalid_utf8(position: int) -> _Bad:
+    return _Bad(f"invalid UTF-8 at byte {position + 1}")
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise _invalid_utf8(error.start) from None
+
+
+def _fields(record: _Record, format: str) -> list[str]:
+    """The fields of a record of CSV, TSV or plain text."""
+    if isinstance(record, _Bad):
+        raise record
+    if isinstance(record, list):
+        return record
+    text = _decode(record)
+    return text.split("\t") if format == "tsv" else [text]
+
+
+def _first_names(path: Path, format: str, named: bool) -> list[str] | None:
+    """The names of a text file's columns, from the first record that tells; None if there is none."""
+    with _text_file(path) as file:
+        if format == "txt":
+            return ["text"]
+        for _, record in _records(file, format):
+            try:
+                if format == "jsonl":
+                    return list(_json_object(record))
+                fields = _fields(record, format)
+                return fields if named else [str(i) for i in range(len(fields))]
+            except _Bad as bad:
+                if named:
+                    raise InputError(f"{path}: cannot read the line that names the columns: {bad}") from None
+    return None
+
+
+def _column_index(path: Path, names: list[str] | None, name: str) -> int:
+    """Where a column is among `names`, by its name or its number. Without names, as in an empty file, any number is."""
+    number = int(name) if name.isascii() and name.isdigit() else None
+    if names is None and number is not None:
+        return number
+    names = names or []
+    if names.count(name) > 1:
+        raise InputError(f"{path} has {names.count(name)} columns {name!r}; give the number of the one meant, from 0")
+    if name in names:
+        return names.index(name)
+    if number is not None and number < len(names):
+        return number
+    raise _no_column(path, name, names)
+
+
+def _no_column(path: Path, name: str, names: Sequence[str]) -> InputError:
+    return InputError(f"{path} has no column {name!r}; its columns are {_quoted(names)}")
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
+
+
+def _pick_fields(record: _Record, format: str, width: int, indices: Sequence[int]) -> tuple[str, ...]:
+    fields = _fields(record, format)
+    if len(fields) != width:
+        raise _Bad(f"{len(fields)} column{'s' * (len(fields) != 1)}, expected {width}")
+    return tuple([fields[i] for i in indices])
+
+
+def _pick_json(record: _Record, columns: Sequence[str], keep: Sequence[str]) -> tuple[Any, ...]:
+    values = _json_object(record)
+    try:
+        return (*[_text(name, values[name]) for name in columns], *[_scalar(name, values[name]) for name in keep])
+    except KeyError as error:
+        raise _Bad(f"column {error.args[0]!r} is missing") from None
+
+
+def _json_object(record: _Record) -> dict[str, Any]:
+    if isinstance(record, _Bad):
+        raise record
+    assert isinstance(record, bytes)
+    try:
+        value = json.loads(_decode(record))
+    except json.JSONDecodeError as error:
+        raise _Bad(f"not JSON: {error.msg} at character {error.pos + 1}") from None
+    except ValueError:
+        raise _Bad("not JSON: a number with thousands of digits") from None
+    except RecursionError:
+        raise _Bad("not JSON: nested too deeply") from None
+    if not isinstance(value, dict):
+        raise _Bad(f"{_describe(value)}, expected an object")
+    return value
+
+
+# Values
+
+
+def _text(name: str, value: Any) -> str:
+    """The value of a column of texts, if it is one."""
+    if isinstance(value, bytes):
+        return _decode(value)
+    if not isinstance(value, str):
+        raise _Bad(f"column {name!r} is {_describe(value)}" + ", expected text" * (value is not None))
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can escape it
+        raise _Bad(f"column {name!r} has a lone surrogate (\\u{ord(value[error.start]):04x})") from None
+    return value
+
+
+def _scalar(name: str, value: Any) -> Any:
+    """The value of a column that is passed through, if it can be."""
+    if isinstance(value, (dict, list)):
+        raise _Bad(f"column {name!r} is {_describe(value)}, expected text, a number, true, false or null")
+    return _text(name, value) if isinstance(value, (str, bytes)) else value
+
+
+def _describe(value: Any) -> str:
+    """A value of JSON in few words: "a number (5)"."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    shown = json.dumps(value)
+    if value is None or isinstance(value, bool):
+        return shown
+    return f"{'text' if isinstance(value, str) else 'a number'} ({shown[:_SHOWN]}{'...' * (len(shown) > _SHOWN)})"
+
+
+def _plain(value: Any) -> Any:
+    """A value of a record as JSON has it: what is not a number is None, and a float has its shortest digits."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain_array(np.asarray(value))
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _plain_array(array: np.ndarray[Any, Any]) -> Any:
+    if array.dtype.kind in "biuU":
+        return array.tolist()
+    if array.dtype != np.float64:
+        array = array.astype(np.float32)
+    if array.ndim > 1:
+        return [_plain_array(row) for row in array]
+    digits = array.astype("U").tolist()  # numpy's are the fewest that give the same value of its dtype
+    values = [float(text) for text in np.atleast_1d(digits)]
+    if not np.isfinite(array).all():
+        values = [value if math.isfinite(value) else None for value in values]  # type: ignore[misc]
+    return values if array.ndim else values[0]
+
+
+# Lines of the text formats
+
+
+def _json_line(values: dict[str, Any]) -> str:
+    return json.dumps(_plain(values), ensure_ascii=False) + "\n"
+
+
+def _csv_line(values: dict[str, Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow([_cell(value) for value in values.values()])  # quotes \r only where lines end in \r\n
+    return line.getvalue()[:-2] + "\n"
+
+
+def _tsv_line(values: dict[str, Any]) -> str:
+    return "\t".join(_cell(value).translate(_TSV_ESCAPES) for value in values.values()) + "\n"
+
+
+def _cell(value: Any) -> str:
+    plain = _plain(value)
+    if plain is None:
+        return ""
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+
+
+_LINES: dict[str, Callable[[dict[str, Any]], str]] = {"jsonl": _json_line, "csv": _csv_line, "tsv": _tsv_line}
+
+
+# Files that are whole or absent
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with _reading(path) as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+# Parquet
+
+
+def _pyarrow() -> Any:
+    """pyarrow, with pyarrow.parquet in it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError("Parquet files need pyarrow; install it with: pip install 'roberta-flax[parquet]'") from None
+    return pyarrow
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_")))
+    if not files:
+        raise InputError(f"{path} is a directory without .parquet files; name a file, or a directory that has them")
+    return files
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    """A pyarrow.parquet.ParquetFile; what goes wrong in reading it is an InputError."""
+    pyarrow = _pyarrow()
+    try:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
+            yield file
+    except (OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise InputError(f"cannot read {path}: {os.strerror(error.errno)}") from None
+        problem = (str(error).splitlines() or ["?"])[0]
+        raise InputError(f"{path} is not a whole Parquet file ({problem}); copy or write it again") from None
+
+
+def _check_parquet(path: Path, columns: Sequence[str], keep: Sequence[str]) -> None:
+    """Raises InputError unless the columns are there and of types that can be read."""
+    with _parquet_file(path) as file:
+        schema = file.schema_arrow
+    types = _pyarrow().types
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    scalars = (*texts, types.is_integer, types.is_floating, types.is_boolean, types.is_null)
+    for name in (*columns, *keep):
+        accepted, expected = (texts, "text") if name in columns else (scalars, "text, numbers or true and false")
+        if name not in schema.names:
+            raise _no_column(path, name, schema.names)
+        if schema.names.count(name) > 1:
+            raise InputError(f"{path} has {schema.names.count(name)} columns {name!r}; rename all but one")
+        type = schema.field(name).type
+        held = type.value_type if types.is_dictionary(type) else type
+        if not any(accepts(held) for accepts in accepted):
+            raise InputError(f"{path}: column {name!r} is {type}, expected {expected}; convert or leave out the column")
+
+
+def _parquet_rows(
+    paths: Sequence[Path], columns: Sequence[str], keep: Sequence[str], start: int
+) -> Iterator[Row | BadRow]:
+    wanted = list(dict.fromkeys((*columns, *keep)))
+    number = 0
+    for path in paths:
+        with _parquet_file(path) as file:
+            for group in range(file.num_row_groups):
+                end = number + file.metadata.row_group(group).num_rows
+                if number <= end <= start:
+                    number = end
+                    continue
+                for batch in file.iter_batches(_BATCH, row_groups=[group], columns=wanted, use_threads=False):
+                    skipped = min(max(0, start - number), batch.num_rows)
+                    yield from _batch_rows(batch.slice(skipped), columns, keep, number + skipped)
+                    number += batch.num_rows
+                if number != end:
+                    raise OSError("its row groups have other rows than its footer says")
+
+
+def _batch_rows(batch: Any, columns: Sequence[str], keep: Sequence[str], start: int) -> Iterator[Row | BadRow]:
+    checks = [*[(_text, name) for name in columns], *[(_scalar, name) for name in keep]]
+    values = [_pylist(batch.column(name)) for _, name in checks]
+    for number, row in enumerate(zip(*values, strict=True), start):
+        try:
+            yield Row(number, number + 1, tuple([check(name, v) for (check, name), v in zip(checks, row, strict=True)]))
+        except _Bad as bad:
+            yield BadRow(number, number + 1, str(bad))
+
+
+def _pylist(array: Any) -> list[Any]:
+    """The values of an Arrow array; bytes for texts if some are not UTF-8."""
+    try:
+        return list(array.to_pylist())
+    except UnicodeDecodeError:
+        texts = (getattr(scalar, "value", scalar) for scalar in array)  # a dictionary's scalar has its text inside
+        return [text.as_buffer().to_pybytes() if text is not None and text.is_valid else None for text in texts]
+
+
+def _arrow_schema(schema: Mapping[str, Kind]) -> Any:
+    pa = _pyarrow()
+    types = {
+        "text": pa.string(),
+        "integer": pa.int64(),
+        "float": pa.float32(),
+        "boolean": pa.bool_(),
+        "floats": pa.list_(pa.float32()),
+        "vectors": pa.list_(pa.list_(pa.float32())),
+        "texts": pa.list_(pa.string()),
+        "scores": pa.map_(pa.string(), pa.float32()),
+        "scalar": pa.string(),
+    }
+    return pa.schema([(field, types[kind]) for field, kind in schema.items()])
+
+
+def arrow_table(what: object, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind]) -> Any:
+    """The records as a pyarrow.Table; InputError, naming the field, where one holds something else than its kind."""
+    pa = _pyarrow()
+    arrow, rows, columns = _arrow_schema(schema), list(records), []
+    for field, kind in schema.items():
+        try:
+            values = [_arrow_value(record.get(field), kind) for record in rows]
+            columns.append(pa.array(values, arrow.field(field).type))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            problem = (str(error).splitlines() or ["?"])[0]
+            raise InputError(f"cannot write {what}: field {field!r} is not {kind} in every row: {problem}") from None
+    return pa.table(columns, schema=arrow)
+
+
+def _arrow_value(value: Any, kind: Kind) -> Any:
+    """A value as pyarrow takes it for its kind."""
+    if value is None:
+        return None
+    if kind == "floats":
+        return np.asarray(value, np.float32)
+    if kind == "vectors":
+        return [np.asarray(vector, np.float32) for vector in value]
+    if kind == "scores":
+        return [(_plain(key), float(item)) for key, item in value.items()]
+    if kind == "scalar":
+        return None if _plain(value) is None else _cell(value)
+    return _plain(value) if kind in ("text", "texts") else value
+
+
+def _write_tables(file: IO[bytes], schema: Any, tables: Iterable[Any]) -> None:
+    """Writes Parquet, a row group a table; its bytes depend on the tables and the release of pyarrow only."""
+    with _pyarrow().parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in tables:
+            if table.num_rows:
+                writer.write_table(table, row_group_size=table.num_rows)
+
+
+def _part_tables(path: Path, schema: Any) -> Iterator[Any]:
+    with _parquet_file(path) as file:
+        if file.schema_arrow != schema:
+            raise InputError(f"{path} has other fields than this file; remove it, and have it written again")
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, use_threads=False)

@@ -1,0 +1,1 @@
+"""Many texts through a model: Predictor, resumable jobs over files, Ray."""

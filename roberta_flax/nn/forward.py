@@ -1,0 +1,332 @@
+"""Pure, jitted functions over (params, token ids).
+
+`params` is an ordinary pytree (nested dicts of arrays, or the nnx.State that nnx.split gives): shard it,
+optimise it with optax, save it, map over it. Every function takes the network's RobertaConfig, and the compute
+`dtype`, `precision` and `attention` (one of attention.IMPLEMENTATIONS; None for the backend's default), as static
+arguments; one compilation serves each (batch, time) shape. Token ids are not checked here: an index outside the table
+cannot be seen inside a compiled function (see batching.check_tokens). Of parameters that quantize.quantize made, the
+layers' products are computed in int8.
+
+With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
+
+Several sequences may stand in one row, one after the other. `segments`, [batch, time], then has the number of each
+token's sequence, from 0 in every row, and -1 for padding; `starts`, [batch, segment], the position of each sequence's
+first token. Results are those of the sequences alone. batching.pack makes all three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.lax import Precision
+
+from roberta_flax.errors import InputError
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.model import Numerics, RobertaModel, Selection, first_token, tokens_at
+from roberta_flax.nn.quantize import is_quantized
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Key
+
+Params = Any  # a pytree of arrays: nested dicts, or nnx.State
+DTypeLike = jax.typing.DTypeLike
+PrecisionLike = str | Precision | None
+
+_STATIC = ("config", "dtype", "precision", "attention")
+
+
+@lru_cache(maxsize=64)
+def _abstract(config: RobertaConfig, numerics: Numerics) -> tuple[nnx.GraphDef[RobertaModel], Params]:
+    """The network without its numbers. One layer is traced and the others are copies: tracing each takes seconds."""
+    shallow = dataclasses.replace(config, num_layers=1)
+    model = nnx.eval_shape(lambda: RobertaModel(shallow, numerics, nnx.Rngs(0)))
+    model.layers = nnx.List([nnx.clone(model.layers[0]) for _ in range(config.num_layers)])
+    for _, module in nnx.iter_graph(model):
+        if getattr(module, "config", None) == shallow:
+            module.config = config
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def abstract_params(config: RobertaConfig, param_dtype: DTypeLike = jnp.float32) -> Params:
+    """The parameter tree of `config` with jax.ShapeDtypeStruct for arrays; nothing is computed."""
+    return _abstract(config, Numerics.of(param_dtype=param_dtype))[1]
+
+
+def init_params(config: RobertaConfig, key: Key[Array, ""], param_dtype: DTypeLike = jnp.float32) -> Params:
+    """A freshly initialised parameter tree, in fairseq's distributions (see RobertaModel)."""
+    model = RobertaModel(config, Numerics.of(param_dtype=param_dtype), nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def operands(params: Params, dtype: DTypeLike) -> Params:
+    """The parameters with those in `dtype` already that a computation in `dtype` casts to it: the same results.
+
+    Of nested dicts: kernels of linear layers, and the LM head's own matrix; not biases, embeddings and LayerNorm. A
+    caller who runs many batches saves the cast in each, and a caller who keeps only these, memory.
+    """
+
+    if "kernel" in params and "kernel_scale" not in params:
+        return params | {"kernel": params["kernel"].astype(dtype)}
+    tree = {name: operands(node, dtype) if isinstance(node, dict) else node for name, node in params.items()}
+    if "embedding" in tree.get("lm_head", {}):
+        tree["lm_head"]["embedding"] = tree["lm_head"]["embedding"].astype(dtype)
+    return tree
+
+
+def network(params: Params, config: RobertaConfig, numerics: Numerics) -> RobertaModel:
+    """The network with these parameters, to be used inside a traced function."""
+    model: RobertaModel = nnx.merge(_abstract(config, numerics)[0], params)
+    return model
+
+
+def _network(
+    params: Params, config: RobertaConfig, dtype: DTypeLike, precision: PrecisionLike, attention: str | None
+) -> tuple[RobertaModel, jnp.dtype]:
+    numerics = Numerics.of(dtype, precision=precision, attention=attention, quantized=is_quantized(params))
+    return network(params, config, numerics), numerics.dtype
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def features(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    *,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    attention: str | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch time hidden"]:
+    """The last layer's features, in `dtype`."""
+    network, dtype = _network(params, config, dtype, precision, attention)
+    return network.hidden_states(tokens, segments, key)[1].astype(dtype)
+
+
+POOLINGS = ("first", "mean")
+
+
+@partial(jax.jit, static_argnames=("pooling", *_STATIC))
+def pooled_features(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    starts: Int[Array, "batch segment"] | None = None,
+    *,
+    pooling: str,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    attention: str | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch hidden"] | Float[Array, "batch segment hidden"]:
+    """One vector a sequence, in the accumulation dtype.
+
+    Args:
+      params, tokens, segments, starts: see the module's docstring.
+      pooling: "first", the features of the first token; or "mean", of all tokens, `<s>` and `</s>` included.
+      config, dtype, precision, attention, key: see the module's docstring.
+    """
+    network, _ = _network(params, config, dtype, precision, attention)
+    if pooling == "first":
+        pooled = network.hidden_states(tokens, segments, key, _first_tokens(starts))[1]
+    elif pooling == "mean":
+        x = network.hidden_states(tokens, segments, key)[1]
+        if segments is None or starts is None:
+            member = (tokens != config.pad_id)[:, None, :]
+        else:
+            member = segments[:, None, :] == jnp.arange(starts.shape[1])[None, :, None]
+        # a multiplication and a sum, so that no matrix product rounds the features to its operands' dtype
+        total = (member[..., None] * x[:, None, :, :]).sum(axis=2)
+        pooled = total / jnp.maximum(member.sum(axis=2), 1)[..., None]
+    else:
+        raise InputError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+    return pooled[:, 0] if starts is None else pooled
+
+
+def _first_tokens(starts: Int[Array, "batch segment"] | None) -> Selection:
+    return first_token if starts is None else tokens_at(starts)
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def hidden_states(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    *,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    attention: str | None = None,
+    key: Key[Array, ""] | None = None,
+) -> list[Float[Array, "batch time hidden"]]:
+    """The embedding output and each layer's output, in `dtype`: num_layers + 1 arrays.
+
+    As in fairseq, a pre-norm network's final LayerNorm is in `features` and not in the last of these.
+    """
+    network, dtype = _network(params, config, dtype, precision, attention)
+    return [state.astype(dtype) for state in network.hidden_states(tokens, key=key)[0]]
+
+
+def check_lm_head(config: RobertaConfig) -> None:
+    """Raises InputError where there is no masked-LM head."""
+    if not config.lm_head:
+        raise InputError("this model has no masked-LM head: it was converted from a checkpoint without one")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def lm_logits(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch masked"] | None = None,
+    segments: Int[Array, "batch time"] | None = None,
+    *,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    attention: str | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch masked vocab"]:
+    """Masked-LM logits, in the accumulation dtype (float32, or float64 under a float64 `dtype`).
+
+    Args:
+      params: the parameter tree.
+      tokens: token ids.
+      positions: for each row, the positions to predict; only these meet the vocabulary, and the last layer's
+        feed-forward. None for all.
+      segments: see the module's docstring.
+      config, dtype, precision, attention, key: see the module's docstring.
+
+    Returns:
+      [batch, time, vocab], or [batch, masked, vocab] with `positions`.
+    """
+    check_lm_head(config)
+    network, _ = _network(params, config, dtype, precision, attention)
+    x = network.hidden_states(tokens, segments, key, None if positions is None else tokens_at(positions))[1]
+    logits = network.lm_logits(x.reshape(-1, config.hidden_size))
+    return logits.reshape(*x.shape[:2], config.vocab_size)
+
+
+@partial(jax.jit, static_argnames=("topk", *_STATIC))
+def top_tokens(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch masked"],
+    *,
+    topk: int,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    attention: str | None = None,
+    key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "batch masked topk"], Int[Array, "batch masked topk"]]:
+    """Probabilities and ids of the `topk` likeliest tokens at each of `positions`, likeliest first."""
+    static = {"config": config, "dtype": dtype, "precision": precision, "attention": attention}
+    logits: Array = lm_logits(params, tokens, positions, **static, key=key)
+    probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), topk)
+    return probabilities, ids
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def token_log_probs(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    positions: Int[Array, "batch masked"],
+    targets: Int[Array, "batch masked"],
+    *,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    attention: str | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch masked"]:
+    """The masked LM's log-probability of each of `targets` to be the token at each of `positions`."""
+    static = {"config": config, "dtype": dtype, "precision": precision, "attention": attention}
+    logits: Array = lm_logits(params, tokens, positions, **static, key=key)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+
+
+def head_outputs(
+    network: RobertaModel,
+    head: HeadConfig,
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    starts: Int[Array, "batch segment"] | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
+    """head_logits, inside a traced function: the last layer is computed only for the tokens that the head sees."""
+    body_key, head_key = (None, None) if key is None else cast(Any, jax.random.split(key))
+    if not head.has_dense:
+        return network.head_logits(head.name, network.hidden_states(tokens, segments, body_key)[1], head_key)
+    first = network.hidden_states(tokens, segments, body_key, _first_tokens(starts))[1]
+    logits = network.head_logits(head.name, first.reshape(-1, 1, first.shape[-1]), head_key)
+    return logits if starts is None else logits.reshape(*first.shape[:2], -1)
+
+
+@partial(jax.jit, static_argnames=("head", *_STATIC))
+def head_logits(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    starts: Int[Array, "batch segment"] | None = None,
+    *,
+    head: str,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    attention: str | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
+    """The outputs of the head called `head`, in the accumulation dtype.
+
+    [batch, classes], or [batch, segment, classes] with `starts`; [batch, time, classes] of a head that sees every
+    token. A choice head scores each row of `tokens`.
+    """
+    network, _ = _network(params, config, dtype, precision, attention)
+    return head_outputs(network, config.head(head), tokens, segments, starts, key)
+
+
+@partial(jax.jit, static_argnames=("head", *_STATIC))
+def head_log_probs(
+    params: Params,
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    starts: Int[Array, "batch segment"] | None = None,
+    *,
+    head: str,
+    config: RobertaConfig,
+    dtype: DTypeLike = jnp.float32,
+    precision: PrecisionLike = None,
+    attention: str | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
+    """What the outputs of the head called `head` say, in the accumulation dtype.
+
+    By the head's kind and problem (see HeadConfig):
+      single label  log-probabilities of the classes
+      multi label   log-probability of each class, whatever the others'
+      span          log-probabilities of the row's tokens, padding left out, to be the start and to be the end
+      regression, choice, pooler   the outputs as they are; a choice's log-probability needs its alternatives
+    """
+    static = {"head": head, "config": config, "dtype": dtype, "precision": precision, "attention": attention}
+    logits: Array = head_logits(params, tokens, segments, starts, **static, key=key)
+    match config.head(head):
+        case HeadConfig(kind="span") if segments is not None:
+            raise InputError(
+                f"head {head!r} is of kind span, whose log-probabilities are over a whole row: unpack first"
+            )
+        case HeadConfig(kind="span"):
+            is_padding = (tokens == config.pad_id)[:, :, None]
+            return jax.nn.log_softmax(jnp.where(is_padding, float(np.finfo(logits.dtype).min), logits), axis=1)
+        case HeadConfig(kind="choice" | "pooler") | HeadConfig(problem="regression"):
+            return logits
+        case HeadConfig(problem="multi_label"):
+            return jax.nn.log_sigmoid(logits)
+    return jax.nn.log_softmax(logits, axis=-1)
