@@ -41,7 +41,7 @@ def ours(directory: Path, dtype: str) -> dict[str, Run]:
     params = forward.operands(roberta.params, compute)
 
     def run(function: Any, tokens: npt.NDArray[np.int32], **more: Any) -> Any:
-        return jax.block_until_ready(function(params, tokens, **roberta.static(), **more))
+        return jax.block_until_ready(function(params, tokens, config=roberta.config, numerics=roberta.numerics, **more))
 
     return {
         "roberta-flax": partial(run, forward.features),

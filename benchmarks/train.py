@@ -25,6 +25,7 @@ from benchmarks import fresh
 from roberta_flax import RobertaConfig
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step, polynomial_decay
 
 SHAPES = ("32x32", "16x128", "4x512")
@@ -47,7 +48,9 @@ def ours(size: str, dtype: str, remat: bool = False) -> Callable[[str], float]:
     plain = getattr(RobertaConfig, size)()
     config = plain.with_head(HeadConfig("mnli", 3, plain.hidden_size))
     optimizer = adam(polynomial_decay(RATE, warmup_updates=WARMUP, total_updates=TOTAL), config=config)
-    train_step = make_train_step(head_loss("mnli", config=config, dtype=dtype, remat=remat), optimizer)
+    train_step = make_train_step(
+        head_loss("mnli", config=config, numerics=Numerics(dtype=dtype, remat=remat)), optimizer
+    )
     params = forward.init_params(config, jax.random.key(0))
     opt_state, updates = init_optimizer(optimizer, params), 0
 

@@ -11,7 +11,8 @@ from roberta_flax.hub import Roberta, load, load_tokenizer
 from roberta_flax.inference.predictor import Predictor
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.model import Numerics, RobertaModel
+from roberta_flax.nn.model import RobertaModel
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.tasks.classify import Classify
 from roberta_flax.tasks.embed import Embed
 from roberta_flax.tasks.fill_mask import FillMask

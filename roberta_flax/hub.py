@@ -23,8 +23,9 @@ from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import PathLike
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.forward import DTypeLike, Params, PrecisionLike
-from roberta_flax.nn.model import Head, Numerics
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.model import Head
+from roberta_flax.nn.numerics import DTypeLike, Numerics, PrecisionLike
 from roberta_flax.nn.quantize import check_method, is_quantized
 from roberta_flax.nn.quantize import quantize as quantized
 from roberta_flax.tasks.classify import labels_of
@@ -62,7 +63,7 @@ class Roberta:
       config: RobertaConfig.
       params: the parameter tree, nested dicts of arrays (docs/parameters.md).
       tokenizer: Tokenizer.
-      dtype, precision, attention: of the computation, as in roberta_flax.forward.
+      numerics: Numerics, how the model computes.
     """
 
     def __init__(
@@ -71,9 +72,7 @@ class Roberta:
         params: Params,
         tokenizer: Tokenizer,
         *,
-        dtype: DTypeLike = jnp.float32,
-        precision: PrecisionLike = None,
-        attention: str | None = None,
+        numerics: Numerics = Numerics(),
     ) -> None:
         if tokenizer.vocab_size != config.vocab_size:
             raise CheckpointError(
@@ -82,8 +81,7 @@ class Roberta:
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
-        numerics = _numerics(dtype, jnp.float32, precision, attention)
-        self.dtype, self.precision, self.attention = numerics.dtype, numerics.precision, numerics.attention
+        self.numerics = numerics
         self._dropout_key: jax.Array | None = None
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
@@ -113,9 +111,13 @@ class Roberta:
         """
         padded, (batch, time) = self._padded(tokens)
         if return_all_hiddens:
-            states = forward.hidden_states(self.params, padded, **self.static(), key=self._next_key())
+            states = forward.hidden_states(
+                self.params, padded, config=self.config, numerics=self.numerics, key=self._next_key()
+            )
             return [state[:batch, :time] for state in states]
-        return forward.features(self.params, padded, **self.static(), key=self._next_key())[:batch, :time]
+        return forward.features(self.params, padded, config=self.config, numerics=self.numerics, key=self._next_key())[
+            :batch, :time
+        ]
 
     def word_features(
         self, text: str, spans: npt.ArrayLike | None = None, return_all_hiddens: bool = False
@@ -190,7 +192,9 @@ class Roberta:
             tokens, choices = _as_rows_of_choices(tokens)
         padded, (batch, time) = self._padded(tokens)
         function = forward.head_logits if return_logits else forward.head_log_probs
-        predicted: Array = function(self.params, padded, head=head, **self.static(), key=self._next_key())
+        predicted: Array = function(
+            self.params, padded, head=head, config=self.config, numerics=self.numerics, key=self._next_key()
+        )
         if choices is not None:
             is_choice = jnp.asarray((padded[:batch] != self.config.pad_id).any(axis=-1))
             scores = jnp.where(is_choice, predicted[:batch, 0], -jnp.inf).reshape(-1, choices)
@@ -235,7 +239,7 @@ class Roberta:
         head = HeadConfig(name, num_classes, self.config.hidden_size if inner_dim is None else inner_dim)
         seed = int.from_bytes(os.urandom(4)) if seed is None else seed
         param_dtype = jax.tree.leaves(self.params)[0].dtype
-        params = Head.init_params(self.config, head, Numerics.of(param_dtype=param_dtype), jax.random.key(seed))
+        params = Head.init_params(self.config, head, Numerics(param_dtype=param_dtype), jax.random.key(seed))
         self.config = self.config.with_head(head)
         self.params = {**self.params, "heads": {**self.params.get("heads", {}), name: params}}
 
@@ -260,7 +264,9 @@ class Roberta:
         tokens, position = masked_ids(self.tokenizer, masked_input)
         padded, _ = self._padded(tokens)
         positions = np.full((len(padded), 1), position, np.int32)
-        probabilities, ids = forward.top_tokens(self.params, padded, positions, topk=topk, **self.static())
+        probabilities, ids = forward.top_tokens(
+            self.params, padded, positions, topk=topk, config=self.config, numerics=self.numerics
+        )
         return fills(self.tokenizer, masked_input, np.asarray(probabilities)[0, 0], np.asarray(ids)[0, 0])
 
     def disambiguate_pronoun(
@@ -343,15 +349,6 @@ class Roberta:
             ids.shape[1],
         )
 
-    def static(self) -> dict[str, Any]:
-        """The static arguments that the functions of roberta_flax.forward take for this model."""
-        return {
-            "config": self.config,
-            "dtype": self.dtype,
-            "precision": self.precision,
-            "attention": self.attention,
-        }
-
     def _next_key(self) -> jax.Array | None:
         if self._dropout_key is None:
             return None
@@ -397,17 +394,20 @@ def load(
       CheckpointError: the files are not a RoBERTa, are damaged, or something is missing.
       DownloadError: a file could not be fetched; the message says which files to put where.
     """
-    numerics = _numerics(dtype, param_dtype, precision, attention)
+    numerics = Numerics(dtype, precision=precision, attention=attention)
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+        raise InputError(f"attention 'cudnn' needs an NVIDIA GPU, and JAX's backend is {jax.default_backend()}")
+    parameters = Numerics(param_dtype=param_dtype).param_dtype
     if quantize is not None:
         check_method(quantize)
     directory = resolve(
         name_or_path, cache_dir=cache_dir, sha256=sha256, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir
     )
-    config, params = converted.read(directory, numerics.param_dtype)
+    config, params = converted.read(directory, parameters)
     if quantize is not None:
         params = quantized(params, quantize)
     tokenizer = Tokenizer.from_directory(directory)
-    return Roberta(config, params, tokenizer, dtype=dtype, precision=precision, attention=attention)
+    return Roberta(config, params, tokenizer, numerics=numerics)
 
 
 def load_tokenizer(
@@ -435,10 +435,3 @@ def _as_rows_of_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:
             f"{ids.shape}; pad the choices with collate_tokens()"
         )
     return ids.reshape(-1, ids.shape[-1]), ids.shape[-2]
-
-
-def _numerics(dtype: DTypeLike, param_dtype: DTypeLike, precision: PrecisionLike, attention: str | None) -> Numerics:
-    numerics = Numerics.of(dtype, param_dtype, precision, attention)
-    if attention == "cudnn" and jax.default_backend() != "gpu":
-        raise InputError(f"attention 'cudnn' needs an NVIDIA GPU, and JAX's backend is {jax.default_backend()}")
-    return numerics

@@ -12,6 +12,7 @@ from roberta_flax import InputError, RobertaConfig
 from roberta_flax.nn import forward
 from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import HeadConfig
+from roberta_flax.nn.numerics import Numerics
 
 CONFIG = RobertaConfig(
     vocab_size=131,
@@ -48,7 +49,7 @@ def test_a_head_on_the_first_token_has_the_same_logits_and_gradients_as_on_all_f
     """1e-12: float64 sums of at most 50 terms of order one, in another order, through three layers."""
     config = CONFIGS[name]
     params, tokens = params_of(config), padded_tokens()
-    options = {"config": config, "dtype": "float64"}
+    options = {"config": config, "numerics": Numerics("float64")}
 
     def of_all_features(params):
         x = forward.features(params, tokens, **options)[:, 0]
@@ -71,7 +72,7 @@ def test_lm_logits_at_positions_are_those_of_all_tokens_there(name, x64):
     config = CONFIGS[name]
     params, tokens = params_of(config), padded_tokens()
     positions = np.array([[0, 0], [8, 3], [39, 20]])
-    options = {"config": config, "dtype": "float64"}
+    options = {"config": config, "numerics": Numerics("float64")}
     everywhere = np.asarray(forward.lm_logits(params, tokens, **options))
     expected = np.take_along_axis(everywhere, positions[:, :, None], axis=1)
     np.testing.assert_allclose(
@@ -81,7 +82,7 @@ def test_lm_logits_at_positions_are_those_of_all_tokens_there(name, x64):
 
 def test_vectors_of_first_tokens_are_the_features_there(x64):
     params, tokens = params_of(CONFIG), padded_tokens()
-    options = {"config": CONFIG, "dtype": "float64"}
+    options = {"config": CONFIG, "numerics": Numerics("float64")}
     features = forward.features(params, tokens, **options)
     pooled = forward.pooled_features(params, tokens, pooling="first", **options)
     np.testing.assert_allclose(pooled, features[:, 0], rtol=0, atol=1e-12)
@@ -98,7 +99,7 @@ def test_nothing_is_computed_that_is_not_needed(selected):
     tokens = jax.ShapeDtypeStruct((batch, time), jnp.int32)
     head = "mnli" if selected else "tags"
     lowered = forward.head_logits.lower(
-        forward.abstract_params(config), tokens, head=head, config=config, attention="xla"
+        forward.abstract_params(config), tokens, head=head, config=config, numerics=Numerics(attention="xla")
     )
     flops = lowered.compile().cost_analysis()["flops"]
     all_tokens, last = batch * time, batch if selected else batch * time
@@ -167,7 +168,7 @@ def test_attention_that_cannot_be_is_refused_in_one_line(tiny, tiny_directory):
     with pytest.raises(InputError, match="attention must be one of xla, chunked, cudnn, got 'flash'"):
         roberta_flax.load(tiny_directory, attention="flash")
     with pytest.raises(InputError, match="attention must be one of"):
-        forward.features(tiny.params, tokens, config=tiny.config, attention="flash")
+        forward.features(tiny.params, tokens, config=tiny.config, numerics=Numerics(attention="flash"))
     with pytest.raises(InputError, match="'cudnn' computes in bfloat16 or float16, not in float32"):
         roberta_flax.load(tiny_directory, attention="cudnn")
     if jax.default_backend() != "gpu":
@@ -189,5 +190,5 @@ def test_operands_that_are_cast_beforehand_give_the_same_bits(tiny, dtype):
         (forward.lm_logits, {}),
         (forward.head_logits, {"head": "mnli"}),
     ):
-        a, b = (function(p, tokens, config=tiny.config, dtype=dtype, **more) for p in (tiny.params, cast))
+        a, b = (function(p, tokens, config=tiny.config, numerics=Numerics(dtype), **more) for p in (tiny.params, cast))
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -40,8 +40,8 @@ from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import new_directory, write_bytes
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.nn.forward import DTypeLike, Params, PrecisionLike
-from roberta_flax.nn.model import Numerics
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.numerics import DTypeLike, Numerics, PrecisionLike
 from roberta_flax.nn.quantize import METHODS, check_method
 from roberta_flax.nn.quantize import quantize as quantized
 from roberta_flax.nn.tree import flatten, unflatten
@@ -248,11 +248,11 @@ def load(directory: str | os.PathLike[str]) -> dict[str, Program]:
 
 
 def _numerics(dtype: DTypeLike, precision: PrecisionLike) -> Numerics:
-    with suppress(TypeError):  # of what is no dtype, which Numerics.of refuses
+    with suppress(TypeError):  # of what is no dtype, which Numerics refuses
         if (name := jnp.dtype(dtype).name) not in DTYPES:
             raise InputError(f"programs compute in {', '.join(DTYPES)}; got {name}")
     # "xla": whichever else there is wants shapes or a platform that are known
-    return Numerics.of(dtype, precision=precision, attention="xla")
+    return Numerics(dtype, precision=precision, attention="xla")
 
 
 def _param_dtype(stored: Mapping[str, Tensor]) -> str:
@@ -268,9 +268,7 @@ def _program(
         getattr(forward, signature.function),
         **signature.static,
         config=config,
-        dtype=numerics.dtype,
-        precision=numerics.precision,
-        attention=numerics.attention,
+        numerics=numerics,
     )
 
     def of_leaves(leaves: Mapping[str, jax.Array], *inputs: jax.Array) -> Any:

@@ -146,8 +146,7 @@ def _judge_examples(
         labels=reader.labels,
         metrics=reader.metrics,
         batch_size=_ROWS * mesh.shape[sharding.DATA],
-        dtype=loading.dtype,
-        precision=cast(Any, loading.precision),
+        numerics=roberta.numerics,
         mesh=mesh,
     )
     result, _ = validation.evaluate(sharding.place(roberta.params, roberta.config, mesh))

@@ -122,6 +122,7 @@ def command(
     from roberta_flax.datasets import readers
     from roberta_flax.datasets.recipes import recipe_of
     from roberta_flax.errors import InputError
+    from roberta_flax.nn.numerics import Numerics
     from roberta_flax.train import directory as layout
     from roberta_flax.train.finetuning import FineTuning, continues
 
@@ -168,9 +169,7 @@ def command(
         patience=patience,
         freeze=_frozen(freeze or (), roberta.config),
         layer_decay=layer_decay,
-        dtype=dtype,
-        precision=precision,
-        remat=remat,
+        numerics=Numerics(dtype, precision=precision, remat=remat),
         note={"task": name, **loading.note()},
     )
     report(

@@ -29,6 +29,7 @@ from roberta_flax.cli.pretrain import (
     WholeWords,
 )
 from roberta_flax.cli.training import DataParallel, TensorParallel, mesh_of
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train.samples import Samples
 
 
@@ -68,7 +69,7 @@ def command(
     )
     batches, _ = samples.batches(data, roberta.tokenizer, config, batch_size)
     params = roberta.params if mesh is None else sharding.place(roberta.params, config, mesh)
-    step = make_eval_step(masked_lm_loss(config=config, dtype=dtype, precision=precision))
+    step = make_eval_step(masked_lm_loss(config=config, numerics=Numerics(dtype=dtype, precision=precision)))
     found = mean_loss(step, params, batches.in_order(), mesh)
     bits = found["loss"] / math.log(2)
     if as_json:

@@ -32,6 +32,7 @@ from roberta_flax.cli.training import (
     TensorParallel,
     mesh_of,
 )
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train.progress import is_first_process
 from roberta_flax.train.samples import Samples
 
@@ -141,8 +142,8 @@ def command(
     optimizer = adam(
         schedule, config=config, betas=adam_betas, eps=adam_eps, weight_decay=weight_decay, clip_norm=clip_norm
     )
-    loss = masked_lm_loss(config=config, dtype=dtype, precision=precision, remat=remat)
-    eval_step = make_eval_step(masked_lm_loss(config=config, dtype=dtype, precision=precision))
+    loss = masked_lm_loss(config=config, numerics=Numerics(dtype=dtype, precision=precision, remat=remat))
+    eval_step = make_eval_step(masked_lm_loss(config=config, numerics=Numerics(dtype=dtype, precision=precision)))
     params = start.params
     if mesh is not None:
         params = sharding.place(params, config, mesh, fully_sharded=fully_sharded)

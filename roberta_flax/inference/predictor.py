@@ -185,7 +185,9 @@ class Predictor:
         self._roberta, self.work = roberta, work
         self._on_long, self._window, self._threads = on_long, window, threads
         self._mesh = sharding.mesh(devices, tensor_parallel)
-        self._params = sharding.place(forward.operands(roberta.params, roberta.dtype), roberta.config, self._mesh)
+        self._params = sharding.place(
+            forward.operands(roberta.params, roberta.numerics.dtype), roberta.config, self._mesh
+        )
         rows = self._mesh.shape[sharding.DATA]
         backend = self._mesh.devices.flat[0].platform
         self._layout = {
@@ -207,9 +209,9 @@ class Predictor:
         return {
             "on_long": self._on_long,
             "max_length": self._limit,
-            "dtype": str(self._roberta.dtype),
-            "precision": str(self._roberta.precision),
-            "attention": self._roberta.attention,
+            "dtype": str(self._roberta.numerics.dtype),
+            "precision": str(self._roberta.numerics.precision),
+            "attention": self._roberta.numerics.attention,
             "quantized": is_quantized(self._roberta.params),
             "backend": self._mesh.devices.flat[0].platform,
             "devices": list(self._mesh.devices.shape),
@@ -303,7 +305,7 @@ class Predictor:
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
         pieces = [window.pieces[i] for i in batch.sequences]
         with self.stats.compilations.counted():
-            return self.work.run(self._params, batch, tokens, pieces, **self._roberta.static())
+            return self.work.run(self._roberta, self._params, batch, tokens, pieces)
 
     def _finish(self, window: _Window, batch: Batch, started: Any) -> None:
         begin = time.perf_counter()

@@ -1,11 +1,10 @@
 """Pure, jitted functions over (params, token ids).
 
 `params` is an ordinary pytree (nested dicts of arrays, or the nnx.State that nnx.split gives): shard it,
-optimise it with optax, save it, map over it. Every function takes the network's RobertaConfig, and the compute
-`dtype`, `precision` and `attention` (one of attention.IMPLEMENTATIONS; None for the backend's default), as static
-arguments; one compilation serves each (batch, time) shape. Token ids are not checked here: an index outside the table
-cannot be seen inside a compiled function (see batching.check_tokens). Of parameters that quantize.quantize made, the
-layers' products are computed in int8.
+optimise it with optax, save it, map over it. Every function takes the network's RobertaConfig and how to
+compute (Numerics) as static arguments; one compilation serves each (batch, time) shape. Token ids are not checked here:
+an index outside the table cannot be seen inside a compiled function (see batching.check_tokens). With parameters from
+quantize.quantize, the layers' products are computed in int8.
 
 With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
 
@@ -24,21 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.lax import Precision
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.model import Numerics, RobertaModel, Selection, first_token, tokens_at
+from roberta_flax.nn.model import RobertaModel, Selection, first_token, tokens_at
+from roberta_flax.nn.numerics import DTypeLike, Numerics
 from roberta_flax.nn.quantize import is_quantized
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
 
 Params = Any  # a pytree of arrays: nested dicts, or nnx.State
-DTypeLike = jax.typing.DTypeLike
-PrecisionLike = str | Precision | None
 
-_STATIC = ("config", "dtype", "precision", "attention")
+_STATIC = ("config", "numerics")
 
 
 @lru_cache(maxsize=64)
@@ -56,12 +53,12 @@ def _abstract(config: RobertaConfig, numerics: Numerics) -> tuple[nnx.GraphDef[R
 
 def abstract_params(config: RobertaConfig, param_dtype: DTypeLike = jnp.float32) -> Params:
     """The parameter tree of `config` with jax.ShapeDtypeStruct for arrays; nothing is computed."""
-    return _abstract(config, Numerics.of(param_dtype=param_dtype))[1]
+    return _abstract(config, Numerics(param_dtype=param_dtype))[1]
 
 
 def init_params(config: RobertaConfig, key: Key[Array, ""], param_dtype: DTypeLike = jnp.float32) -> Params:
     """A freshly initialised parameter tree, in fairseq's distributions (see RobertaModel)."""
-    model = RobertaModel(config, Numerics.of(param_dtype=param_dtype), nnx.Rngs(key))
+    model = RobertaModel(config, Numerics(param_dtype=param_dtype), nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
@@ -86,11 +83,8 @@ def network(params: Params, config: RobertaConfig, numerics: Numerics) -> Robert
     return model
 
 
-def _network(
-    params: Params, config: RobertaConfig, dtype: DTypeLike, precision: PrecisionLike, attention: str | None
-) -> tuple[RobertaModel, jnp.dtype]:
-    numerics = Numerics.of(dtype, precision=precision, attention=attention, quantized=is_quantized(params))
-    return network(params, config, numerics), numerics.dtype
+def _network(params: Params, config: RobertaConfig, numerics: Numerics) -> RobertaModel:
+    return network(params, config, dataclasses.replace(numerics, quantized=is_quantized(params)))
 
 
 @partial(jax.jit, static_argnames=_STATIC)
@@ -100,14 +94,11 @@ def features(
     segments: Int[Array, "batch time"] | None = None,
     *,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
+    numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch time hidden"]:
     """The last layer's features, in `dtype`."""
-    network, dtype = _network(params, config, dtype, precision, attention)
-    return network.hidden_states(tokens, segments, key)[1].astype(dtype)
+    return _network(params, config, numerics).hidden_states(tokens, segments, key)[1].astype(numerics.dtype)
 
 
 POOLINGS = ("first", "mean")
@@ -122,9 +113,7 @@ def pooled_features(
     *,
     pooling: str,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
+    numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch hidden"] | Float[Array, "batch segment hidden"]:
     """One vector a sequence, in the accumulation dtype.
@@ -132,9 +121,9 @@ def pooled_features(
     Args:
       params, tokens, segments, starts: see the module's docstring.
       pooling: "first", the features of the first token; or "mean", of all tokens, `<s>` and `</s>` included.
-      config, dtype, precision, attention, key: see the module's docstring.
+      config, numerics, key: see the module's docstring.
     """
-    network, _ = _network(params, config, dtype, precision, attention)
+    network = _network(params, config, numerics)
     if pooling == "first":
         pooled = network.hidden_states(tokens, segments, key, _first_tokens(starts))[1]
     elif pooling == "mean":
@@ -161,17 +150,15 @@ def hidden_states(
     tokens: Int[Array, "batch time"],
     *,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
+    numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> list[Float[Array, "batch time hidden"]]:
     """The embedding output and each layer's output, in `dtype`: num_layers + 1 arrays.
 
     As in fairseq, a pre-norm network's final LayerNorm is in `features` and not in the last of these.
     """
-    network, dtype = _network(params, config, dtype, precision, attention)
-    return [state.astype(dtype) for state in network.hidden_states(tokens, key=key)[0]]
+    states, _ = _network(params, config, numerics).hidden_states(tokens, key=key)
+    return [state.astype(numerics.dtype) for state in states]
 
 
 def check_lm_head(config: RobertaConfig) -> None:
@@ -188,9 +175,7 @@ def lm_logits(
     segments: Int[Array, "batch time"] | None = None,
     *,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
+    numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch masked vocab"]:
     """Masked-LM logits, in the accumulation dtype (float32, or float64 under a float64 `dtype`).
@@ -201,13 +186,13 @@ def lm_logits(
       positions: for each row, the positions to predict; only these meet the vocabulary, and the last layer's
         feed-forward. None for all.
       segments: see the module's docstring.
-      config, dtype, precision, attention, key: see the module's docstring.
+      config, numerics, key: see the module's docstring.
 
     Returns:
       [batch, time, vocab], or [batch, masked, vocab] with `positions`.
     """
     check_lm_head(config)
-    network, _ = _network(params, config, dtype, precision, attention)
+    network = _network(params, config, numerics)
     x = network.hidden_states(tokens, segments, key, None if positions is None else tokens_at(positions))[1]
     logits = network.lm_logits(x.reshape(-1, config.hidden_size))
     return logits.reshape(*x.shape[:2], config.vocab_size)
@@ -221,14 +206,11 @@ def top_tokens(
     *,
     topk: int,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
+    numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "batch masked topk"], Int[Array, "batch masked topk"]]:
     """Probabilities and ids of the `topk` likeliest tokens at each of `positions`, likeliest first."""
-    static = {"config": config, "dtype": dtype, "precision": precision, "attention": attention}
-    logits: Array = lm_logits(params, tokens, positions, **static, key=key)
+    logits: Array = lm_logits(params, tokens, positions, config=config, numerics=numerics, key=key)
     probabilities, ids = jax.lax.top_k(jax.nn.softmax(logits), topk)
     return probabilities, ids
 
@@ -241,14 +223,11 @@ def token_log_probs(
     targets: Int[Array, "batch masked"],
     *,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
+    numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch masked"]:
     """The masked LM's log-probability of each of `targets` to be the token at each of `positions`."""
-    static = {"config": config, "dtype": dtype, "precision": precision, "attention": attention}
-    logits: Array = lm_logits(params, tokens, positions, **static, key=key)
+    logits: Array = lm_logits(params, tokens, positions, config=config, numerics=numerics, key=key)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
 
@@ -279,9 +258,7 @@ def head_logits(
     *,
     head: str,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
+    numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """The outputs of the head called `head`, in the accumulation dtype.
@@ -289,7 +266,7 @@ def head_logits(
     [batch, classes], or [batch, segment, classes] with `starts`; [batch, time, classes] of a head that sees every
     token. A choice head scores each row of `tokens`.
     """
-    network, _ = _network(params, config, dtype, precision, attention)
+    network = _network(params, config, numerics)
     return head_outputs(network, config.head(head), tokens, segments, starts, key)
 
 
@@ -302,9 +279,7 @@ def head_log_probs(
     *,
     head: str,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
+    numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """What the outputs of the head called `head` say, in the accumulation dtype.
@@ -315,8 +290,7 @@ def head_log_probs(
       span          log-probabilities of the row's tokens, padding left out, to be the start and to be the end
       regression, choice, pooler   the outputs as they are; a choice's log-probability needs its alternatives
     """
-    static = {"head": head, "config": config, "dtype": dtype, "precision": precision, "attention": attention}
-    logits: Array = head_logits(params, tokens, segments, starts, **static, key=key)
+    logits: Array = head_logits(params, tokens, segments, starts, head=head, config=config, numerics=numerics, key=key)
     match config.head(head):
         case HeadConfig(kind="span") if segments is not None:
             raise InputError(

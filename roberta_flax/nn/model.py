@@ -17,7 +17,6 @@ Each part shows the values that roberta_flax.parity compares (`Part.show`), wher
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +25,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from roberta_flax.errors import InputError
-from roberta_flax.nn.attention import IMPLEMENTATIONS, attend
+from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.products import accumulation_dtype, product
+from roberta_flax.nn.numerics import Numerics
+from roberta_flax.nn.products import product
 from roberta_flax.nn.quantize import QuantizedLinear
 from roberta_flax.nn.residuals import RecomputedLayerNorm, keeping_rounded, made_once
 
@@ -46,67 +45,6 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
     "linear": lambda x: x,
 }
-
-
-@dataclass(frozen=True)
-class Numerics:
-    """How a network computes, apart from what it computes; hashable, so that it can be a static argument.
-
-    Attributes:
-      dtype: of the operands of matrix products, and of the features returned.
-      param_dtype: of the parameters made by initialisation.
-      precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
-      attention: one of attention.IMPLEMENTATIONS; None for the backend's default.
-      quantized: whether the layers' products are in int8 (quantize.quantize).
-      remat: whether a layer's insides are computed again for its gradient instead of kept (Chen et al., 2016).
-      observed: whether parts sow their intermediate values, for nnx.capture.
-    """
-
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-    precision: lax.Precision | None
-    attention: str | None
-    quantized: bool = False
-    remat: bool = False
-    observed: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        dtype: jax.typing.DTypeLike = jnp.float32,
-        param_dtype: jax.typing.DTypeLike = jnp.float32,
-        precision: str | lax.Precision | None = None,
-        attention: str | None = None,
-        quantized: bool = False,
-        remat: bool = False,
-        observed: bool = False,
-    ) -> Numerics:
-        """Takes every spelling that JAX takes: "bfloat16", jnp.bfloat16, "highest", Precision.HIGHEST.
-
-        Raises:
-          InputError: what JAX does not know, dtypes that are not floating point, float64 without jax_enable_x64, or an
-            attention that there is not or that does not compute in `dtype`.
-        """
-        try:
-            dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
-            precision = None if precision is None else lax.Precision(precision)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"not a dtype or precision that JAX knows: {error}") from None
-        for given in (dtype, param_dtype):
-            if not jnp.issubdtype(given, jnp.floating):
-                raise InputError(f"dtype and param_dtype must be floating point (float32, bfloat16, ...), got {given}")
-            if jax.dtypes.canonicalize_dtype(given) != given:
-                raise InputError("float64 needs jax.config.update('jax_enable_x64', True) before anything is computed")
-        if attention is not None and attention not in IMPLEMENTATIONS:
-            raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {attention!r}")
-        if attention == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
-            raise InputError(f"attention 'cudnn' computes in bfloat16 or float16, not in {dtype}")
-        return cls(dtype, param_dtype, precision, attention, quantized, remat, observed)
-
-    @property
-    def accumulation_dtype(self) -> jnp.dtype:
-        """float32, or float64 under a float64 `dtype`: what products return and what stands between them."""
-        return accumulation_dtype(self.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:

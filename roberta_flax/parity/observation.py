@@ -19,7 +19,8 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
-from roberta_flax.nn.model import Numerics, tokens_at
+from roberta_flax.nn.model import tokens_at
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import quantize
 from roberta_flax.nn.tree import flatten
 from roberta_flax.parity.inputs import Batch
@@ -62,7 +63,7 @@ class Subject:
         self.backend = self._device.platform
         with self._computing():
             compute = "float32" if dtype == "int8" else dtype
-            self._numerics = Numerics.of(compute, precision=precision, attention=attention, quantized=dtype == "int8")
+            self._numerics = Numerics(compute, precision=precision, attention=attention, quantized=dtype == "int8")
             stored = "float64" if dtype == "float64" else "float32"
             own = next((one for one in sharing if one.dtype != "int8" and one.stored == stored), None)
             config, params = (own.config, own.params) if own else converted.read(directory, stored)
@@ -102,25 +103,25 @@ class Subject:
 
     def _results(self, batch: Batch) -> dict[str, Array]:
         """What the public functions give: with the attention that was asked for, and the last layer cut short."""
-        static: dict[str, Any] = {
-            "config": self.config,
-            "dtype": self._numerics.accumulation_dtype if self.dtype == "int8" else self._numerics.dtype,
-            "precision": self.precision,
-            "attention": self.attention,
-        }
+        config, numerics = self.config, self._numerics
         found: dict[str, Array] = {}
-        if self.config.lm_head:
-            found["lm_head.logits"] = forward.lm_logits(self.params, batch.tokens, batch.positions, **static)
+        if config.lm_head:
+            found["lm_head.logits"] = forward.lm_logits(
+                self.params, batch.tokens, batch.positions, config=config, numerics=numerics
+            )
         for head in self.config.heads:
             point = f"heads.{head.name}"
-            found[f"{point}.logits"] = forward.head_logits(self.params, batch.tokens, head=head.name, **static)
+            found[f"{point}.logits"] = forward.head_logits(
+                self.params, batch.tokens, head=head.name, config=config, numerics=numerics
+            )
             if has_log_probabilities(head):
-                log_probabilities = forward.head_log_probs(self.params, batch.tokens, head=head.name, **static)
+                log_probabilities = forward.head_log_probs(
+                    self.params, batch.tokens, head=head.name, config=config, numerics=numerics
+                )
                 found[f"{point}.log_probabilities"] = log_probabilities
         return found
 
     def _losses(self, batch: Batch, gradients: bool) -> dict[str, Array]:
-        static = {"config": self.config, "numerics": self._numerics}
         given = {
             "tokens": batch.tokens,
             "positions": batch.positions,
@@ -130,9 +131,9 @@ class Subject:
         }
         found: dict[str, Array]
         if not gradients:
-            _, found = _losses(self.params, given, **static)
+            _, found = _losses(self.params, given, config=self.config, numerics=self._numerics)
             return found
-        (_, found), by_parameter = _gradients(self.params, given, **static)
+        (_, found), by_parameter = _gradients(self.params, given, config=self.config, numerics=self._numerics)
         return found | {GRADIENTS + path: gradient for path, gradient in flatten(by_parameter).items()}
 
     @contextlib.contextmanager
@@ -189,16 +190,14 @@ def _losses(
     params: Any, batch: dict[str, Any], *, config: RobertaConfig, numerics: Numerics
 ) -> tuple[Array, dict[str, Array]]:
     """The sum of all losses, each a mean; and each."""
-    static: dict[str, Any] = {"config": config, "dtype": numerics.dtype, "precision": numerics.precision}
-    static["attention"] = numerics.attention
     losses: dict[str, Array] = {}
     if config.lm_head:
-        total, size = masked_lm_loss(**static)(params, batch, None)
+        total, size = masked_lm_loss(config=config, numerics=numerics)(params, batch, None)
         losses["lm_head.loss"] = total / size
     rows = np.ones(len(batch["tokens"]), np.float32)
     for head, targets in batch["heads"].items():
         given = {"tokens": batch["tokens"], "targets": targets, "weights": rows}
-        total, size = head_loss(head, **static)(params, given, None)
+        total, size = head_loss(head, config=config, numerics=numerics)(params, given, None)
         losses[f"heads.{head}.loss"] = total / size
     return sum(losses.values(), start=np.float32(0)), losses  # type: ignore[return-value]
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.text.batching import Batch
 from roberta_flax.text.encoding import Encoded, OnLong, Piece
 from roberta_flax.text.tokenizer import Tokenizer
@@ -25,7 +26,8 @@ class Model(Protocol):
     def params(self) -> Params: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
-    def static(self) -> dict[str, Any]: ...
+    @property
+    def numerics(self) -> Numerics: ...
 
 
 class Work(Protocol):
@@ -37,7 +39,7 @@ class Work(Protocol):
     def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
         """For each input its sequences, at most `limit` tokens long, or why there are none."""
 
-    def run(self, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece], **static: Any) -> Any:
+    def run(self, model: Model, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
         """Starts it on the device, on the batch's tokens, segments and starts; gives arrays that are there later."""
 
     def unpack(self, batch: Batch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:

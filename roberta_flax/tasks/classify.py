@@ -60,9 +60,9 @@ class Classify:
     def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
         return encode_batch(tokenizer, items, limit, on_long)
 
-    def run(self, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece], **static: Any) -> Any:
+    def run(self, model: Model, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
         function = forward.head_logits if self.logits else forward.head_log_probs
-        return function(params, *tokens, head=self.head, **static)
+        return function(params, *tokens, head=self.head, config=model.config, numerics=model.numerics)
 
     def unpack(self, batch: Batch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
         if config.head(self.head).kind == "token":

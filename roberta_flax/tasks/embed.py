@@ -33,10 +33,12 @@ class Embed:
     def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
         return encode_batch(tokenizer, items, limit, on_long)
 
-    def run(self, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece], **static: Any) -> Any:
+    def run(self, model: Model, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
         if self.pooling == "tokens":
-            return forward.features(params, *tokens[:2], **static)
-        return forward.pooled_features(params, *tokens, pooling=self.pooling, **static)
+            return forward.features(params, *tokens[:2], config=model.config, numerics=model.numerics)
+        return forward.pooled_features(
+            params, *tokens, pooling=self.pooling, config=model.config, numerics=model.numerics
+        )
 
     def unpack(self, batch: Batch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
         return tokens_of(batch, pieces, arrays) if self.pooling == "tokens" else vectors_of(batch, arrays)

@@ -73,10 +73,12 @@ class FillMask:
 
         return [or_rejected(one, item) for item in items]
 
-    def run(self, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece], **static: Any) -> Any:
+    def run(self, model: Model, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
         positions = np.zeros((len(batch.tokens), 1), np.int32)
         positions[batch.row, 0] = [piece.prefix for piece in pieces]
-        return forward.top_tokens(params, tokens[0], positions, topk=self.topk, **static)
+        return forward.top_tokens(
+            params, tokens[0], positions, topk=self.topk, config=model.config, numerics=model.numerics
+        )
 
     def unpack(self, batch: Batch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
         probabilities, ids = arrays

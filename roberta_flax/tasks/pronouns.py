@@ -204,7 +204,8 @@ def scores(model: Model, sequences: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]
         for tokens_of, row in zip(tokens, positions, strict=False):
             tokens_of[row] = model.tokenizer.mask_id
         found_here = np.asarray(
-            forward.token_log_probs(model.params, tokens, masks, targets, **model.static()), np.float64
+            forward.token_log_probs(model.params, tokens, masks, targets, config=model.config, numerics=model.numerics),
+            np.float64,
         )
         found += [row[:count].mean() for row, count in zip(found_here, counts, strict=False)]
     return np.array(found)

@@ -21,7 +21,8 @@ from roberta_flax.metrics import LESS_IS_BETTER, Evaluation
 from roberta_flax.nn import sharding
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
-from roberta_flax.nn.model import Head, Numerics
+from roberta_flax.nn.model import Head
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train import directory as layout
 from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
@@ -47,7 +48,7 @@ class FineTuning:
       patience: validations without a better one after which a run ends; None for none.
       freeze: patterns of parameters that stay as they are (see make_train_step).
       layer_decay: of the learning rate from each layer to the one below; 1 for none.
-      dtype, precision, remat: of the computation (see head_loss).
+      numerics: of the computation (see head_loss).
       note: what else a run's numbers depend on: the model it begins with.
     """
 
@@ -65,9 +66,7 @@ class FineTuning:
     patience: int | None = None
     freeze: tuple[str, ...] = ()
     layer_decay: float = 1.0
-    dtype: str = "float32"
-    precision: str | None = None
-    remat: bool = False
+    numerics: Numerics = field(default_factory=Numerics)
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
@@ -100,11 +99,10 @@ class FineTuning:
         rest = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
         placed = _placed(params, config, mesh, fully_sharded)
         optimizer = self._optimizer(config)
-        numerics: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision}
-        loss = head_loss(name, config=config, remat=self.remat, **numerics)
+        loss = head_loss(name, config=config, numerics=self.numerics)
         validation = Validation(
             self.validation, name, config=config, tokenizer=roberta.tokenizer, labels=self.labels,
-            metrics=self.metrics, batch_size=recipe.batch_size, mesh=mesh, **numerics,
+            metrics=self.metrics, batch_size=recipe.batch_size, mesh=mesh, numerics=self.numerics,
         )  # fmt: skip
 
         def save_best(params: Params) -> None:
@@ -174,8 +172,8 @@ class FineTuning:
             "validation": self.validation.fingerprint(),
             "freeze": list(self.freeze),
             "layer_decay": self.layer_decay,
-            "dtype": self.dtype,
-            "precision": self.precision,
+            "dtype": self.numerics.dtype.name,
+            "precision": None if self.numerics.precision is None else self.numerics.precision.name.lower(),
             "seed": seed,
         }
         return {**self.note, **plain}
@@ -245,7 +243,7 @@ def trained_part(roberta: Roberta, head: HeadConfig, recipe: Recipe, seed: int) 
     if continues(roberta.config, head):
         return config, _reached(roberta.params, head)
     param_dtype = roberta.params["embeddings"]["token"]["embedding"].dtype
-    new = Head.init_params(config, head, Numerics.of(param_dtype=param_dtype), jax.random.key(seed))
+    new = Head.init_params(config, head, Numerics(param_dtype=param_dtype), jax.random.key(seed))
     return config, {**_reached(roberta.params, None), "heads": {head.name: new}}
 
 

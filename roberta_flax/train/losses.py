@@ -28,8 +28,9 @@ import numpy as np
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.forward import DTypeLike, Params, PrecisionLike, check_lm_head, head_outputs, network
-from roberta_flax.nn.model import Numerics, tokens_at
+from roberta_flax.nn.forward import Params, check_lm_head, head_outputs, network
+from roberta_flax.nn.model import tokens_at
+from roberta_flax.nn.numerics import Numerics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
@@ -63,10 +64,7 @@ def head_loss(
     head: str,
     *,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
-    remat: bool = False,
+    numerics: Numerics = Numerics(),
 ) -> NetworkLoss:
     """The loss of the head called `head`, by its kind and problem.
 
@@ -78,10 +76,9 @@ def head_loss(
 
     Args:
       head: of `config.heads`.
-      config, dtype, precision, attention: as in roberta_flax.forward. bfloat16 computes in bfloat16 with the parameters
-        as they are: float32 parameters are the master weights.
-      remat: whether each layer's insides are computed again for its gradient instead of kept: less memory, a third more
-        work.
+      config: the network's.
+      numerics: how to compute. bfloat16 computes in bfloat16 with the parameters as they are: float32 parameters are
+        the master weights. `remat` takes less memory and a third more work.
 
     Raises:
       InputError: no such head, a head without a loss (a pooler), or a dtype in which gradients vanish (float16).
@@ -89,7 +86,7 @@ def head_loss(
     kind = config.head(head)
     if kind.kind == "pooler":
         raise InputError(f"head {head!r} is a pooler: it has no outputs to train on; register a head of another kind")
-    numerics = _numerics(dtype, precision, attention, remat)
+    _check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         tokens, targets, weights = batch["tokens"], batch["targets"], batch["weights"]
@@ -108,17 +105,14 @@ def head_loss(
 def masked_lm_loss(
     *,
     config: RobertaConfig,
-    dtype: DTypeLike = jnp.float32,
-    precision: PrecisionLike = None,
-    attention: str | None = None,
-    remat: bool = False,
+    numerics: Numerics = Numerics(),
 ) -> NetworkLoss:
     """The negative log-probability of the original tokens at the masked positions (fairseq's masked_lm).
 
     Args and errors: as head_loss; also InputError where there is no masked-LM head.
     """
     check_lm_head(config)
-    numerics = _numerics(dtype, precision, attention, remat)
+    _check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         model, weights = network(params, config, numerics), batch["weights"]
@@ -130,11 +124,9 @@ def masked_lm_loss(
     return NetworkLoss(loss, (r"heads\.",))
 
 
-def _numerics(dtype: DTypeLike, precision: PrecisionLike, attention: str | None, remat: bool) -> Numerics:
-    numerics = Numerics.of(dtype, precision=precision, attention=attention, remat=remat)
+def _check_trainable(numerics: Numerics) -> None:
     if numerics.dtype == jnp.float16:
         raise InputError("float16 has too few exponents for gradients; train in bfloat16 or float32")
-    return numerics
 
 
 def _each_loss(

@@ -17,7 +17,8 @@ from roberta_flax.errors import InputError
 from roberta_flax.metrics import ClassCounts, EntityCounts, Evaluation
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.nn.forward import DTypeLike, Params, PrecisionLike
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.sharding import place_batch
 from roberta_flax.tasks.spans import best_span
 from roberta_flax.text.tokenizer import Tokenizer
@@ -43,8 +44,7 @@ class Validation:
         labels: Sequence[str] = (),
         metrics: Sequence[str] = (),
         batch_size: int = 32,
-        dtype: DTypeLike = "float32",
-        precision: PrecisionLike = None,
+        numerics: Numerics = Numerics(),
         mesh: Mesh | None = None,
     ) -> None:
         """Prepares; nothing is computed.
@@ -57,7 +57,7 @@ class Validation:
           labels: the gold string of each class, for sentence and token heads; the head's if not given.
           metrics: the head's, in the order asked for (see default_metrics); all of them if not given.
           batch_size: rows that are computed together; on a mesh, a multiple of its DATA axis.
-          dtype, precision: of the computation.
+          numerics: of the computation.
           mesh: of the parameters, where they are on several devices.
 
         Raises:
@@ -69,12 +69,12 @@ class Validation:
         self.metrics = tuple(metrics) or default_metrics(self.head)
         self.labels = tuple(labels) or self.head.label_names
         self._config, self._tokenizer, self._batch_size, self._mesh = config, tokenizer, batch_size, mesh
-        loss = head_loss(head, config=config, dtype=dtype, precision=precision)
+        loss = head_loss(head, config=config, numerics=numerics)
 
         def compute(params: Params, batch: Any) -> tuple[Any, Any, Any]:
             """The loss's sum, its size, and the head's outputs: one network, as the compiler finds."""
             tokens = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
-            outputs = forward.head_logits(params, tokens, head=head, config=config, dtype=dtype, precision=precision)
+            outputs = forward.head_logits(params, tokens, head=head, config=config, numerics=numerics)
             return *loss(params, batch, None), outputs
 
         everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]

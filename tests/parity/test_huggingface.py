@@ -16,6 +16,7 @@ import roberta_flax
 from roberta_flax import CheckpointError
 from roberta_flax.convert import convert, export, verify
 from roberta_flax.nn import forward
+from roberta_flax.nn.numerics import Numerics
 from tests.conftest import skip_or_fail
 from tests.references import perturb, random_tokens, torch
 
@@ -147,7 +148,7 @@ def assert_same_outputs(model: Any, roberta: roberta_flax.Roberta, tokens: np.nd
     elif kind is not None:
         assert largest_difference(outputs.logits, predicted, real if kind == "token" else None) <= tolerance
     elif roberta.config.lm_head:
-        logits = forward.lm_logits(roberta.params, tokens, config=roberta.config, dtype=roberta.dtype)
+        logits = forward.lm_logits(roberta.params, tokens, config=roberta.config, numerics=roberta.numerics)
         assert largest_difference(outputs.logits, logits, real) <= tolerance
     if "pooler" in heads:
         assert largest_difference(outputs.pooler_output, roberta.predict("pooler", tokens)) <= tolerance
@@ -258,7 +259,7 @@ def test_flax_models_of_transformers_4_agree(class_name, dtype, tmp_path, tokeni
     outputs = model(*given)
     kinds = {head.kind: head.name for head in roberta.config.heads if head.kind != "pooler"}
     if roberta.config.lm_head:
-        ours = forward.lm_logits(roberta.params, tokens, config=roberta.config, dtype=dtype)
+        ours = forward.lm_logits(roberta.params, tokens, config=roberta.config, numerics=Numerics(dtype=dtype))
     elif kinds:
         ours = roberta.predict(next(iter(kinds.values())), tokens, return_logits=True)
     else:

@@ -14,6 +14,7 @@ import roberta_flax
 from roberta_flax.convert import convert
 from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.nn import forward
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.tree import flatten
 from tests.references import SMALL, STYLES, all_hidden, build, random_tokens, torch, write
 
@@ -62,7 +63,7 @@ def assert_same_network(model, roberta: roberta_flax.Roberta, tokens: np.ndarray
 
     with torch.no_grad():
         lm_logits = model(torch.from_numpy(tokens).long())[0].numpy()
-    options = {"config": roberta.config, "dtype": roberta.dtype}
+    options = {"config": roberta.config, "numerics": roberta.numerics}
     assert largest_difference(lm_logits, forward.lm_logits(roberta.params, tokens, **options)) <= tolerance
     positions = np.array([[0, tokens.shape[1] - 1]] * len(tokens))
     some = forward.lm_logits(roberta.params, tokens, positions, **options)
@@ -124,7 +125,7 @@ def test_gradients_of_base_agree_in_float64(base_model, base_float64):
     labels = np.array([0, 2, 1])
     targets = np.array([[5, 0], [7, 50264], [2, 31]])
     positions = np.array([[0, 0], [3, 8], [1, 23]])
-    options = {"config": base_float64.config, "dtype": "float64"}
+    options = {"config": base_float64.config, "numerics": Numerics("float64")}
 
     def mnli_loss(params):
         return -forward.head_log_probs(params, tokens, head="mnli", **options)[np.arange(3), labels].mean()
@@ -246,5 +247,7 @@ def test_bfloat16_is_near_float32(tmp_path, tiny_source):
 
 def test_in_float64_nothing_is_computed_in_less(base_model, base_float64):
     tokens = random_tokens([6], 50265)
-    program = forward.features.trace(base_float64.params, tokens, config=base_float64.config, dtype="float64").jaxpr
+    program = forward.features.trace(
+        base_float64.params, tokens, config=base_float64.config, numerics=Numerics("float64")
+    ).jaxpr
     assert "f32" not in str(program)

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from roberta_flax import train
 from roberta_flax.nn import forward, quantize, sharding
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.tree import path_name
 
 V5E_BYTES = 16 * 2**30  # of memory, of one chip (Google Cloud TPU documentation, "TPU v5e")
@@ -108,7 +109,7 @@ class Program:
             "lm": forward.lm_logits,
         }[self.wanted]
         lower = getattr(function, "func", function).lower
-        static = {"config": self.config, "dtype": "bfloat16", **getattr(function, "keywords", {})}
+        static = {"config": self.config, "numerics": Numerics("bfloat16"), **getattr(function, "keywords", {})}
         return lower(self.params(), self.tokens(), **static).compile(compiler_options=options)
 
     def hand_count(self) -> float:
@@ -164,7 +165,7 @@ class Update(Program):
 
     def compiled(self, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
         optimizer = train.adam(train.polynomial_decay(1e-5, warmup_updates=10, total_updates=100), config=self.config)
-        loss = train.head_loss(HEAD, config=self.config, dtype="bfloat16", remat=self.remat)
+        loss = train.head_loss(HEAD, config=self.config, numerics=Numerics(dtype="bfloat16", remat=self.remat))
         params = self.params()
         adam, *others = jax.eval_shape(optimizer.init, params)
         moments = {"mean": params, "square": params}  # which init_optimizer divides as the parameters

@@ -26,7 +26,7 @@ def updates(devices, tensor_parallel, fully_sharded):
     mesh = sharding.mesh(jax.devices()[:devices], tensor_parallel)
     placed = sharding.place(jax.tree.map(jnp.copy, params), config, mesh, fully_sharded=fully_sharded)
     optimizer = adam(1e-3, config=config, clip_norm=1.0)
-    train_step = make_train_step(head_loss("mnli", config=config, dtype="float64"), optimizer)
+    train_step = make_train_step(head_loss("mnli", config=config, numerics=Numerics("float64")), optimizer)
     opt_state = init_optimizer(optimizer, placed)
     shardings = jax.tree.map(lambda x: x.sharding, placed)
     for update in range(3):

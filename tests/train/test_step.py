@@ -17,6 +17,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.model import dropout
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.products import product
 from roberta_flax.nn.tree import flatten
 from roberta_flax.train import (
@@ -176,7 +177,7 @@ def test_twenty_updates_agree_with_fairseqs_trainer_in_float64(kind, accumulate,
 
     schedule = polynomial_decay(1e-3, warmup_updates=5, total_updates=18)
     optimizer = adam(schedule, config=roberta.config, clip_norm=recipe["clip"])
-    arguments = {"config": roberta.config, "dtype": "float64"}
+    arguments = {"config": roberta.config, "numerics": Numerics("float64")}
     loss = masked_lm_loss(**arguments) if kind == "masked LM" else head_loss("task", **arguments)
     train_step = make_train_step(loss, optimizer, accumulate=accumulate)
     params, opt_state = roberta.params, init_optimizer(optimizer, roberta.params)
@@ -301,7 +302,7 @@ def test_layers_that_are_computed_again_give_the_same_update(params):
     results = []
     for remat in (False, True):
         optimizer = adam(1e-3, config=CONFIG)
-        train_step = make_train_step(head_loss("sentence", config=CONFIG, remat=remat), optimizer)
+        train_step = make_train_step(head_loss("sentence", config=CONFIG, numerics=Numerics(remat=remat)), optimizer)
         copy = jax.tree.map(jnp.copy, params)
         results.append(train_step(copy, init_optimizer(optimizer, copy), sentence_batch(), jax.random.key(7))[0])
     # the same operations on the same numbers, dropout included; fused otherwise, so rounded otherwise
@@ -309,7 +310,7 @@ def test_layers_that_are_computed_again_give_the_same_update(params):
 
 
 def test_no_product_of_an_update_in_bfloat16_has_a_float32_operand(params):
-    loss = head_loss("sentence", config=CONFIG, dtype="bfloat16")
+    loss = head_loss("sentence", config=CONFIG, numerics=Numerics(dtype="bfloat16"))
     gradient = jax.grad(lambda p: loss(p, sentence_batch(), jax.random.key(0))[0])
     lowered = jax.jit(gradient).lower(params).as_text()
     dtype = r"tensor<(?:\d+x)*(\w+)>"
@@ -353,7 +354,7 @@ def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
         optimizer = adam(1e-3, config=config)
         params = jax.eval_shape(lambda: forward.init_params(config, jax.random.key(0)))
         state = jax.eval_shape(lambda: init_optimizer(optimizer, params))
-        loss = head_loss("sentence", config=config, dtype="bfloat16")
+        loss = head_loss("sentence", config=config, numerics=Numerics(dtype="bfloat16"))
         lowered = make_train_step(loss, optimizer).lower(params, state, batch, jax.random.key(0))
         size: int = lowered.compile().memory_analysis().temp_size_in_bytes
         return size
@@ -371,7 +372,7 @@ def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
 
 def test_gradients_in_bfloat16_are_near_those_in_float32(params):
     def gradient(dtype: str) -> Any:
-        loss = head_loss("sentence", config=CONFIG, dtype=dtype)
+        loss = head_loss("sentence", config=CONFIG, numerics=Numerics(dtype=dtype))
         return jax.jit(jax.grad(lambda p: loss(p, sentence_batch(), None)[0]))(params)
 
     exact, rounded = gradient("float32"), gradient("bfloat16")
@@ -442,7 +443,10 @@ def test_layer_decay_scales_updates_by_depth(params):
         (lambda: adam(1e-3, config=CONFIG, layer_decay=1.5), "layer_decay must be over 0 and at most 1, got 1.5"),
         (lambda: head_loss("nothing", config=CONFIG), "no head called 'nothing'"),
         (lambda: head_loss("pooler", config=CONFIG), "'pooler' is a pooler: it has no outputs to train on"),
-        (lambda: head_loss("sentence", config=CONFIG, dtype="float16"), "float16 has too few exponents"),
+        (
+            lambda: head_loss("sentence", config=CONFIG, numerics=Numerics(dtype="float16")),
+            "float16 has too few exponents",
+        ),
         (lambda: masked_lm_loss(config=RobertaConfig(lm_head=False)), "no masked-LM head"),
         (
             lambda: make_train_step(head_loss("token", config=CONFIG), adam(1.0, config=CONFIG), accumulate=0),

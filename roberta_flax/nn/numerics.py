@@ -1,0 +1,85 @@
+"""Numerics: how a network computes, apart from what it computes, as one frozen, hashable value."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from roberta_flax.errors import InputError
+from roberta_flax.nn.attention import IMPLEMENTATIONS
+from roberta_flax.nn.products import accumulation_dtype
+
+DTypeLike = jax.typing.DTypeLike
+PrecisionLike = str | lax.Precision | None
+
+
+@dataclass(frozen=True, init=False)
+class Numerics:
+    """How a network computes; a static argument of the jitted functions.
+
+    Takes every spelling that JAX takes: "bfloat16" or jnp.bfloat16, "highest" or Precision.HIGHEST. Equal settings
+    compare equal however they were spelled.
+
+    >>> Numerics("bfloat16").dtype
+    dtype(bfloat16)
+
+    Attributes:
+      dtype: of the operands of matrix products, and of the features returned. Products accumulate in float32 at least.
+      param_dtype: of newly initialized parameters.
+      precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
+      attention: one of attention.IMPLEMENTATIONS; None for the backend's default.
+      remat: whether each layer's activations are recomputed for its gradient instead of kept (Chen et al., 2016).
+      quantized: whether the layers' products are in int8. The functions of roberta_flax.forward set it from the
+        parameters they are given.
+      observed: whether the network records its attention scores and weights for nnx.capture.
+
+    Raises:
+      InputError: a dtype or precision that JAX does not know, a dtype that is not floating point, float64 without
+        jax_enable_x64, or an attention that does not exist or does not compute in `dtype`.
+    """
+
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    precision: lax.Precision | None
+    attention: str | None
+    remat: bool
+    quantized: bool
+    observed: bool
+
+    def __init__(
+        self,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: PrecisionLike = None,
+        attention: str | None = None,
+        *,
+        remat: bool = False,
+        quantized: bool = False,
+        observed: bool = False,
+    ) -> None:
+        try:
+            dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
+            precision = None if precision is None else lax.Precision(precision)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not a dtype or precision that JAX knows: {error}") from None
+        for given in (dtype, param_dtype):
+            if not jnp.issubdtype(given, jnp.floating):
+                raise InputError(f"dtype and param_dtype must be floating point (float32, bfloat16, ...), got {given}")
+            if jax.dtypes.canonicalize_dtype(given) != given:
+                raise InputError("float64 needs jax.config.update('jax_enable_x64', True) before anything is computed")
+        if attention is not None and attention not in IMPLEMENTATIONS:
+            raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {attention!r}")
+        if attention == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
+            raise InputError(f"attention 'cudnn' computes in bfloat16 or float16, not in {dtype}")
+        fields = (dtype, param_dtype, precision, attention, remat, quantized, observed)
+        for field, value in zip(dataclasses.fields(self), fields, strict=True):
+            object.__setattr__(self, field.name, value)
+
+    @property
+    def accumulation_dtype(self) -> jnp.dtype:
+        """float32, or float64 under a float64 `dtype`: what products return and what stands between them."""
+        return accumulation_dtype(self.dtype)
