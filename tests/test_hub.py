@@ -266,7 +266,7 @@ def test_every_form_of_a_model_loads_and_answers_alike(form, tiny_source, tiny_d
 
 
 def test_a_local_model_is_converted_once_and_again_when_it_changes(tiny_source, tmp_path, monkeypatch):
-    import convert
+    from roberta_flax import convert
 
     calls = []
     real = convert.convert
@@ -432,7 +432,7 @@ def test_importing_and_loading_import_no_torch(tiny_directory):
         "imported = {name.partition('.')[0] for name in sys.modules}\n"
         f"roberta_flax.load({str(tiny_directory)!r}).predict('mnli', [0, 2])\n"
         "assert not {'torch', 'transformers', 'tensorflow'} & set(sys.modules), 'a framework was imported'\n"
-        "assert not {'typer', 'convert'} & imported, imported\n"
+        "assert 'typer' not in imported, imported\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
