@@ -759,7 +759,7 @@ def test_a_part_that_was_stopped_is_absent_or_as_it_was(tmp_path: Path, format: 
 def test_a_part_of_a_killed_job_is_absent_and_written_again(tmp_path: Path) -> None:
     code = """if True:
         import os, pathlib, signal, sys
-        from roberta_flax.tables import write_part
+        from roberta_flax.datasets.tables import write_part
         def rows():
             yield {"text": "x" * 100_000}
             os.kill(os.getpid(), signal.SIGKILL)
@@ -784,7 +784,7 @@ def test_a_full_disk_is_one_line_of_error_and_leaves_nothing(tmp_path: Path, for
     code = """if True:
         import json, pathlib, resource, sys
         from roberta_flax.errors import InputError
-        from roberta_flax.tables import join_parts, write_part
+        from roberta_flax.datasets.tables import join_parts, write_part
         whole, other, format = sys.argv[1:]
         records = json.load(sys.stdin)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
