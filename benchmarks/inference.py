@@ -32,11 +32,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import fresh
+from references.fairseq import build, torch, write
+from references.fairseq import load as load_fairseq
 from roberta_flax import Classify, Predictor, Tokenizer, load
 from roberta_flax.convert import convert, export
 from roberta_flax.inference.predictor import TEXTS_PER_TASK, Stats
 from roberta_flax.text.encoding import encode_batch
-from tests.references import RobertaModel, build, torch, write
 
 FAIRSEQ_BATCH = 32
 PIPELINE_BATCHES = (1, 8, 32)
@@ -53,12 +54,7 @@ def fairseq_hub(folder: Path, bpe_dir: Path, architecture: str = "roberta_base")
     """fairseq's own from_pretrained, of a model of this size with random weights, written to `folder`."""
     write(build(architecture), folder, bpe_dir)
     shutil.copy(bpe_dir / "dict.txt", folder / "dict.txt")
-    trusted, torch.load = torch.load, partial(torch.load, weights_only=False)  # which fairseq leaves to the default
-    try:
-        files = {"gpt2_encoder_json": str(folder / "encoder.json"), "gpt2_vocab_bpe": str(folder / "vocab.bpe")}
-        return RobertaModel.from_pretrained(str(folder), **files).eval()
-    finally:
-        torch.load = trusted
+    return load_fairseq(folder)
 
 
 def sick_pairs(path: Path, count: int | None) -> Pairs:
