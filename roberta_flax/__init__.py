@@ -6,6 +6,9 @@
 >>> roberta.predict("mnli", tokens).argmax()  # 2: entailment
 """
 
+from typing import TYPE_CHECKING
+
+from roberta_flax import lazy
 from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
 from roberta_flax.hub import Roberta, load, load_tokenizer
 from roberta_flax.inference.predictor import Predictor
@@ -19,6 +22,12 @@ from roberta_flax.tasks.fill_mask import FillMask
 from roberta_flax.text.batching import collate_tokens
 from roberta_flax.text.encoding import Rejected
 from roberta_flax.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from roberta_flax import convert, datasets, parity, train
+    from roberta_flax.checkpoint import stablehlo
+    from roberta_flax.inference import ray
+    from roberta_flax.nn import sharding
 
 __all__ = [
     "CheckpointError",
@@ -37,8 +46,20 @@ __all__ = [
     "RobertaModel",
     "Tokenizer",
     "collate_tokens",
+    "convert",
+    "datasets",
     "forward",
     "load",
     "load_tokenizer",
+    "parity",
+    "ray",
+    "sharding",
+    "stablehlo",
+    "train",
 ]
 __version__ = "0.1.0"
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy.attach(
+        __name__, __all__, ray="inference.ray", sharding="nn.sharding", stablehlo="checkpoint.stablehlo"
+    )

@@ -33,6 +33,23 @@ from roberta_flax.nn.quantize import is_quantized
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
 
+__all__ = [
+    "Params",
+    "abstract_params",
+    "features",
+    "head_log_probs",
+    "head_logits",
+    "head_outputs",
+    "hidden_states",
+    "init_params",
+    "lm_logits",
+    "network",
+    "operands",
+    "pooled_features",
+    "token_log_probs",
+    "top_tokens",
+]
+
 Params = Any  # a pytree of arrays: nested dicts, or nnx.State
 
 _STATIC = ("config", "numerics")
@@ -304,3 +321,7 @@ def head_log_probs(
         case HeadConfig(problem="multi_label"):
             return jax.nn.log_sigmoid(logits)
     return jax.nn.log_softmax(logits, axis=-1)
+
+
+def __dir__() -> list[str]:
+    return __all__
