@@ -4,7 +4,7 @@ One model (base, random weights, an MNLI head), one process, rounds in turn, med
 order, and a mix of lengths (log-normal, median 40 tokens, from 5 to 500). Every program is compiled before its first
 round; fairseq's and transformers' batches are in the order of the file, padded to their longest. JSON lines.
 
-Before that, tokenising alone, in one thread: what a Predictor's threads do (inference.encode_batch), beside tiktoken's
+Before that, tokenising alone, in one thread: what a Predictor's threads do (encoding.encode_batch), beside tiktoken's
 encode_ordinary alone on the same texts. And each work in fresh processes, without torch: peak resident memory (VmHWM of
 Linux's /proc, imports too), and compilations and their seconds, with an empty cache of programs ("cold") and with what
 that left in it ("warm").

@@ -1,6 +1,6 @@
 """The hyper-parameters that fairseq publishes for fine-tuning RoBERTa, a Recipe a task.
 
-Where a file has its texts and labels, and what a task is judged by, is in roberta_flax.evaluation.
+Where a file has its texts and labels, and what a task is judged by, is in layouts.
 """
 
 from __future__ import annotations

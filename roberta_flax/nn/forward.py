@@ -10,7 +10,7 @@ With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
 
 Several sequences may stand in one row, one after the other. `segments`, [batch, time], then has the number of each
 token's sequence, from 0 in every row, and -1 for padding; `starts`, [batch, segment], the position of each sequence's
-first token. Results are those of the sequences alone. batching.pack makes all three.
+first token. Results are those of the sequences alone. batching.lay_out makes all three.
 """
 
 from __future__ import annotations
