@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -68,6 +69,17 @@ def test_the_source_archive_has_what_the_wheel_is_built_from(built, wheel):
     assert in_package(names) == in_package(wheel.namelist())
     folders = {name.split("/")[0] for name in names if "/" in name}
     assert folders == {"roberta_flax", "roberta_flax.egg-info"}
+
+
+def test_the_map_shows_the_rooms_in_the_order_that_the_linter_holds():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = (each for each in project["tool"]["importlinter"]["contracts"] if "containers" in each)
+    rooms = [name for layer in contract["layers"] for name in layer.split(" | ")]
+    picture = re.findall(r'\["<b>(.*?)</b>', page)
+    assert [name for node in picture for name in node.split(", ")] == rooms
+    table = re.findall(r"^\| (`.*?`) \|", page.partition("## The rooms")[2].partition("\n## ")[0], re.MULTILINE)
+    assert [re.sub(r"/|\.py", "", name) for row in table for name in re.findall("`(.*?)`", row)] == rooms
 
 
 PROGRAM = """

@@ -37,7 +37,7 @@ class Tally:
       path: the file.
       examples: that were made of them.
       cut: of these, those that were too long and lost tokens; and of spans, windows of a context that was too long.
-      unlabelled: rows left out because they say that they have no label (evaluation.Task.unlabelled).
+      unlabelled: rows left out because they say that they have no label (layouts.Task.unlabelled).
       unusable: rows left out because of what is in them.
       first: where the first of the unusable is, and why it is unusable.
     """
