@@ -1,28 +1,35 @@
-"""Modules that a package lists among its public names, imported when they are first used."""
+"""Public names of a package that are imported when they are first used."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from types import ModuleType
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 def attach(
-    package: str, names: Sequence[str], **elsewhere: str
-) -> tuple[Callable[[str], ModuleType], Callable[[], Sequence[str]]]:
+    package: str, names: Sequence[str], homes: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], Sequence[str]]]:
     """A package's `__getattr__` and `__dir__` (PEP 562).
 
     `dir()` of the package, and so completion, then shows its public names and not every module that it consists of.
 
     Args:
       package: its `__name__`.
-      names: its `__all__`. A name that the package does not define is that of a module in it.
-      elsewhere: where that module is, from the package on, if not directly in it.
+      names: its `__all__`, of which it defines some and imports the others late.
+      homes: the module in the package that defines a name, or that the name stands for where it ends in it; a name
+        without an entry is that of a module directly in the package.
     """
+    known = homes or {}
 
-    def getattribute(name: str) -> ModuleType:
+    def getattribute(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return importlib.import_module(f"{package}.{elsewhere.get(name, name)}")
+        home = known.get(name, name)
+        module = importlib.import_module(f"{package}.{home}")
+        value = module if home.rpartition(".")[2] == name else getattr(module, name)
+        setattr(sys.modules[package], name, value)
+        return value
 
     return getattribute, lambda: names

@@ -613,7 +613,7 @@ def test_conversion_needs_no_torch(tiny_source, tiny_directory, tmp_path):
     """Where torch is not installed, the same files come out, byte for byte."""
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from convert import convert\n"
+        "from roberta_flax.convert import convert\n"
         f"convert({str(tiny_source)!r}, {str(tmp_path / 'converted')!r})\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -635,7 +635,7 @@ def test_a_tokenizer_json_that_makes_no_sense(tmp_path, tokenizer):
 WORKER = """
 import sys
 from pathlib import Path
-from convert import convert
+from roberta_flax.convert import convert
 source, folder = map(Path, sys.argv[1:])
 print("ready", flush=True)
 for number in range(1000):
