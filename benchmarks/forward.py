@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.inference import fairseq_hub, in_turn, line, sick_pairs
+from references.fairseq import torch
 from roberta_flax import collate_tokens, load
 from roberta_flax.convert import convert, export
 from roberta_flax.nn import forward
-from tests.references import torch
 
 SHAPES = ("1x32", "8x128", "4x512", "32x64")
 DTYPES = ("float32", "bfloat16", "int8")

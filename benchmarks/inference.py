@@ -4,7 +4,7 @@ One model (base, random weights, an MNLI head), one process, rounds in turn, med
 order, and a mix of lengths (log-normal, median 40 tokens, from 5 to 500). Every program is compiled before its first
 round; fairseq's and transformers' batches are in the order of the file, padded to their longest. JSON lines.
 
-Before that, tokenising alone, in one thread: what a Predictor's threads do (inference.encode_batch), beside tiktoken's
+Before that, tokenising alone, in one thread: what a Predictor's threads do (encoding.encode_batch), beside tiktoken's
 encode_ordinary alone on the same texts. And each work in fresh processes, without torch: peak resident memory (VmHWM of
 Linux's /proc, imports too), and compilations and their seconds, with an empty cache of programs ("cold") and with what
 that left in it ("warm").
@@ -32,11 +32,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import fresh
+from references.fairseq import build, torch, write
+from references.fairseq import load as load_fairseq
 from roberta_flax import Classify, Predictor, Tokenizer, load
 from roberta_flax.convert import convert, export
 from roberta_flax.inference.predictor import TEXTS_PER_TASK, Stats
 from roberta_flax.text.encoding import encode_batch
-from tests.references import RobertaModel, build, torch, write
 
 FAIRSEQ_BATCH = 32
 PIPELINE_BATCHES = (1, 8, 32)
@@ -53,12 +54,7 @@ def fairseq_hub(folder: Path, bpe_dir: Path, architecture: str = "roberta_base")
     """fairseq's own from_pretrained, of a model of this size with random weights, written to `folder`."""
     write(build(architecture), folder, bpe_dir)
     shutil.copy(bpe_dir / "dict.txt", folder / "dict.txt")
-    trusted, torch.load = torch.load, partial(torch.load, weights_only=False)  # which fairseq leaves to the default
-    try:
-        files = {"gpt2_encoder_json": str(folder / "encoder.json"), "gpt2_vocab_bpe": str(folder / "vocab.bpe")}
-        return RobertaModel.from_pretrained(str(folder), **files).eval()
-    finally:
-        torch.load = trusted
+    return load_fairseq(folder)
 
 
 def sick_pairs(path: Path, count: int | None) -> Pairs:

@@ -18,9 +18,9 @@ import warnings
 from pathlib import Path
 
 from benchmarks.inference import line
+from references.fairseq import build, write
 from roberta_flax.parity import Report, Run, compare
 from roberta_flax.parity.rounding import DTYPES
-from tests.references import build, write
 
 SHOWN = ("embeddings.output", "layers.0.output", "features", "lm_head.logits", "heads.mnli.log_probabilities")
 

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
 from jax.sharding import PartitionSpec
 
+from references.tpu import FAST, Program, figures, flax_compiled
 from roberta_flax.nn.attention import attend
-from tests.tpu.programs import FAST, Program, figures, flax_compiled
 
 # 4 units of 128 x 128 multiply-adds (Google Cloud TPU documentation, "TPU v5e"): 197 TFLOP/s at 1.5 GHz.
 V5E_FLOPS_A_CYCLE = 2 * 4 * 128 * 128

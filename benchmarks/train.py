@@ -66,23 +66,11 @@ def ours(size: str, dtype: str, remat: bool = False) -> Callable[[str], float]:
 
 def torchs(size: str, dtype: str) -> Callable[[str], float]:
     import torch
-    from transformers import RobertaConfig as TheirConfig
     from transformers import RobertaForSequenceClassification
 
-    plain = getattr(RobertaConfig, size)()
-    model = RobertaForSequenceClassification(
-        TheirConfig(
-            vocab_size=plain.vocab_size,
-            hidden_size=plain.hidden_size,
-            num_hidden_layers=plain.num_layers,
-            num_attention_heads=plain.num_heads,
-            intermediate_size=plain.intermediate_size,
-            max_position_embeddings=plain.max_positions + 2,
-            type_vocab_size=1,
-            layer_norm_eps=plain.layer_norm_epsilon,
-            num_labels=3,
-        )
-    ).train()
+    from references.transformers import configuration
+
+    model = RobertaForSequenceClassification(configuration(getattr(RobertaConfig, size)(), num_labels=3)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
 
     def run(shape: str) -> float:

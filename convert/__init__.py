@@ -1,1 +1,1 @@
-"""The one-time converter as a program of this checkout: `python -m convert SOURCE DEST`. See roberta_flax.convert."""
+"""The one-time converter as a program of a checkout: `python -m convert SOURCE DEST`. See roberta_flax.convert."""

@@ -4,21 +4,31 @@
 >>> roberta = roberta_flax.load("roberta.large.mnli")
 >>> tokens = roberta.encode("Roberta is a heavily optimized version of BERT.", "Roberta is based on BERT.")
 >>> roberta.predict("mnli", tokens).argmax()  # 2: entailment
+
+Names are imported when they are first used: `roberta-flax --help` waits for no JAX.
 """
 
-from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
-from roberta_flax.hub import Roberta, load, load_tokenizer
-from roberta_flax.inference.predictor import Predictor
-from roberta_flax.nn import forward
-from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.model import RobertaModel
-from roberta_flax.nn.numerics import Numerics
-from roberta_flax.tasks.classify import Classify
-from roberta_flax.tasks.embed import Embed
-from roberta_flax.tasks.fill_mask import FillMask
-from roberta_flax.text.batching import collate_tokens
-from roberta_flax.text.encoding import Rejected
-from roberta_flax.text.tokenizer import Tokenizer
+from typing import TYPE_CHECKING
+
+from roberta_flax import lazy
+
+if TYPE_CHECKING:
+    from roberta_flax import convert, datasets, parity, train
+    from roberta_flax.checkpoint import stablehlo
+    from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
+    from roberta_flax.hub import Roberta, load, load_tokenizer
+    from roberta_flax.inference import ray
+    from roberta_flax.inference.predictor import Predictor
+    from roberta_flax.nn import forward, sharding
+    from roberta_flax.nn.config import HeadConfig, RobertaConfig
+    from roberta_flax.nn.model import RobertaModel
+    from roberta_flax.nn.numerics import Numerics
+    from roberta_flax.tasks.classify import Classify
+    from roberta_flax.tasks.embed import Embed
+    from roberta_flax.tasks.fill_mask import FillMask
+    from roberta_flax.text.batching import collate_tokens
+    from roberta_flax.text.encoding import Rejected
+    from roberta_flax.text.tokenizer import Tokenizer
 
 __all__ = [
     "CheckpointError",
@@ -37,8 +47,43 @@ __all__ = [
     "RobertaModel",
     "Tokenizer",
     "collate_tokens",
+    "convert",
+    "datasets",
     "forward",
     "load",
     "load_tokenizer",
+    "parity",
+    "ray",
+    "sharding",
+    "stablehlo",
+    "train",
 ]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "Classify": "tasks.classify",
+    "DownloadError": "errors",
+    "Embed": "tasks.embed",
+    "FillMask": "tasks.fill_mask",
+    "HeadConfig": "nn.config",
+    "InputError": "errors",
+    "Numerics": "nn.numerics",
+    "Predictor": "inference.predictor",
+    "Rejected": "text.encoding",
+    "Roberta": "hub",
+    "RobertaConfig": "nn.config",
+    "RobertaFlaxError": "errors",
+    "RobertaModel": "nn.model",
+    "Tokenizer": "text.tokenizer",
+    "collate_tokens": "text.batching",
+    "forward": "nn.forward",
+    "load": "hub",
+    "load_tokenizer": "hub",
+    "ray": "inference.ray",
+    "sharding": "nn.sharding",
+    "stablehlo": "checkpoint.stablehlo",
+}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy.attach(__name__, __all__, _HOMES)

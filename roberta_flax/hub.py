@@ -124,7 +124,7 @@ class Roberta:
     ) -> WordFeatures:
         """Features of a text's words: of spaCy's English tokenizer, or of any other's.
 
-        A token that reaches over several words is divided among them (see roberta_flax.alignment).
+        A token that reaches over several words is divided among them (see roberta_flax.text.alignment).
 
         Args:
           text: as `encode` takes it.
@@ -290,10 +290,10 @@ class Roberta:
 
         Returns:
           Whether the query scores at least as much as every candidate; without a query the best candidate's text.
-          roberta_flax.wsc.disambiguate gives the scores, too.
+          roberta_flax.tasks.pronouns.disambiguate gives the scores, too.
 
         Raises:
-          InputError: as roberta_flax.wsc.disambiguate.
+          InputError: as roberta_flax.tasks.pronouns.disambiguate.
         """
         from roberta_flax.tasks import pronouns
 
@@ -383,7 +383,7 @@ def load(
       param_dtype: of the parameters in memory.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
       attention: how attention is computed, one of attention.IMPLEMENTATIONS; the backend's default if not given.
-      quantize: "int8" for the products of the layers in int8 (see roberta_flax.quantize).
+      quantize: "int8" for the products of the layers in int8 (see roberta_flax.nn.quantize).
       cache_dir: the cache; otherwise ROBERTA_FLAX_CACHE, otherwise the platform's user cache.
       sha256: what the archive or checkpoint must hash to, in hex.
       checkpoint_file: the checkpoint's name in a fairseq directory or archive.

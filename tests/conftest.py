@@ -1,4 +1,4 @@
-"""Fixtures and options. The torch references themselves are in tests/references.py."""
+"""Fixtures and options. The torch references themselves are in references/."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if (
     and not find_spec("jax_plugins")
     and not [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
 ):
-    # libtpu is there to compile (tests/tpu). Of a machine without TPU JAX would ask it for one, in every process, which
+    # libtpu is there to compile (references.tpu). Of a machine without TPU JAX would ask it for one, in every process, which
     # takes a moment and writes to stderr.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -48,7 +48,7 @@ def skip_or_fail(reason: str) -> None:
     """Skips, or fails where ROBERTA_FLAX_REQUIRE_REFERENCES is set: CI must not pass by skipping."""
     if os.environ.get("ROBERTA_FLAX_REQUIRE_REFERENCES"):
         pytest.fail(reason)
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,17 @@ from roberta_flax.nn.quantize import quantize as quantized
 from roberta_flax.nn.tree import flatten, unflatten
 from roberta_flax.text import batching
 
+__all__ = [
+    "DTYPES",
+    "KNOWN_PLATFORMS",
+    "PLATFORMS",
+    "Program",
+    "Signature",
+    "export",
+    "load",
+    "signatures",
+]
+
 DIRECTORY = "stablehlo"  # in the converted directory
 PROGRAMS_FILE = "programs.json"
 JAX_SUFFIX, BYTECODE_SUFFIX = ".jax", ".mlirbc"
@@ -116,7 +127,7 @@ def export(
       heads: which heads' programs to make; all if not given. Their parameters are there in any case.
       dtype: of the computation's operands: float32, bfloat16, float16.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
-      quantize: "int8" for the layers' products in int8 (roberta_flax.quantize). model.safetensors is kept as it is:
+      quantize: "int8" for the layers' products in int8 (roberta_flax.nn.quantize). model.safetensors is kept as it is:
         `load` quantises, and so must who computes with the programs in another way.
       platforms: those to lower for, of KNOWN_PLATFORMS.
 
@@ -389,3 +400,7 @@ def _checked_positions(positions: Any, ids: npt.NDArray[np.int32]) -> npt.NDArra
     if given.min() < 0 or given.max() >= time:
         raise InputError(f"positions must be from 0 to {time - 1}; got {given.min()} to {given.max()}")
     return given.astype(np.int32)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -60,16 +60,21 @@ app.command("demo")(demo.command)
 
 def main() -> None:
     """Runs the program; the entry point of the console script."""
+    run(app, "roberta-flax")
+
+
+def run(app: typer.Typer, program: str) -> None:
+    """Runs commands under a program's name, which usage and messages begin with."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     logging.getLogger("roberta_flax").setLevel(logging.INFO)
     try:
-        app()
+        app(prog_name=program)
     except StoppedError as stopped:
-        print(f"roberta-flax: {stopped}", file=sys.stderr)
+        print(f"{program}: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)  # as a shell says it of a process that a signal ended
     except RobertaFlaxError as error:
-        print(f"roberta-flax: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("roberta-flax: stopped; a run over a file goes on with the same command", file=sys.stderr)
+        print(f"{program}: stopped; a run over a file goes on with the same command", file=sys.stderr)
         sys.exit(130)

@@ -8,3 +8,7 @@ from roberta_flax.convert.export import export
 from roberta_flax.convert.verification import Comparison, Verification, verify
 
 __all__ = ["Comparison", "Verification", "convert", "export", "verify"]
+
+
+def __dir__() -> list[str]:
+    return __all__

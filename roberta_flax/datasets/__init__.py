@@ -1,1 +1,13 @@
 """Labeled files: rows of tables, the layouts of GLUE and its kin, examples that a model is trained on."""
+
+from typing import TYPE_CHECKING
+
+from roberta_flax import lazy
+
+if TYPE_CHECKING:
+    from roberta_flax.datasets import readers, recipes
+
+__all__ = ["readers", "recipes"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy.attach(__name__, __all__)

@@ -37,7 +37,7 @@ class Tally:
       path: the file.
       examples: that were made of them.
       cut: of these, those that were too long and lost tokens; and of spans, windows of a context that was too long.
-      unlabelled: rows left out because they say that they have no label (evaluation.Task.unlabelled).
+      unlabelled: rows left out because they say that they have no label (layouts.Task.unlabelled).
       unusable: rows left out because of what is in them.
       first: where the first of the unusable is, and why it is unusable.
     """
@@ -145,9 +145,9 @@ def sentence_examples(
     Args:
       path: a file that tables.read_rows reads; a .txt file has tabs between its columns.
       task: its layout.
-      labels: the gold string of each class, in their order (see evaluation.class_of); () for a regression.
+      labels: the gold string of each class, in their order (see layouts.class_of); () for a regression.
       tokenizer: of the model.
-      limit: the longest sequence; of longer ones the longest text is cut, as in inference.encode_texts.
+      limit: the longest sequence; of longer ones the longest text is cut, as in encoding.encode_texts.
       divisor: what a regression's values are divided by.
 
     Raises:
@@ -198,7 +198,7 @@ def token_examples(
     Args:
       path: the file.
       words, tags: the keys of the two lists.
-      labels: the tags in the order of their classes (see evaluation.class_of).
+      labels: the tags in the order of their classes (see layouts.class_of).
       tokenizer: of the model.
       limit: the longest sequence; words beyond it have no part.
 
@@ -231,7 +231,7 @@ def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
 
     As SQuAD has them: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}}, or the
     answers as a list of {"text": ..., "answer_start": ...}. The target is the first answer. A context that is too long
-    slides by in windows, as in inference.encode_texts; where the answer is not in one, or there is none (no answers, as
+    slides by in windows, as in encoding.encode_texts; where the answer is not in one, or there is none (no answers, as
     SQuAD 2.0 has), its target is the first token, `<s>`, as in BERT's run_squad.py.
 
     Args:
@@ -286,7 +286,7 @@ def choice_examples(
 
     By `framing`:
       choice         objects of a JSONL file with a text, a list of choices, and the right one's number or letter, under
-                     the names given: `<s> text </s></s> choice </s>`, cut as in inference.encode_texts
+                     the names given: `<s> text </s></s> choice </s>`, cut as in encoding.encode_texts
       commonsenseqa  CommonsenseQA's own files: `<s> Q: question </s> A: choice </s>`
                      (fairseq/examples/roberta/commonsense_qa/commonsense_qa_task.py), cut likewise
       race           a directory of RACE's own files, or JSONL of their objects or of objects with one question each

@@ -1,6 +1,6 @@
 """What fine-tuning knows of a task: the head that it trains, and how its files are read.
 
-GLUE's tasks and their like are roberta_flax.evaluation's; beside them stand two of multiple choice, and "custom", whose
+GLUE's tasks and their like are those of layouts; beside them stand two of multiple choice, and "custom", whose
 kind and columns the user says.
 """
 
@@ -63,7 +63,7 @@ class TaskReader:
 
 
 def task_name(task: str) -> str:
-    """The name of a task in evaluation.TASKS ("sst2" is "sst-2"), of CHOICE_TASKS, or "custom"; else InputError."""
+    """The name of a task in layouts.TASKS ("sst2" is "sst-2"), of CHOICE_TASKS, or "custom"; else InputError."""
     name = task.casefold()
     if name in (*CHOICE_TASKS, CUSTOM):
         return name

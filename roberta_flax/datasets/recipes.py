@@ -1,6 +1,6 @@
 """The hyper-parameters that fairseq publishes for fine-tuning RoBERTa, a Recipe a task.
 
-Where a file has its texts and labels, and what a task is judged by, is in roberta_flax.evaluation.
+Where a file has its texts and labels, and what a task is judged by, is in layouts.
 """
 
 from __future__ import annotations
@@ -122,5 +122,5 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_of(task: str) -> Recipe:
-    """The recipe of a task, by its name in evaluation.TASKS, "race" or "commonsenseqa"; CUSTOM of any other."""
+    """The recipe of a task, by its name in layouts.TASKS, "race" or "commonsenseqa"; CUSTOM of any other."""
     return RECIPES.get(task, CUSTOM)

@@ -28,6 +28,8 @@ from roberta_flax.inference.predictor import Predictor
 from roberta_flax.tasks.base import Work
 from roberta_flax.text.encoding import Rejected
 
+__all__ = ["Predict", "predict_parquet"]
+
 ROWS_PER_BATCH = 4096
 REASON = "rejected"  # the column that says why a row has no result
 
@@ -153,3 +155,7 @@ def _ray() -> Any:
     except ImportError:
         raise InputError("Ray is not installed; pip install 'roberta-flax[ray]'") from None
     return ray
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,7 +10,7 @@ With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
 
 Several sequences may stand in one row, one after the other. `segments`, [batch, time], then has the number of each
 token's sequence, from 0 in every row, and -1 for padding; `starts`, [batch, segment], the position of each sequence's
-first token. Results are those of the sequences alone. batching.pack makes all three.
+first token. Results are those of the sequences alone. batching.lay_out makes all three.
 """
 
 from __future__ import annotations
@@ -32,6 +32,23 @@ from roberta_flax.nn.quantize import is_quantized
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
+
+__all__ = [
+    "Params",
+    "abstract_params",
+    "features",
+    "head_log_probs",
+    "head_logits",
+    "head_outputs",
+    "hidden_states",
+    "init_params",
+    "lm_logits",
+    "network",
+    "operands",
+    "pooled_features",
+    "token_log_probs",
+    "top_tokens",
+]
 
 Params = Any  # a pytree of arrays: nested dicts, or nnx.State
 
@@ -304,3 +321,7 @@ def head_log_probs(
         case HeadConfig(problem="multi_label"):
             return jax.nn.log_sigmoid(logits)
     return jax.nn.log_softmax(logits, axis=-1)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -22,6 +22,18 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.tree import path_name
 
+__all__ = [
+    "DATA",
+    "MODEL",
+    "RULES",
+    "fully_sharded_spec",
+    "mesh",
+    "place",
+    "place_batch",
+    "place_rows",
+    "spec",
+]
+
 DATA, MODEL = "data", "model"
 # Paths of the tree (docs/parameters.md) -> the mesh's axis that divides each of theirs; others are whole everywhere.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -109,3 +121,7 @@ def place_batch(batch: Mapping[str, npt.NDArray[Any]], on: Mesh, axis: int = 0) 
     """
     rows = NamedSharding(on, PartitionSpec(*[None] * axis, DATA))  # type: ignore[no-untyped-call]
     return {name: jax.make_array_from_callback(array.shape, rows, array.__getitem__) for name, array in batch.items()}
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,3 +16,7 @@ __all__ = [
     "compare_subject",
     "read_report",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -64,7 +64,7 @@ def compare(
       dtypes: of the Flax side's computation, some of rounding.DTYPES.
       precision, attention: as in roberta_flax.load.
       backend: "cpu", "gpu" or "tpu"; JAX's default if not given.
-      reference: "builtin" (convert.torch_reference), "fairseq" or "transformers", which must be installed.
+      reference: "builtin" (parity.torch_network), "fairseq" or "transformers", which must be installed.
       gradients: whether the gradient of the sum of all losses by every parameter is compared too; not in float16 and
         int8, which are not trained.
       only: patterns of the points that are compared, "layers.*.output"; all if empty.

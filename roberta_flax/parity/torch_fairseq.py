@@ -30,7 +30,7 @@ _OUTPUTS = {
 
 
 class Fairseq:
-    """A convert.references.Model: fairseq.models.roberta.RobertaModel, in float64 and in eval mode.
+    """A torch_hooks.Model: fairseq.models.roberta.RobertaModel, in float64 and in eval mode.
 
     Its attention shows neither scores nor weights: torch.nn.functional.multi_head_attention_forward computes them.
 

@@ -5,7 +5,7 @@ checkpoints, nor the table of names, nor the Flax network is taken on trust. Eve
 a model in another form the parameters are those of the converted directory, under fairseq's names.
 
 Each named value (roberta_flax.parity.points) is handed to `see` as it is computed. How numbers are added, multiplied
-and rounded is the Arithmetic's: torch's own here, with errors put in on purpose in convert.rounding_noise.
+and rounded is the Arithmetic's: torch's own here, with errors put in on purpose in torch_noise.
 """
 
 from __future__ import annotations

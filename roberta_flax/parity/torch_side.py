@@ -1,6 +1,6 @@
 """The torch side of a parity comparison: what a reference computes at every named point, and how sure it can be.
 
-Three references: "builtin" is convert.torch_reference; "fairseq" and "transformers" are the libraries themselves,
+Three references: "builtin" is torch_network; "fairseq" and "transformers" are the libraries themselves,
 watched by hooks. All compute in float64, so that what is measured is the other side's error.
 """
 
@@ -40,7 +40,7 @@ _SIMULATED = 2.0**-30  # the unit roundoff by which small ones are simulated: fl
 
 
 class Builtin:
-    """convert.torch_reference as a Model, in any arithmetic."""
+    """torch_network.TorchReference as a Model, in any arithmetic."""
 
     def __init__(self, reference: TorchReference, parameters: str) -> None:
         self.reference = reference

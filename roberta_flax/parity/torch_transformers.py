@@ -34,7 +34,7 @@ _OUTPUTS = {
 
 
 class Transformers:
-    """A convert.references.Model: transformers' RobertaFor... classes, in float64 and in eval mode.
+    """A torch_hooks.Model: transformers' RobertaFor... classes, in float64 and in eval mode.
 
     Where the model is transformers' own it is loaded as it is; else what export() makes of it, a model for each head.
     Attention scores before the softmax are not shown.

@@ -25,7 +25,17 @@ from roberta_flax.convert import convert, export, shards, torch_file, verify
 from roberta_flax.nn import forward
 from roberta_flax.text.tokenizer import byte_alphabet
 from tests.parity.test_network import FLOAT32, FLOAT64, assert_same_network, largest_difference
-from tests.references import SMALL, all_hidden, build, dictionary, in_the_names_of_2019, random_tokens, torch, write
+from tests.references import (
+    SMALL,
+    all_hidden,
+    build,
+    dictionary,
+    in_the_names_of_2019,
+    load,
+    random_tokens,
+    torch,
+    write,
+)
 
 TOKENS = random_tokens([1, 2, 30, 77], 131)
 DTYPES = {"float64": (torch.float64, FLOAT64), "float32": (torch.float32, FLOAT32)}
@@ -440,7 +450,7 @@ EXPORTED = {
 
 
 @pytest.mark.parametrize("variant", EXPORTED)
-def test_fairseq_itself_loads_what_is_exported_bit_for_bit(variant, tmp_path, tiny_source, monkeypatch):
+def test_fairseq_itself_loads_what_is_exported_bit_for_bit(variant, tmp_path, tiny_source):
     model = build(**{**SMALL, "vocab": 581}, **EXPORTED[variant], heads={"mnli": 3, "sts_b": 1})
     model.register_classification_head("wide", num_classes=4, inner_dim=50)
     source = write(model.eval(), tmp_path / "source", tiny_source)
@@ -449,12 +459,7 @@ def test_fairseq_itself_loads_what_is_exported_bit_for_bit(variant, tmp_path, ti
     exported = export(directory, tmp_path / "exported", to="fairseq")
     assert not verify(directory, exported).problems
 
-    load = torch.load  # fairseq's own call fails on torch >= 2.6, whose default is weights_only
-    monkeypatch.setattr(torch, "load", lambda *args, **options: load(*args, **{**options, "weights_only": False}))
-    hub = fairseq_roberta.RobertaModel.from_pretrained(
-        str(exported), checkpoint_file="model.pt", bpe="gpt2", gpt2_encoder_json=str(exported / "encoder.json"),
-        gpt2_vocab_bpe=str(exported / "vocab.bpe"),
-    ).eval()  # fmt: skip
+    hub = load(exported)
     expected, state = model.state_dict(), hub.model.state_dict()
     assert state.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -101,18 +101,15 @@ def test_a_new_heads_parameters_are_distributed_as_fairseqs(tiny):
 def test_transformers_network_agrees(size, tmp_path, tiny_source):
     """A second reference, which shares no code with fairseq."""
     try:
-        from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification
+        from transformers import RobertaForMaskedLM, RobertaForSequenceClassification
+
+        from references.transformers import configuration
     except ImportError as error:
         skip_or_fail(f"transformers cannot be imported ({error})")
     sizes = {**SMALL} if size == "small" else {}
     model = build(**sizes, dtype=torch.float32)
     ours = roberta_flax.load(convert(write(model, tmp_path / "source", tiny_source), tmp_path / "converted"))
-    config = RobertaConfig(
-        vocab_size=ours.config.vocab_size, hidden_size=ours.config.hidden_size, num_hidden_layers=ours.config.num_layers,
-        num_attention_heads=ours.config.num_heads, intermediate_size=ours.config.intermediate_size,
-        max_position_embeddings=ours.config.max_positions + 2, type_vocab_size=1, layer_norm_eps=1e-5, num_labels=3,
-        hidden_act="gelu",
-    )  # fmt: skip
+    config = configuration(ours.config, num_labels=3, hidden_act="gelu")
     renamed = {}
     for name, value in model.state_dict().items():
         for old, new in [

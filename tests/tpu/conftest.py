@@ -7,8 +7,8 @@ from importlib.util import find_spec
 import jax
 import pytest
 
+from references.tpu import FAST, Program, flax_compiled
 from tests.conftest import skip_or_fail
-from tests.tpu.programs import FAST, Program, flax_compiled
 
 
 @pytest.fixture(scope="session", autouse=True)

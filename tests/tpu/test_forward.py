@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.tpu.programs import V5E_BYTES, Operation, Program, collectives, figures, products
+from references.tpu import V5E_BYTES, Operation, Program, collectives, figures, products
 
 ONE = Program("v5e:1x1")
 LONG = Program("v5e:1x1", wanted="features", rows=16, length=512)

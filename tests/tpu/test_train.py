@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import pytest
 
-from tests.tpu.programs import V5E_BYTES, Update, collectives, figures, products
+from references.tpu import V5E_BYTES, Update, collectives, figures, products
 
 ONE = Update("v5e:1x1", rows=32)
 # of fewer layers, which take minutes less to compile

@@ -256,18 +256,10 @@ def flax_compiled(program: Program, options: dict[str, Any] | None = None) -> ja
     """The same of transformers' FlaxRobertaModel, or of its FlaxRobertaForSequenceClassification, in bfloat16."""
     import transformers
 
+    from references.transformers import configuration
+
     config = program.config
-    theirs = transformers.RobertaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_positions + config.pad_id + 1,
-        type_vocab_size=1,
-        layer_norm_eps=config.layer_norm_epsilon,
-        num_labels=config.head(HEAD).num_classes,
-    )
+    theirs = configuration(config, num_labels=config.head(HEAD).num_classes)
     if program.wanted == "features":
         model = transformers.FlaxRobertaModel(theirs, dtype=jnp.bfloat16, _do_init=False, add_pooling_layer=False)
     else:
