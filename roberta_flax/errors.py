@@ -7,12 +7,17 @@ keeps its traceback.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Text of somebody else's files, with whatever would steer a terminal or break a line escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class RobertaFlaxError(Exception):
     """Base of every error that roberta_flax and convert raise on purpose."""
 
     def __str__(self) -> str:
         """One line, whatever names and bytes of a user's files are quoted in it."""
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+        return printable(super().__str__())
 
 
 class InputError(RobertaFlaxError, ValueError):

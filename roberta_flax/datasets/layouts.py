@@ -127,7 +127,7 @@ def class_of(label: str, names: Sequence[str]) -> int | None:
 def resolve_labels(
     task: Task, head_labels: Sequence[str], num_classes: int, given: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The gold string of each of a head's classes, for class_of() and evaluate_classes().
+    """The gold string of each of a head's classes, for class_of() and metrics.ClassCounts.
 
     Those given by the user; or else the head's own, where they are the task's labels (or their meanings) in some
     order; or else the task's, in its order. Names that are the task's come back as the file spells them: a head's
