@@ -28,6 +28,7 @@ from roberta_flax.convert.names import (
 )
 from roberta_flax.convert.views import Transposed
 from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.extras import require
 from roberta_flax.files import new_directory
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import (
@@ -104,7 +105,7 @@ def export(
       The destination.
 
     Raises:
-      InputError: another format, or a head that is not there.
+      InputError: another format, a head that is not there, or torch is needed and not installed.
       CheckpointError: not a converted directory, or something that the other library cannot have.
     """
     if to not in FORMATS:
@@ -174,13 +175,7 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
             f"fairseq has one activation for the layers and the LM head; this model has {config.activation} and "
             f"{config.lm_head_activation}"
         )
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(
-            "writing a fairseq checkpoint needs torch; install it with pip install 'roberta-flax[convert]'"
-        ) from None
-
+    torch = require("torch", "convert")
     state: dict[str, Any] = {}
     for path, tensor in _fairseq_tensors(model, heads).items():
         place = to_fairseq(path)

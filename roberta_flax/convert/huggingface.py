@@ -37,6 +37,7 @@ from roberta_flax.convert.source import (
 )
 from roberta_flax.convert.torch_file import shortened
 from roberta_flax.errors import CheckpointError, DownloadError
+from roberta_flax.extras import require
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import PAD_ID
 
@@ -121,14 +122,10 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     in huggingface_hub's own cache, which other programs share.
 
     Raises:
-      DownloadError: it could not be fetched, or huggingface_hub is not installed.
+      DownloadError: it could not be fetched.
+      InputError: huggingface_hub is not installed.
     """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise DownloadError(
-            f"{name}: models on Hugging Face's hub need huggingface_hub; pip install 'roberta-flax[huggingface]'"
-        ) from None
+    huggingface_hub = require("huggingface_hub", "huggingface")
     repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     folder = None if cache_dir is None else Path(cache_dir) / "huggingface"
 

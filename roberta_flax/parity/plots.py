@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roberta_flax import extras
+from roberta_flax.extras import require
 from roberta_flax.parity.points import GRADIENTS
 from roberta_flax.parity.report import PointResult, Report, Run
 
@@ -50,7 +50,7 @@ def plots(report: Report) -> list[Plot]:
     Raises:
       InputError: matplotlib is not installed.
     """
-    _required("matplotlib.figure")
+    require("matplotlib.figure", "parity")
     bound = "The shaded line is the bound of the same dtype; an error below its shaded line is explained by rounding."
     outputs = "Root mean square error of the embeddings' and of each layer's output."
     every = "Root mean square error of every value of the network, in the order in which it is computed."
@@ -62,10 +62,6 @@ def plots(report: Report) -> list[Plot]:
         _histograms(report),
     ]
     return [plot for plot in found if plot is not None]
-
-
-def _required(module: str) -> Any:
-    return extras.require(module, "a plot", "parity")
 
 
 def _is_output(name: str) -> bool:
@@ -155,7 +151,7 @@ def _histogram(axes: Any, run: Run, name: str) -> None:
 
 
 def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
-    figure = _required("matplotlib.figure").Figure(
+    figure = require("matplotlib.figure", "parity").Figure(
         figsize=(_WIDTH, _HEIGHT if panels == 1 else 2.1 * panels + 0.5), layout="constrained"
     )
     figure.patch.set_visible(False)
@@ -174,7 +170,7 @@ def _svg(figure: Any, title: str) -> str:
     """The figure as an element of a page: its ids are its own, its ink is the page's text colour."""
     text = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": title, "text.color": _INK, "axes.labelcolor": _INK}
-    with _required("matplotlib").rc_context(settings):
+    with require("matplotlib", "parity").rc_context(settings):
         for axes in figure.axes:
             for label in (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label):
                 label.set_color(_INK)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from roberta_flax.checkpoint import converted
 from roberta_flax.convert.cache import resolve
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import abstract_params
 from roberta_flax.parity import inputs, points
@@ -184,13 +185,9 @@ def _torch_side(
     checkpoint_file: str,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Reference:
-    try:
-        from roberta_flax.parity.torch_side import torch_side
-    except ImportError as error:
-        raise InputError(
-            f"the torch side cannot be imported ({error}): pip install 'roberta-flax[parity]', or replay what was "
-            "recorded elsewhere"
-        ) from None
+    require("torch", "parity", "replay what was recorded elsewhere")
+    from roberta_flax.parity.torch_side import torch_side
+
     side: Reference = torch_side(
         source, directory, reference, batches, names, checkpoint_file=checkpoint_file, cache_dir=cache_dir
     )

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from roberta_flax.convert.export import fairseq_arguments
 from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.extras import imported
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.parity.torch_hooks import Hook, watched
+from roberta_flax.parity.torch_hooks import OR_BUILTIN, Hook, watched
 from roberta_flax.parity.torch_network import See
 
 # of a layer: its modules, and the points that their outputs are
@@ -30,7 +31,7 @@ _OUTPUTS = {
 
 
 class Fairseq:
-    """A convert.references.Model: fairseq.models.roberta.RobertaModel, in float64 and in eval mode.
+    """A torch_hooks.Model: fairseq.models.roberta.RobertaModel, in float64 and in eval mode.
 
     Its attention shows neither scores nor weights: torch.nn.functional.multi_head_attention_forward computes them.
 
@@ -41,16 +42,11 @@ class Fairseq:
     """
 
     def __init__(self, state: Mapping[str, Tensor], config: RobertaConfig, parameters: str) -> None:
-        try:
-            with _logging_as_it_is():
-                import fairseq
-                from fairseq.models.roberta import RobertaModel
-                from fairseq.models.roberta.model import base_architecture
-        except ImportError as error:
-            raise InputError(
-                f"the reference fairseq cannot be imported ({error}); install it as the README's tests do, or take "
-                "--reference builtin"
-            ) from None
+        with _logging_as_it_is():
+            fairseq, roberta = (
+                imported(module, "the reference fairseq", "the README's commands (Tests)", OR_BUILTIN)
+                for module in ("fairseq", "fairseq.models.roberta")
+            )
         if config.type_vocab_size or any(head.kind != "sentence" for head in config.heads):
             raise InputError("fairseq's RoBERTa has no token types and sentence heads only; take --reference builtin")
         self.description: Mapping[str, str] = {
@@ -60,9 +56,9 @@ class Fairseq:
         }
         self._config = config
         args = fairseq_arguments(config, config.heads)
-        base_architecture(args)
+        roberta.model.base_architecture(args)
         task = argparse.Namespace(source_dictionary=_Dictionary(config))
-        self._model = RobertaModel.build_model(args, task)
+        self._model = roberta.RobertaModel.build_model(args, task)
         for head in config.heads:
             self._model.register_classification_head(head.name, head.num_classes, head.inner_size)
         self._model = self._model.double().eval()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from roberta_flax.parity.torch_network import See
 
+OR_BUILTIN = "take --reference builtin"  # where a reference is not installed
 Hook = Callable[[Any, Any], None]  # of a module's inputs and output
 
 

@@ -15,8 +15,9 @@ from roberta_flax.convert.conversion import opened
 from roberta_flax.convert.export import export
 from roberta_flax.convert.huggingface import HUB_PREFIX
 from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.extras import imported
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.parity.torch_hooks import Hook, watched
+from roberta_flax.parity.torch_hooks import OR_BUILTIN, Hook, watched
 from roberta_flax.parity.torch_network import See
 
 # of a layer: its modules, and the points that their outputs are
@@ -34,7 +35,7 @@ _OUTPUTS = {
 
 
 class Transformers:
-    """A convert.references.Model: transformers' RobertaFor... classes, in float64 and in eval mode.
+    """A torch_hooks.Model: transformers' RobertaFor... classes, in float64 and in eval mode.
 
     Where the model is transformers' own it is loaded as it is; else what export() makes of it, a model for each head.
     Attention scores before the softmax are not shown.
@@ -53,13 +54,7 @@ class Transformers:
         config: RobertaConfig,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        try:
-            import transformers
-        except ImportError as error:
-            raise InputError(
-                f"the reference transformers cannot be imported ({error}); pip install transformers, or take "
-                "--reference builtin"
-            ) from None
+        transformers = imported("transformers", "the reference transformers", "pip install transformers", OR_BUILTIN)
         if config.normalize_before:
             raise InputError("the reference transformers is for post-norm models; take builtin or fairseq")
         self._config = config

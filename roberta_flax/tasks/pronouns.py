@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax import extras
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.nn import forward
 from roberta_flax.tasks.base import Model
 from roberta_flax.text import batching
 from roberta_flax.text.tokenizer import Tokenizer
 
 PIPELINE = "en_core_web_lg"  # wsc_utils.py, get_spacy_nlp
-_EXTRA = "wsc"
 _ROWS = 32  # candidates that are scored at once
 _FEWEST_MASKS = 4  # masked positions of a row, at least: few programs are compiled
 _STRIPPED = '.,"'  # jsonl_iterator, strip_pronoun
@@ -255,12 +254,12 @@ def _detokenized(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _detokenizer() -> Any:
-    return extras.require("sacremoses", "disambiguating pronouns", _EXTRA).MosesDetokenizer(lang="en")
+    return require("sacremoses", "wsc").MosesDetokenizer(lang="en")
 
 
 @lru_cache(maxsize=2)
 def _named_pipeline(name: str) -> Callable[[str], Any]:
-    spacy = extras.require("spacy", "finding noun phrases", _EXTRA)
+    spacy = require("spacy", "wsc", "give the candidates")
     try:
         loaded: Callable[[str], Any] = spacy.load(name)
     except (OSError, ImportError, ValueError) as error:

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.datasets.examples import NO_TAG, Examples
+from roberta_flax.extras import require
 from roberta_flax.text.batching import length_bucket
 from roberta_flax.text.encoding import Ids
-from roberta_flax.train.extra import require
 
 if TYPE_CHECKING:
     import grain
@@ -46,7 +46,7 @@ def training_batches(
     Raises:
       InputError: grain is not installed.
     """
-    grain = require("grain")
+    grain = require("grain", "train")
 
     def update(numbers: Sequence[int]) -> Batch:
         time = _bucket(examples, numbers, max_positions)

@@ -31,13 +31,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_flax.errors import DivergedError, InputError, StoppedError
+from roberta_flax.extras import require
 from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.sharding import DATA, place_batch
 from roberta_flax.train import directory as layout
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, opened
-from roberta_flax.train.extra import require
 from roberta_flax.train.progress import Progress
 from roberta_flax.train.progress import shown as progress_on_stderr
 from roberta_flax.train.records import Records, Stopwatch
@@ -174,7 +174,7 @@ def run(
       StoppedError: SIGINT or SIGTERM. The last update is finished and saved.
     """
     if plot:
-        require("matplotlib.figure")  # before hours of training
+        require("matplotlib.figure", "train")  # before hours of training
     if jax.process_count() > 1 and mesh is None:
         raise InputError("several processes train on one mesh of all their devices; give mesh")
     numbers = {name: value for name, value in asdict(plan).items() if name not in _FREE}

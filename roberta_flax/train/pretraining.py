@@ -19,12 +19,12 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.sharding import place_batch
 from roberta_flax.text import batching
 from roberta_flax.text.tokenizer import PAD_ID
 from roberta_flax.train.corpus import Blocks
-from roberta_flax.train.extra import require
 from roberta_flax.train.masking import Block, Masking, mask_block, stream
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[Batch]:
     Raises:
       InputError: grain is not installed.
     """
-    grain = require("grain")
+    grain = require("grain", "train")
     updates = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
     # one thread: numpy holds Python's lock for most of the time
     return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
