@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.batching import check_tokens, collate_tokens
+from roberta_flax.text.batching import check_tokens, collate_tokens, pad_rows
 from roberta_flax.text.tokenizer import Tokenizer
 
 _RAGGED = ((1, 2, 3, 5, 8, 13, 21, 34), (64, 65, 127))  # lengths of the rows of a batch
@@ -92,12 +92,9 @@ def of_tokens(sequences: Sequence[npt.ArrayLike], config: RobertaConfig, mask_id
 def batch_of(tokens: npt.NDArray[np.int32], config: RobertaConfig, mask_id: int | None) -> Batch:
     """A batch with targets, from token ids [batch, time]."""
     places = [_places(row, config.pad_id, mask_id) for row in tokens]
-    width = max(map(len, places))
-    positions = np.zeros((len(tokens), width), np.int32)
-    weights = np.zeros(positions.shape, np.float32)
-    for row, chosen in enumerate(places):
-        positions[row, : len(chosen)] = chosen
-        weights[row, : len(chosen)] = 1
+    shape = len(tokens), max(map(len, places))
+    positions = pad_rows(places, shape, 0)
+    weights = pad_rows([np.ones(len(chosen)) for chosen in places], shape, 0, np.float32)
     numbers = np.arange(positions.size, dtype=np.int64).reshape(positions.shape)
     targets = (numbers * 7919 + 11) % config.vocab_size  # a prime apart, over all of the vocabulary
     heads = {head.name: _targets(head, len(tokens)) for head in config.heads if head.kind == "sentence"}

@@ -196,9 +196,8 @@ def scores(model: Model, sequences: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]
         )
         tokens = batching.pad_to_bucket(tokens, config.pad_id, config.max_positions)
         counts = [len(row) for row in positions]
-        masks = np.zeros((len(tokens), max(_FEWEST_MASKS, 1 << (max(counts) - 1).bit_length())), np.int32)
-        for mask, row in zip(masks, positions, strict=False):
-            mask[: len(row)] = row
+        width = max(_FEWEST_MASKS, 1 << (max(counts) - 1).bit_length())
+        masks = batching.pad_rows(positions, (len(tokens), width), 0)
         targets = np.take_along_axis(tokens, masks, axis=1)
         for tokens_of, row in zip(tokens, positions, strict=False):
             tokens_of[row] = model.tokenizer.mask_id

@@ -66,10 +66,24 @@ def collate_tokens(sequences: Iterable[npt.ArrayLike], pad_idx: int = PAD_ID) ->
             raise InputError(
                 f"collate_tokens takes sequences of integers, [length] each; got {row.dtype} of shape {row.shape}"
             )
-    batch = np.full((len(rows), max(map(len, rows))), pad_idx, np.int32)
-    for target, row in zip(batch, rows, strict=True):
-        target[: len(row)] = row
-    return batch
+    return pad_rows(rows, (len(rows), max(map(len, rows))), pad_idx)
+
+
+def pad_rows(
+    rows: Sequence[npt.ArrayLike], shape: tuple[int, int], fill: float, dtype: npt.DTypeLike = np.int32
+) -> npt.NDArray[Any]:
+    """An array whose first rows begin with these, [length] each; what they do not reach is filled.
+
+    Args:
+      rows: at most shape[0] of them, each at most shape[1] long.
+      shape: of the array.
+      fill: the value of everything else.
+      dtype: of the array.
+    """
+    padded = np.full(shape, fill, dtype)
+    for number, row in enumerate(rows):
+        padded[number, : np.size(row)] = row
+    return padded
 
 
 def pad_to_bucket(tokens: npt.NDArray[np.int32], pad_id: int, max_positions: int) -> npt.NDArray[np.int32]:
@@ -170,9 +184,7 @@ def _enough(rows: int, full: int, rows_multiple: int) -> int:
 def _one_a_row(
     sequences: Sequence[npt.NDArray[np.int32]], chosen: npt.NDArray[np.int64], shape: tuple[int, int], pad_id: int
 ) -> Batch:
-    tokens = np.full(shape, pad_id, np.int32)
-    for row, number in zip(tokens, chosen, strict=False):
-        row[: len(sequences[number])] = sequences[number]
+    tokens = pad_rows([sequences[number] for number in chosen], shape, pad_id)
     rows = np.arange(len(chosen))
     return Batch(chosen, tokens, rows, np.zeros_like(rows), np.zeros_like(rows))
 

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from roberta_flax.datasets.examples import NO_TAG, Examples
 from roberta_flax.extras import require
-from roberta_flax.text.batching import length_bucket
-from roberta_flax.text.encoding import Ids
+from roberta_flax.text.batching import length_bucket, pad_rows
 
 if TYPE_CHECKING:
     import grain
@@ -74,21 +73,14 @@ def _bucket(examples: Examples, numbers: Sequence[int], max_positions: int) -> i
 
 def _batch(examples: Examples, numbers: Sequence[int], rows: int, time: int, pad_id: int) -> Batch:
     """Some examples, at most `rows`, as the arrays that losses.head_loss takes."""
-    tokens = _padded(examples.sequences(numbers), rows * examples.choices, time, pad_id)
+    tokens = pad_rows(examples.sequences(numbers), (rows * examples.choices, time), pad_id)
     if examples.kind == "choice":
         tokens = tokens.reshape(rows, examples.choices, time)
     if examples.kind == "token":
         of_tokens = [examples.targets[examples.offsets[i] : examples.offsets[i + 1]] for i in numbers]
-        targets = _padded(of_tokens, rows, time, NO_TAG)
+        targets = pad_rows(of_tokens, (rows, time), NO_TAG)
         weights = (targets != NO_TAG).astype(np.float32)
         return {"tokens": tokens, "targets": np.maximum(targets, 0), "weights": weights}
     targets = np.zeros((rows, *examples.targets.shape[1:]), examples.targets.dtype)
     targets[: len(numbers)] = examples.targets[list(numbers)]
     return {"tokens": tokens, "targets": targets, "weights": (np.arange(rows) < len(numbers)).astype(np.float32)}
-
-
-def _padded(sequences: Sequence[npt.NDArray[Any]], rows: int, time: int, filler: int) -> Ids:
-    padded = np.full((rows, time), filler, np.int32)
-    for row, sequence in zip(padded, sequences, strict=False):
-        row[: len(sequence)] = sequence
-    return padded

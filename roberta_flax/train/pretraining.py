@@ -147,18 +147,14 @@ def batch_of(
       pad_id: of the model.
     """
     rows, time, most = shape
-    batch = {
-        "tokens": np.full((rows, time), pad_id, np.int32),
-        "positions": np.zeros((rows, most), np.int32),
-        "targets": np.full((rows, most), pad_id, np.int32),
-        "weights": np.zeros((rows, most), np.float32),
+    tokens, positions = zip(*masked, strict=True)
+    targets = [block[chosen] for block, chosen in zip(blocks, positions, strict=True)]
+    return {
+        "tokens": batching.pad_rows(tokens, (rows, time), pad_id),
+        "positions": batching.pad_rows(positions, (rows, most), 0),
+        "targets": batching.pad_rows(targets, (rows, most), pad_id),
+        "weights": batching.pad_rows([np.ones(len(chosen)) for chosen in positions], (rows, most), 0, np.float32),
     }
-    for row, (block, (tokens, positions)) in enumerate(zip(blocks, masked, strict=True)):
-        batch["tokens"][row, : len(tokens)] = tokens
-        batch["positions"][row, : len(positions)] = positions
-        batch["targets"][row, : len(positions)] = block[positions]
-        batch["weights"][row, : len(positions)] = 1
-    return batch
 
 
 def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
