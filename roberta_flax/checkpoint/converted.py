@@ -25,9 +25,9 @@ import numpy as np
 
 from roberta_flax.checkpoint.tensors import (
     DTYPE_NAMES,
+    LazyTensor,
     NonFinite,
     StoredTensor,
-    Tensor,
     Values,
     read_tensors,
     stored_dtype,
@@ -98,7 +98,7 @@ def check_tensors(config: RobertaConfig, shapes: Mapping[str, tuple[int, ...]]) 
     ]
 
 
-def check_stored(config: RobertaConfig, tensors: Mapping[str, Tensor]) -> list[str]:
+def check_stored(config: RobertaConfig, tensors: Mapping[str, LazyTensor]) -> list[str]:
     """What is wrong with a converted directory's tensors as the parameters of its configuration, as check_tensors."""
     integers = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPE_NAMES]
     return [
@@ -156,7 +156,7 @@ def versions() -> dict[str, str]:
 def write(
     directory: Path,
     config: RobertaConfig,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
     conversion: Mapping[str, Any],
     dtype: np.dtype[Any] | None = None,
 ) -> dict[str, NonFinite]:

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from jax import export as jax_export
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import Tensor
+from roberta_flax.checkpoint.tensors import LazyTensor
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import new_directory, write_bytes
 from roberta_flax.nn import forward
@@ -255,7 +255,7 @@ def _numerics(dtype: DTypeLike, precision: PrecisionLike) -> Numerics:
     return Numerics(dtype, precision=precision, attention="xla")
 
 
-def _param_dtype(stored: Mapping[str, Tensor]) -> str:
+def _param_dtype(stored: Mapping[str, LazyTensor]) -> str:
     """The one that holds every tensor's values; of float64 float32, as elsewhere."""
     widest = reduce(jnp.promote_types, (tensor.dtype for tensor in stored.values())).name
     return widest if widest in DTYPES else "float32"

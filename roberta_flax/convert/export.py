@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import StoredTensor, Tensor, Values, read_tensors, write_tensors
+from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, read_tensors, write_tensors
 from roberta_flax.convert import huggingface
 from roberta_flax.convert.hf_tokenizer import HF_MERGES_FILE, TOKENIZER_CONFIG_FILE, VOCAB_FILE
 from roberta_flax.convert.names import (
@@ -132,7 +132,7 @@ def _open(directory: Path) -> _Model:
     return _Model(directory, config, tensors, Tokenizer.from_directory(directory))
 
 
-def _in_torch(tensor: Tensor, transform: Any) -> Tensor:
+def _in_torch(tensor: LazyTensor, transform: Any) -> LazyTensor:
     return Transposed(tensor) if transform is TRANSPOSE else tensor
 
 
@@ -201,10 +201,10 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
             shutil.copyfile(model.directory / name, directory / name)
 
 
-def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, Tensor]:
+def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, LazyTensor]:
     """The tensors that go to fairseq, by path."""
     names = {head.name for head in heads}
-    tensors: dict[str, Tensor] = {
+    tensors: dict[str, LazyTensor] = {
         path: tensor
         for path, tensor in model.tensors.items()
         if not path.startswith("heads.") or path.split(".")[1] in names
@@ -219,7 +219,7 @@ def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, Te
     return tensors
 
 
-def _to_torch(torch: Any, tensor: Tensor) -> Any:
+def _to_torch(torch: Any, tensor: LazyTensor) -> Any:
     values = np.array(tensor.read(), order="C")  # in memory: torch.save needs it so
     if values.dtype.name == "bfloat16":
         return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
@@ -260,7 +260,7 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
     taken = [*([head] if head else []), *poolers[: 0 if head and head.kind == "choice" else 1]]
     kinds = {each.name: each.kind for each in taken}
 
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for path, tensor in model.tensors.items():
         place = to_huggingface(path, kinds)
         if place is not None:

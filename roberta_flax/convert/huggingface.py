@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import Tensor, read_tensors
+from roberta_flax.checkpoint.tensors import LazyTensor, read_tensors
 from roberta_flax.convert import hf_tokenizer, msgpack_file, torch_file
 from roberta_flax.convert.names import (
     HF_DECODER_BIAS,
@@ -254,11 +254,11 @@ def _model_type(given: Mapping[str, Any]) -> str:
     return next((kind for kind, prefix in CLASS_PREFIXES.items() if re.match(f"{prefix}(For|Model)", named)), named)
 
 
-def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tuple[str, Tensor]]:
+def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tuple[str, LazyTensor]]:
     """today's name -> (name in the file, tensor)."""
     parts = [(name, tensor) for file in files for name, tensor in _tensors(file).items()]
     prefix = unwrapped(name for name, _ in parts)
-    modern: dict[str, tuple[str, Tensor]] = {}
+    modern: dict[str, tuple[str, LazyTensor]] = {}
     for name, tensor in parts:
         modern_name = modernize_huggingface(name.removeprefix(prefix), model_type)
         if modern_name in modern:
@@ -276,8 +276,8 @@ def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tupl
 
 
 def _with_one_bias(
-    modern: dict[str, tuple[str, Tensor]], placing: Placing, notes: list[str]
-) -> dict[str, tuple[str, Tensor]]:
+    modern: dict[str, tuple[str, LazyTensor]], placing: Placing, notes: list[str]
+) -> dict[str, tuple[str, LazyTensor]]:
     """The LM head's bias once, where a file has it by both of its names.
 
     Where the two differ, transformers 4.57 takes the decoder's (RobertaLMHead._tie_weights).
@@ -294,7 +294,7 @@ def _with_one_bias(
     return {**rest, HF_LM_HEAD_BIAS: (decoder_bias, decoders)}
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path) -> dict[str, LazyTensor]:
     if file.suffix == ".safetensors":
         return dict(read_tensors(file))
     if file.suffix == ".msgpack":
@@ -302,12 +302,12 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     state = torch_file.load(file)
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} is a PyTorch file but not a state dict")
-    tensors: dict[str, Tensor] = dict(torch_file.tensors(state))
+    tensors: dict[str, LazyTensor] = dict(torch_file.tensors(state))
     check_stored(str(file), [file], tensors)
     return tensors
 
 
-def _head_kind(given: Mapping[str, Any], modern: Mapping[str, tuple[str, Tensor]], notes: list[str]) -> str | None:
+def _head_kind(given: Mapping[str, Any], modern: Mapping[str, tuple[str, LazyTensor]], notes: list[str]) -> str | None:
     """Which of HEAD_NAMES' kinds of head there is, if one."""
     if "classifier.dense.weight" in modern:
         return "sentence"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from roberta_flax.checkpoint.tensors import Tensor
+from roberta_flax.checkpoint.tensors import LazyTensor
 from roberta_flax.convert.views import Rows
 
 
@@ -230,7 +230,7 @@ _RENAMED_IN_FAIRSEQ = [
 _FUSED = re.compile(r"(.*\.self_attn\.)in_proj_(weight|bias)")
 
 
-def modernize_fairseq(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+def modernize_fairseq(name: str, tensor: LazyTensor) -> list[tuple[str, LazyTensor]]:
     """One tensor under today's names: itself, or the three that a fused in_proj_weight or in_proj_bias holds."""
     for pattern, replacement in _RENAMED_IN_FAIRSEQ:
         name = pattern.sub(replacement, name)

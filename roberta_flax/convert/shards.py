@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roberta_flax.checkpoint.tensors import Tensor
+from roberta_flax.checkpoint.tensors import LazyTensor
 from roberta_flax.convert import torch_file
 from roberta_flax.convert.source import check_stored, equal
 from roberta_flax.convert.views import Joined, Rows, Slice
@@ -60,7 +60,7 @@ def files_of(model: Path) -> list[Path]:
     return [model]
 
 
-def join(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+def join(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, LazyTensor]:
     """The tensors of a model's parts, joined.
 
     Args:
@@ -81,14 +81,14 @@ def join(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> dic
             raise CheckpointError(
                 f"{files[0]} and the other shards have metadata that do not fit their tensors ({error!r:.200})"
             ) from None
-    joined: dict[str, Tensor] = {}
+    joined: dict[str, LazyTensor] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         pieces = [part[name] for part in parts if name in part]
         joined[name] = _joined(files, name, pieces, len(parts)) if len(pieces) > 1 else pieces[0]
     return joined
 
 
-def _joined(files: Sequence[Path], name: str, pieces: Sequence[Tensor], count: int) -> Tensor:
+def _joined(files: Sequence[Path], name: str, pieces: Sequence[LazyTensor], count: int) -> LazyTensor:
     if len(pieces) != count:
         raise CheckpointError(f"{files[0]} and the other parts do not fit: only some of them have {name[:200]}")
     axes = {len(piece.shape) for piece in pieces}
@@ -104,13 +104,13 @@ def _joined(files: Sequence[Path], name: str, pieces: Sequence[Tensor], count: i
     return Joined(pieces, axis)
 
 
-def _unflattened(parts: Sequence[Mapping[str, Tensor]], metadata: Sequence[Any]) -> dict[str, Tensor]:
+def _unflattened(parts: Sequence[Mapping[str, LazyTensor]], metadata: Sequence[Any]) -> dict[str, LazyTensor]:
     """fairscale's FullyShardedDataParallel.consolidate_shard_weights, without reading a value."""
-    whole: dict[str, Tensor] = {}
+    whole: dict[str, LazyTensor] = {}
     for index, module in enumerate(metadata[0]["param_metadata"]):
         prefix = f"{module['fsdp_path']}." if module["fsdp_path"] else ""
         for flat_name, described in module["params"].items():
-            flat: list[Tensor] = []
+            flat: list[LazyTensor] = []
             for part, part_metadata in zip(parts, metadata, strict=True):
                 tensor = part[prefix + flat_name]
                 padding = part_metadata["param_metadata"][index]["params"][flat_name]["padding"]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint.converted import check_tensors, describe_problems
-from roberta_flax.checkpoint.tensors import STORED_DTYPES, Tensor
+from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor
 from roberta_flax.convert.names import TRANSPOSE, Place
 from roberta_flax.convert.torch_file import shortened
 from roberta_flax.convert.views import size_in_bytes
@@ -35,7 +35,7 @@ class Parameter:
     """A tensor of the source and where it goes in the tree."""
 
     source: str
-    tensor: Tensor
+    tensor: LazyTensor
     transposed: bool
 
     @property
@@ -82,7 +82,7 @@ class Placing:
     went: dict[str, list[str] | str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def put(self, name: str, tensor: Tensor, place: Place | None) -> None:
+    def put(self, name: str, tensor: LazyTensor, place: Place | None) -> None:
         """Places the tensor that the source calls `name`."""
         shape = list(tensor.shape)
         if place is None:
@@ -133,7 +133,7 @@ class Placing:
         _check_total(what, (each.tensor for each in self.parameters.values()), _room(files))
 
 
-def check_stored(what: str, files: Iterable[Path], tensors: Mapping[str, Tensor]) -> None:
+def check_stored(what: str, files: Iterable[Path], tensors: Mapping[str, LazyTensor]) -> None:
     """Raises CheckpointError for tensors that their files cannot hold; before anything reads a value.
 
     A tensor is stretched by strides of zero: a small file, a huge array. Many that share their values are too.
@@ -158,7 +158,7 @@ def _room(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _check_total(what: str, tensors: Iterable[Tensor], room: int, sharing: int = 1) -> None:
+def _check_total(what: str, tensors: Iterable[LazyTensor], room: int, sharing: int = 1) -> None:
     """Raises CheckpointError where tensors together are over `sharing` times the size of their files."""
     if (total := sum(map(size_in_bytes, tensors))) > sharing * room:
         raise CheckpointError(
@@ -227,7 +227,7 @@ def unwrapped(names: Iterable[str]) -> str:
     return _WRAPPER if names and all(name.startswith(_WRAPPER) for name in names) else ""
 
 
-def equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: LazyTensor, b: LazyTensor) -> bool:
     """Whether two tensors have the same shape and values (NaN is NaN), a part of them at a time."""
     return a.shape == b.shape and _same(a.read(), b.read())
 

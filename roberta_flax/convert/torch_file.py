@@ -138,7 +138,7 @@ class Storage:
 
 
 @dataclass(frozen=True, eq=False)
-class Tensor:
+class StridedTensor:
     """A strided view of a storage."""
 
     storage: Storage
@@ -180,7 +180,7 @@ class Record:
 
 
 def load(path: Path) -> Any:
-    """The object in a file that torch.save wrote, with `Tensor`s for tensors.
+    """The object in a file that torch.save wrote, with `StridedTensor`s for tensors.
 
     Raises:
       CheckpointError: not such a file, damaged, cut short, or it asks for a global that is not allowed.
@@ -459,7 +459,7 @@ def _record_class(class_name: str) -> type[Record]:
     return type("Record", (Record,), {"__new__": new, "__init__": lambda *_, **__: None})
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StridedTensor:
     """torch._utils._rebuild_tensor and _rebuild_tensor_v2."""
     if not isinstance(storage, Storage):
         raise CheckpointError("it is damaged: a tensor without a storage")
@@ -468,14 +468,14 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
 
 def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, data_type: Any, *_: Any
-) -> Tensor:
+) -> StridedTensor:
     """torch._utils._rebuild_tensor_v3: an untyped storage's bytes, for dtypes that have no storage of their own."""
     if not isinstance(storage, Storage) or storage.dtype != np.uint8 or not isinstance(data_type, _DataType):
         raise CheckpointError("it is damaged: a tensor without a storage or a dtype")
     return _tensor(storage, offset, shape, strides, data_type.dtype)
 
 
-def _tensor(storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.dtype[Any]) -> Tensor:
+def _tensor(storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.dtype[Any]) -> StridedTensor:
     """A tensor over a storage, with the bounds checked."""
     numbers = (offset, *shape, *strides)
     count = storage.count * storage.dtype.itemsize // dtype.itemsize
@@ -486,7 +486,7 @@ def _tensor(storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.d
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= count:
         raise CheckpointError(f"it is damaged: a tensor of shape {tuple(shape)} reaches past its {count} elements")
-    return Tensor(storage, offset, tuple(shape), tuple(strides), dtype)
+    return StridedTensor(storage, offset, tuple(shape), tuple(strides), dtype)
 
 
 def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
@@ -599,8 +599,8 @@ def _opened(value: Any, inside: Callable[[Any], Any]) -> Any:
     return [inside(item) for item in value]
 
 
-def tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
+def tensors(state: Any) -> Iterator[tuple[str, StridedTensor]]:
     """The (name, tensor) pairs of a state dict; what is not a tensor is passed over."""
     for name, value in state.items():
-        if isinstance(name, str) and isinstance(value, Tensor):
+        if isinstance(name, str) and isinstance(value, StridedTensor):
             yield name, value

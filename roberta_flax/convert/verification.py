@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import StoredTensor, Tensor, read_tensors
+from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, read_tensors
 from roberta_flax.convert.conversion import opened, reading, write_files
 from roberta_flax.convert.source import Parameter
 from roberta_flax.convert.torch_file import shortened
@@ -146,7 +146,7 @@ def _different(mine: RobertaConfig | HeadConfig, theirs: RobertaConfig | HeadCon
 
 
 def _tensor_differences(
-    stored: Mapping[str, Tensor], source: Mapping[str, Parameter], comparisons: Sequence[Comparison], folded: bool
+    stored: Mapping[str, LazyTensor], source: Mapping[str, Parameter], comparisons: Sequence[Comparison], folded: bool
 ) -> Iterator[str]:
     """A line for each parameter that is in one of the two, or differs; one for token types that are folded."""
     told = {_TOKEN_TYPES, _POSITIONS} if folded else set()
@@ -164,7 +164,7 @@ def _tensor_differences(
             yield f"{each.path} differs from {each.source}, by {each.largest_difference:.3g}"
 
 
-def _is_folded(stored: Mapping[str, Tensor], source: Mapping[str, Parameter]) -> bool:
+def _is_folded(stored: Mapping[str, LazyTensor], source: Mapping[str, Parameter]) -> bool:
     """Whether the source's positions are ours with the token type of every token added, as export adds it."""
     if not {_TOKEN_TYPES, _POSITIONS} <= stored.keys() or _TOKEN_TYPES in source or _POSITIONS not in source:
         return False

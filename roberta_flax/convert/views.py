@@ -1,7 +1,7 @@
 """What a source's tensors look like to the converter: a shape, a dtype, and values that are read when asked for.
 
-`torch_file.Tensor`, `checkpoint.StoredTensor` and `checkpoint.Values` are such; the classes here are made of others,
-and hold no values of their own, so that a checkpoint is read one tensor at a time.
+`torch_file.StridedTensor`, `tensors.StoredTensor` and `tensors.Values` are such (tensors.LazyTensor); the classes here
+are made of others, and hold no values of their own, so that a checkpoint is read one tensor at a time.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.checkpoint.tensors import Tensor
+from roberta_flax.checkpoint.tensors import LazyTensor
 
 
-def size_in_bytes(tensor: Tensor) -> int:
+def size_in_bytes(tensor: LazyTensor) -> int:
     """Of its values, each counted once, however they are stored."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
@@ -26,7 +26,7 @@ def size_in_bytes(tensor: Tensor) -> int:
 class Rows:
     """Rows [start, stop) of a tensor's first axis."""
 
-    tensor: Tensor
+    tensor: LazyTensor
     start: int
     stop: int
 
@@ -46,7 +46,7 @@ class Rows:
 class Transposed:
     """A tensor of two axes, these exchanged."""
 
-    tensor: Tensor
+    tensor: LazyTensor
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -64,7 +64,7 @@ class Transposed:
 class Joined:
     """Tensors of one dtype, joined along an axis."""
 
-    tensors: Sequence[Tensor]
+    tensors: Sequence[LazyTensor]
     axis: int
 
     @property
@@ -85,7 +85,7 @@ class Joined:
 class Slice:
     """A run of elements of several flat tensors, one after the other, in a shape of its own."""
 
-    tensors: Sequence[Tensor]  # [length] each
+    tensors: Sequence[LazyTensor]  # [length] each
     start: int
     shape: tuple[int, ...]
 

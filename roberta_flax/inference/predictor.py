@@ -29,7 +29,7 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.quantize import is_quantized
 from roberta_flax.tasks.base import Work
 from roberta_flax.text import batching
-from roberta_flax.text.batching import Batch
+from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import Encoded, Item, OnLong, Piece, Rejected, limit_of
 
 Strategy = Literal["buckets", "packing"]
@@ -126,7 +126,7 @@ class _Window:
     to_come: list[int]  # of each input, how many of its pieces have no result yet
     results: list[Any]  # of each piece
     rejected: dict[int, Rejected]
-    batches: list[Batch]
+    batches: list[TokenBatch]
     left: int  # batches that have no results yet
 
 
@@ -248,7 +248,7 @@ class Predictor:
         """
         begin = time.perf_counter() - self.stats.seconds
         waiting: deque[_Window] = deque()
-        running: deque[tuple[_Window, Batch, Any]] = deque()
+        running: deque[tuple[_Window, TokenBatch, Any]] = deque()
 
         def finish_first() -> None:
             self._finish(*running.popleft())
@@ -299,7 +299,7 @@ class Predictor:
     def _encode(self, inputs: Sequence[Any]) -> list[Encoded]:
         return self.work.encode(self._roberta.tokenizer, inputs, self._limit, self._on_long)
 
-    def _start(self, window: _Window, batch: Batch) -> Any:
+    def _start(self, window: _Window, batch: TokenBatch) -> Any:
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
         tokens = [sharding.place_rows(array, self._mesh) for array in arrays]
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
@@ -307,7 +307,7 @@ class Predictor:
         with self.stats.compilations.counted():
             return self.work.run(self._roberta, self._params, batch, tokens, pieces)
 
-    def _finish(self, window: _Window, batch: Batch, started: Any) -> None:
+    def _finish(self, window: _Window, batch: TokenBatch, started: Any) -> None:
         begin = time.perf_counter()
         arrays = jax.tree.map(lambda array: _on_host(np.asarray(array)), started)
         self.stats.device_seconds += time.perf_counter() - begin

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.points import GRADIENTS, counted
 from roberta_flax.parity.reference import SAMPLES, Spread
 from roberta_flax.parity.report import DecisionResult, Place, PointResult, TokenError
@@ -78,7 +78,7 @@ class PointSums:
     def add(
         self,
         number: int,
-        batch: Batch,
+        batch: ParityBatch,
         config: RobertaConfig,
         ours: npt.NDArray[Any],
         reference: npt.NDArray[Any],
@@ -168,7 +168,7 @@ class Decisions:
     def add(
         self,
         number: int,
-        batch: Batch,
+        batch: ParityBatch,
         config: RobertaConfig,
         ours: npt.NDArray[Any],
         reference: npt.NDArray[Any],
@@ -211,7 +211,7 @@ class Decisions:
 
 def place_at(
     number: int,
-    batch: Batch,
+    batch: ParityBatch,
     point: str,
     ours: npt.NDArray[Any],
     reference: npt.NDArray[Any],
@@ -234,7 +234,7 @@ def place_at(
     return Place(number, row, token, token_id, None, index, theirs, mine, error)
 
 
-def worst_tokens(number: int, batch: Batch, errors: npt.NDArray[np.float64], count: int) -> list[TokenError]:
+def worst_tokens(number: int, batch: ParityBatch, errors: npt.NDArray[np.float64], count: int) -> list[TokenError]:
     """The tokens whose features, of which `errors` are the errors, [batch, time, hidden], are furthest off."""
     of_tokens = errors.max(axis=-1)
     order = np.argsort(-of_tokens, axis=None, kind="stable")[:count]

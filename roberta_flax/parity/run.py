@@ -22,7 +22,7 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import abstract_params
 from roberta_flax.parity import inputs, points
 from roberta_flax.parity.comparison import Decisions, PointSums, worst_tokens
-from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.observation import WITHOUT_LOSS, Subject
 from roberta_flax.parity.recording import Recording
 from roberta_flax.parity.recording import record as write
@@ -180,7 +180,7 @@ def _torch_side(
     source: str | os.PathLike[str],
     directory: Path,
     reference: str,
-    batches: Sequence[Batch],
+    batches: Sequence[ParityBatch],
     names: Sequence[str],
     checkpoint_file: str,
     cache_dir: str | os.PathLike[str] | None,
@@ -212,7 +212,7 @@ def _batches(
     tokens: Sequence[npt.ArrayLike] | None,
     tokenizer: Tokenizer,
     config: RobertaConfig,
-) -> tuple[list[Batch], bool]:
+) -> tuple[list[ParityBatch], bool]:
     """The inputs, and whether they are the built-in ones."""
     if texts is not None and tokens is not None:
         raise InputError("give texts or tokens, not both")

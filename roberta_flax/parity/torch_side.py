@@ -26,7 +26,7 @@ from roberta_flax.convert.huggingface import HUB_PREFIX
 from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.points import GRADIENTS, counted, has_log_probabilities
 from roberta_flax.parity.reference import SAMPLES, Observed, Spread
 from roberta_flax.parity.rounding import Rounding
@@ -91,7 +91,12 @@ class TorchSide:
     """
 
     def __init__(
-        self, model: Model, builtin: Builtin, config: RobertaConfig, batches: Sequence[Batch], points: Sequence[str]
+        self,
+        model: Model,
+        builtin: Builtin,
+        config: RobertaConfig,
+        batches: Sequence[ParityBatch],
+        points: Sequence[str],
     ) -> None:
         self.description = model.description
         self._model, self._builtin, self._config = model, builtin, config
@@ -106,7 +111,7 @@ class TorchSide:
             of_builtin = exact if isinstance(self._model, Builtin) else None
             yield Observed(batch, values, partial(self._spreads, batch, of_builtin, {}))
 
-    def _observe(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+    def _observe(self, model: Model, batch: ParityBatch) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
 
         def see(point: str, value: Tensor) -> None:
@@ -117,7 +122,11 @@ class TorchSide:
         return values
 
     def _spreads(
-        self, batch: Batch, exact: Mapping[str, Tensor] | None, known: dict[str, dict[str, Spread]], rounding: Rounding
+        self,
+        batch: ParityBatch,
+        exact: Mapping[str, Tensor] | None,
+        known: dict[str, dict[str, Spread]],
+        rounding: Rounding,
     ) -> dict[str, Spread]:
         """Distances of computations with errors; those of roundings that differ in size alone are computed once.
 
@@ -148,7 +157,7 @@ class TorchSide:
             known[rounding.name] = spreads
         return {point: spread.scaled(factor) for point, spread in known[rounding.name].items()}
 
-    def _compute(self, model: Model, batch: Batch, see: See, arithmetic: Arithmetic) -> None:
+    def _compute(self, model: Model, batch: ParityBatch, see: See, arithmetic: Arithmetic) -> None:
         """Everything, losses and gradients included."""
         gradients = any(point.startswith(GRADIENTS) for point in self._points)
         parameters = model.parameters() if gradients else {}
@@ -197,7 +206,7 @@ def _log_probabilities(head: HeadConfig, outputs: Tensor, is_token: Tensor, arit
     return log_softmax(outputs, -1, arithmetic)
 
 
-def _masked_lm_losses(logits: Tensor, batch: Batch, arithmetic: Arithmetic) -> Tensor:
+def _masked_lm_losses(logits: Tensor, batch: ParityBatch, arithmetic: Arithmetic) -> Tensor:
     """The loss of each position: fairseq's masked_lm."""
     targets = torch.from_numpy(batch.targets).long()
     each = -log_softmax(logits, -1, arithmetic).take_along_dim(targets[..., None], -1)[..., 0]
@@ -205,7 +214,7 @@ def _masked_lm_losses(logits: Tensor, batch: Batch, arithmetic: Arithmetic) -> T
 
 
 def _head_losses(
-    head: HeadConfig, outputs: Tensor, log_probabilities: Tensor, batch: Batch, arithmetic: Arithmetic
+    head: HeadConfig, outputs: Tensor, log_probabilities: Tensor, batch: ParityBatch, arithmetic: Arithmetic
 ) -> Tensor:
     """The loss of each row: cross-entropy, the sum of binary ones, or the squared error."""
     targets = torch.from_numpy(np.array(batch.head_targets[head.name]))
@@ -221,7 +230,7 @@ def torch_side(
     source: str | os.PathLike[str],
     directory: Path,
     reference: str,
-    batches: Sequence[Batch],
+    batches: Sequence[ParityBatch],
     points: Sequence[str],
     *,
     checkpoint_file: str = "model.pt",

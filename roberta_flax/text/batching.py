@@ -100,7 +100,7 @@ def pad_to_bucket(tokens: npt.NDArray[np.int32], pad_id: int, max_positions: int
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Some sequences, laid out in one of a few shapes.
 
     Attributes:
@@ -127,7 +127,7 @@ def lay_out(
     max_positions: int,
     rows_multiple: int = 1,
     pack: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[TokenBatch]:
     """All of `sequences` in batches of few shapes, longest first, so that what does not fit in memory shows at once.
 
     Sorted by length, a batch is filled with the longest that are left and padded to the bucket of the first: short
@@ -183,10 +183,10 @@ def _enough(rows: int, full: int, rows_multiple: int) -> int:
 
 def _one_a_row(
     sequences: Sequence[npt.NDArray[np.int32]], chosen: npt.NDArray[np.int64], shape: tuple[int, int], pad_id: int
-) -> Batch:
+) -> TokenBatch:
     tokens = pad_rows([sequences[number] for number in chosen], shape, pad_id)
     rows = np.arange(len(chosen))
-    return Batch(chosen, tokens, rows, np.zeros_like(rows), np.zeros_like(rows))
+    return TokenBatch(chosen, tokens, rows, np.zeros_like(rows), np.zeros_like(rows))
 
 
 def _packed(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> list[list[int]]:
@@ -210,7 +210,7 @@ def _packed(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> lis
 
 def _several_a_row(
     sequences: Sequence[npt.NDArray[np.int32]], rows: Sequence[Sequence[int]], count: int, pad_id: int
-) -> Batch:
+) -> TokenBatch:
     tokens = np.full((count, PACK_LENGTH), pad_id, np.int32)
     segments = np.full((count, PACK_LENGTH), -1, np.int32)
     starts = np.zeros((count, PACK_LENGTH // _SHORTEST_SEGMENT), np.int32)
@@ -225,4 +225,4 @@ def _several_a_row(
             places.append((number, row, segment, column))
             column = end
     chosen, row_of, segment_of, column_of = np.array(places, np.int64).T
-    return Batch(chosen, tokens, row_of, segment_of, column_of, segments, starts)
+    return TokenBatch(chosen, tokens, row_of, segment_of, column_of, segments, starts)

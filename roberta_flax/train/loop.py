@@ -25,7 +25,6 @@ from typing import Any, Literal, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -38,12 +37,12 @@ from roberta_flax.nn.sharding import DATA, place_batch
 from roberta_flax.train import directory as layout
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, opened
+from roberta_flax.train.losses import HostBatch
 from roberta_flax.train.progress import Progress
 from roberta_flax.train.progress import shown as progress_on_stderr
 from roberta_flax.train.records import Records, Stopwatch
 from roberta_flax.train.signals import StopRequests
 
-Rows: TypeAlias = Mapping[str, npt.NDArray[Any]]  # a batch (losses) on the host
 # step.TrainStep, or a function like it
 Update: TypeAlias = Callable[[Params, Any, Any, jax.Array], tuple[Params, Any, Mapping[str, jax.Array]]]
 _LAG = 1  # updates under way whose results are not waited for
@@ -56,7 +55,7 @@ _FREE = frozenset(("save_every", "keep"))
 class Batches(Protocol):
     """Batches without end, in an order that their state determines; a grain.DatasetIterator is one."""
 
-    def __next__(self) -> Rows: ...
+    def __next__(self) -> HostBatch: ...
 
     def get_state(self) -> dict[str, Any]:
         """Where it is, as JSON has it."""
@@ -135,7 +134,7 @@ def run(
     save_best: Callable[[Params], None] | None = None,
     mesh: Mesh | None = None,
     accumulate: int = 1,
-    tokens_of: Callable[[Rows], int] = lambda batch: batch["tokens"].size,
+    tokens_of: Callable[[HostBatch], int] = lambda batch: batch["tokens"].size,
     tensorboard: bool = False,
     plot: bool = False,
     progress: bool = True,
@@ -255,7 +254,7 @@ class _UnderWay:
     """
 
     update: int
-    batch: Rows
+    batch: HostBatch
     position: str
     metrics: Mapping[str, jax.Array]
     learning_rate: jax.Array | None
@@ -287,7 +286,7 @@ class _Loop:
     save_best: Callable[[Params], None] | None
     inputs_of: Callable[[int], tuple[jax.Array, jax.Array | None]]
     place: _Placement
-    tokens_of: Callable[[Rows], int]
+    tokens_of: Callable[[HostBatch], int]
 
     def __post_init__(self) -> None:
         self._under_way: deque[_UnderWay] = deque()
@@ -448,7 +447,7 @@ class _Placement:
         self._mesh = mesh
         self._axis = int(accumulate > 1)
 
-    def __call__(self, batch: Rows) -> dict[str, jax.Array]:
+    def __call__(self, batch: HostBatch) -> dict[str, jax.Array]:
         if self._mesh is None:
             placed: dict[str, jax.Array] = jax.device_put(dict(batch))
             return placed
