@@ -7,15 +7,13 @@ and given back in the order in which they came. What a window gives depends on i
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -27,13 +25,13 @@ from roberta_flax.inference.compilations import Compilations
 from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.quantize import is_quantized
+from roberta_flax.prefetch import prefetched
 from roberta_flax.tasks.base import Work
 from roberta_flax.text import batching
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import Encoded, Item, OnLong, Piece, Rejected, limit_of
 
 Strategy = Literal["buckets", "packing"]
-T = TypeVar("T")
 
 WINDOW = 8192  # texts
 # About where throughput levels off: on CPUs by `python -m benchmarks.inference --sweep`, on TPU by what its compiler
@@ -43,6 +41,7 @@ _TOKENS_PER_BATCH_ELSEWHERE = 32768
 # Whichever is faster: on CPUs by benchmarks.inference, elsewhere not measured.
 STRATEGY: dict[str, Strategy] = {"cpu": "packing"}
 _STRATEGY_ELSEWHERE: Strategy = "buckets"
+_PREPARED = 2  # windows that are encoded and laid out ahead of the devices
 _IN_FLIGHT = 2  # batches: one runs, one waits, so that the device never does
 TEXTS_PER_TASK = 256  # that a host thread encodes in one go
 
@@ -222,7 +221,7 @@ class Predictor:
     def __call__(self, inputs: Iterable[Item]) -> Iterator[Any]:
         """A result for each input, in order; what it is, `work` says.
 
-        Inputs are taken a window ahead, so they may come without end.
+        Inputs are taken a few windows ahead, so they may come without end.
 
         Raises:
           InputError: an input that is no text or is too long; it names its number, from 0.
@@ -260,7 +259,7 @@ class Predictor:
             self.stats.seconds = time.perf_counter() - begin
             return results
 
-        with _ahead(map(self._prepare, windows)) as prepared:
+        with closing(prefetched(map(self._prepare, windows), ahead=_PREPARED)) as prepared:
             for window in prepared:
                 waiting.append(window)
                 self.stats.laid_out_texts += len(window.inputs)
@@ -348,43 +347,3 @@ def _windows(inputs: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(inputs)
     while window := list(itertools.islice(iterator, size)):
         yield window
-
-
-@contextmanager
-def _ahead(items: Iterator[T]) -> Iterator[Iterator[T]]:
-    """The same items, made on a thread of its own, one ahead of who takes them; it ends with the block."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=1)
-    stopped = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                ready.put((item, error), timeout=0.1)
-                return
-
-    def make() -> None:
-        try:
-            for item in items:
-                put(item, None)
-                if stopped.is_set():
-                    return
-            put(None, None)
-        except BaseException as error:  # it is raised where the items are taken
-            put(None, error)
-
-    def taken() -> Iterator[T]:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        yield taken()
-    finally:
-        stopped.set()
-        thread.join()
