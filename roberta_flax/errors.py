@@ -12,6 +12,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str, length: int = 300) -> str:
+    """Text of somebody else's files, of a length that a message can hold."""
+    return text if len(text) <= length else text[:length] + "..."
+
+
 class RobertaFlaxError(Exception):
     """Base of every error that roberta_flax and convert raise on purpose."""
 

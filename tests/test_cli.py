@@ -122,7 +122,7 @@ def test_export_writes_programs_that_load(run, tiny_directory, tmp_path):
         ((tiny_directory, tmp_path / "x", "--to", "stablehlo", "--platform", "abacus"), "platforms must be of"),
         ((tiny_directory, tmp_path / "x", "--to", "huggingface", "--dtype", "bfloat16"), "for --to stablehlo"),
         ((tiny_directory, tmp_path / "x", "--to", "onnx"), "fairseq, huggingface or stablehlo, got 'onnx'"),
-        ((tmp_path, tmp_path / "x", "--to", "stablehlo"), "not a whole converted model"),
+        ((tmp_path, tmp_path / "x", "--to", "stablehlo"), "is not a converted model: it lacks config.json"),
     ):
         status, _, err = run("export", *arguments)
         assert (status, err.count("\n"), message in err) == (1, 1, True), err

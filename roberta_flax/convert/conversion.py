@@ -17,9 +17,8 @@ from roberta_flax.checkpoint import converted, download
 from roberta_flax.checkpoint.tensors import NonFinite, stored_dtype
 from roberta_flax.convert import fairseq, huggingface, shards
 from roberta_flax.convert.source import Source
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError, RobertaFlaxError
-from roberta_flax.files import new_directory
+from roberta_flax.errors import CheckpointError, shortened
+from roberta_flax.files import new_directory, reading
 from roberta_flax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -128,17 +127,6 @@ def file_sha256(path: Path) -> str:
     """The sha256 of a file, in hex; CheckpointError where it cannot be read."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raises CheckpointError, which names the file at fault (`path` if none is), where the block cannot read one."""
-    try:
-        yield
-    except RobertaFlaxError:  # DownloadError is an OSError too, and says more
-        raise
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
 
 
 def _combined(hashes: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, read_tensors, write_tensors
+from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, write_tensors
 from roberta_flax.convert import huggingface
 from roberta_flax.convert.hf_tokenizer import HF_MERGES_FILE, TOKENIZER_CONFIG_FILE, VOCAB_FILE
 from roberta_flax.convert.names import (
@@ -122,13 +122,7 @@ def export(
 
 
 def _open(directory: Path) -> _Model:
-    if not os.path.isdir(directory) or (missing := converted.missing_files(directory)):
-        lacks = f": it lacks {', '.join(missing)}" if os.path.isdir(directory) else ""
-        raise CheckpointError(f"{directory} is not a converted model{lacks}; convert one with `roberta-flax convert`")
-    config = converted.read_config(directory)
-    tensors = read_tensors(directory / converted.PARAMS_FILE)
-    if problems := converted.check_stored(config, tensors):
-        raise CheckpointError(f"{directory} is damaged: {converted.describe_problems(problems)}")
+    config, tensors = converted.read_stored(directory)
     return _Model(directory, config, tensors, Tokenizer.from_directory(directory))
 
 

@@ -29,8 +29,7 @@ from roberta_flax.convert.source import (
     understood,
     unwrapped,
 )
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, shortened
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import (
     DICTIONARY_FILE,

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from roberta_flax.convert.source import padded_dictionary, read_json
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, shortened
+from roberta_flax.files import read_text
 from roberta_flax.text.tokenizer import (
     BOS,
     DICTIONARY_FILE,
@@ -100,12 +100,7 @@ def read(folders: Sequence[Path], model_type: str, vocab_size: int, notes: list[
 
 def merges_text(path: Path) -> str:
     """merges.txt as vocab.bpe: with the line of a version at the front and a line break at the end."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    text = read_text(path)
     return (text if text.startswith("#version") else MERGES_HEADER + text).rstrip("\n") + "\n"
 
 

@@ -35,8 +35,7 @@ from roberta_flax.convert.source import (
     understood,
     unwrapped,
 )
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError, DownloadError
+from roberta_flax.errors import CheckpointError, DownloadError, shortened
 from roberta_flax.extras import require
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import PAD_ID

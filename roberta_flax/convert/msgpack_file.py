@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor, Values
-from roberta_flax.convert.torch_file import shortened
 from roberta_flax.convert.views import Transposed
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, shortened
 
 _NDARRAY = 1  # flax.serialization._MsgpackExtType.ndarray
 _CHUNKED = "__msgpack_chunked_array__"

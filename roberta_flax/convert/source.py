@@ -16,9 +16,8 @@ import numpy.typing as npt
 from roberta_flax.checkpoint.converted import check_tensors, describe_problems
 from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor
 from roberta_flax.convert.names import TRANSPOSE, Place
-from roberta_flax.convert.torch_file import shortened
 from roberta_flax.convert.views import size_in_bytes
-from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.text.tokenizer import Dictionary
 

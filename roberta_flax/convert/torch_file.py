@@ -34,7 +34,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, shortened
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
@@ -75,7 +75,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {  # by torch's names
 _MAX_AXES = 8
 _MAX_COUNT = 1 << 62  # elements, offsets, strides; a number that can be printed and added to others
 _MAX_LINE = 1 << 16  # of a pickle's text opcodes: a global's name, a decimal number
-_MAX_NAME = 300  # of a name out of the file, in a message
 _UNCOMPRESSED_ONLY = "torch writes its members uncompressed"
 
 # Packages whose classes only hold values: they become Records. Nothing of theirs is imported or called.
@@ -527,11 +526,6 @@ _REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
 
 def _unpickle(file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage]) -> Any:
     return _Unpickler(file, storage_of).load()
-
-
-def shortened(name: str) -> str:
-    """A name out of an untrusted file, of a length that a message can hold."""
-    return name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "..."
 
 
 def _naming(path: Path, error: CheckpointError) -> CheckpointError:

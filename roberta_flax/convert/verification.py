@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, read_tensors
-from roberta_flax.convert.conversion import opened, reading, write_files
+from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor
+from roberta_flax.convert.conversion import opened, write_files
 from roberta_flax.convert.source import Parameter
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError
+from roberta_flax.files import reading
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -85,15 +83,8 @@ def verify(
     """
     converted.check_directory(bpe_dir)
     folder = Path(directory)
-    if not os.path.isdir(folder) or converted.missing_files(folder):
-        raise CheckpointError(
-            f"{shortened(str(folder))} is not a converted model; convert one with `roberta-flax convert`"
-        )
-    recorded = _recorded(folder)
-    config = converted.read_config(folder)
-    stored = read_tensors(folder / converted.PARAMS_FILE)
-    if damage := converted.check_stored(config, stored):
-        raise CheckpointError(f"{folder} is damaged: {converted.describe_problems(damage)}")
+    config, stored = converted.read_stored(folder)
+    recorded = converted.read_conversion(folder)
     with opened(against, checkpoint_file or _recorded_checkpoint_file(recorded), cache_dir) as opening:
         source = opening.read(bpe_dir, cache_dir, head_name or _only_head(config) or recorded.get("head_name"))
         comparisons = [
@@ -171,16 +162,6 @@ def _is_folded(stored: Mapping[str, LazyTensor], source: Mapping[str, Parameter]
     positions, theirs = stored[_POSITIONS], source[_POSITIONS]
     summed = (positions.read() + stored[_TOKEN_TYPES].read()[:1]).astype(positions.dtype)
     return np.array_equal(summed, theirs.read())
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    try:
-        recorded = json.loads((folder / converted.CONVERSION_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        recorded = None
-    if not isinstance(recorded, dict):
-        raise CheckpointError(f"{folder / converted.CONVERSION_FILE} is damaged; convert the model again")
-    return recorded
 
 
 def _compared(path: str, stored: StoredTensor, parameter: Parameter) -> Comparison:
