@@ -122,7 +122,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def differences(before: Any, now: Mapping[str, Any]) -> str | None:
-    """How what is asked differs from what was, three keys at most, for an error's line; None where it does not.
+    """How a configuration differs from an earlier one, three keys at most, for an error's line; None where it does not.
 
     Empty text of what is no record, or an empty one.
     """

@@ -141,7 +141,7 @@ def read(
     if not config.lm_head:
         notes.append(f"{path.name} has no masked-LM head: fill_mask and lm_logits will not be there")
     return Source(
-        "fairseq", config, placing.parameters, placing.went, _padded(tokenizer_files, arguments, config), notes
+        "fairseq", config, placing.parameters, placing.provenance, _padded(tokenizer_files, arguments, config), notes
     )
 
 

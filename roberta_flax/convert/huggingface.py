@@ -242,7 +242,7 @@ def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, h
     placing.check(what, files, config)
     folders = [Path(bpe_dir), folder] if bpe_dir is not None else [folder]
     tokenizer_files = hf_tokenizer.read(folders, model_type, config.vocab_size, notes)
-    return Source("huggingface", config, placing.parameters, placing.went, tokenizer_files, notes)
+    return Source("huggingface", config, placing.parameters, placing.provenance, tokenizer_files, notes)
 
 
 def _model_type(given: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ class Source:
       kind: "fairseq" or "huggingface".
       config: sizes and choices, from its arguments and its tensors' shapes.
       parameters: dotted path of the tree -> Parameter; exactly the paths that `config` asks for.
-      went: for every tensor of the source, the paths it went to, or why it went nowhere.
+      provenance: for every tensor of the source, the paths of the tree that it becomes, or why it is left out.
       tokenizer_files: the converted directory's, by name: a file to copy, or what is to be in it.
       notes: what the user should hear of, a line each.
     """
@@ -68,7 +68,7 @@ class Source:
     kind: str
     config: RobertaConfig
     parameters: dict[str, Parameter]
-    went: dict[str, list[str] | str]
+    provenance: dict[str, list[str] | str]
     tokenizer_files: Mapping[str, Path | str | bytes]
     notes: list[str]
 
@@ -78,7 +78,7 @@ class Placing:
     """Tensors on their way into the tree, and all that is wrong with them."""
 
     parameters: dict[str, Parameter] = field(default_factory=dict)
-    went: dict[str, list[str] | str] = field(default_factory=dict)
+    provenance: dict[str, list[str] | str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def put(self, name: str, tensor: LazyTensor, place: Place | None) -> None:
@@ -97,13 +97,13 @@ class Placing:
             self.problems.append(f"twice: {shortened(other)} and {shortened(name)} are the same tensor")
         else:
             self.parameters[place.path] = Parameter(name, tensor, place.transform is TRANSPOSE)
-            paths = self.went.setdefault(name, [])
+            paths = self.provenance.setdefault(name, [])
             if isinstance(paths, list):
                 paths.append(place.path)
 
     def leave_out(self, name: str, why: str) -> None:
-        """Notes that a tensor goes nowhere."""
-        self.went[name] = why
+        """Notes why a tensor is left out."""
+        self.provenance[name] = why
 
     def size(self, path: str, axis: int, declared: Any, more: int = 0) -> int:
         """A size from a tensor's shape; `more` than declared where there is none, so that all problems are listed."""

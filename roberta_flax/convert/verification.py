@@ -14,7 +14,7 @@ import numpy as np
 
 from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor
-from roberta_flax.convert.conversion import opened, write_files
+from roberta_flax.convert.conversion import open_source, write_files
 from roberta_flax.convert.source import Parameter
 from roberta_flax.files import reading
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
@@ -85,8 +85,8 @@ def verify(
     folder = Path(directory)
     config, stored = converted.read_stored(folder)
     recorded = converted.read_conversion(folder)
-    with opened(against, checkpoint_file or _recorded_checkpoint_file(recorded), cache_dir) as opening:
-        source = opening.read(bpe_dir, cache_dir, head_name or _only_head(config) or recorded.get("head_name"))
+    with open_source(against, checkpoint_file or _recorded_checkpoint_file(recorded), cache_dir) as source_files:
+        source = source_files.read(bpe_dir, cache_dir, head_name or _only_head(config) or recorded.get("head_name"))
         comparisons = [
             _compared(path, stored[path], source.parameters[path])
             for path in sorted(stored.keys() & source.parameters.keys())
@@ -140,18 +140,18 @@ def _tensor_differences(
     stored: Mapping[str, LazyTensor], source: Mapping[str, Parameter], comparisons: Sequence[Comparison], folded: bool
 ) -> Iterator[str]:
     """A line for each parameter that is in one of the two, or differs; one for token types that are folded."""
-    told = {_TOKEN_TYPES, _POSITIONS} if folded else set()
+    explained = {_TOKEN_TYPES, _POSITIONS} if folded else set()
     if folded:
         yield (
             f"{_TOKEN_TYPES} is not in the source: its row 0 is added to the source's {_POSITIONS}, and rounded, as "
             "export to fairseq does"
         )
-    for path in sorted(stored.keys() - source.keys() - told):
+    for path in sorted(stored.keys() - source.keys() - explained):
         yield f"{path} is not in the source"
     for path in sorted(source.keys() - stored.keys()):
         yield f"the source has {path}, which is not in {converted.PARAMS_FILE}"
     for each in comparisons:
-        if not each.identical and each.path not in told:
+        if not each.identical and each.path not in explained:
             yield f"{each.path} differs from {each.source}, by {each.largest_difference:.3g}"
 
 

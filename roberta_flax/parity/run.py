@@ -34,7 +34,7 @@ from roberta_flax.text.tokenizer import Tokenizer
 WORST_TOKENS = 20
 
 Progress = Callable[[int, int, str], None]
-"""Is told which batch, from 1, of how many is computed, and what of it: "torch", or a dtype's Flax side and bounds."""
+"""Called with the batch that is computed, from 1, the number of batches, and "torch" or the dtype of the Flax side."""
 
 
 def compare(
@@ -65,7 +65,7 @@ def compare(
       dtypes: of the Flax side's computation, some of rounding.DTYPES.
       precision, attention: as in roberta_flax.load.
       backend: "cpu", "gpu" or "tpu"; JAX's default if not given.
-      reference: "builtin" (convert.torch_reference), "fairseq" or "transformers", which must be installed.
+      reference: "builtin" (parity.torch_network), "fairseq" or "transformers", which must be installed.
       gradients: whether the gradient of the sum of all losses by every parameter is compared too; not in float16 and
         int8, which are not trained.
       only: patterns of the points that are compared, "layers.*.output"; all if empty.
@@ -73,7 +73,7 @@ def compare(
       replay: such a directory, instead of torch. With it `texts`, `tokens` and `reference` are not given, and `only`
         chooses among what was recorded.
       checkpoint_file, bpe_dir, cache_dir: as in roberta_flax.load.
-      progress: is told what is being computed; see Progress.
+      progress: called as the comparison proceeds; see Progress.
 
     Returns:
       The report.
@@ -106,12 +106,12 @@ def compare(
         if record is not None:
             backends = (*BACKENDS, *(subject.backend for subject in subjects))
             roundings = {rounding_of(dtype, precision, backend) for dtype in dtypes for backend in backends}
-            torch_side = _Told(torch_side, number_of_batches, progress)
+            torch_side = _WithProgress(torch_side, number_of_batches, progress)
             write(torch_side, Path(record), directory, roundings, gradients=gradients, built_in=is_built_in)
             torch_side = Recording(Path(record), directory)
     states = [_State(subject, names) for subject in subjects]
     lengths = []
-    for number, observed in enumerate(_Told(torch_side, number_of_batches, progress).observations()):
+    for number, observed in enumerate(_WithProgress(torch_side, number_of_batches, progress).observations()):
         lengths.append((observed.batch.tokens != config.pad_id).sum(axis=1).tolist())
         for state in states:
             if progress is not None:
@@ -135,8 +135,8 @@ def compare(
     )
 
 
-class _Told:
-    """A reference whose progress is told."""
+class _WithProgress:
+    """A reference that reports its progress."""
 
     def __init__(self, reference: Reference, batches: int, progress: Progress | None) -> None:
         self.description = reference.description

@@ -19,7 +19,7 @@ from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.extras import imported
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.parity.torch_hooks import OR_BUILTIN, Hook, watched
-from roberta_flax.parity.torch_network import See
+from roberta_flax.parity.torch_network import OnValue
 
 # of a layer: its modules, and the points that their outputs are
 _OUTPUTS = {
@@ -92,11 +92,11 @@ class Fairseq:
             found[place.path] = (parameter, place.transform is TRANSPOSE)
         return found
 
-    def run(self, tokens: Tensor, positions: Tensor, see: See) -> dict[str, Tensor]:
+    def run(self, tokens: Tensor, positions: Tensor, on_value: OnValue) -> dict[str, Tensor]:
         """See Model."""
-        with watched(self._hooks(see)):
+        with watched(self._hooks(on_value)):
             features, _ = self._model(tokens, features_only=True)
-            see("features", features)
+            on_value("features", features)
             outputs = {}
             if self._config.lm_head:
                 selected = torch.take_along_dim(features, positions[..., None], 1)
@@ -105,14 +105,14 @@ class Fairseq:
                 outputs[head.name] = self._model.classification_heads[head.name](features)
         return outputs
 
-    def _hooks(self, see: See) -> Iterator[tuple[nn.Module, Hook]]:
+    def _hooks(self, on_value: OnValue) -> Iterator[tuple[nn.Module, Hook]]:
         """The modules, and what their outputs or inputs are. Inside the encoder values are [time, batch, ...]."""
 
         def output(point: str, transpose: bool = True) -> Hook:
-            return lambda inputs, output: see(point, output.transpose(0, 1) if transpose else output)
+            return lambda inputs, output: on_value(point, output.transpose(0, 1) if transpose else output)
 
         def first_input(point: str, transpose: bool = True) -> Hook:
-            return lambda inputs, output: see(point, inputs[0].transpose(0, 1) if transpose else inputs[0])
+            return lambda inputs, output: on_value(point, inputs[0].transpose(0, 1) if transpose else inputs[0])
 
         encoder = self._encoder
         if encoder.layernorm_embedding is not None:
@@ -123,8 +123,8 @@ class Fairseq:
             for name, part in _OUTPUTS.items():
                 yield getattr(layer, name), output(f"{point}.{part}")
             yield layer.fc2, first_input(f"{point}.feed_forward.activation")
-            yield layer.self_attn, partial(_show_attention, see, f"{point}.attention", layer.self_attn)
-            yield layer, partial(_show_layer, see, f"{point}.output")
+            yield layer.self_attn, partial(_show_attention, on_value, f"{point}.attention", layer.self_attn)
+            yield layer, partial(_show_layer, on_value, f"{point}.output")
         if self._config.lm_head:
             yield self._model.encoder.lm_head.layer_norm, output("lm_head.layer_norm", transpose=False)
         for head in self._config.heads:
@@ -132,15 +132,15 @@ class Fairseq:
             yield module, first_input(f"heads.{head.name}.dense", transpose=False)
 
 
-def _show_layer(see: See, point: str, inputs: Any, output: Any) -> None:
-    see(point, (output[0] if isinstance(output, tuple) else output).transpose(0, 1))
+def _show_layer(on_value: OnValue, point: str, inputs: Any, output: Any) -> None:
+    on_value(point, (output[0] if isinstance(output, tuple) else output).transpose(0, 1))
 
 
-def _show_attention(see: See, point: str, attention: Any, inputs: Any, output: Any) -> None:
+def _show_attention(on_value: OnValue, point: str, attention: Any, inputs: Any, output: Any) -> None:
     """What its projections make of its input: it hands their weights to torch, and does not call them."""
     for part in ("query", "key", "value"):
-        see(f"{point}.{part}", getattr(attention, f"{part[0]}_proj")(inputs[0]).transpose(0, 1))
-    see(f"{point}.output", output[0].transpose(0, 1))
+        on_value(f"{point}.{part}", getattr(attention, f"{part[0]}_proj")(inputs[0]).transpose(0, 1))
+    on_value(f"{point}.output", output[0].transpose(0, 1))
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Schema:
       prefix, suffix: the text before and after, without the spaces around the pronoun.
       leading_space, trailing_space: these: " " or "".
       pronoun: what was in the hole.
-      query: the phrase of which is asked whether the pronoun stands for it, or None.
+      query: the phrase that the pronoun may stand for, or None.
     """
 
     prefix: str
@@ -147,8 +147,8 @@ def noun_phrases(doc: Any, query: str | None = None) -> list[str]:
     texts = [span.text for span in spans if not all(token.pos_ == "PRON" for token in span)]
     if query is None:
         return texts
-    asked = query.lower()
-    return [text for text in texts if asked not in text.lower() and text.lower() not in asked]
+    query = query.lower()
+    return [text for text in texts if query not in text.lower() and text.lower() not in query]
 
 
 def pipeline(nlp: str | Callable[[str], Any] | None = None) -> Callable[[str], Any]:

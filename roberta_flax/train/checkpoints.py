@@ -23,7 +23,7 @@ _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 
 @contextmanager
-def opened(directory: Path, keep: int) -> Iterator[Checkpoints]:
+def open_checkpoints(directory: Path, keep: int) -> Iterator[Checkpoints]:
     """The checkpoints of a run; at the end waits for the one that is being written.
 
     Args:
@@ -52,7 +52,7 @@ def opened(directory: Path, keep: int) -> Iterator[Checkpoints]:
         try:
             yield checkpoints
         except BaseException:
-            with suppress(InputError):  # what went wrong first is what is told
+            with suppress(InputError):  # the first error is the one to report
                 checkpoints.close()
             raise
         checkpoints.close()
@@ -139,12 +139,12 @@ def _quiet() -> Iterator[None]:
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
 
-    def told(unraisable: sys.UnraisableHookArgs) -> None:
+    def report(unraisable: sys.UnraisableHookArgs) -> None:
         if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
     logger.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = told
+    sys.unraisablehook = report
     try:
         yield
         sys.unraisablehook = hook

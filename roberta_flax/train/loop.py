@@ -1,6 +1,6 @@
 """run(): updates, validation, checkpoints, records, to the last update; stopped at any moment, it goes on from there.
 
-  DIR/run.json        what was asked; another run goes on only with the same (directory)
+  DIR/run.json        the run's configuration; a run resumes only with the same (directory)
   DIR/checkpoints/    parameters, the optimizer's state, where the run is and where in the data (checkpoints)
   DIR/metrics.jsonl   what each logged update and each validation gave; DIR/speed.jsonl, how long it took (records)
 
@@ -36,7 +36,7 @@ from roberta_flax.nn.forward import Params
 from roberta_flax.nn.sharding import DATA, place_batch
 from roberta_flax.train import directory as layout
 from roberta_flax.train import plots
-from roberta_flax.train.checkpoints import Checkpoints, opened
+from roberta_flax.train.checkpoints import Checkpoints, open_checkpoints
 from roberta_flax.train.losses import HostBatch
 from roberta_flax.train.progress import Progress
 from roberta_flax.train.progress import shown as progress_on_stderr
@@ -177,9 +177,12 @@ def run(
     if jax.process_count() > 1 and mesh is None:
         raise InputError("several processes train on one mesh of all their devices; give mesh")
     numbers = {name: value for name, value in asdict(plan).items() if name not in _FREE}
-    asked = {**config_note, "plan": {**numbers, "accumulate": accumulate}}
+    run_config = {**config_note, "plan": {**numbers, "accumulate": accumulate}}
     first = jax.process_index() == 0
-    with layout.opened(directory, asked), opened(directory / layout.CHECKPOINTS, plan.keep) as checkpoints:
+    with (
+        layout.open_run(directory, run_config),
+        open_checkpoints(directory / layout.CHECKPOINTS, plan.keep) as checkpoints,
+    ):
         place = _Placement(mesh, accumulate)
         params, opt_state = place.everywhere((params, opt_state))
         latest = checkpoints.latest()
