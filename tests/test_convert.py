@@ -575,7 +575,7 @@ def test_a_directory_with_the_longest_name_loads(source, tmp_path, name):
 def test_models_of_different_names_on_the_hub_have_different_places_in_the_cache(tiny_directory, tmp_path, monkeypatch):
     names = ["hf:a/b", "hf:a--b", "hf:a-/b", "hf:a/b@main", f"hf:a/{LONG}", f"hf:a/{LONG}1"]
     monkeypatch.setattr(
-        "roberta_flax.convert.cache.convert", lambda source, directory, **_: shutil.copytree(tiny_directory, directory)
+        "roberta_flax.convert.convert", lambda source, directory, **_: shutil.copytree(tiny_directory, directory)
     )
     for name in names:
         roberta_flax.load_tokenizer(name, cache_dir=tmp_path)
@@ -613,7 +613,7 @@ def test_conversion_needs_no_torch(tiny_source, tiny_directory, tmp_path):
     """Where torch is not installed, the same files come out, byte for byte."""
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from convert import convert\n"
+        "from roberta_flax.convert import convert\n"
         f"convert({str(tiny_source)!r}, {str(tmp_path / 'converted')!r})\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -266,7 +266,7 @@ def test_every_form_of_a_model_loads_and_answers_alike(form, tiny_source, tiny_d
 
 
 def test_a_local_model_is_converted_once_and_again_when_it_changes(tiny_source, tmp_path, monkeypatch):
-    import convert
+    from roberta_flax import convert
 
     calls = []
     real = convert.convert
