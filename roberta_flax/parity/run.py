@@ -21,7 +21,7 @@ from roberta_flax.extras import require
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import abstract_params
 from roberta_flax.parity import inputs, points
-from roberta_flax.parity.comparison import Decisions, PointSums, worst_tokens
+from roberta_flax.parity.comparison import Decisions, PointSums, ValuePair, worst_tokens
 from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.observation import WITHOUT_LOSS, Subject
 from roberta_flax.parity.recording import Recording
@@ -256,13 +256,13 @@ class _State:
                     f"{name} is of shape {ours[name].shape} in batch {number}, and of {reference.shape} on the torch "
                     "side: these are two different networks"
                 )
-            sums = self.sums.setdefault(name, PointSums(name, subject.dtype))
-            errors = sums.add(number, batch, subject.config, ours[name], reference, spread)
+            counted = points.counted(name, batch, subject.config)
+            pair = ValuePair(name, number, batch, ours[name], reference, spread, counted)
+            errors = self.sums.setdefault(name, PointSums(name, subject.dtype)).add(pair)
             if name == "features":
-                self.worst += worst_tokens(number, batch, errors, WORST_TOKENS)
+                self.worst += worst_tokens(pair, errors, WORST_TOKENS)
             if name.endswith(".logits") and (name.startswith("lm_head.") or _decides(name, subject.config)):
-                decisions = self.decisions.setdefault(name, Decisions(name))
-                decisions.add(number, batch, subject.config, ours[name], reference, spread)
+                self.decisions.setdefault(name, Decisions(name)).add(pair)
 
     def result(self, tokenizer: Tokenizer | None) -> Run:
         """The run's part of the report."""
