@@ -21,12 +21,11 @@ from roberta_flax.convert.hf_tokenizer import HF_MERGES_FILE, TOKENIZER_CONFIG_F
 from roberta_flax.convert.names import (
     HF_TOKEN_TYPES,
     LM_HEAD_WEIGHT,
-    TRANSPOSE,
     localize_huggingface,
     to_fairseq,
     to_huggingface,
+    transformed,
 )
-from roberta_flax.convert.views import Transposed
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.extras import require
 from roberta_flax.files import new_directory
@@ -126,10 +125,6 @@ def _open(directory: Path) -> _Model:
     return _Model(directory, config, tensors, Tokenizer.from_directory(directory))
 
 
-def _in_torch(tensor: LazyTensor, transform: Any) -> LazyTensor:
-    return Transposed(tensor) if transform is TRANSPOSE else tensor
-
-
 # fairseq
 
 
@@ -174,7 +169,7 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
     for path, tensor in _fairseq_tensors(model, heads).items():
         place = to_fairseq(path)
         assert place is not None, path
-        state[place.path] = _to_torch(torch, _in_torch(tensor, place.transform))
+        state[place.path] = _to_torch(torch, transformed(tensor, place.transform))
     if config.lm_head and config.tie_word_embeddings:
         state[LM_HEAD_WEIGHT] = state["encoder.sentence_encoder.embed_tokens.weight"]
     if not config.lm_head:
@@ -258,7 +253,7 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
     for path, tensor in model.tensors.items():
         place = to_huggingface(path, kinds)
         if place is not None:
-            tensors[localize_huggingface(place.path, model_type)] = _in_torch(tensor, place.transform)
+            tensors[localize_huggingface(place.path, model_type)] = transformed(tensor, place.transform)
     token_types = localize_huggingface(HF_TOKEN_TYPES, model_type)
     if token_types not in tensors:
         dtype = model.tensors["embeddings.token.embedding"].dtype

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor, Values
-from roberta_flax.convert.views import Transposed
+from roberta_flax.convert.views import transposed
 from roberta_flax.errors import CheckpointError, shortened
 
 _NDARRAY = 1  # flax.serialization._MsgpackExtType.ndarray
@@ -72,7 +72,7 @@ def _named(path: Path, tree: Any, names: tuple[str, ...], depth: int) -> Iterato
         *parents, leaf = names or ("",)
         called = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(leaf, leaf)
         values: LazyTensor = Values(tree)
-        yield ".".join([*parents, called]), Transposed(values) if leaf == "kernel" and tree.ndim == 2 else values
+        yield ".".join([*parents, called]), transposed(values) if leaf == "kernel" and tree.ndim == 2 else values
     elif isinstance(tree, dict) and depth < _MAX_DEPTH:
         for name, part in tree.items():
             yield from _named(path, part, (*names, str(name)), depth + 1)

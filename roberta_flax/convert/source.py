@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from roberta_flax.checkpoint.converted import check_tensors, describe_problems
 from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor
-from roberta_flax.convert.names import TRANSPOSE, Place
-from roberta_flax.convert.views import size_in_bytes
+from roberta_flax.convert.names import TRANSPOSE, Place, transformed
+from roberta_flax.convert.views import View, size_in_bytes
 from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.text.tokenizer import Dictionary
@@ -29,27 +29,11 @@ _WRAPPER = "module."  # torch.nn.DataParallel and DistributedDataParallel
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A tensor of the source and where it goes in the tree."""
+@dataclass(frozen=True, eq=False)
+class Parameter(View):
+    """A tensor as it stands in the tree; `source` is what the source calls it."""
 
     source: str
-    tensor: LazyTensor
-    transposed: bool
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape in the tree."""
-        return self.tensor.shape[::-1] if self.transposed else self.tensor.shape
-
-    def read(self) -> npt.NDArray[Any]:
-        """Its values as they stand in the tree; a view of the file where it can be."""
-        values = self.tensor.read()
-        return values.T if self.transposed else values
 
 
 @dataclass(frozen=True)
@@ -96,7 +80,8 @@ class Placing:
             other = self.parameters[place.path].source
             self.problems.append(f"twice: {shortened(other)} and {shortened(name)} are the same tensor")
         else:
-            self.parameters[place.path] = Parameter(name, tensor, place.transform is TRANSPOSE)
+            moved = transformed(tensor, place.transform)
+            self.parameters[place.path] = Parameter(moved.dtype, moved.shape, moved.read, name)
             paths = self.provenance.setdefault(name, [])
             if isinstance(paths, list):
                 paths.append(place.path)
@@ -129,7 +114,7 @@ class Placing:
         self.problems += check_tensors(config, {path: each.shape for path, each in self.parameters.items()})
         if self.problems:
             raise CheckpointError(f"{what} does not fit a RoBERTa: {describe_problems(self.problems)}")
-        _check_total(what, (each.tensor for each in self.parameters.values()), _room(files))
+        _check_total(what, self.parameters.values(), _room(files))
 
 
 def check_stored(what: str, files: Iterable[Path], tensors: Mapping[str, LazyTensor]) -> None:
