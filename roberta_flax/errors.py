@@ -6,6 +6,8 @@ keeps its traceback.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def printable(text: str) -> str:
     """Text of somebody else's files, with whatever would steer a terminal or break a line escaped."""
@@ -55,3 +57,10 @@ class StoppedError(RobertaFlaxError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def require_positive(**numbers: Any) -> None:
+    """Raises InputError, which names the first that is not, unless all are positive integers."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise InputError(f"{name} must be a positive integer, got {number!r}")

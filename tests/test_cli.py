@@ -22,20 +22,6 @@ from roberta_flax.text.batching import collate_tokens
 from tests.conftest import TINY
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the program in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["roberta-flax", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
-
-
 def with_head(roberta: roberta_flax.Roberta, head: roberta_flax.HeadConfig) -> roberta_flax.Roberta:
     """The model with a fresh head in the place of its own."""
     config = dataclasses.replace(roberta.config, heads=(head,))

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.datasets import tables
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, require_positive
 from roberta_flax.files import differences, replacing
 from roberta_flax.inference.predictor import Predictor
 from roberta_flax.nn.config import HeadConfig
@@ -78,8 +78,7 @@ class Job:
     share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
-        if isinstance(self.rows_per_part, bool) or not isinstance(self.rows_per_part, int) or self.rows_per_part < 1:
-            raise InputError(f"rows_per_part must be a positive integer, got {self.rows_per_part!r}")
+        require_positive(rows_per_part=self.rows_per_part)
         if not 0 <= self.share[0] < self.share[1]:
             raise InputError(f"share must be (process, of how many) from 0 on, got {self.share}")
         check_kept(self.keep)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, require_positive
 from roberta_flax.hub import Roberta
 from roberta_flax.inference.compilations import Compilations
 from roberta_flax.nn import forward, sharding
@@ -176,9 +176,7 @@ class Predictor:
         for name, value, known in (("on_long", on_long, get_args(OnLong)), ("strategy", strategy, get_args(Strategy))):
             if value not in known and not (name == "strategy" and value is None):
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        for name, count in (("window", window), ("threads", threads), ("tokens_per_batch", tokens_per_batch or 1)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InputError(f"{name} must be a positive integer, got {count!r}")
+        require_positive(window=window, threads=threads, tokens_per_batch=tokens_per_batch or 1)
         work.check(roberta.config)
         self._limit = limit_of(roberta.config, max_length)
         self._roberta, self.work = roberta, work

@@ -29,7 +29,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from roberta_flax.errors import DivergedError, InputError, StoppedError
+from roberta_flax.errors import DivergedError, InputError, StoppedError, require_positive
 from roberta_flax.extras import require
 from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
@@ -95,10 +95,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("total_updates", "validate_every", "save_every", "keep", "log_every", "patience"):
-            value = getattr(self, name)
-            none = value is None and name == "patience"
-            if not none and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a positive integer, got {value!r}")
+            if name != "patience" or self.patience is not None:
+                require_positive(**{name: getattr(self, name)})
 
 
 @dataclass(frozen=True)
