@@ -124,7 +124,7 @@ class Roberta:
     ) -> WordFeatures:
         """Features of a text's words: of spaCy's English tokenizer, or of any other's.
 
-        A token that reaches over several words is divided among them (see roberta_flax.alignment).
+        A token that reaches over several words is divided among them (see roberta_flax.text.alignment).
 
         Args:
           text: as `encode` takes it.
@@ -222,16 +222,16 @@ class Roberta:
     def register_classification_head(
         self, name: str, num_classes: int, inner_dim: int | None = None, *, seed: int | None = None
     ) -> None:
-        """Adds a freshly initialised sentence head, in the place of one of the same name.
+        """Adds a freshly initialized sentence head, in the place of one of the same name.
 
-        Initialised as fairseq's are: uniform within 1 / sqrt(inputs), weights and biases. With one class it is a
+        Initialized as fairseq's are: uniform within 1 / sqrt(inputs), weights and biases. With one class it is a
         regression.
 
         Args:
           name: what predict() is to call it.
           num_classes: number of outputs.
           inner_dim: width of its hidden layer; hidden_size if not given.
-          seed: of the initialisation; a fresh one each time if not given.
+          seed: of the initialization; a fresh one each time if not given.
 
         Raises:
           InputError: a name with a dot in it, or sizes that are not positive integers.
@@ -290,10 +290,10 @@ class Roberta:
 
         Returns:
           Whether the query scores at least as much as every candidate; without a query the best candidate's text.
-          roberta_flax.wsc.disambiguate gives the scores, too.
+          roberta_flax.tasks.pronouns.disambiguate gives the scores, too.
 
         Raises:
-          InputError: as roberta_flax.wsc.disambiguate.
+          InputError: as roberta_flax.tasks.pronouns.disambiguate.
         """
         from roberta_flax.tasks import pronouns
 
@@ -309,12 +309,12 @@ class Roberta:
           dtype: to store the parameters in: float32, bfloat16, float16, float64; their own if not given.
 
         Raises:
-          InputError: parameters that do not fit the configuration or are quantised, or a dtype that they are not
+          InputError: parameters that do not fit the configuration or are quantized, or a dtype that they are not
             stored in.
           CheckpointError: the directory exists or cannot be written.
         """
         if is_quantized(self.params):
-            raise InputError("quantised parameters are not stored; save the model before, and load it with quantize=")
+            raise InputError("quantized parameters are not stored; save the model before, and load it with quantize=")
         found = converted.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
         for name, counts in found.items():
             logger.warning("%s: %s has values that are not finite: %s", directory, name, counts)
@@ -383,7 +383,7 @@ def load(
       param_dtype: of the parameters in memory.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
       attention: how attention is computed, one of attention.IMPLEMENTATIONS; the backend's default if not given.
-      quantize: "int8" for the products of the layers in int8 (see roberta_flax.quantize).
+      quantize: "int8" for the products of the layers in int8 (see roberta_flax.nn.quantize).
       cache_dir: the cache; otherwise ROBERTA_FLAX_CACHE, otherwise the platform's user cache.
       sha256: what the archive or checkpoint must hash to, in hex.
       checkpoint_file: the checkpoint's name in a fairseq directory or archive.

@@ -1,7 +1,7 @@
 """The functions of roberta_flax.forward as StableHLO programs: traced once, for every shape and several platforms.
 
   config.json, model.safetensors, ...   the converted directory's own files
-  stablehlo/NAME.jax                    a program, as jax.export serialises it
+  stablehlo/NAME.jax                    a program, as jax.export serializes it
   stablehlo/NAME.mlirbc                 the same as portable StableHLO bytecode, for compilers outside JAX
   stablehlo/programs.json               what each takes and gives, and its files' sha256
 
@@ -117,7 +117,7 @@ def export(
       dtype: of the computation's operands: float32, bfloat16, float16.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
       quantize: "int8" for the layers' products in int8 (roberta_flax.quantize). model.safetensors is kept as it is:
-        `load` quantises, and so must who computes with the programs in another way.
+        `load` quantizes, and so must who computes with the programs in another way.
       platforms: those to lower for, of KNOWN_PLATFORMS.
 
     Returns:

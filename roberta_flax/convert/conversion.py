@@ -52,7 +52,7 @@ def convert(
         there ("sub/best.pt").
       bpe_dir: where encoder.json and vocab.bpe are (and dict.txt, where it is not beside the checkpoint). Otherwise
         they are looked for beside the checkpoint, then in source, then in the cache, then downloaded: GPT-2's.
-      cache_dir: the cache; see roberta_flax.download.cache_dir.
+      cache_dir: the cache; see roberta_flax.checkpoint.download.cache_dir.
       sha256: what the source file (the archive, or the checkpoint) must hash to, in hex.
       dtype: of the stored parameters: "float32", "bfloat16", "float16" or "float64"; the source's if not given.
       strict: refuse values that are not finite.

@@ -59,7 +59,7 @@ _CLASS_SUFFIXES = {
 }
 _PROBLEM_NAMES = {"multi_label": "of several labels at once", "regression": "a regression of several values"}
 _TOKENIZER_CLASSES = {"camembert": "CamembertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
-_HIDDEN_ACT = {  # roberta_flax.config.ACTIVATIONS -> transformers/activations.py, ACT2FN
+_HIDDEN_ACT = {  # roberta_flax.nn.config.ACTIVATIONS -> transformers/activations.py, ACT2FN
     "gelu": "gelu",
     "gelu_accurate": "gelu_new",
     "gelu_fast": "gelu_new",

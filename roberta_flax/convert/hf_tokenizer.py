@@ -85,10 +85,10 @@ def read(folders: Sequence[Path], model_type: str, vocab_size: int, notes: list[
     for folder in folders:
         config = _TokenizerConfig.read(folder)
         if (folder / SENTENCEPIECE_FILE).is_file():
-            _check_behaviour(config, byte_level=False, notes=notes)
+            _check_behavior(config, byte_level=False, notes=notes)
             return _of_sentencepiece(config, model_type, vocab_size)
         if (folder / VOCAB_FILE).is_file() and (folder / HF_MERGES_FILE).is_file():
-            _check_behaviour(config, byte_level=True, notes=notes)
+            _check_behavior(config, byte_level=True, notes=notes)
             return _of_vocab_and_merges(config, vocab_size)
         if config.tokenizer is not None:
             return _of_tokenizer_json(config, config.tokenizer, vocab_size, notes)
@@ -164,12 +164,12 @@ def _some(names: Sequence[str]) -> str:
 # how text is cut
 
 
-def _check_behaviour(config: _TokenizerConfig, byte_level: bool, notes: list[str]) -> None:
+def _check_behavior(config: _TokenizerConfig, byte_level: bool, notes: list[str]) -> None:
     """Raises CheckpointError where text is cut otherwise than here; adds notes of what only some texts meet."""
     prefix_space = bool(config.settings.get("add_prefix_space"))
     if config.tokenizer is not None:
         with _well_formed(config.tokenizer_file):
-            if other := _other_behaviour(config.tokenizer, byte_level):
+            if other := _other_behavior(config.tokenizer, byte_level):
                 usual = "ByteLevel alone" if byte_level else "sentencepiece's normalizer and Metaspace"
                 raise CheckpointError(
                     f"{config.tokenizer_file} cuts text in a way that encode() here cannot: it has {_some(other)}; "
@@ -196,7 +196,7 @@ def _check_behaviour(config: _TokenizerConfig, byte_level: bool, notes: list[str
         notes.append(f"{config.folder} is for {shortened(named)}; encode() here does as RobertaTokenizer does")
 
 
-def _other_behaviour(tokenizer: Mapping[str, Any], byte_level: bool) -> list[str]:
+def _other_behavior(tokenizer: Mapping[str, Any], byte_level: bool) -> list[str]:
     """What there is in tokenizer.json that encode() here does not do."""
     model, kind = tokenizer["model"], _kind(tokenizer["model"])
     other = [] if kind == "BPE" or (kind == "Unigram" and not byte_level) else [f"a model of type {kind}"]
@@ -441,12 +441,12 @@ def _of_tokenizer_json(
         cutters = [step.get("type") for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")]
         kind = _kind(model)
         if kind == "BPE" and "ByteLevel" in cutters:
-            _check_behaviour(config, byte_level=True, notes=notes)
+            _check_behavior(config, byte_level=True, notes=notes)
             specials = {token: i for token, i in config.added.items() if token in (*_SPECIALS, MASK)}
             vocab = {**specials, **model["vocab"]}
             return _over_byte_level(path, vocab, path, _merges_of(model), vocab_size, {})
         if kind == "Unigram":
-            _check_behaviour(config, byte_level=False, notes=notes)
+            _check_behavior(config, byte_level=False, notes=notes)
             return _over_unigram(path, tokenizer, vocab_size)
     raise CheckpointError(f"{path} is neither byte-level BPE nor Unigram ({kind}), which RoBERTa and XLM-R have")
 

@@ -55,7 +55,7 @@ CLASS_PREFIXES = {  # model_type -> how the names of its classes begin
 }
 MODEL_TYPES = tuple(CLASS_PREFIXES)
 PRE_NORM_TYPES = ("xlm-roberta-xl", "roberta-prelayernorm")
-# transformers/activations.py, ACT2FN -> roberta_flax.config.ACTIVATIONS
+# transformers/activations.py, ACT2FN -> roberta_flax.nn.config.ACTIVATIONS
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_accurate", "gelu_fast": "gelu_accurate",
     "gelu_pytorch_tanh": "gelu_accurate", "relu": "relu", "relu2": "relu_squared", "tanh": "tanh", "linear": "linear",

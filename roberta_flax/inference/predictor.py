@@ -159,7 +159,7 @@ class Predictor:
         Args:
           roberta: the model; its dtype, precision and attention are used, and never dropout.
           work: Classify, Embed or FillMask.
-          on_long: what becomes of an input that is too long; see encode_texts.
+          on_long: how to handle inputs over the maximum length; see encode_texts.
           strategy: "buckets", a sequence a row, or "packing", several where they are short; packing on CPUs and buckets
             elsewhere if not given.
           window: how many inputs are looked at together, to be sorted by length.
@@ -167,8 +167,9 @@ class Predictor:
             not given.
           devices: all local ones if not given.
           tensor_parallel: how many devices share each layer's matrices; the others repeat the model.
-          threads: that encode text.
-          max_length: tokens of an input, at most, from SHORTEST_LIMIT; the model's max_positions if not given.
+          threads: number of tokenizer threads.
+          max_length: the maximum length of an input in tokens, from SHORTEST_LIMIT; the model's max_positions if not
+            given.
 
         Raises:
           InputError: what the model cannot do, or devices that do not divide it.

@@ -1,4 +1,4 @@
-"""Two values of a point, number by number: how far apart, against how far apart rounding may bring them."""
+"""Two values of a tensor, number by number: how far they are apart, and how far rounding may bring them apart."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from roberta_flax.parity.reference import SAMPLES, Spread
 from roberta_flax.parity.report import DecisionResult, Place, PointResult, TokenError
 from roberta_flax.parity.rounding import spacing_exponent
 
-MARGIN = 3.0  # what a bound is over the largest error that was seen, at least
+MARGIN = 3.0  # a bound is at least this many times the largest deviation of the runs with simulated rounding
 _PROBABILITY = 1e-6  # with which errors that are normal exceed it
 TOP = 5  # tokens that a mask's answer is about
 _LOWEST_EXPONENT = -60  # of the histogram; smaller differences are counted there
 
 
 def bounds(spread: Spread) -> tuple[float, float]:
-    """What rounding explains of a value's largest error, and of its errors' root mean square."""
+    """The tolerances of a value's largest error and of its errors' root mean square."""
     factor = margin(spread.count)
     return factor * spread.largest, factor * math.sqrt(spread.squares / max(spread.count, 1))
 
@@ -243,7 +243,7 @@ def worst_tokens(pair: ValuePair, errors: npt.NDArray[np.float64], count: int) -
 
 
 def _spacing(values: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float64]:
-    """The distance between neighbouring numbers of a dtype at these values."""
+    """The distance between neighboring numbers of a dtype at these values."""
     smallest = {"float64": -1074, "float16": -24}.get(dtype, -149)
     with np.errstate(divide="ignore"):
         exponent = np.frexp(values)[1]  # values are below 2^exponent, and at least half of it

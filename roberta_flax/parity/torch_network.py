@@ -195,16 +195,16 @@ class TorchReference:
         name, point, arithmetic = f"{_ENCODER}.layers.{i}", f"layers.{i}", self.arithmetic
         activation, pre_norm = _ACTIVATIONS[self.config.activation], self.config.normalize_before
 
-        def normalised(part: str, which: str, x: Tensor) -> Tensor:
+        def normalized(part: str, which: str, x: Tensor) -> Tensor:
             x = self._layer_norm(f"{name}.{which}", x)
             on_value(f"{point}.{part}", x)
             return x
 
         def attention_norm(x: Tensor) -> Tensor:
-            return normalised("attention_layer_norm", "self_attn_layer_norm", x)
+            return normalized("attention_layer_norm", "self_attn_layer_norm", x)
 
         def feed_forward_norm(x: Tensor) -> Tensor:
-            return normalised("feed_forward_layer_norm", "final_layer_norm", x)
+            return normalized("feed_forward_layer_norm", "final_layer_norm", x)
 
         context = attention_norm(x) if pre_norm else x
         attn_output = self._attention(
@@ -258,10 +258,10 @@ class TorchReference:
     def _layer_norm(self, name: str, x: Tensor) -> Tensor:
         arithmetic, size = self.arithmetic, x.shape[-1]
         weight, bias = (arithmetic.repeated(self.state[f"{name}.{part}"], x.shape) for part in ("weight", "bias"))
-        centred = arithmetic.rounded(x - arithmetic.total(x) / size)
-        variance = arithmetic.total(centred**2) / size
+        centered = arithmetic.rounded(x - arithmetic.total(x) / size)
+        variance = arithmetic.total(centered**2) / size
         scale = arithmetic.rounded((variance + self.config.layer_norm_epsilon).rsqrt(), FUNCTION_UNITS)
-        return arithmetic.rounded(arithmetic.rounded(centred * scale) * weight + bias, 2)
+        return arithmetic.rounded(arithmetic.rounded(centered * scale) * weight + bias, 2)
 
 
 def _todays_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:

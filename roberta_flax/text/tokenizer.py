@@ -173,7 +173,7 @@ class BPE(Protocol):
 class ByteLevelBPE:
     """GPT-2's byte-level BPE from encoder.json (piece -> BPE id) and vocab.bpe (merges, best first).
 
-    fairseq merges by a list of pairs; tiktoken merges any two neighbours whose concatenation is in the
+    fairseq merges by a list of pairs; tiktoken merges any two neighbors whose concatenation is in the
     vocabulary. The two agree if every merge is reachable: encoded alone, the bytes of its result end as that
     one piece. (Merges inside a span do not depend on what surrounds it unless one crosses its border, and the
     last state before the whole piece is then the pair that the list names.) Trained vocabularies are reachable.

@@ -126,7 +126,7 @@ def write(
       texts: UTF-8, a sentence or paragraph a line, an empty line between documents; names ending in .gz are compressed.
       destination: the file to make, or to replace. It appears when it is whole.
       tokenizer: of the model that is to be trained.
-      threads: that encode; one a processor if not given.
+      threads: number of tokenizer threads; one per processor if not given.
       progress: called now and then with the lines and tokens that are done.
 
     Raises:
