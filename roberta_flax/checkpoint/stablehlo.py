@@ -116,7 +116,7 @@ def export(
       heads: which heads' programs to make; all if not given. Their parameters are there in any case.
       dtype: of the computation's operands: float32, bfloat16, float16.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
-      quantize: "int8" for the layers' products in int8 (roberta_flax.quantize). model.safetensors is kept as it is:
+      quantize: "int8" for the layers' products in int8 (roberta_flax.nn.quantize). model.safetensors is kept as it is:
         `load` quantizes, and so must who computes with the programs in another way.
       platforms: those to lower for, of KNOWN_PLATFORMS.
 

@@ -1,7 +1,7 @@
 """What fine-tuning knows of a task: the head that it trains, and how its files are read.
 
-GLUE's tasks and their like are in roberta_flax.datasets.layouts; beside them stand two of multiple choice, and
-"custom", whose kind and columns the user says.
+GLUE's tasks and their like are those of layouts; beside them stand two of multiple choice, and "custom", whose
+kind and columns the user says.
 """
 
 from __future__ import annotations

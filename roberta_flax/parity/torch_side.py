@@ -47,7 +47,7 @@ _SIMULATED = 2.0**-30  # the unit roundoff by which small ones are simulated: fl
 
 
 class Builtin:
-    """torch_network as a Model, in any arithmetic."""
+    """torch_network.TorchReference as a Model, in any arithmetic."""
 
     def __init__(self, reference: TorchReference, parameters: str) -> None:
         self.reference = reference

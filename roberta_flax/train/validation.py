@@ -1,4 +1,4 @@
-"""How well a head does on examples: its loss, and the metrics of roberta_flax.metrics."""
+"""How well a head does on examples: its loss, and the metrics of its task."""
 
 from __future__ import annotations
 
