@@ -17,7 +17,13 @@ import numpy as np
 from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, write_tensors
 from roberta_flax.convert import huggingface
-from roberta_flax.convert.hf_tokenizer import HF_MERGES_FILE, TOKENIZER_CONFIG_FILE, VOCAB_FILE
+from roberta_flax.convert.hf_tokenizer import (
+    HF_MERGES_FILE,
+    TOKENIZER_CLASSES,
+    TOKENIZER_CONFIG_FILE,
+    VOCAB_FILE,
+    dictionary_symbols,
+)
 from roberta_flax.convert.names import (
     HF_TOKEN_TYPES,
     LM_HEAD_WEIGHT,
@@ -58,7 +64,6 @@ _CLASS_SUFFIXES = {
     "choice": "ForMultipleChoice",
 }
 _PROBLEM_NAMES = {"multi_label": "of several labels at once", "regression": "a regression of several values"}
-_TOKENIZER_CLASSES = {"camembert": "CamembertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
 _HIDDEN_ACT = {  # roberta_flax.nn.config.ACTIVATIONS -> transformers/activations.py, ACT2FN
     "gelu": "gelu",
     "gelu_accurate": "gelu_new",
@@ -342,16 +347,16 @@ def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
     }  # fmt: skip
     symbols = model.tokenizer.dictionary.symbols
     if isinstance(model.tokenizer.bpe, SentencePiece):
-        kind = "camembert" if model.tokenizer.bos_id != 0 else "xlm-roberta"
-        pieces = model.tokenizer.bpe.pieces
-        expected = [*(pieces if kind == "camembert" else pieces[3:]), MASK]
+        layout = "CamemBERT" if model.tokenizer.bos_id != 0 else "XLM-R"
+        tokenizer_class = TOKENIZER_CLASSES[layout]
+        expected = dictionary_symbols(model.tokenizer.bpe.pieces, layout)
         if symbols[4 : 4 + len(expected)] != expected:
             raise CheckpointError(
                 f"{model.directory / DICTIONARY_FILE} is not in the order of its sentencepiece model, as "
-                f"{_TOKENIZER_CLASSES[kind]} has it: transformers would give other token ids"
+                f"{tokenizer_class} has it: transformers would give other token ids"
             )
         shutil.copyfile(model.directory / SENTENCEPIECE_FILE, directory / SENTENCEPIECE_FILE)
-        settings["tokenizer_class"] = _TOKENIZER_CLASSES[kind]
+        settings["tokenizer_class"] = tokenizer_class
     else:
         _check_every_piece_has_an_id(model)
         encoder = json.loads((model.directory / ENCODER_FILE).read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ _SENTENCEPIECE_SPECIALS = (UNK, BOS, EOS)  # a sentencepiece model's first three
 _CAMEMBERT_SPECIALS = ("<s>NOTUSED", PAD, "</s>NOTUSED", UNK, "<unk>NOTUSED")
 # The id of a sentencepiece model's fourth piece, in a dictionary with its first three once more and in one without
 _FOURTH_PIECE = {"CamemBERT": 7, "XLM-R": 4}
-_TOKENIZER_CLASSES = {"CamemBERT": "CamembertTokenizer", "XLM-R": "XLMRobertaTokenizer"}
+TOKENIZER_CLASSES = {"CamemBERT": "CamembertTokenizer", "XLM-R": "XLMRobertaTokenizer"}
 _FILLER = re.compile("madeupword[0-9]+")  # Dictionary.pad_to_multiple_
 # Settings of the tokenizers package's models, and the values that leave them as they are here
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -385,14 +385,21 @@ def _check_layout(config: _TokenizerConfig, path: Path, pieces: int, layout: str
         raise CheckpointError(
             f"{path} has {pieces} pieces and the model embeds {vocab_size} tokens, as {other} would; {layout}, the one "
             f"of tokenizer_class or model_type, would embed {sizes[layout]}: write tokenizer_class "
-            f"{_TOKENIZER_CLASSES[other]} in {TOKENIZER_CONFIG_FILE}, or tokens that were added in {ADDED_TOKENS_FILE}"
+            f"{TOKENIZER_CLASSES[other]} in {TOKENIZER_CONFIG_FILE}, or tokens that were added in {ADDED_TOKENS_FILE}"
         )
+
+
+def dictionary_symbols(pieces: Sequence[str], layout: str) -> list[str]:
+    """What fairseq's dictionary has after its four specials, of a sentencepiece model's pieces.
+
+    XLM-R's leaves out the model's own three specials, CamemBERT's has them once more.
+    """
+    return [*(pieces if layout == "CamemBERT" else pieces[3:]), MASK]
 
 
 def _over_sentencepiece(
     path: Path, model: Path | bytes, pieces: Sequence[str], layout: str, vocab_size: int
 ) -> TokenizerFiles:
-    """fairseq's dictionaries: XLM-R's leaves out the model's own three specials, CamemBERT's has them once more."""
     if tuple(pieces[:3]) != _SENTENCEPIECE_SPECIALS:
         raise CheckpointError(
             f"{path} begins with {_some(pieces[:3])}; a RoBERTa's begins with {', '.join(_SENTENCEPIECE_SPECIALS)}"
@@ -403,7 +410,7 @@ def _over_sentencepiece(
             f"{path} has the piece {broken[:80]!a}: fairseq's {DICTIONARY_FILE} has a symbol on each line and cannot "
             "hold a line break; a tokenizer without that piece is needed"
         )
-    symbols = [*(pieces if layout == "CamemBERT" else pieces[3:]), MASK]
+    symbols = dictionary_symbols(pieces, layout)
     if 4 + len(symbols) > vocab_size:
         raise CheckpointError(f"{path} has {len(symbols) - 1} pieces, over the {vocab_size} that the model embeds")
     return {DICTIONARY_FILE: padded_dictionary(symbols, vocab_size), SENTENCEPIECE_FILE: model}
