@@ -70,6 +70,26 @@ def new_directory(destination: Path, *, replace: bool = False) -> Iterator[Path]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def reading(path: PathLike, kind: type[RobertaFlaxError] = CheckpointError) -> Iterator[None]:
+    """Raises an error of this kind, which names the file at fault (`path` if none is), where the block cannot read."""
+    try:
+        yield
+    except RobertaFlaxError:  # DownloadError is an OSError too, and says more
+        raise
+    except OSError as error:
+        raise kind(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+
+
+def read_text(path: PathLike) -> str:
+    """The text of a UTF-8 file; CheckpointError where it cannot be read, or is something else."""
+    try:
+        with reading(path):
+            return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Makes a file, which is on the disk when this returns."""
     with path.open("xb") as file:
@@ -102,7 +122,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def differences(before: Any, now: Mapping[str, Any]) -> str | None:
-    """How what is asked differs from what was, three keys at most, for an error's line; None where it does not.
+    """How a configuration differs from an earlier one, three keys at most, for an error's line; None where it does not.
 
     Empty text of what is no record, or an empty one.
     """

@@ -222,16 +222,16 @@ class Roberta:
     def register_classification_head(
         self, name: str, num_classes: int, inner_dim: int | None = None, *, seed: int | None = None
     ) -> None:
-        """Adds a freshly initialised sentence head, in the place of one of the same name.
+        """Adds a freshly initialized sentence head, in the place of one of the same name.
 
-        Initialised as fairseq's are: uniform within 1 / sqrt(inputs), weights and biases. With one class it is a
+        Initialized as fairseq's are: uniform within 1 / sqrt(inputs), weights and biases. With one class it is a
         regression.
 
         Args:
           name: what predict() is to call it.
           num_classes: number of outputs.
           inner_dim: width of its hidden layer; hidden_size if not given.
-          seed: of the initialisation; a fresh one each time if not given.
+          seed: of the initialization; a fresh one each time if not given.
 
         Raises:
           InputError: a name with a dot in it, or sizes that are not positive integers.
@@ -309,12 +309,12 @@ class Roberta:
           dtype: to store the parameters in: float32, bfloat16, float16, float64; their own if not given.
 
         Raises:
-          InputError: parameters that do not fit the configuration or are quantised, or a dtype that they are not
+          InputError: parameters that do not fit the configuration or are quantized, or a dtype that they are not
             stored in.
           CheckpointError: the directory exists or cannot be written.
         """
         if is_quantized(self.params):
-            raise InputError("quantised parameters are not stored; save the model before, and load it with quantize=")
+            raise InputError("quantized parameters are not stored; save the model before, and load it with quantize=")
         found = converted.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
         for name, counts in found.items():
             logger.warning("%s: %s has values that are not finite: %s", directory, name, counts)

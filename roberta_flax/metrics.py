@@ -1,6 +1,6 @@
-"""How well a head does on a labelled file: where GLUE's tasks keep their texts and labels, and what they are judged by.
+"""Metrics: predicted and gold classes, entities, values or answers in, an Evaluation out.
 
-Pure: numpy arrays of predicted and gold classes or values in, an Evaluation out. Files are read elsewhere.
+No JAX: numpy arrays and Python's numbers. scipy.stats, which takes a second to import, is imported where it is used.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, printable
 
 CLASS_METRICS = ("accuracy", "matthews", "f1", "macro_f1")
 VALUE_METRICS = ("pearson", "spearman", "mse")
-METRICS = CLASS_METRICS + VALUE_METRICS
 ENTITY_METRICS = ("entity_f1", "entity_precision", "entity_recall")
+LESS_IS_BETTER = ("loss", "mse")
 
 _Z = NormalDist().inv_cdf(0.975)  # 1.96: two-sided, 95 %
 
@@ -67,7 +67,7 @@ class Evaluation:
         lines = [self._metric_line(name) for name in self.metrics]
         lines[0] += f", {self.count} row{'' if self.count == 1 else 's'}"
         if self.confusion is not None:
-            names = [_printable(label) for label in self.labels]
+            names = [printable(label) for label in self.labels]
             matrix = [[name, *map(str, row)] for name, row in zip(names, self.confusion, strict=True)]
             scores = [
                 [name, *("-" if math.isnan(score) else f"{score:.4f}" for score in row), str(sum(gold))]
@@ -83,7 +83,7 @@ class Evaluation:
             return f"{name} undefined (the gold or the predicted values are all the same)"
         line = f"{name} {value:.4f}"
         if name == "f1" and len(self.labels) == 2:
-            line += f" (of class {_printable(self.labels[_positive(self.labels)])})"
+            line += f" (of class {printable(self.labels[_positive(self.labels)])})"
         if name in self.intervals:
             line += " (95 % interval {:.4f} to {:.4f})".format(*self.intervals[name])
         return line
@@ -137,23 +137,6 @@ class ClassCounts:
         }
         intervals = {"accuracy": _wilson(correct, count)} if "accuracy" in metrics else {}
         return Evaluation(count, {name: values[name] for name in metrics}, intervals, confusion, self.labels)
-
-
-def evaluate_classes(
-    predicted: npt.ArrayLike, gold: npt.ArrayLike, labels: Sequence[str], metrics: Sequence[str] = ("accuracy",)
-) -> Evaluation:
-    """Judges predicted classes, integers [rows], by gold ones, integers [rows]; ClassCounts in one call.
-
-    Args:
-      labels: the names of the classes, in the order of their numbers.
-      metrics: of CLASS_METRICS.
-
-    Raises:
-      InputError: no rows, lengths that differ, a class outside the labels, or no such metric.
-    """
-    counts = ClassCounts(labels)
-    counts.add(predicted, gold)
-    return counts.evaluation(metrics)
 
 
 class EntityCounts(ClassCounts):
@@ -242,7 +225,7 @@ def evaluate_values(
             with np.errstate(over="ignore"):
                 values_of[name] = float(np.mean((ours - theirs) ** 2))
             continue
-        r = values_of[name] = _pearson(ours, theirs) if name == "pearson" else _pearson(_ranks(ours), _ranks(theirs))
+        r = values_of[name] = _correlation(name, ours, theirs)
         if count > 3 and abs(r) < 1 - 1e-12:  # what a sum's rounding leaves of 1
             error = math.sqrt((1 + (r * r / 2 if name == "spearman" else 0)) / (count - 3))
             intervals[name] = (math.tanh(math.atanh(r) - _Z * error), math.tanh(math.atanh(r) + _Z * error))
@@ -346,31 +329,21 @@ def _matthews(confusion: list[list[int]]) -> float:
 
 def _wilson(correct: int, count: int) -> tuple[float, float]:
     """Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927), 209-212."""
-    middle = correct + _Z**2 / 2
-    reach = _Z * math.sqrt(correct * (count - correct) / count + _Z**2 / 4)
-    low, high = (middle - reach) / (count + _Z**2), (middle + reach) / (count + _Z**2)
-    accuracy = correct / count  # within, but for rounding: low is 0 where it is 0, high 1 where it is 1
-    return max(0.0, min(low, accuracy)), min(1.0, max(high, accuracy))
+    from scipy import stats
+
+    interval = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def _pearson(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
-    """NaN where x or y is constant."""
-    units = []
-    for values in (x, y):
-        if values.min() == values.max():
-            return math.nan
-        scaled = values / np.abs(values).max()  # no square of it over- or underflows
-        scaled -= scaled.mean()
-        scaled /= np.abs(scaled).max()
-        units.append(scaled / np.linalg.norm(scaled))
-    return max(-1.0, min(1.0, float(units[0] @ units[1])))
+def _correlation(name: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
+    """Pearson's or Spearman's; NaN where x or y is constant."""
+    from scipy import stats
 
-
-def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    means: npt.NDArray[np.float64] = np.cumsum(sizes) - (sizes - 1) / 2
-    return means[group]
+    if any(values.min() == values.max() for values in (x, y)):
+        return math.nan
+    if name == "spearman":
+        return float(stats.spearmanr(x, y).statistic)
+    return float(stats.pearsonr(*(values / np.abs(values).max() for values in (x, y))).statistic)  # no sum overflows
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -380,11 +353,3 @@ def _aligned(rows: list[list[str]]) -> list[str]:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
-
-
-def _printable(label: str) -> str:
-    """A label of somebody's checkpoint, without what would steer a terminal or break a line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in label)
-
-
-LESS_IS_BETTER = ("loss", "mse")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import pty
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -129,6 +132,48 @@ def tiny_directory(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) 
 def tiny(tiny_directory: Path) -> roberta_flax.Roberta:
     """The random model, loaded anew for each test."""
     return roberta_flax.load(tiny_directory)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs the program in this process: (exit status, stdout, stderr)."""
+    from roberta_flax.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["roberta-flax", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def on_a_terminal():
+    """Runs a program whose stderr is a terminal; gives what it shows there, without control sequences, and its stdout."""
+
+    def run(arguments: list[object], **environment: str) -> tuple[str, str]:
+        terminal, its_end = pty.openpty()
+        process = subprocess.Popen(
+            [*map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=its_end,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "TERM": "xterm", "COLUMNS": "160", **environment},
+            cwd=ROOT,
+            text=True,
+        )
+        os.close(its_end)
+        shown = b""
+        with suppress(OSError):  # which is how a terminal ends
+            while block := os.read(terminal, 1 << 16):
+                shown += block
+        os.close(terminal)
+        stdout, _ = process.communicate()
+        assert process.returncode == 0, shown.decode()
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()), stdout
+
+    return run
 
 
 @pytest.fixture

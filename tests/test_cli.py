@@ -22,20 +22,6 @@ from roberta_flax.text.batching import collate_tokens
 from tests.conftest import TINY
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the program in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["roberta-flax", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
-
-
 def with_head(roberta: roberta_flax.Roberta, head: roberta_flax.HeadConfig) -> roberta_flax.Roberta:
     """The model with a fresh head in the place of its own."""
     config = dataclasses.replace(roberta.config, heads=(head,))
@@ -122,7 +108,7 @@ def test_export_writes_programs_that_load(run, tiny_directory, tmp_path):
         ((tiny_directory, tmp_path / "x", "--to", "stablehlo", "--platform", "abacus"), "platforms must be of"),
         ((tiny_directory, tmp_path / "x", "--to", "huggingface", "--dtype", "bfloat16"), "for --to stablehlo"),
         ((tiny_directory, tmp_path / "x", "--to", "onnx"), "fairseq, huggingface or stablehlo, got 'onnx'"),
-        ((tmp_path, tmp_path / "x", "--to", "stablehlo"), "not a whole converted model"),
+        ((tmp_path, tmp_path / "x", "--to", "stablehlo"), "is not a converted model: it lacks config.json"),
     ):
         status, _, err = run("export", *arguments)
         assert (status, err.count("\n"), message in err) == (1, 1, True), err

@@ -140,12 +140,6 @@ def test_a_hub_that_is_not_reached_is_one_line(monkeypatch, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_without_huggingface_hub_it_says_which_extra_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(DownloadError, match=r"pip install 'roberta-flax\[huggingface\]'"):
-        convert("hf:org/tiny", tmp_path / "converted")
-
-
 def test_downloads_go_to_the_cache_that_is_named_and_otherwise_to_the_hubs_own(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "own"))
     roberta_flax.load("hf:org/tiny")

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import os
-import pty
 import re
 import resource
 import shutil
@@ -14,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -366,22 +364,13 @@ def test_a_run_that_goes_on_begins_its_progress_with_the_rows_that_are_there(tin
     assert (told[0], told[-1]) == (64, 300)
 
 
-def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(tiny_directory, tmp_path):
-    rows = [{"text": "w " * (i % 400)} for i in range(400)]
-    source, terminal = write_rows(tmp_path / "in.jsonl", rows), pty.openpty()
-    arguments = [PROGRAM, "features", "-i", source, "-o", tmp_path / "out.npy", "-m", tiny_directory, "--json"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TERM": "xterm", "COLUMNS": "160"}
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal[1], env=environment, text=True)
-    os.close(terminal[1])
-    shown = b""
-    with suppress(OSError):  # which is how a terminal ends
-        while block := os.read(terminal[0], 1 << 16):
-            shown += block
-    os.close(terminal[0])
-    summary = json.loads(process.communicate()[0])
+def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(on_a_terminal, tiny_directory, tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * (i % 400)} for i in range(400)])
+    text, stdout = on_a_terminal(
+        [PROGRAM, "features", "-i", source, "-o", tmp_path / "out.npy", "-m", tiny_directory, "--json"]
+    )
+    summary = json.loads(stdout)
     assert (summary["rows"], summary["this_run"]["compilations"]) == (400, summary["this_run"]["shapes"])
-    assert process.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     steps = re.findall(r"(\d+)/400 [\d.]+ rows/s \d+ tokens/s padding [\d.]+%( \d:\d\d:\d\d left)?", text)
     assert len({int(rows) for rows, left in steps if left and 0 < int(rows) < 400}) >= 2
     assert int(steps[-1][0]) == 400

@@ -520,7 +520,7 @@ def test_text_files_do_not_need_pyarrow_or_jax() -> None:
         import roberta_flax.datasets.tables
         assert not {"jax", "torch", "pyarrow"} & sys.modules.keys()
     """
-    subprocess.run([sys.executable, "-c", code, str(Path(tables.__file__).parent.parent)], check=True)
+    subprocess.run([sys.executable, "-c", code, str(Path(tables.__file__).parents[1])], check=True)
 
 
 # Writing

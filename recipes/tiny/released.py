@@ -24,6 +24,7 @@ import numpy as np
 import regex
 import torch
 
+from roberta_flax.convert.export import fairseq_arguments
 from roberta_flax.convert.names import LM_HEAD_WEIGHT, TRANSPOSE, to_fairseq
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
@@ -32,6 +33,8 @@ from roberta_flax.text.tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FI
 
 Merges = Sequence[tuple[str, str]]
 _STORAGES = {torch.float16: torch.HalfStorage, torch.float32: torch.FloatStorage}
+# arguments that came after the checkpoints of 2019
+_LATER_ARGUMENTS = frozenset(("encoder_normalize_before", "layernorm_embedding", "untie_weights_roberta"))
 _WORD = regex.compile(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+")
 
 
@@ -100,18 +103,9 @@ def state_dict(params: Params) -> dict[str, torch.Tensor]:
 
 
 def arguments(config: RobertaConfig) -> argparse.Namespace:
-    """The arguments of a masked-LM training of 2019, as far as a model and its task are made from them."""
-    return argparse.Namespace(
-        arch="roberta_base", task="masked_lm", criterion="masked_lm", data=".", seed=1, no_seed_provided=False,
-        sample_break_mode="complete", tokens_per_sample=config.max_positions, max_positions=config.max_positions,
-        mask_prob=0.15, leave_unmasked_prob=0.1, random_token_prob=0.1, freq_weighted_replacement=False,
-        mask_whole_words=False, encoder_layers=config.num_layers, encoder_embed_dim=config.hidden_size,
-        encoder_ffn_embed_dim=config.intermediate_size, encoder_attention_heads=config.num_heads,
-        activation_fn=config.activation, pooler_activation_fn=config.pooler_activation, dropout=config.dropout,
-        attention_dropout=config.attention_dropout, activation_dropout=config.activation_dropout,
-        pooler_dropout=config.pooler_dropout, encoder_layerdrop=0.0, encoder_layers_to_keep=None,
-        num_classes=config.heads[0].num_classes,
-    )  # fmt: skip
+    """The arguments of a masked-LM training of 2019: those of today that there were."""
+    given = vars(fairseq_arguments(config, config.heads))
+    return argparse.Namespace(**{name: value for name, value in given.items() if name not in _LATER_ARGUMENTS})
 
 
 def model_file(state: Mapping[str, torch.Tensor], config: RobertaConfig, updates: int = 0) -> bytes:

@@ -25,16 +25,16 @@ import numpy as np
 
 from roberta_flax.checkpoint.tensors import (
     DTYPE_NAMES,
+    LazyTensor,
     NonFinite,
     StoredTensor,
-    Tensor,
     Values,
     read_tensors,
     stored_dtype,
     write_tensors,
 )
-from roberta_flax.errors import CheckpointError, InputError
-from roberta_flax.files import PARTIAL_SUFFIX, new_directory, write_bytes
+from roberta_flax.errors import CheckpointError, InputError, shortened
+from roberta_flax.files import PARTIAL_SUFFIX, new_directory, read_text, reading, write_bytes
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params, abstract_params
 from roberta_flax.nn.tree import flatten, unflatten
@@ -98,7 +98,7 @@ def check_tensors(config: RobertaConfig, shapes: Mapping[str, tuple[int, ...]]) 
     ]
 
 
-def check_stored(config: RobertaConfig, tensors: Mapping[str, Tensor]) -> list[str]:
+def check_stored(config: RobertaConfig, tensors: Mapping[str, LazyTensor]) -> list[str]:
     """What is wrong with a converted directory's tensors as the parameters of its configuration, as check_tensors."""
     integers = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPE_NAMES]
     return [
@@ -156,7 +156,7 @@ def versions() -> dict[str, str]:
 def write(
     directory: Path,
     config: RobertaConfig,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
     conversion: Mapping[str, Any],
     dtype: np.dtype[Any] | None = None,
 ) -> dict[str, NonFinite]:
@@ -179,10 +179,9 @@ def _write_text(path: Path, text: str) -> None:
 
 def read_config(directory: Path) -> RobertaConfig:
     """The configuration of a converted directory; raises CheckpointError where it cannot be read."""
+    text = read_text(directory / CONFIG_FILE)
     try:
-        return RobertaConfig.from_json((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {directory / CONFIG_FILE}: {error}") from None
+        return RobertaConfig.from_json(text)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from None
 
@@ -201,17 +200,17 @@ def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tu
       CheckpointError: a file is missing or damaged, or tensors do not fit the configuration (all are listed).
     """
     config, stored = read_stored(directory)
-    try:
+    with reading(directory / PARAMS_FILE):
         arrays = _on_device(stored, jnp.dtype(param_dtype))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {directory / PARAMS_FILE}: {error.strerror or error}") from None
     return config, unflatten(arrays, abstract_params(config))
 
 
 def read_stored(directory: Path) -> tuple[RobertaConfig, dict[str, StoredTensor]]:
     """The configuration and the tensors of a converted directory; as `read`, but the values are not read yet."""
-    if missing := missing_files(directory):
-        raise CheckpointError(f"{directory} is not a whole converted model: it lacks {', '.join(missing)}")
+    if not os.path.isdir(directory) or (missing := missing_files(directory)):
+        lacks = f": it lacks {', '.join(missing)}" if os.path.isdir(directory) else ""
+        name = shortened(str(directory))
+        raise CheckpointError(f"{name} is not a converted model{lacks}; convert one with `roberta-flax convert`")
     if directory.name.endswith(PARTIAL_SUFFIX):
         raise CheckpointError(f"{directory} is what a conversion that was stopped left; remove it, and convert again")
     config = read_config(directory)
@@ -222,6 +221,17 @@ def read_stored(directory: Path) -> tuple[RobertaConfig, dict[str, StoredTensor]
             f"{describe_problems(problems)}"
         )
     return config, stored
+
+
+def read_conversion(directory: Path) -> dict[str, Any]:
+    """What a converted directory's conversion.json records; CheckpointError where it is damaged."""
+    try:
+        recorded = json.loads((directory / CONVERSION_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        recorded = None
+    if not isinstance(recorded, dict):
+        raise CheckpointError(f"{directory / CONVERSION_FILE} is damaged; convert the model again")
+    return recorded
 
 
 def _on_device(stored: Mapping[str, StoredTensor], dtype: np.dtype[Any]) -> dict[str, jax.Array]:

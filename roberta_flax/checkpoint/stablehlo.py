@@ -1,7 +1,7 @@
 """The functions of roberta_flax.forward as StableHLO programs: traced once, for every shape and several platforms.
 
   config.json, model.safetensors, ...   the converted directory's own files
-  stablehlo/NAME.jax                    a program, as jax.export serialises it
+  stablehlo/NAME.jax                    a program, as jax.export serializes it
   stablehlo/NAME.mlirbc                 the same as portable StableHLO bytecode, for compilers outside JAX
   stablehlo/programs.json               what each takes and gives, and its files' sha256
 
@@ -35,7 +35,7 @@ import numpy.typing as npt
 from jax import export as jax_export
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import Tensor
+from roberta_flax.checkpoint.tensors import LazyTensor
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import new_directory, write_bytes
 from roberta_flax.nn import forward
@@ -128,7 +128,7 @@ def export(
       dtype: of the computation's operands: float32, bfloat16, float16.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
       quantize: "int8" for the layers' products in int8 (roberta_flax.nn.quantize). model.safetensors is kept as it is:
-        `load` quantises, and so must who computes with the programs in another way.
+        `load` quantizes, and so must who computes with the programs in another way.
       platforms: those to lower for, of KNOWN_PLATFORMS.
 
     Returns:
@@ -266,7 +266,7 @@ def _numerics(dtype: DTypeLike, precision: PrecisionLike) -> Numerics:
     return Numerics(dtype, precision=precision, attention="xla")
 
 
-def _param_dtype(stored: Mapping[str, Tensor]) -> str:
+def _param_dtype(stored: Mapping[str, LazyTensor]) -> str:
     """The one that holds every tensor's values; of float64 float32, as elsewhere."""
     widest = reduce(jnp.promote_types, (tensor.dtype for tensor in stored.values())).name
     return widest if widest in DTYPES else "float32"

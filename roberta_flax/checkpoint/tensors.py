@@ -46,8 +46,8 @@ _CHUNK = 1 << 22  # elements written at a time
 _TILE = 128  # rows and columns of a transpose copied at a time, so that both sides stay in the cache
 
 
-class Tensor(Protocol):
-    """A tensor with a shape, a dtype, and values that are read when asked for."""
+class LazyTensor(Protocol):
+    """A tensor with a shape and a dtype, whose values are read on demand."""
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
@@ -109,7 +109,7 @@ def stored_dtype(name: str) -> np.dtype[Any]:
 
 def write_tensors(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, LazyTensor],
     dtype: np.dtype[Any] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, NonFinite]:
@@ -146,7 +146,7 @@ def write_tensors(
     return found
 
 
-def _size(tensor: Tensor, dtype: np.dtype[Any] | None) -> int:
+def _size(tensor: LazyTensor, dtype: np.dtype[Any] | None) -> int:
     return math.prod(tensor.shape) * np.dtype(dtype or tensor.dtype).itemsize
 
 

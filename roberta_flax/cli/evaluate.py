@@ -151,7 +151,7 @@ def _judge_examples(
     )
     result, _ = validation.evaluate(sharding.place(roberta.params, roberta.config, mesh))
     if as_json:
-        skipped = examples.tally.unusable + examples.tally.unlabelled
+        skipped = examples.tally.unusable + examples.tally.unlabeled
         print_json({"task": name, "head": head.name, "skipped": skipped, **result.to_json()})
     else:
         print(f"{result.to_text()}\n{examples.tally.to_text()}")
@@ -174,7 +174,7 @@ def _judged(file: Path, layout: Task, predictor: Predictor, gold_of: Any) -> Ite
     def windows() -> Iterator[list[Any]]:
         while some := list(islice(rows, WINDOW)):
             good = [row for row in some if isinstance(row, tables.Row)]
-            judged = [row for row in good if str(row.values[-1]) not in layout.unlabelled]
+            judged = [row for row in good if str(row.values[-1]) not in layout.unlabeled]
             golds = []
             for row in judged:
                 if (gold := gold_of(str(row.values[-1]))) is None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
 
 from roberta_flax.checkpoint import converted
 from roberta_flax.errors import CheckpointError
-from roberta_flax.files import PathLike, remove_partial
+from roberta_flax.files import PathLike, reading, remove_partial
 
 # of the files that a conversion may read, beside a checkpoint's own
 _READ_SUFFIXES = (".txt", ".json", ".bpe", ".model", ".safetensors", ".bin", ".msgpack")
@@ -53,10 +52,8 @@ def resolve(
         if path.is_dir() and converted.is_converted(path):
             return _with_sha256(path, sha256)
         cache = download.cache_dir(cache_dir)
-        try:
+        with reading(path):
             mark = _fingerprint(path, checkpoint_file, bpe_dir)
-        except OSError as error:
-            raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
         directory = cache / "converted" / _cached_name(path.resolve().name, mark)
 
         def source() -> PathLike:
@@ -81,12 +78,9 @@ def resolve(
 
 def _with_sha256(directory: Path, sha256: str | None) -> Path:
     if sha256 is not None:
-        try:
-            found = json.loads((directory / converted.CONVERSION_FILE).read_text(encoding="utf-8"))["sha256"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            found = "nothing recorded"
-        if found != sha256.lower():
-            raise CheckpointError(f"{directory} was made from a file of sha256 {found}, expected {sha256.lower()}")
+        recorded = converted.read_conversion(directory).get("sha256", "nothing recorded")
+        if recorded != sha256.lower():
+            raise CheckpointError(f"{directory} was made from a file of sha256 {recorded}, expected {sha256.lower()}")
     return directory
 
 

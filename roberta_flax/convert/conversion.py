@@ -17,9 +17,8 @@ from roberta_flax.checkpoint import converted, download
 from roberta_flax.checkpoint.tensors import NonFinite, stored_dtype
 from roberta_flax.convert import fairseq, huggingface, shards
 from roberta_flax.convert.source import Source
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError, RobertaFlaxError
-from roberta_flax.files import new_directory
+from roberta_flax.errors import CheckpointError, shortened
+from roberta_flax.files import new_directory, reading
 from roberta_flax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -71,45 +70,45 @@ def convert(
     converted.check_directory(bpe_dir)
     destination = Path(destination)
     stored = None if dtype is None else stored_dtype(dtype)
-    with new_directory(destination) as directory, opened(source, checkpoint_file, cache_dir) as opening:
-        hashes = {file.name: file_sha256(file) for file in opening.hashed}
+    with new_directory(destination) as directory, open_source(source, checkpoint_file, cache_dir) as source_files:
+        hashes = {file.name: file_sha256(file) for file in source_files.hashed}
         digest = _combined(hashes)
         if sha256 is not None and digest != sha256.lower():
             raise CheckpointError(f"{source} has sha256 {digest}, expected {sha256.lower()}; download it again")
-        read = opening.read(bpe_dir, cache_dir, head_name)
-        write_files(read.tokenizer_files, directory)
+        model = source_files.read(bpe_dir, cache_dir, head_name)
+        write_files(model.tokenizer_files, directory)
         vocab_size = Tokenizer.from_directory(directory).vocab_size
-        if read.config.vocab_size != vocab_size:
+        if model.config.vocab_size != vocab_size:
             raise CheckpointError(
-                f"{opening.files[0]} embeds {read.config.vocab_size} tokens but its dictionary has {vocab_size} (four "
-                "specials, dict.txt's lines, and <mask>): give the dict.txt it was trained with"
+                f"{source_files.weights[0]} embeds {model.config.vocab_size} tokens but its dictionary has "
+                f"{vocab_size} (four specials, dict.txt's lines, and <mask>): give the dict.txt it was trained with"
             )
         conversion = {
             "source": Path(source).name,
-            "kind": read.kind,
-            "checkpoint_file": opening.checkpoint_file,
+            "kind": model.kind,
+            "checkpoint_file": source_files.checkpoint_file,
             "sha256": digest,
             "files": hashes,
             "dtype": dtype,
             "head_name": head_name,
             "versions": converted.versions(),
-            "tensors": read.went,
+            "tensors": model.provenance,
         }
-        found = converted.write(directory, read.config, read.parameters, conversion, stored)
-        _report(str(source), read, found, strict)
+        found = converted.write(directory, model.config, model.parameters, conversion, stored)
+        _report(str(source), model, found, strict)
     return destination
 
 
-def _report(source: str, read: Source, found: Mapping[str, NonFinite], strict: bool) -> None:
+def _report(source: str, model: Source, found: Mapping[str, NonFinite], strict: bool) -> None:
     """Warns of what is odd about a source; raises CheckpointError for values that are not finite, where strict."""
     if found:
-        some = [f"{read.parameters[path].source} has {counts}" for path, counts in list(found.items())[:20]]
+        some = [f"{model.parameters[path].source} has {counts}" for path, counts in list(found.items())[:20]]
         more = f"; and {len(found) - len(some)} more" if len(found) > len(some) else ""
         message = f"{source} has values that are not finite in {len(found)} of its tensors: {'; '.join(some)}{more}"
         if strict:
             raise CheckpointError(f"{message}. It was not converted, as strict asks")
         logger.warning("%s", " ".join(message.split()))
-    for note in read.notes:
+    for note in model.notes:
         logger.warning("%s", " ".join(note.split()))
 
 
@@ -130,17 +129,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raises CheckpointError, which names the file at fault (`path` if none is), where the block cannot read one."""
-    try:
-        yield
-    except RobertaFlaxError:  # DownloadError is an OSError too, and says more
-        raise
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
-
-
 def _combined(hashes: Mapping[str, str]) -> str:
     """A file's sha256; of several, that of the lines `sha256  name` that sha256sum prints for them."""
     if len(hashes) == 1:
@@ -149,25 +137,25 @@ def _combined(hashes: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """A source whose files are at hand.
+class SourceFiles:
+    """A source's files, on this machine and unpacked.
 
     Attributes:
       kind: "fairseq" or "huggingface".
-      files: the files of weights.
-      hashed: the files that its sha256 is taken of.
+      weights: the files of weights.
+      hashed: the files that its sha256 is of.
       folder: the directory that was given, or that the file was in.
     """
 
     kind: str
-    files: Sequence[Path]
+    weights: Sequence[Path]
     hashed: Sequence[Path]
     folder: Path
 
     @property
     def checkpoint_file(self) -> str:
         """The first file's name, from `folder` on."""
-        file = self.files[0]
+        file = self.weights[0]
         return file.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else str(file)
 
     def read(
@@ -177,19 +165,19 @@ class Opening:
         head_name: str | None = None,
     ) -> Source:
         """Reads it. Arguments and errors as in `convert`."""
-        with reading(self.files[0]):
+        with reading(self.weights[0]):
             if self.kind == "huggingface":
-                return huggingface.read(self.files, bpe_dir, head_name)
-            return fairseq.read(self.files, bpe_dir, cache_dir, self.folder)
+                return huggingface.read(self.weights, bpe_dir, head_name)
+            return fairseq.read(self.weights, bpe_dir, cache_dir, self.folder)
 
 
 @contextmanager
-def opened(
+def open_source(
     source: str | os.PathLike[str], checkpoint_file: str, cache_dir: str | os.PathLike[str] | None = None
-) -> Iterator[Opening]:
+) -> Iterator[SourceFiles]:
     """A source's files: fetched where it is a name on the hub, unpacked while the block runs where it is an archive."""
     if str(source).startswith(huggingface.HUB_PREFIX):
-        yield _opening(huggingface.fetch(str(source), cache_dir), checkpoint_file)
+        yield _source_files(huggingface.fetch(str(source), cache_dir), checkpoint_file)
         return
     path = Path(source)
     if not os.path.exists(path) and not os.path.exists(shards.files_of(path)[0]):
@@ -202,13 +190,15 @@ def opened(
             folder = Path(temporary) / "archive"
             download.extract_archive(path, folder)
             inside = list(folder.iterdir())
-            opening = _opening(inside[0] if len(inside) == 1 and inside[0].is_dir() else folder, checkpoint_file)
-            yield dataclasses.replace(opening, hashed=[path])
+            source_files = _source_files(
+                inside[0] if len(inside) == 1 and inside[0].is_dir() else folder, checkpoint_file
+            )
+            yield dataclasses.replace(source_files, hashed=[path])
     else:
-        yield _opening(path, checkpoint_file)
+        yield _source_files(path, checkpoint_file)
 
 
-def _opening(path: Path, checkpoint_file: str) -> Opening:
+def _source_files(path: Path, checkpoint_file: str) -> SourceFiles:
     with reading(path):
         if path.is_dir() and converted.is_converted(path) and not converted.missing_files(path):
             raise CheckpointError(f"{path} is converted already: load it as it is")
@@ -216,14 +206,14 @@ def _opening(path: Path, checkpoint_file: str) -> Opening:
         files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
         is_there = os.path.isfile(files[0])
         if weights := _weight_files(path, is_there and not huggingface.is_weight_file(files[0])):
-            return Opening("huggingface", weights, weights, folder)
+            return SourceFiles("huggingface", weights, weights, folder)
         if not is_there:
             there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
             raise CheckpointError(
                 f"no {shortened(checkpoint_file)} in {path} (there is: {there}); name it with checkpoint_file or "
                 "--checkpoint-file"
             )
-        return Opening("fairseq", files, files, folder)
+        return SourceFiles("fairseq", files, files, folder)
 
 
 def _weight_files(path: Path, has_fairseqs: bool) -> list[Path]:

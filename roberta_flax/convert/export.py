@@ -15,19 +15,25 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import StoredTensor, Tensor, Values, read_tensors, write_tensors
+from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, write_tensors
 from roberta_flax.convert import huggingface
-from roberta_flax.convert.hf_tokenizer import HF_MERGES_FILE, TOKENIZER_CONFIG_FILE, VOCAB_FILE
+from roberta_flax.convert.hf_tokenizer import (
+    HF_MERGES_FILE,
+    TOKENIZER_CLASSES,
+    TOKENIZER_CONFIG_FILE,
+    VOCAB_FILE,
+    dictionary_symbols,
+)
 from roberta_flax.convert.names import (
     HF_TOKEN_TYPES,
     LM_HEAD_WEIGHT,
-    TRANSPOSE,
     localize_huggingface,
     to_fairseq,
     to_huggingface,
+    transformed,
 )
-from roberta_flax.convert.views import Transposed
 from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.extras import require
 from roberta_flax.files import new_directory
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import (
@@ -58,8 +64,7 @@ _CLASS_SUFFIXES = {
     "choice": "ForMultipleChoice",
 }
 _PROBLEM_NAMES = {"multi_label": "of several labels at once", "regression": "a regression of several values"}
-_TOKENIZER_CLASSES = {"camembert": "CamembertTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
-_HIDDEN_ACT = {  # roberta_flax.config.ACTIVATIONS -> transformers/activations.py, ACT2FN
+_HIDDEN_ACT = {  # roberta_flax.nn.config.ACTIVATIONS -> transformers/activations.py, ACT2FN
     "gelu": "gelu",
     "gelu_accurate": "gelu_new",
     "gelu_fast": "gelu_new",
@@ -104,7 +109,7 @@ def export(
       The destination.
 
     Raises:
-      InputError: another format, or a head that is not there.
+      InputError: another format, a head that is not there, or torch is needed and not installed.
       CheckpointError: not a converted directory, or something that the other library cannot have.
     """
     if to not in FORMATS:
@@ -121,18 +126,8 @@ def export(
 
 
 def _open(directory: Path) -> _Model:
-    if not os.path.isdir(directory) or (missing := converted.missing_files(directory)):
-        lacks = f": it lacks {', '.join(missing)}" if os.path.isdir(directory) else ""
-        raise CheckpointError(f"{directory} is not a converted model{lacks}; convert one with `roberta-flax convert`")
-    config = converted.read_config(directory)
-    tensors = read_tensors(directory / converted.PARAMS_FILE)
-    if problems := converted.check_stored(config, tensors):
-        raise CheckpointError(f"{directory} is damaged: {converted.describe_problems(problems)}")
+    config, tensors = converted.read_stored(directory)
     return _Model(directory, config, tensors, Tokenizer.from_directory(directory))
-
-
-def _in_torch(tensor: Tensor, transform: Any) -> Tensor:
-    return Transposed(tensor) if transform is TRANSPOSE else tensor
 
 
 # fairseq
@@ -174,18 +169,12 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
             f"fairseq has one activation for the layers and the LM head; this model has {config.activation} and "
             f"{config.lm_head_activation}"
         )
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(
-            "writing a fairseq checkpoint needs torch; install it with pip install 'roberta-flax[convert]'"
-        ) from None
-
+    torch = require("torch", "convert")
     state: dict[str, Any] = {}
     for path, tensor in _fairseq_tensors(model, heads).items():
         place = to_fairseq(path)
         assert place is not None, path
-        state[place.path] = _to_torch(torch, _in_torch(tensor, place.transform))
+        state[place.path] = _to_torch(torch, transformed(tensor, place.transform))
     if config.lm_head and config.tie_word_embeddings:
         state[LM_HEAD_WEIGHT] = state["encoder.sentence_encoder.embed_tokens.weight"]
     if not config.lm_head:
@@ -206,10 +195,10 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
             shutil.copyfile(model.directory / name, directory / name)
 
 
-def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, Tensor]:
+def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, LazyTensor]:
     """The tensors that go to fairseq, by path."""
     names = {head.name for head in heads}
-    tensors: dict[str, Tensor] = {
+    tensors: dict[str, LazyTensor] = {
         path: tensor
         for path, tensor in model.tensors.items()
         if not path.startswith("heads.") or path.split(".")[1] in names
@@ -224,7 +213,7 @@ def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, Te
     return tensors
 
 
-def _to_torch(torch: Any, tensor: Tensor) -> Any:
+def _to_torch(torch: Any, tensor: LazyTensor) -> Any:
     values = np.array(tensor.read(), order="C")  # in memory: torch.save needs it so
     if values.dtype.name == "bfloat16":
         return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
@@ -265,11 +254,11 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
     taken = [*([head] if head else []), *poolers[: 0 if head and head.kind == "choice" else 1]]
     kinds = {each.name: each.kind for each in taken}
 
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for path, tensor in model.tensors.items():
         place = to_huggingface(path, kinds)
         if place is not None:
-            tensors[localize_huggingface(place.path, model_type)] = _in_torch(tensor, place.transform)
+            tensors[localize_huggingface(place.path, model_type)] = transformed(tensor, place.transform)
     token_types = localize_huggingface(HF_TOKEN_TYPES, model_type)
     if token_types not in tensors:
         dtype = model.tensors["embeddings.token.embedding"].dtype
@@ -358,16 +347,16 @@ def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
     }  # fmt: skip
     symbols = model.tokenizer.dictionary.symbols
     if isinstance(model.tokenizer.bpe, SentencePiece):
-        kind = "camembert" if model.tokenizer.bos_id != 0 else "xlm-roberta"
-        pieces = model.tokenizer.bpe.pieces
-        expected = [*(pieces if kind == "camembert" else pieces[3:]), MASK]
+        layout = "CamemBERT" if model.tokenizer.bos_id != 0 else "XLM-R"
+        tokenizer_class = TOKENIZER_CLASSES[layout]
+        expected = dictionary_symbols(model.tokenizer.bpe.pieces, layout)
         if symbols[4 : 4 + len(expected)] != expected:
             raise CheckpointError(
                 f"{model.directory / DICTIONARY_FILE} is not in the order of its sentencepiece model, as "
-                f"{_TOKENIZER_CLASSES[kind]} has it: transformers would give other token ids"
+                f"{tokenizer_class} has it: transformers would give other token ids"
             )
         shutil.copyfile(model.directory / SENTENCEPIECE_FILE, directory / SENTENCEPIECE_FILE)
-        settings["tokenizer_class"] = _TOKENIZER_CLASSES[kind]
+        settings["tokenizer_class"] = tokenizer_class
     else:
         _check_every_piece_has_an_id(model)
         encoder = json.loads((model.directory / ENCODER_FILE).read_text(encoding="utf-8"))

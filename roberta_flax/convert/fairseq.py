@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import download
-from roberta_flax.checkpoint.tensors import Tensor, Values
+from roberta_flax.checkpoint.tensors import LazyTensor, Values
 from roberta_flax.convert import shards, torch_file
 from roberta_flax.convert.hf_tokenizer import merges_text
 from roberta_flax.convert.names import EMBED_TOKENS, LM_HEAD_WEIGHT, from_fairseq, modernize_fairseq, why_ignored
@@ -29,8 +29,7 @@ from roberta_flax.convert.source import (
     understood,
     unwrapped,
 )
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, shortened
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import (
     DICTIONARY_FILE,
@@ -142,7 +141,7 @@ def read(
     if not config.lm_head:
         notes.append(f"{path.name} has no masked-LM head: fill_mask and lm_logits will not be there")
     return Source(
-        "fairseq", config, placing.parameters, placing.went, _padded(tokenizer_files, arguments, config), notes
+        "fairseq", config, placing.parameters, placing.provenance, _padded(tokenizer_files, arguments, config), notes
     )
 
 
@@ -233,7 +232,9 @@ def _sentencepiece_model(folder: Path) -> Path | None:
     return models[0] if len(models) == 1 else None
 
 
-def _modern(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+def _modern(
+    path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
+) -> dict[str, tuple[str, LazyTensor]]:
     """today's name -> (name in the file, tensor)."""
     prefix = unwrapped(tensors)
     parts = [
@@ -243,7 +244,7 @@ def _modern(path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, Tens
     ]
     if EMBED_TOKENS not in {modern_name for _, modern_name, _ in parts}:
         raise CheckpointError(_not_a_roberta(path, arguments, tensors))
-    modern: dict[str, tuple[str, Tensor]] = {}
+    modern: dict[str, tuple[str, LazyTensor]] = {}
     for name, modern_name, part in parts:
         if modern_name in modern:
             raise CheckpointError(
@@ -257,8 +258,8 @@ _LAYER = re.compile(r"(encoder\.sentence_encoder\.layers\.)([0-9]{1,4})(\..*)")
 
 
 def _without_pruned_layers(
-    arguments: Mapping[str, Any], modern: dict[str, tuple[str, Tensor]], placing: Placing
-) -> dict[str, tuple[str, Tensor]]:
+    arguments: Mapping[str, Any], modern: dict[str, tuple[str, LazyTensor]], placing: Placing
+) -> dict[str, tuple[str, LazyTensor]]:
     """Only the layers that encoder_layers_to_keep names, renumbered, where the others are still there.
 
     fairseq/checkpoint_utils.py, prune_state_dict; a checkpoint saved after it has the layers by their new numbers.
@@ -273,7 +274,7 @@ def _without_pruned_layers(
     there = {int(match[2]) for name in modern if (match := _LAYER.fullmatch(name))}
     if len(there) == len(keep):
         return modern
-    kept: dict[str, tuple[str, Tensor]] = {}
+    kept: dict[str, tuple[str, LazyTensor]] = {}
     for name, (source, tensor) in modern.items():
         match = _LAYER.fullmatch(name)
         if match is None:
@@ -286,8 +287,8 @@ def _without_pruned_layers(
 
 
 def _with_folded_spectral_norm(
-    modern: dict[str, tuple[str, Tensor]], placing: Placing, notes: list[str]
-) -> dict[str, tuple[str, Tensor]]:
+    modern: dict[str, tuple[str, LazyTensor]], placing: Placing, notes: list[str]
+) -> dict[str, tuple[str, LazyTensor]]:
     """torch.nn.utils.spectral_norm's weight_orig, weight_u and weight_v made the weight that they stand for."""
     folded = dict(modern)
     for name in modern:
@@ -321,7 +322,7 @@ def _with_folded_spectral_norm(
     return folded
 
 
-def _has_spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> bool:
+def _has_spectral_norm(weight: LazyTensor, u: LazyTensor, v: LazyTensor) -> bool:
     """Whether these are a matrix and its singular vectors (torch/nn/utils/spectral_norm.py)."""
     return (
         len(weight.shape) == 2
@@ -396,7 +397,7 @@ def _padded(
     return {**files, DICTIONARY_FILE: padded_dictionary(symbols[4:], config.vocab_size)}
 
 
-def _check_tied(path: Path, name: str, weight: Tensor, embedding: Tensor) -> None:
+def _check_tied(path: Path, name: str, weight: LazyTensor, embedding: LazyTensor) -> None:
     if weight.shape != embedding.shape or not equal(weight, embedding):
         raise CheckpointError(
             f"{path}: {shortened(name)} differs from {EMBED_TOKENS} although its arguments tie the two "

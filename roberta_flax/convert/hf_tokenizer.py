@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from roberta_flax.convert.source import padded_dictionary, read_json
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, shortened
+from roberta_flax.files import read_text
 from roberta_flax.text.tokenizer import (
     BOS,
     DICTIONARY_FILE,
@@ -53,7 +53,7 @@ _SENTENCEPIECE_SPECIALS = (UNK, BOS, EOS)  # a sentencepiece model's first three
 _CAMEMBERT_SPECIALS = ("<s>NOTUSED", PAD, "</s>NOTUSED", UNK, "<unk>NOTUSED")
 # The id of a sentencepiece model's fourth piece, in a dictionary with its first three once more and in one without
 _FOURTH_PIECE = {"CamemBERT": 7, "XLM-R": 4}
-_TOKENIZER_CLASSES = {"CamemBERT": "CamembertTokenizer", "XLM-R": "XLMRobertaTokenizer"}
+TOKENIZER_CLASSES = {"CamemBERT": "CamembertTokenizer", "XLM-R": "XLMRobertaTokenizer"}
 _FILLER = re.compile("madeupword[0-9]+")  # Dictionary.pad_to_multiple_
 # Settings of the tokenizers package's models, and the values that leave them as they are here
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -83,15 +83,15 @@ def read(folders: Sequence[Path], model_type: str, vocab_size: int, notes: list[
         tokens are not where RoBERTa's are.
     """
     for folder in folders:
-        said = _Said.read(folder)
+        config = _TokenizerConfig.read(folder)
         if (folder / SENTENCEPIECE_FILE).is_file():
-            _check_behaviour(said, byte_level=False, notes=notes)
-            return _of_sentencepiece(said, model_type, vocab_size)
+            _check_behavior(config, byte_level=False, notes=notes)
+            return _of_sentencepiece(config, model_type, vocab_size)
         if (folder / VOCAB_FILE).is_file() and (folder / HF_MERGES_FILE).is_file():
-            _check_behaviour(said, byte_level=True, notes=notes)
-            return _of_vocab_and_merges(said, vocab_size)
-        if said.tokenizer is not None:
-            return _of_tokenizer_json(said, said.tokenizer, vocab_size, notes)
+            _check_behavior(config, byte_level=True, notes=notes)
+            return _of_vocab_and_merges(config, vocab_size)
+        if config.tokenizer is not None:
+            return _of_tokenizer_json(config, config.tokenizer, vocab_size, notes)
     raise CheckpointError(
         f"no tokenizer in {' or '.join(map(str, folders))}: put {VOCAB_FILE} and {HF_MERGES_FILE}, "
         f"{SENTENCEPIECE_FILE}, or {TOKENIZER_FILE} there, or name the directory that has them with bpe_dir (--bpe-dir)"
@@ -100,17 +100,12 @@ def read(folders: Sequence[Path], model_type: str, vocab_size: int, notes: list[
 
 def merges_text(path: Path) -> str:
     """merges.txt as vocab.bpe: with the line of a version at the front and a line break at the end."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    text = read_text(path)
     return (text if text.startswith("#version") else MERGES_HEADER + text).rstrip("\n") + "\n"
 
 
 @dataclass(frozen=True)
-class _Said:
+class _TokenizerConfig:
     """What a folder says of a tokenizer beside its vocabulary.
 
     Attributes:
@@ -126,7 +121,7 @@ class _Said:
     added: Mapping[str, int]
 
     @classmethod
-    def read(cls, folder: Path) -> _Said:
+    def read(cls, folder: Path) -> _TokenizerConfig:
         settings, tokenizer, added = (
             read_json(folder / name) if (folder / name).is_file() else None
             for name in (TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, ADDED_TOKENS_FILE)
@@ -169,38 +164,39 @@ def _some(names: Sequence[str]) -> str:
 # how text is cut
 
 
-def _check_behaviour(said: _Said, byte_level: bool, notes: list[str]) -> None:
+def _check_behavior(config: _TokenizerConfig, byte_level: bool, notes: list[str]) -> None:
     """Raises CheckpointError where text is cut otherwise than here; adds notes of what only some texts meet."""
-    prefix_space = bool(said.settings.get("add_prefix_space"))
-    if said.tokenizer is not None:
-        with _well_formed(said.tokenizer_file):
-            if other := _other_behaviour(said.tokenizer, byte_level):
+    prefix_space = bool(config.settings.get("add_prefix_space"))
+    if config.tokenizer is not None:
+        with _well_formed(config.tokenizer_file):
+            if other := _other_behavior(config.tokenizer, byte_level):
                 usual = "ByteLevel alone" if byte_level else "sentencepiece's normalizer and Metaspace"
                 raise CheckpointError(
-                    f"{said.tokenizer_file} cuts text in a way that encode() here cannot: it has {_some(other)}; "
+                    f"{config.tokenizer_file} cuts text in a way that encode() here cannot: it has {_some(other)}; "
                     f"expected {usual}, as RoBERTa's have. Name another tokenizer with bpe_dir (--bpe-dir) if the "
                     "model was not trained with it"
                 )
-            if "add_prefix_space" not in said.settings:  # transformers takes it before tokenizer.json's
-                cutters = _steps(said.tokenizer.get("pre_tokenizer"), "pretokenizers")
+            if "add_prefix_space" not in config.settings:  # transformers takes it before tokenizer.json's
+                cutters = _steps(config.tokenizer.get("pre_tokenizer"), "pretokenizers")
                 prefix_space = any(step.get("add_prefix_space") for step in cutters)
-            if not _adds_our_specials(said.tokenizer.get("post_processor")):
+            if not _adds_our_specials(config.tokenizer.get("post_processor")):
                 notes.append(
-                    f"{said.tokenizer_file} does not make <s> a </s> and <s> a </s></s> b </s> of texts; encode() does"
+                    f"{config.tokenizer_file} does not make <s> a </s> and <s> a </s></s> b </s> of texts; encode() "
+                    "does"
                 )
     if byte_level and prefix_space:
-        notes.append(f"{said.folder} adds a space before each text; encode() here does not: write it yourself")
-    if others := [token for token in said.added if token not in (*_SPECIALS, MASK, *_CAMEMBERT_SPECIALS)]:
+        notes.append(f"{config.folder} adds a space before each text; encode() here does not: write it yourself")
+    if others := [token for token in config.added if token not in (*_SPECIALS, MASK, *_CAMEMBERT_SPECIALS)]:
         notes.append(
-            f"{said.folder} adds {len(others)} tokens to the vocabulary ({_some(others)}); encode() here cuts them "
+            f"{config.folder} adds {len(others)} tokens to the vocabulary ({_some(others)}); encode() here cuts them "
             "into pieces"
         )
-    named = said.settings.get("tokenizer_class")
+    named = config.settings.get("tokenizer_class")
     if isinstance(named, str) and not _KNOWN_CLASSES.match(named):
-        notes.append(f"{said.folder} is for {shortened(named)}; encode() here does as RobertaTokenizer does")
+        notes.append(f"{config.folder} is for {shortened(named)}; encode() here does as RobertaTokenizer does")
 
 
-def _other_behaviour(tokenizer: Mapping[str, Any], byte_level: bool) -> list[str]:
+def _other_behavior(tokenizer: Mapping[str, Any], byte_level: bool) -> list[str]:
     """What there is in tokenizer.json that encode() here does not do."""
     model, kind = tokenizer["model"], _kind(tokenizer["model"])
     other = [] if kind == "BPE" or (kind == "Unigram" and not byte_level) else [f"a model of type {kind}"]
@@ -273,16 +269,16 @@ def _adds_our_specials(post_processor: Any) -> bool:
 # byte-level BPE
 
 
-def _of_vocab_and_merges(said: _Said, vocab_size: int) -> TokenizerFiles:
-    path, merges_path = said.folder / VOCAB_FILE, said.folder / HF_MERGES_FILE
+def _of_vocab_and_merges(config: _TokenizerConfig, vocab_size: int) -> TokenizerFiles:
+    path, merges_path = config.folder / VOCAB_FILE, config.folder / HF_MERGES_FILE
     vocab, merges = read_json(path), merges_text(merges_path)
-    files = _over_byte_level(path, vocab, merges_path, merges, vocab_size, said.added)
-    if said.tokenizer is not None:
-        with _well_formed(said.tokenizer_file):
-            model = said.tokenizer["model"]
-            _check_same_pieces(said, model, path, {i: piece for piece, i in vocab.items() if i >= len(_SPECIALS)})
+    files = _over_byte_level(path, vocab, merges_path, merges, vocab_size, config.added)
+    if config.tokenizer is not None:
+        with _well_formed(config.tokenizer_file):
+            model = config.tokenizer["model"]
+            _check_same_pieces(config, model, path, {i: piece for piece, i in vocab.items() if i >= len(_SPECIALS)})
             if _merges_of(model).partition("\n")[2] != merges.partition("\n")[2]:
-                raise _disagreement(said, merges_path, "merges")
+                raise _disagreement(config, merges_path, "merges")
     return files
 
 
@@ -358,15 +354,17 @@ def _check_specials(path: Path, ids: Sequence[Any]) -> None:
 # sentencepiece
 
 
-def _of_sentencepiece(said: _Said, model_type: str, vocab_size: int) -> TokenizerFiles:
-    path = said.folder / SENTENCEPIECE_FILE
+def _of_sentencepiece(config: _TokenizerConfig, model_type: str, vocab_size: int) -> TokenizerFiles:
+    path = config.folder / SENTENCEPIECE_FILE
     pieces = SentencePiece.read(path).pieces
-    layout = _layout(said.settings, model_type)
-    _check_layout(said, path, len(pieces), layout, vocab_size)
+    layout = _layout(config.settings, model_type)
+    _check_layout(config, path, len(pieces), layout, vocab_size)
     files = _over_sentencepiece(path, path, pieces, layout, vocab_size)
-    if said.tokenizer is not None:
-        with _well_formed(said.tokenizer_file):
-            _check_same_pieces(said, said.tokenizer["model"], path, dict(enumerate(pieces[3:], _FOURTH_PIECE[layout])))
+    if config.tokenizer is not None:
+        with _well_formed(config.tokenizer_file):
+            _check_same_pieces(
+                config, config.tokenizer["model"], path, dict(enumerate(pieces[3:], _FOURTH_PIECE[layout]))
+            )
     return files
 
 
@@ -377,24 +375,31 @@ def _layout(settings: Mapping[str, Any], model_type: str) -> str:
     return "CamemBERT" if by_class.lower().startswith("camembert") else "XLM-R"
 
 
-def _check_layout(said: _Said, path: Path, pieces: int, layout: str, vocab_size: int) -> None:
+def _check_layout(config: _TokenizerConfig, path: Path, pieces: int, layout: str, vocab_size: int) -> None:
     """Raises CheckpointError where the embedding is of the other dictionary's size, and no added tokens explain it."""
     sizes = {name: first + pieces - 3 + 1 for name, first in _FOURTH_PIECE.items()}  # `<mask>` is the last
     other = next(name for name in sizes if name != layout)
-    added = {i for token, i in said.added.items() if token != MASK}
+    added = {i for token, i in config.added.items() if token != MASK}
     explained = sizes[layout] < vocab_size and added.issuperset(range(sizes[layout], vocab_size))
     if vocab_size == sizes[other] and not explained:
         raise CheckpointError(
             f"{path} has {pieces} pieces and the model embeds {vocab_size} tokens, as {other} would; {layout}, the one "
             f"of tokenizer_class or model_type, would embed {sizes[layout]}: write tokenizer_class "
-            f"{_TOKENIZER_CLASSES[other]} in {TOKENIZER_CONFIG_FILE}, or tokens that were added in {ADDED_TOKENS_FILE}"
+            f"{TOKENIZER_CLASSES[other]} in {TOKENIZER_CONFIG_FILE}, or tokens that were added in {ADDED_TOKENS_FILE}"
         )
+
+
+def dictionary_symbols(pieces: Sequence[str], layout: str) -> list[str]:
+    """What fairseq's dictionary has after its four specials, of a sentencepiece model's pieces.
+
+    XLM-R's leaves out the model's own three specials, CamemBERT's has them once more.
+    """
+    return [*(pieces if layout == "CamemBERT" else pieces[3:]), MASK]
 
 
 def _over_sentencepiece(
     path: Path, model: Path | bytes, pieces: Sequence[str], layout: str, vocab_size: int
 ) -> TokenizerFiles:
-    """fairseq's dictionaries: XLM-R's leaves out the model's own three specials, CamemBERT's has them once more."""
     if tuple(pieces[:3]) != _SENTENCEPIECE_SPECIALS:
         raise CheckpointError(
             f"{path} begins with {_some(pieces[:3])}; a RoBERTa's begins with {', '.join(_SENTENCEPIECE_SPECIALS)}"
@@ -405,7 +410,7 @@ def _over_sentencepiece(
             f"{path} has the piece {broken[:80]!a}: fairseq's {DICTIONARY_FILE} has a symbol on each line and cannot "
             "hold a line break; a tokenizer without that piece is needed"
         )
-    symbols = [*(pieces if layout == "CamemBERT" else pieces[3:]), MASK]
+    symbols = dictionary_symbols(pieces, layout)
     if 4 + len(symbols) > vocab_size:
         raise CheckpointError(f"{path} has {len(symbols) - 1} pieces, over the {vocab_size} that the model embeds")
     return {DICTIONARY_FILE: padded_dictionary(symbols, vocab_size), SENTENCEPIECE_FILE: model}
@@ -414,37 +419,41 @@ def _over_sentencepiece(
 # tokenizer.json
 
 
-def _check_same_pieces(said: _Said, model: Mapping[str, Any], path: Path, pieces: Mapping[int, str]) -> None:
+def _check_same_pieces(
+    config: _TokenizerConfig, model: Mapping[str, Any], path: Path, pieces: Mapping[int, str]
+) -> None:
     """Raises CheckpointError unless tokenizer.json, which transformers takes first, has the pieces of `path`, by id."""
     vocab = model["vocab"]
     ids = {i: piece for piece, i in vocab.items()} if isinstance(vocab, dict) else dict(enumerate(p for p, _ in vocab))
     first = min(pieces, default=0)
     theirs = {i: piece for i, piece in ids.items() if i >= first and piece != MASK}
     if theirs != {i: piece for i, piece in pieces.items() if piece != MASK}:
-        raise _disagreement(said, path, "pieces")
+        raise _disagreement(config, path, "pieces")
 
 
-def _disagreement(said: _Said, path: Path, what: str) -> CheckpointError:
+def _disagreement(config: _TokenizerConfig, path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{said.tokenizer_file} and {path.name} beside it have other {what}, or in another order: they are of two "
+        f"{config.tokenizer_file} and {path.name} beside it have other {what}, or in another order: they are of two "
         "tokenizers; remove the one that the model was not trained with"
     )
 
 
-def _of_tokenizer_json(said: _Said, tokenizer: Mapping[str, Any], vocab_size: int, notes: list[str]) -> TokenizerFiles:
+def _of_tokenizer_json(
+    config: _TokenizerConfig, tokenizer: Mapping[str, Any], vocab_size: int, notes: list[str]
+) -> TokenizerFiles:
     """tokenizer.json alone, of the tokenizers package: byte-level BPE, or a Unigram, made a sentencepiece model."""
-    path = said.tokenizer_file
+    path = config.tokenizer_file
     with _well_formed(path):
         model = tokenizer["model"]
         cutters = [step.get("type") for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")]
         kind = _kind(model)
         if kind == "BPE" and "ByteLevel" in cutters:
-            _check_behaviour(said, byte_level=True, notes=notes)
-            specials = {token: i for token, i in said.added.items() if token in (*_SPECIALS, MASK)}
+            _check_behavior(config, byte_level=True, notes=notes)
+            specials = {token: i for token, i in config.added.items() if token in (*_SPECIALS, MASK)}
             vocab = {**specials, **model["vocab"]}
             return _over_byte_level(path, vocab, path, _merges_of(model), vocab_size, {})
         if kind == "Unigram":
-            _check_behaviour(said, byte_level=False, notes=notes)
+            _check_behavior(config, byte_level=False, notes=notes)
             return _over_unigram(path, tokenizer, vocab_size)
     raise CheckpointError(f"{path} is neither byte-level BPE nor Unigram ({kind}), which RoBERTa and XLM-R have")
 

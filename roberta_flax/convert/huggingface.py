@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import Tensor, read_tensors
+from roberta_flax.checkpoint.tensors import LazyTensor, read_tensors
 from roberta_flax.convert import hf_tokenizer, msgpack_file, torch_file
 from roberta_flax.convert.names import (
     HF_DECODER_BIAS,
@@ -35,8 +35,8 @@ from roberta_flax.convert.source import (
     understood,
     unwrapped,
 )
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError, DownloadError
+from roberta_flax.errors import CheckpointError, DownloadError, shortened
+from roberta_flax.extras import require
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import PAD_ID
 
@@ -121,14 +121,10 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     in huggingface_hub's own cache, which other programs share.
 
     Raises:
-      DownloadError: it could not be fetched, or huggingface_hub is not installed.
+      DownloadError: it could not be fetched.
+      InputError: huggingface_hub is not installed.
     """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise DownloadError(
-            f"{name}: models on Hugging Face's hub need huggingface_hub; pip install 'roberta-flax[huggingface]'"
-        ) from None
+    huggingface_hub = require("huggingface_hub", "huggingface")
     repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     folder = None if cache_dir is None else Path(cache_dir) / "huggingface"
 
@@ -246,7 +242,7 @@ def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, h
     placing.check(what, files, config)
     folders = [Path(bpe_dir), folder] if bpe_dir is not None else [folder]
     tokenizer_files = hf_tokenizer.read(folders, model_type, config.vocab_size, notes)
-    return Source("huggingface", config, placing.parameters, placing.went, tokenizer_files, notes)
+    return Source("huggingface", config, placing.parameters, placing.provenance, tokenizer_files, notes)
 
 
 def _model_type(given: Mapping[str, Any]) -> str:
@@ -257,11 +253,11 @@ def _model_type(given: Mapping[str, Any]) -> str:
     return next((kind for kind, prefix in CLASS_PREFIXES.items() if re.match(f"{prefix}(For|Model)", named)), named)
 
 
-def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tuple[str, Tensor]]:
+def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tuple[str, LazyTensor]]:
     """today's name -> (name in the file, tensor)."""
     parts = [(name, tensor) for file in files for name, tensor in _tensors(file).items()]
     prefix = unwrapped(name for name, _ in parts)
-    modern: dict[str, tuple[str, Tensor]] = {}
+    modern: dict[str, tuple[str, LazyTensor]] = {}
     for name, tensor in parts:
         modern_name = modernize_huggingface(name.removeprefix(prefix), model_type)
         if modern_name in modern:
@@ -279,8 +275,8 @@ def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tupl
 
 
 def _with_one_bias(
-    modern: dict[str, tuple[str, Tensor]], placing: Placing, notes: list[str]
-) -> dict[str, tuple[str, Tensor]]:
+    modern: dict[str, tuple[str, LazyTensor]], placing: Placing, notes: list[str]
+) -> dict[str, tuple[str, LazyTensor]]:
     """The LM head's bias once, where a file has it by both of its names.
 
     Where the two differ, transformers 4.57 takes the decoder's (RobertaLMHead._tie_weights).
@@ -297,7 +293,7 @@ def _with_one_bias(
     return {**rest, HF_LM_HEAD_BIAS: (decoder_bias, decoders)}
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path) -> dict[str, LazyTensor]:
     if file.suffix == ".safetensors":
         return dict(read_tensors(file))
     if file.suffix == ".msgpack":
@@ -305,12 +301,12 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     state = torch_file.load(file)
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} is a PyTorch file but not a state dict")
-    tensors: dict[str, Tensor] = dict(torch_file.tensors(state))
+    tensors: dict[str, LazyTensor] = dict(torch_file.tensors(state))
     check_stored(str(file), [file], tensors)
     return tensors
 
 
-def _head_kind(given: Mapping[str, Any], modern: Mapping[str, tuple[str, Tensor]], notes: list[str]) -> str | None:
+def _head_kind(given: Mapping[str, Any], modern: Mapping[str, tuple[str, LazyTensor]], notes: list[str]) -> str | None:
     """Which of HEAD_NAMES' kinds of head there is, if one."""
     if "classifier.dense.weight" in modern:
         return "sentence"

@@ -16,10 +16,9 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.checkpoint.tensors import STORED_DTYPES, Tensor, Values
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.convert.views import Transposed
-from roberta_flax.errors import CheckpointError
+from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor, Values
+from roberta_flax.convert.views import transposed
+from roberta_flax.errors import CheckpointError, shortened
 
 _NDARRAY = 1  # flax.serialization._MsgpackExtType.ndarray
 _CHUNKED = "__msgpack_chunked_array__"
@@ -27,7 +26,7 @@ _MAX_DEPTH = 32
 _DTYPES = {dtype.name: dtype for dtype in [*STORED_DTYPES.values(), np.dtype(np.int32), np.dtype(np.int64)]}
 
 
-def tensors(path: Path) -> dict[str, Tensor]:
+def tensors(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a Flax model that transformers saved, by the names and in the layout of its torch models.
 
     Values are read when the file is: a msgpack file has no table of contents.
@@ -65,15 +64,15 @@ def _array(code: int, data: bytes) -> npt.NDArray[Any]:
     return np.frombuffer(content, dtype).reshape(shape)
 
 
-def _named(path: Path, tree: Any, names: tuple[str, ...], depth: int) -> Iterator[tuple[str, Tensor]]:
+def _named(path: Path, tree: Any, names: tuple[str, ...], depth: int) -> Iterator[tuple[str, LazyTensor]]:
     """Leaves by their torch names: kernel and embedding and scale are all called weight there."""
     if isinstance(tree, dict) and tree.get(_CHUNKED) is True:
         tree = _joined(path, tree)
     if isinstance(tree, np.ndarray):
         *parents, leaf = names or ("",)
         called = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(leaf, leaf)
-        values: Tensor = Values(tree)
-        yield ".".join([*parents, called]), Transposed(values) if leaf == "kernel" and tree.ndim == 2 else values
+        values: LazyTensor = Values(tree)
+        yield ".".join([*parents, called]), transposed(values) if leaf == "kernel" and tree.ndim == 2 else values
     elif isinstance(tree, dict) and depth < _MAX_DEPTH:
         for name, part in tree.items():
             yield from _named(path, part, (*names, str(name)), depth + 1)

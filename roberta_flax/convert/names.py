@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from roberta_flax.checkpoint.tensors import Tensor
-from roberta_flax.convert.views import Rows
+from roberta_flax.checkpoint.tensors import LazyTensor
+from roberta_flax.convert.views import rows, transposed
 
 
 class Transform(Enum):
@@ -145,6 +145,11 @@ class Place:
     transform: Transform
 
 
+def transformed(tensor: LazyTensor, transform: Transform) -> LazyTensor:
+    """A tensor of torch's as the tree has it, or the other way."""
+    return transposed(tensor) if transform is TRANSPOSE else tensor
+
+
 def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(
         re.escape(template).replace(r"\{i\}", r"(?P<i>[0-9]{1,4})").replace(r"\{head\}", r"(?P<head>[^.]+)")
@@ -230,7 +235,7 @@ _RENAMED_IN_FAIRSEQ = [
 _FUSED = re.compile(r"(.*\.self_attn\.)in_proj_(weight|bias)")
 
 
-def modernize_fairseq(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+def modernize_fairseq(name: str, tensor: LazyTensor) -> list[tuple[str, LazyTensor]]:
     """One tensor under today's names: itself, or the three that a fused in_proj_weight or in_proj_bias holds."""
     for pattern, replacement in _RENAMED_IN_FAIRSEQ:
         name = pattern.sub(replacement, name)
@@ -239,7 +244,7 @@ def modernize_fairseq(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
         return [(name, tensor)]
     prefix, kind = match.groups()
     size = tensor.shape[0] // 3
-    return [(f"{prefix}{part}_proj.{kind}", Rows(tensor, n * size, (n + 1) * size)) for n, part in enumerate("qkv")]
+    return [(f"{prefix}{part}_proj.{kind}", rows(tensor, n * size, (n + 1) * size)) for n, part in enumerate("qkv")]
 
 
 _HF_ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roberta_flax.checkpoint.tensors import Tensor
+from roberta_flax.checkpoint.tensors import LazyTensor
 from roberta_flax.convert import torch_file
 from roberta_flax.convert.source import check_stored, equal
-from roberta_flax.convert.views import Joined, Rows, Slice
+from roberta_flax.convert.views import joined, reshaped_slice, rows
 from roberta_flax.errors import CheckpointError
 
 _PART = re.compile(r"(?P<stem>.*)(?P<way>-shard|-model_part-|_part)(?P<number>[0-9]+)\.pt")
@@ -60,7 +60,7 @@ def files_of(model: Path) -> list[Path]:
     return [model]
 
 
-def join(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+def join(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, LazyTensor]:
     """The tensors of a model's parts, joined.
 
     Args:
@@ -81,14 +81,14 @@ def join(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> dic
             raise CheckpointError(
                 f"{files[0]} and the other shards have metadata that do not fit their tensors ({error!r:.200})"
             ) from None
-    joined: dict[str, Tensor] = {}
+    whole: dict[str, LazyTensor] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         pieces = [part[name] for part in parts if name in part]
-        joined[name] = _joined(files, name, pieces, len(parts)) if len(pieces) > 1 else pieces[0]
-    return joined
+        whole[name] = _joined(files, name, pieces, len(parts)) if len(pieces) > 1 else pieces[0]
+    return whole
 
 
-def _joined(files: Sequence[Path], name: str, pieces: Sequence[Tensor], count: int) -> Tensor:
+def _joined(files: Sequence[Path], name: str, pieces: Sequence[LazyTensor], count: int) -> LazyTensor:
     if len(pieces) != count:
         raise CheckpointError(f"{files[0]} and the other parts do not fit: only some of them have {name[:200]}")
     axes = {len(piece.shape) for piece in pieces}
@@ -101,29 +101,29 @@ def _joined(files: Sequence[Path], name: str, pieces: Sequence[Tensor], count: i
     others = {(piece.dtype, piece.shape[:axis], piece.shape[axis + 1 :]) for piece in pieces}
     if (axes != {axis + 1} and axes != {2}) or len(others) != 1:
         raise CheckpointError(f"{files[0]} and the other parts do not fit: {name[:200]} has shapes that do not join")
-    return Joined(pieces, axis)
+    return joined(pieces, axis)
 
 
-def _unflattened(parts: Sequence[Mapping[str, Tensor]], metadata: Sequence[Any]) -> dict[str, Tensor]:
+def _unflattened(parts: Sequence[Mapping[str, LazyTensor]], metadata: Sequence[Any]) -> dict[str, LazyTensor]:
     """fairscale's FullyShardedDataParallel.consolidate_shard_weights, without reading a value."""
-    whole: dict[str, Tensor] = {}
+    whole: dict[str, LazyTensor] = {}
     for index, module in enumerate(metadata[0]["param_metadata"]):
         prefix = f"{module['fsdp_path']}." if module["fsdp_path"] else ""
         for flat_name, described in module["params"].items():
-            flat: list[Tensor] = []
+            flat: list[LazyTensor] = []
             for part, part_metadata in zip(parts, metadata, strict=True):
                 tensor = part[prefix + flat_name]
                 padding = part_metadata["param_metadata"][index]["params"][flat_name]["padding"]
                 if len(tensor.shape) != 1 or not 0 <= padding <= tensor.shape[0]:
                     raise ValueError(f"{flat_name} is not flat")
-                flat.append(Rows(tensor, 0, tensor.shape[0] - padding))
+                flat.append(rows(tensor, 0, tensor.shape[0] - padding))
                 if module["no_broadcast_optim_state"]:  # not divided: every shard has it whole
                     break
             start, length = 0, sum(tensor.shape[0] for tensor in flat)
             for name, shape in zip(described["names"], described["shapes"], strict=True):
                 if not all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
                     raise ValueError(f"{name} has no shape")
-                whole[prefix + name] = Slice(flat, start, tuple(shape))
+                whole[prefix + name] = reshaped_slice(flat, start, tuple(shape))
                 start += math.prod(shape)
             if start != length:
                 raise ValueError(f"{flat_name} has {length} elements and its tensors {start}")

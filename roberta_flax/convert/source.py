@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint.converted import check_tensors, describe_problems
-from roberta_flax.checkpoint.tensors import STORED_DTYPES, Tensor
-from roberta_flax.convert.names import TRANSPOSE, Place
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.convert.views import size_in_bytes
-from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor
+from roberta_flax.convert.names import TRANSPOSE, Place, transformed
+from roberta_flax.convert.views import View, size_in_bytes
+from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.text.tokenizer import Dictionary
 
@@ -30,27 +29,11 @@ _WRAPPER = "module."  # torch.nn.DataParallel and DistributedDataParallel
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A tensor of the source and where it goes in the tree."""
+@dataclass(frozen=True, eq=False)
+class Parameter(View):
+    """A tensor as it stands in the tree; `source` is what the source calls it."""
 
     source: str
-    tensor: Tensor
-    transposed: bool
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape in the tree."""
-        return self.tensor.shape[::-1] if self.transposed else self.tensor.shape
-
-    def read(self) -> npt.NDArray[Any]:
-        """Its values as they stand in the tree; a view of the file where it can be."""
-        values = self.tensor.read()
-        return values.T if self.transposed else values
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ class Source:
       kind: "fairseq" or "huggingface".
       config: sizes and choices, from its arguments and its tensors' shapes.
       parameters: dotted path of the tree -> Parameter; exactly the paths that `config` asks for.
-      went: for every tensor of the source, the paths it went to, or why it went nowhere.
+      provenance: for every tensor of the source, the paths of the tree that it becomes, or why it is left out.
       tokenizer_files: the converted directory's, by name: a file to copy, or what is to be in it.
       notes: what the user should hear of, a line each.
     """
@@ -69,7 +52,7 @@ class Source:
     kind: str
     config: RobertaConfig
     parameters: dict[str, Parameter]
-    went: dict[str, list[str] | str]
+    provenance: dict[str, list[str] | str]
     tokenizer_files: Mapping[str, Path | str | bytes]
     notes: list[str]
 
@@ -79,10 +62,10 @@ class Placing:
     """Tensors on their way into the tree, and all that is wrong with them."""
 
     parameters: dict[str, Parameter] = field(default_factory=dict)
-    went: dict[str, list[str] | str] = field(default_factory=dict)
+    provenance: dict[str, list[str] | str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def put(self, name: str, tensor: Tensor, place: Place | None) -> None:
+    def put(self, name: str, tensor: LazyTensor, place: Place | None) -> None:
         """Places the tensor that the source calls `name`."""
         shape = list(tensor.shape)
         if place is None:
@@ -97,14 +80,15 @@ class Placing:
             other = self.parameters[place.path].source
             self.problems.append(f"twice: {shortened(other)} and {shortened(name)} are the same tensor")
         else:
-            self.parameters[place.path] = Parameter(name, tensor, place.transform is TRANSPOSE)
-            paths = self.went.setdefault(name, [])
+            moved = transformed(tensor, place.transform)
+            self.parameters[place.path] = Parameter(moved.dtype, moved.shape, moved.read, name)
+            paths = self.provenance.setdefault(name, [])
             if isinstance(paths, list):
                 paths.append(place.path)
 
     def leave_out(self, name: str, why: str) -> None:
-        """Notes that a tensor goes nowhere."""
-        self.went[name] = why
+        """Notes why a tensor is left out."""
+        self.provenance[name] = why
 
     def size(self, path: str, axis: int, declared: Any, more: int = 0) -> int:
         """A size from a tensor's shape; `more` than declared where there is none, so that all problems are listed."""
@@ -130,10 +114,10 @@ class Placing:
         self.problems += check_tensors(config, {path: each.shape for path, each in self.parameters.items()})
         if self.problems:
             raise CheckpointError(f"{what} does not fit a RoBERTa: {describe_problems(self.problems)}")
-        _check_total(what, (each.tensor for each in self.parameters.values()), _room(files))
+        _check_total(what, self.parameters.values(), _room(files))
 
 
-def check_stored(what: str, files: Iterable[Path], tensors: Mapping[str, Tensor]) -> None:
+def check_stored(what: str, files: Iterable[Path], tensors: Mapping[str, LazyTensor]) -> None:
     """Raises CheckpointError for tensors that their files cannot hold; before anything reads a value.
 
     A tensor is stretched by strides of zero: a small file, a huge array. Many that share their values are too.
@@ -158,7 +142,7 @@ def _room(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _check_total(what: str, tensors: Iterable[Tensor], room: int, sharing: int = 1) -> None:
+def _check_total(what: str, tensors: Iterable[LazyTensor], room: int, sharing: int = 1) -> None:
     """Raises CheckpointError where tensors together are over `sharing` times the size of their files."""
     if (total := sum(map(size_in_bytes, tensors))) > sharing * room:
         raise CheckpointError(
@@ -227,7 +211,7 @@ def unwrapped(names: Iterable[str]) -> str:
     return _WRAPPER if names and all(name.startswith(_WRAPPER) for name in names) else ""
 
 
-def equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: LazyTensor, b: LazyTensor) -> bool:
     """Whether two tensors have the same shape and values (NaN is NaN), a part of them at a time."""
     return a.shape == b.shape and _same(a.read(), b.read())
 

@@ -34,7 +34,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, shortened
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
@@ -75,7 +75,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {  # by torch's names
 _MAX_AXES = 8
 _MAX_COUNT = 1 << 62  # elements, offsets, strides; a number that can be printed and added to others
 _MAX_LINE = 1 << 16  # of a pickle's text opcodes: a global's name, a decimal number
-_MAX_NAME = 300  # of a name out of the file, in a message
 _UNCOMPRESSED_ONLY = "torch writes its members uncompressed"
 
 # Packages whose classes only hold values: they become Records. Nothing of theirs is imported or called.
@@ -138,7 +137,7 @@ class Storage:
 
 
 @dataclass(frozen=True, eq=False)
-class Tensor:
+class StridedTensor:
     """A strided view of a storage."""
 
     storage: Storage
@@ -180,7 +179,7 @@ class Record:
 
 
 def load(path: Path) -> Any:
-    """The object in a file that torch.save wrote, with `Tensor`s for tensors.
+    """The object in a file that torch.save wrote, with `StridedTensor`s for tensors.
 
     Raises:
       CheckpointError: not such a file, damaged, cut short, or it asks for a global that is not allowed.
@@ -459,7 +458,7 @@ def _record_class(class_name: str) -> type[Record]:
     return type("Record", (Record,), {"__new__": new, "__init__": lambda *_, **__: None})
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StridedTensor:
     """torch._utils._rebuild_tensor and _rebuild_tensor_v2."""
     if not isinstance(storage, Storage):
         raise CheckpointError("it is damaged: a tensor without a storage")
@@ -468,14 +467,14 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
 
 def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, data_type: Any, *_: Any
-) -> Tensor:
+) -> StridedTensor:
     """torch._utils._rebuild_tensor_v3: an untyped storage's bytes, for dtypes that have no storage of their own."""
     if not isinstance(storage, Storage) or storage.dtype != np.uint8 or not isinstance(data_type, _DataType):
         raise CheckpointError("it is damaged: a tensor without a storage or a dtype")
     return _tensor(storage, offset, shape, strides, data_type.dtype)
 
 
-def _tensor(storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.dtype[Any]) -> Tensor:
+def _tensor(storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.dtype[Any]) -> StridedTensor:
     """A tensor over a storage, with the bounds checked."""
     numbers = (offset, *shape, *strides)
     count = storage.count * storage.dtype.itemsize // dtype.itemsize
@@ -486,7 +485,7 @@ def _tensor(storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.d
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= count:
         raise CheckpointError(f"it is damaged: a tensor of shape {tuple(shape)} reaches past its {count} elements")
-    return Tensor(storage, offset, tuple(shape), tuple(strides), dtype)
+    return StridedTensor(storage, offset, tuple(shape), tuple(strides), dtype)
 
 
 def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
@@ -527,11 +526,6 @@ _REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
 
 def _unpickle(file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage]) -> Any:
     return _Unpickler(file, storage_of).load()
-
-
-def shortened(name: str) -> str:
-    """A name out of an untrusted file, of a length that a message can hold."""
-    return name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "..."
 
 
 def _naming(path: Path, error: CheckpointError) -> CheckpointError:
@@ -599,8 +593,8 @@ def _opened(value: Any, inside: Callable[[Any], Any]) -> Any:
     return [inside(item) for item in value]
 
 
-def tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
+def tensors(state: Any) -> Iterator[tuple[str, StridedTensor]]:
     """The (name, tensor) pairs of a state dict; what is not a tensor is passed over."""
     for name, value in state.items():
-        if isinstance(name, str) and isinstance(value, Tensor):
+        if isinstance(name, str) and isinstance(value, StridedTensor):
             yield name, value

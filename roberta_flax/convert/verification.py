@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import StoredTensor, Tensor, read_tensors
-from roberta_flax.convert.conversion import opened, reading, write_files
+from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor
+from roberta_flax.convert.conversion import open_source, write_files
 from roberta_flax.convert.source import Parameter
-from roberta_flax.convert.torch_file import shortened
-from roberta_flax.errors import CheckpointError
+from roberta_flax.files import reading
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -85,17 +83,10 @@ def verify(
     """
     converted.check_directory(bpe_dir)
     folder = Path(directory)
-    if not os.path.isdir(folder) or converted.missing_files(folder):
-        raise CheckpointError(
-            f"{shortened(str(folder))} is not a converted model; convert one with `roberta-flax convert`"
-        )
-    recorded = _recorded(folder)
-    config = converted.read_config(folder)
-    stored = read_tensors(folder / converted.PARAMS_FILE)
-    if damage := converted.check_stored(config, stored):
-        raise CheckpointError(f"{folder} is damaged: {converted.describe_problems(damage)}")
-    with opened(against, checkpoint_file or _recorded_checkpoint_file(recorded), cache_dir) as opening:
-        source = opening.read(bpe_dir, cache_dir, head_name or _only_head(config) or recorded.get("head_name"))
+    config, stored = converted.read_stored(folder)
+    recorded = converted.read_conversion(folder)
+    with open_source(against, checkpoint_file or _recorded_checkpoint_file(recorded), cache_dir) as source_files:
+        source = source_files.read(bpe_dir, cache_dir, head_name or _only_head(config) or recorded.get("head_name"))
         comparisons = [
             _compared(path, stored[path], source.parameters[path])
             for path in sorted(stored.keys() & source.parameters.keys())
@@ -146,41 +137,31 @@ def _different(mine: RobertaConfig | HeadConfig, theirs: RobertaConfig | HeadCon
 
 
 def _tensor_differences(
-    stored: Mapping[str, Tensor], source: Mapping[str, Parameter], comparisons: Sequence[Comparison], folded: bool
+    stored: Mapping[str, LazyTensor], source: Mapping[str, Parameter], comparisons: Sequence[Comparison], folded: bool
 ) -> Iterator[str]:
     """A line for each parameter that is in one of the two, or differs; one for token types that are folded."""
-    told = {_TOKEN_TYPES, _POSITIONS} if folded else set()
+    explained = {_TOKEN_TYPES, _POSITIONS} if folded else set()
     if folded:
         yield (
             f"{_TOKEN_TYPES} is not in the source: its row 0 is added to the source's {_POSITIONS}, and rounded, as "
             "export to fairseq does"
         )
-    for path in sorted(stored.keys() - source.keys() - told):
+    for path in sorted(stored.keys() - source.keys() - explained):
         yield f"{path} is not in the source"
     for path in sorted(source.keys() - stored.keys()):
         yield f"the source has {path}, which is not in {converted.PARAMS_FILE}"
     for each in comparisons:
-        if not each.identical and each.path not in told:
+        if not each.identical and each.path not in explained:
             yield f"{each.path} differs from {each.source}, by {each.largest_difference:.3g}"
 
 
-def _is_folded(stored: Mapping[str, Tensor], source: Mapping[str, Parameter]) -> bool:
+def _is_folded(stored: Mapping[str, LazyTensor], source: Mapping[str, Parameter]) -> bool:
     """Whether the source's positions are ours with the token type of every token added, as export adds it."""
     if not {_TOKEN_TYPES, _POSITIONS} <= stored.keys() or _TOKEN_TYPES in source or _POSITIONS not in source:
         return False
     positions, theirs = stored[_POSITIONS], source[_POSITIONS]
     summed = (positions.read() + stored[_TOKEN_TYPES].read()[:1]).astype(positions.dtype)
     return np.array_equal(summed, theirs.read())
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    try:
-        recorded = json.loads((folder / converted.CONVERSION_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        recorded = None
-    if not isinstance(recorded, dict):
-        raise CheckpointError(f"{folder / converted.CONVERSION_FILE} is damaged; convert the model again")
-    return recorded
 
 
 def _compared(path: str, stored: StoredTensor, parameter: Parameter) -> Comparison:

@@ -1,104 +1,65 @@
-"""What a source's tensors look like to the converter: a shape, a dtype, and values that are read when asked for.
+"""Tensors made of a source's tensors, whose values are computed when they are read.
 
-`torch_file.Tensor`, `checkpoint.StoredTensor` and `checkpoint.Values` are such; the classes here are made of others,
-and hold no values of their own, so that a checkpoint is read one tensor at a time.
+They hold no values of their own, so that a checkpoint is read one tensor at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.checkpoint.tensors import Tensor
+from roberta_flax.checkpoint.tensors import LazyTensor
 
 
-def size_in_bytes(tensor: Tensor) -> int:
+@dataclass(frozen=True, eq=False)
+class View:
+    """A LazyTensor by its parts."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    read: Callable[[], npt.NDArray[Any]]
+
+
+def size_in_bytes(tensor: LazyTensor) -> int:
     """Of its values, each counted once, however they are stored."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
+def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
     """Rows [start, stop) of a tensor's first axis."""
-
-    tensor: Tensor
-    start: int
-    stop: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stop - self.start, *self.tensor.shape[1:]
-
-    def read(self) -> npt.NDArray[Any]:
-        return self.tensor.read()[self.start : self.stop]
+    return View(tensor.dtype, (stop - start, *tensor.shape[1:]), lambda: tensor.read()[start:stop])
 
 
-@dataclass(frozen=True, eq=False)
-class Transposed:
+def transposed(tensor: LazyTensor) -> LazyTensor:
     """A tensor of two axes, these exchanged."""
-
-    tensor: Tensor
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape[::-1]
-
-    def read(self) -> npt.NDArray[Any]:
-        return self.tensor.read().T
+    return View(tensor.dtype, tensor.shape[::-1], lambda: tensor.read().T)
 
 
-@dataclass(frozen=True, eq=False)
-class Joined:
+def joined(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
     """Tensors of one dtype, joined along an axis."""
-
-    tensors: Sequence[Tensor]
-    axis: int
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.tensors[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape = list(self.tensors[0].shape)
-        shape[self.axis] = sum(tensor.shape[self.axis] for tensor in self.tensors)
-        return tuple(shape)
-
-    def read(self) -> npt.NDArray[Any]:
-        return np.concatenate([tensor.read() for tensor in self.tensors], axis=self.axis)
+    shape = list(tensors[0].shape)
+    shape[axis] = sum(tensor.shape[axis] for tensor in tensors)
+    return View(
+        tensors[0].dtype, tuple(shape), lambda: np.concatenate([tensor.read() for tensor in tensors], axis=axis)
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """A run of elements of several flat tensors, one after the other, in a shape of its own."""
+def reshaped_slice(tensors: Sequence[LazyTensor], start: int, shape: tuple[int, ...]) -> LazyTensor:
+    """Elements from `start` on of several flat tensors, [length] each, one after the other, in a shape of its own."""
 
-    tensors: Sequence[Tensor]  # [length] each
-    start: int
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.tensors[0].dtype
-
-    def read(self) -> npt.NDArray[Any]:
-        first, last = self.start, self.start + math.prod(self.shape)
+    def read() -> npt.NDArray[Any]:
+        last = start + math.prod(shape)
         parts, position = [], 0
-        for tensor in self.tensors:
+        for tensor in tensors:
             length = tensor.shape[0]
-            if position < last and position + length > first:
-                parts.append(tensor.read()[max(0, first - position) : last - position])
+            if position < last and position + length > start:
+                parts.append(tensor.read()[max(0, start - position) : last - position])
             position += length
-        return np.concatenate(parts or [np.empty(0, self.dtype)]).reshape(self.shape)
+        return np.concatenate(parts or [np.empty(0, tensors[0].dtype)]).reshape(shape)
+
+    return View(tensors[0].dtype, shape, read)

@@ -1,4 +1,4 @@
-"""Labelled files as tokenised examples, for every kind of head.
+"""Labeled files as tokenized examples, for every kind of head.
 
 A file is read once and kept in a few arrays (Examples). Rows that cannot be used are left out, and inputs that are too
 long are cut; Examples.tally says how many. roberta_flax.train.batches makes batches of them.
@@ -37,7 +37,7 @@ class Tally:
       path: the file.
       examples: that were made of them.
       cut: of these, those that were too long and lost tokens; and of spans, windows of a context that was too long.
-      unlabelled: rows left out because they say that they have no label (layouts.Task.unlabelled).
+      unlabeled: rows left out because they say that they have no label (layouts.Task.unlabeled).
       unusable: rows left out because of what is in them.
       first: where the first of the unusable is, and why it is unusable.
     """
@@ -45,7 +45,7 @@ class Tally:
     path: Path
     examples: int = 0
     cut: int = 0
-    unlabelled: int = 0
+    unlabeled: int = 0
     unusable: int = 0
     first: str = ""
 
@@ -59,8 +59,8 @@ class Tally:
         parts = [f"{self.path}: {self.examples} examples"]
         if self.cut:
             parts.append(f"{self.cut} of them cut, too long")
-        if self.unlabelled:
-            parts.append(f"{self.unlabelled} rows without a label left out")
+        if self.unlabeled:
+            parts.append(f"{self.unlabeled} rows without a label left out")
         if self.unusable:
             parts.append(f"{self.unusable} rows left out that cannot be used, the first is {self.first}")
         return "; ".join(parts)
@@ -156,7 +156,7 @@ def sentence_examples(
 
     def encode(values: tuple[Any, ...]) -> list[_Example]:
         *texts, label = values
-        if str(label) in task.unlabelled:
+        if str(label) in task.unlabeled:
             return []
         target = _class(label, labels) if labels else _number(task.label, label) / divisor
         piece = encode_texts(tokenizer, texts, limit, "truncate")[0]
@@ -366,7 +366,7 @@ def _collect(
         except InputError as error:
             tally.leave_out(where, str(error))
             continue
-        tally.unlabelled += not found
+        tally.unlabeled += not found
         tally.cut += sum(example.cut for example in found)
         examples += found
     tally.examples = len(examples)

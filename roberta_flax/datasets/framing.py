@@ -69,10 +69,10 @@ def _race_objects(path: PathLike) -> Rows:
         yield str(file), record
 
 
-_Asked = Iterator[tuple[Sequence[Any], Sequence[Any], Any]]  # what is given, the choices, and which one is right
+_Questions = Iterator[tuple[Sequence[Any], Sequence[Any], Any]]  # what is given, the choices, and which one is right
 
 
-def _asked(record: dict[str, Any], names: tuple[str, str, str]) -> _Asked:
+def _questions(record: dict[str, Any], names: tuple[str, str, str]) -> _Questions:
     given, choices, label = names
     yield [text_of(record, given)], list_of(record, choices), record.get(label)
 
@@ -82,7 +82,7 @@ def _joined(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[I
     return piece.ids, piece.cut
 
 
-def _asked_by_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str]) -> _Asked:
+def _questions_of_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str]) -> _Questions:
     question = record.get("question")
     if not isinstance(question, dict):
         raise InputError("question is missing or not an object, as CommonsenseQA's are")
@@ -98,7 +98,7 @@ def _joined_with_one_separator(texts: tuple[str, str], tokenizer: Tokenizer, lim
     return ids, kept != lengths
 
 
-def _asked_by_race(record: dict[str, Any], _: tuple[str, str, str]) -> _Asked:
+def _questions_of_race(record: dict[str, Any], _: tuple[str, str, str]) -> _Questions:
     article = text_of(record, "article")
     if "questions" in record:
         lists = [list_of(record, name) for name in ("questions", "options", "answers")]
@@ -114,8 +114,8 @@ def _asked_by_race(record: dict[str, Any], _: tuple[str, str, str]) -> _Asked:
 
 
 def _pair_of_race(article: str, question: str, option: str) -> tuple[str, str]:
-    asked = question.replace("_", option) if "_" in question else f"{question} {option}"
-    return _one_line(asked), _one_line(article)
+    answered = question.replace("_", option) if "_" in question else f"{question} {option}"
+    return _one_line(answered), _one_line(article)
 
 
 def _joined_as_race(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
@@ -138,21 +138,21 @@ class Framing:
 
     given: tuple[str, ...]
     rows: Callable[[PathLike], Rows]
-    read: Callable[[dict[str, Any], tuple[str, str, str]], _Asked]
+    read: Callable[[dict[str, Any], tuple[str, str, str]], _Questions]
     pair: Callable[..., tuple[str, str]]
     join: Callable[[tuple[str, str], Tokenizer, int], tuple[Ids, bool]]
 
 
 FRAMINGS = {
-    "choice": Framing(("a text",), objects, _asked, lambda text, choice: (text, choice), _joined),
+    "choice": Framing(("a text",), objects, _questions, lambda text, choice: (text, choice), _joined),
     "commonsenseqa": Framing(
         ("a question",),
         objects,
-        _asked_by_commonsenseqa,
+        _questions_of_commonsenseqa,
         lambda question, choice: (f"Q: {question}", f"A: {choice}"),
         _joined_with_one_separator,
     ),
-    "race": Framing(("an article", "a question"), _race_objects, _asked_by_race, _pair_of_race, _joined_as_race),
+    "race": Framing(("an article", "a question"), _race_objects, _questions_of_race, _pair_of_race, _joined_as_race),
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from roberta_flax.errors import InputError
+from roberta_flax.errors import require_positive
 
 _GLUE = "fairseq/examples/roberta/config/finetuning/"
 # Of a task's published updates; with fewer in `epochs` of a file, that file is smaller than the task's.
@@ -57,10 +57,7 @@ class Recipe:
     target_divisor: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "update_freq"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a positive integer, got {value!r}")
+        require_positive(epochs=self.epochs, batch_size=self.batch_size, update_freq=self.update_freq)
 
     def updates(self, per_epoch: int, *, epochs: int | None = None, updates: int | None = None) -> tuple[int, int]:
         """How many updates are warm-up, and how many there are.

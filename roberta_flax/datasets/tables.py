@@ -33,6 +33,7 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.files import replacing
 
 Kind: TypeAlias = Literal["text", "integer", "float", "boolean", "floats", "vectors", "texts", "scores", "scalar"]
@@ -576,11 +577,8 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def _pyarrow() -> Any:
     """pyarrow, with pyarrow.parquet in it."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError("Parquet files need pyarrow; install it with: pip install 'roberta-flax[parquet]'") from None
+    pyarrow = require("pyarrow", "parquet")
+    require("pyarrow.parquet", "parquet")
     return pyarrow
 
 

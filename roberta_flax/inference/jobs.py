@@ -2,7 +2,7 @@
 
 Rows are taken in parts of a fixed number. A part's results depend on its rows alone, and are written beside OUTPUT:
 
-  OUTPUT.parts/job.json        what was asked; another run goes on only with the same
+  OUTPUT.parts/job.json        the run's configuration; a run resumes only with the same
   OUTPUT.parts/00000007.json   what part 7 has: counts
   OUTPUT.parts/00000007.rejects.jsonl   its rows that have no result, and why
   OUTPUT.parts/00000007.part   its results; there when the two others are
@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.datasets import tables
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, require_positive
 from roberta_flax.files import differences, replacing
 from roberta_flax.inference.predictor import Predictor
 from roberta_flax.nn.config import HeadConfig
@@ -52,7 +52,7 @@ _COUNTS = ("rows", "rejected", "cut")
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of a run.
+    """A run over a file.
 
     Attributes:
       input: a file that tables.read_rows reads.
@@ -78,8 +78,7 @@ class Job:
     share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
-        if isinstance(self.rows_per_part, bool) or not isinstance(self.rows_per_part, int) or self.rows_per_part < 1:
-            raise InputError(f"rows_per_part must be a positive integer, got {self.rows_per_part!r}")
+        require_positive(rows_per_part=self.rows_per_part)
         if not 0 <= self.share[0] < self.share[1]:
             raise InputError(f"share must be (process, of how many) from 0 on, got {self.share}")
         check_kept(self.keep)
@@ -100,7 +99,7 @@ def check_kept(columns: Iterable[str]) -> None:
 
 
 class Progress(Protocol):
-    """Is told how far a run is."""
+    """Called as a run proceeds."""
 
     def __call__(self, rows: int, predictor: Predictor) -> None:
         """Of this process's share, `rows` are done: by the devices, not yet in a file all of them."""
@@ -110,7 +109,7 @@ def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dic
     """Runs a job, or what is left of it.
 
     Args:
-      job: what is asked.
+      job: the input, the output, and how to run.
       predictor: of Classify, Embed or FillMask, over the model that job.model describes.
       progress: called at the beginning, after each batch, and after each part.
 
@@ -124,7 +123,7 @@ def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dic
     """
     begin = time.perf_counter()
     parts = _Parts(job, _writer_of(job, predictor))
-    parts.begin(_asked(job, predictor))
+    parts.begin(_run_config(job, predictor))
     with _alone(job):
         return _run(job, parts, predictor, progress, begin)
 
@@ -201,10 +200,10 @@ class _Parts:
         self.done: set[int] = set()
         self.total: int | None = None  # known when the input has been read to its end
 
-    def begin(self, asked: dict[str, Any]) -> None:
+    def begin(self, run_config: dict[str, Any]) -> None:
         """Makes the directory of parts, or finds those of a run that was stopped."""
         job, marker = self.job, self.job.parts / "job.json"
-        text = json.dumps(asked, indent=2, sort_keys=True) + "\n"
+        text = json.dumps(run_config, indent=2, sort_keys=True) + "\n"
         try:
             shutil.rmtree(_trash(job), ignore_errors=True)
             if marker.is_file():
@@ -316,7 +315,7 @@ def _alone(job: Job) -> Iterator[None]:
             lock.release()
 
 
-def _asked(job: Job, predictor: Predictor) -> dict[str, Any]:
+def _run_config(job: Job, predictor: Predictor) -> dict[str, Any]:
     """What a part's bytes depend on."""
     stat = job.input.stat() if job.input.exists() else None  # reading says what is wrong
     return {

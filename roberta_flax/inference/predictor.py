@@ -7,33 +7,31 @@ and given back in the order in which they came. What a window gives depends on i
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, require_positive
 from roberta_flax.hub import Roberta
 from roberta_flax.inference.compilations import Compilations
 from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.quantize import is_quantized
+from roberta_flax.prefetch import prefetched
 from roberta_flax.tasks.base import Work
 from roberta_flax.text import batching
-from roberta_flax.text.batching import Batch
+from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import Encoded, Item, OnLong, Piece, Rejected, limit_of
 
 Strategy = Literal["buckets", "packing"]
-T = TypeVar("T")
 
 WINDOW = 8192  # texts
 # About where throughput levels off: on CPUs by `python -m benchmarks.inference --sweep`, on TPU by what its compiler
@@ -43,6 +41,7 @@ _TOKENS_PER_BATCH_ELSEWHERE = 32768
 # Whichever is faster: on CPUs by benchmarks.inference, elsewhere not measured.
 STRATEGY: dict[str, Strategy] = {"cpu": "packing"}
 _STRATEGY_ELSEWHERE: Strategy = "buckets"
+_PREPARED = 2  # windows that are encoded and laid out ahead of the devices
 _IN_FLIGHT = 2  # batches: one runs, one waits, so that the device never does
 TEXTS_PER_TASK = 256  # that a host thread encodes in one go
 
@@ -126,7 +125,7 @@ class _Window:
     to_come: list[int]  # of each input, how many of its pieces have no result yet
     results: list[Any]  # of each piece
     rejected: dict[int, Rejected]
-    batches: list[Batch]
+    batches: list[TokenBatch]
     left: int  # batches that have no results yet
 
 
@@ -160,7 +159,7 @@ class Predictor:
         Args:
           roberta: the model; its dtype, precision and attention are used, and never dropout.
           work: Classify, Embed or FillMask.
-          on_long: what becomes of an input that is too long; see encode_texts.
+          on_long: how to handle inputs over the maximum length; see encode_texts.
           strategy: "buckets", a sequence a row, or "packing", several where they are short; packing on CPUs and buckets
             elsewhere if not given.
           window: how many inputs are looked at together, to be sorted by length.
@@ -168,8 +167,9 @@ class Predictor:
             not given.
           devices: all local ones if not given.
           tensor_parallel: how many devices share each layer's matrices; the others repeat the model.
-          threads: that encode text.
-          max_length: tokens of an input, at most, from SHORTEST_LIMIT; the model's max_positions if not given.
+          threads: number of tokenizer threads.
+          max_length: the maximum length of an input in tokens, from SHORTEST_LIMIT; the model's max_positions if not
+            given.
 
         Raises:
           InputError: what the model cannot do, or devices that do not divide it.
@@ -177,9 +177,7 @@ class Predictor:
         for name, value, known in (("on_long", on_long, get_args(OnLong)), ("strategy", strategy, get_args(Strategy))):
             if value not in known and not (name == "strategy" and value is None):
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        for name, count in (("window", window), ("threads", threads), ("tokens_per_batch", tokens_per_batch or 1)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InputError(f"{name} must be a positive integer, got {count!r}")
+        require_positive(window=window, threads=threads, tokens_per_batch=tokens_per_batch or 1)
         work.check(roberta.config)
         self._limit = limit_of(roberta.config, max_length)
         self._roberta, self.work = roberta, work
@@ -222,7 +220,7 @@ class Predictor:
     def __call__(self, inputs: Iterable[Item]) -> Iterator[Any]:
         """A result for each input, in order; what it is, `work` says.
 
-        Inputs are taken a window ahead, so they may come without end.
+        Inputs are taken a few windows ahead, so they may come without end.
 
         Raises:
           InputError: an input that is no text or is too long; it names its number, from 0.
@@ -248,7 +246,7 @@ class Predictor:
         """
         begin = time.perf_counter() - self.stats.seconds
         waiting: deque[_Window] = deque()
-        running: deque[tuple[_Window, Batch, Any]] = deque()
+        running: deque[tuple[_Window, TokenBatch, Any]] = deque()
 
         def finish_first() -> None:
             self._finish(*running.popleft())
@@ -260,7 +258,7 @@ class Predictor:
             self.stats.seconds = time.perf_counter() - begin
             return results
 
-        with _ahead(map(self._prepare, windows)) as prepared:
+        with closing(prefetched(map(self._prepare, windows), ahead=_PREPARED)) as prepared:
             for window in prepared:
                 waiting.append(window)
                 self.stats.laid_out_texts += len(window.inputs)
@@ -299,7 +297,7 @@ class Predictor:
     def _encode(self, inputs: Sequence[Any]) -> list[Encoded]:
         return self.work.encode(self._roberta.tokenizer, inputs, self._limit, self._on_long)
 
-    def _start(self, window: _Window, batch: Batch) -> Any:
+    def _start(self, window: _Window, batch: TokenBatch) -> Any:
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
         tokens = [sharding.place_rows(array, self._mesh) for array in arrays]
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
@@ -307,7 +305,7 @@ class Predictor:
         with self.stats.compilations.counted():
             return self.work.run(self._roberta, self._params, batch, tokens, pieces)
 
-    def _finish(self, window: _Window, batch: Batch, started: Any) -> None:
+    def _finish(self, window: _Window, batch: TokenBatch, started: Any) -> None:
         begin = time.perf_counter()
         arrays = jax.tree.map(lambda array: _on_host(np.asarray(array)), started)
         self.stats.device_seconds += time.perf_counter() - begin
@@ -348,43 +346,3 @@ def _windows(inputs: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(inputs)
     while window := list(itertools.islice(iterator, size)):
         yield window
-
-
-@contextmanager
-def _ahead(items: Iterator[T]) -> Iterator[Iterator[T]]:
-    """The same items, made on a thread of its own, one ahead of who takes them; it ends with the block."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=1)
-    stopped = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                ready.put((item, error), timeout=0.1)
-                return
-
-    def make() -> None:
-        try:
-            for item in items:
-                put(item, None)
-                if stopped.is_set():
-                    return
-            put(None, None)
-        except BaseException as error:  # it is raised where the items are taken
-            put(None, error)
-
-    def taken() -> Iterator[T]:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        yield taken()
-    finally:
-        stopped.set()
-        thread.join()

@@ -23,6 +23,7 @@ from typing import Any
 from roberta_flax import hub
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.inference import jobs
 from roberta_flax.inference.predictor import Predictor
 from roberta_flax.tasks.base import Work
@@ -109,7 +110,8 @@ def predict_parquet(
     Raises:
       InputError: ray is not installed, no Parquet files, a column that is not there, or the destination exists.
     """
-    ray = _ray()
+    ray = require("ray", "ray")
+    require("ray.data", "ray")
     source, destination = Path(source).resolve(), Path(destination).resolve()
     if destination.exists():
         raise InputError(f"{destination} exists already; remove it or choose another name")
@@ -146,15 +148,6 @@ def predict_parquet(
 
 def _is_rejected(row: Mapping[str, Any]) -> bool:
     return row[REASON] is not None
-
-
-def _ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise InputError("Ray is not installed; pip install 'roberta-flax[ray]'") from None
-    return ray
 
 
 def __dir__() -> list[str]:

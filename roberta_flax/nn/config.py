@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.errors import CheckpointError, InputError, require_positive
 
 # fairseq.utils.get_available_activation_fns, and relu_squared, which get_activation_fn also takes
 ACTIVATIONS = ("relu", "relu_squared", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear")
@@ -226,7 +226,4 @@ def _is_of_type(value: Any, kind: str) -> bool:
 
 
 def _require_positive(config: Any, *fields: str) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{field} must be a positive integer, got {value!r}")
+    require_positive(**{field: getattr(config, field) for field in fields})

@@ -38,7 +38,7 @@ def _lines(run: Run) -> list[str]:
     lines = [f"  {divergence(run)}"]
     if over:
         lines.append(f"  {run.dtype}: {len(over)} of {len(run.points)} points are over their bounds")
-    for decision in differing if over else differing[1:]:  # the first was told
+    for decision in differing if over else differing[1:]:  # the divergence names the first
         count = decision.count - decision.agreed - decision.ties
         lines.append(f"  {run.dtype}: {count} of {decision.count} decisions of {decision.point} differ")
     return lines

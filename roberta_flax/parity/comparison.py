@@ -1,4 +1,4 @@
-"""Two values of a point, number by number: how far apart, against how far apart rounding may bring them."""
+"""Two values of a tensor, number by number: how far they are apart, and how far rounding may bring them apart."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.parity.inputs import Batch
-from roberta_flax.parity.points import GRADIENTS, counted
+from roberta_flax.parity.inputs import ParityBatch
+from roberta_flax.parity.points import GRADIENTS
 from roberta_flax.parity.reference import SAMPLES, Spread
 from roberta_flax.parity.report import DecisionResult, Place, PointResult, TokenError
 from roberta_flax.parity.rounding import spacing_exponent
 
-MARGIN = 3.0  # what a bound is over the largest error that was seen, at least
+MARGIN = 3.0  # a bound is at least this many times the largest deviation of the runs with simulated rounding
 _PROBABILITY = 1e-6  # with which errors that are normal exceed it
 TOP = 5  # tokens that a mask's answer is about
 _LOWEST_EXPONENT = -60  # of the histogram; smaller differences are counted there
 
 
 def bounds(spread: Spread) -> tuple[float, float]:
-    """What rounding explains of a value's largest error, and of its errors' root mean square."""
+    """The tolerances of a value's largest error and of its errors' root mean square."""
     factor = margin(spread.count)
     return factor * spread.largest, factor * math.sqrt(spread.squares / max(spread.count, 1))
 
@@ -52,6 +51,44 @@ def margin(count: int) -> float:
     return high
 
 
+@dataclass(frozen=True)
+class ValuePair:
+    """Both sides' values of a point in one batch.
+
+    Attributes:
+      point: its name.
+      number, batch: which batch, from 0, and its inputs.
+      ours, reference: the values, of one shape.
+      spread: of the reference's computations with simulated rounding.
+      counted: which of the numbers are compared; to be broadcast from the left.
+    """
+
+    point: str
+    number: int
+    batch: ParityBatch
+    ours: npt.NDArray[Any]
+    reference: npt.NDArray[Any]
+    spread: Spread
+    counted: npt.NDArray[np.bool_]
+
+    def place(self, index: tuple[int, ...]) -> Place:
+        """One of the numbers, and the row and token that it belongs to."""
+        row = token = None
+        if not (self.point.startswith(GRADIENTS) or self.point.endswith(".loss")):
+            row = index[0]
+            part = self.point.rpartition(".")[2]
+            if self.point.startswith("lm_head."):
+                token = int(self.batch.positions[row, index[1]])
+            elif part in ("scores", "weights"):
+                token = index[2]
+            elif self.reference.ndim == 3:
+                token = index[1]
+        ours, reference = float(self.ours[index]), float(self.reference[index])
+        error = abs(ours - reference) if math.isfinite(ours) else math.inf
+        token_id = None if row is None or token is None else int(self.batch.tokens[row, token])
+        return Place(self.number, row, token, token_id, None, index, reference, ours, error)
+
+
 @dataclass
 class PointSums:
     """A point over all batches, as far as they have been seen."""
@@ -75,18 +112,10 @@ class PointSums:
     worst_over: Place | None = None
     histogram: dict[int, int] = field(default_factory=dict)
 
-    def add(
-        self,
-        number: int,
-        batch: Batch,
-        config: RobertaConfig,
-        ours: npt.NDArray[Any],
-        reference: npt.NDArray[Any],
-        spread: Spread,
-    ) -> npt.NDArray[np.float64]:
+    def add(self, pair: ValuePair) -> npt.NDArray[np.float64]:
         """Takes a batch in; returns the absolute errors, zero where nothing is compared, in the value's shape."""
-        chosen = np.broadcast_to(_from_the_left(counted(self.point, batch, config), reference.ndim), reference.shape)
-        ours, reference = ours.astype(np.float64), reference.astype(np.float64)
+        ours, reference = pair.ours.astype(np.float64), pair.reference.astype(np.float64)
+        chosen = np.broadcast_to(_from_the_left(pair.counted, reference.ndim), reference.shape)
         errors = np.where(chosen, np.abs(ours - reference), 0.0)
         bad = chosen & ~np.isfinite(ours)
         errors[bad] = np.inf
@@ -97,7 +126,7 @@ class PointSums:
         largest = float(e.max(initial=0.0))
         squares = float(np.square(e).sum())
         at = tuple(int(i) for i in np.unravel_index(int(errors.argmax()), errors.shape))
-        place = place_at(number, batch, self.point, ours, reference, at)
+        place = pair.place(at)
         if self.worst is None or largest > self.worst.error:
             self.worst = place
         self.absolute += float(e.sum())
@@ -108,7 +137,7 @@ class PointSums:
         self.ulps += float(ulps.sum())
         self.largest_ulps = max(self.largest_ulps, float(ulps.max(initial=0.0)))
         self.largest_reference = max(self.largest_reference, float(np.abs(b).max(initial=0.0)))
-        bound_max, bound_rms = bounds(spread)
+        bound_max, bound_rms = bounds(pair.spread)
         self.bound_max, self.bound_rms = max(self.bound_max, bound_max), max(self.bound_rms, bound_rms)
         over = max(_part(largest, bound_max), _part(math.sqrt(squares / max(e.size, 1)), bound_rms))
         if over > self.over:
@@ -165,21 +194,12 @@ class Decisions:
         """How many of the logits are taken."""
         return TOP if self.point.startswith("lm_head.") else 1
 
-    def add(
-        self,
-        number: int,
-        batch: Batch,
-        config: RobertaConfig,
-        ours: npt.NDArray[Any],
-        reference: npt.NDArray[Any],
-        spread: Spread,
-    ) -> None:
+    def add(self, pair: ValuePair) -> None:
         """Takes a batch in. Two logits may each move by the bound, so that a margin may shrink by twice that."""
-        chosen = counted(self.point, batch, config)
-        flips_at = 2 * bounds(spread)[0]
+        flips_at = 2 * bounds(pair.spread)[0]
         self.flips_at = max(self.flips_at, flips_at)
-        for index in zip(*np.nonzero(chosen), strict=True):
-            theirs, mine = reference[index].astype(np.float64), ours[index].astype(np.float64)
+        for index in zip(*np.nonzero(pair.counted), strict=True):
+            theirs, mine = pair.reference[index].astype(np.float64), pair.ours[index].astype(np.float64)
             if theirs.size <= self.taken:
                 continue
             order = np.argsort(-theirs, kind="stable")
@@ -192,7 +212,7 @@ class Decisions:
                 self.ties += 1
             elif not same:
                 first = (*map(int, index), int(order[0]))
-                self.places.append(place_at(number, batch, self.point, ours, reference, first))
+                self.places.append(pair.place(first))
 
     def result(self) -> DecisionResult:
         """The decisions' row of the report."""
@@ -209,45 +229,21 @@ class Decisions:
         )
 
 
-def place_at(
-    number: int,
-    batch: Batch,
-    point: str,
-    ours: npt.NDArray[Any],
-    reference: npt.NDArray[Any],
-    index: tuple[int, ...],
-) -> Place:
-    """A number of a point's value, and the row and token that it belongs to."""
-    row = token = None
-    if not (point.startswith(GRADIENTS) or point.endswith(".loss")):
-        row = index[0]
-        part = point.rpartition(".")[2]
-        if point.startswith("lm_head."):
-            token = int(batch.positions[row, index[1]])
-        elif part in ("scores", "weights"):
-            token = index[2]
-        elif reference.ndim == 3:
-            token = index[1]
-    mine, theirs = float(ours[index]), float(reference[index])
-    error = abs(mine - theirs) if math.isfinite(mine) else math.inf
-    token_id = None if row is None or token is None else int(batch.tokens[row, token])
-    return Place(number, row, token, token_id, None, index, theirs, mine, error)
-
-
-def worst_tokens(number: int, batch: Batch, errors: npt.NDArray[np.float64], count: int) -> list[TokenError]:
+def worst_tokens(pair: ValuePair, errors: npt.NDArray[np.float64], count: int) -> list[TokenError]:
     """The tokens whose features, of which `errors` are the errors, [batch, time, hidden], are furthest off."""
+    number, tokens = pair.number, pair.batch.tokens
     of_tokens = errors.max(axis=-1)
     order = np.argsort(-of_tokens, axis=None, kind="stable")[:count]
     places = (np.unravel_index(int(place), of_tokens.shape) for place in order)
     return [
-        TokenError(number, int(row), int(token), int(batch.tokens[row, token]), None, float(of_tokens[row, token]))
+        TokenError(number, int(row), int(token), int(tokens[row, token]), None, float(of_tokens[row, token]))
         for row, token in places
         if of_tokens[row, token] > 0
     ]
 
 
 def _spacing(values: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float64]:
-    """The distance between neighbouring numbers of a dtype at these values."""
+    """The distance between neighboring numbers of a dtype at these values."""
     smallest = {"float64": -1074, "float16": -24}.get(dtype, -149)
     with np.errstate(divide="ignore"):
         exponent = np.frexp(values)[1]  # values are below 2^exponent, and at least half of it

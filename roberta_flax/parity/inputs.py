@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.batching import check_tokens, collate_tokens
+from roberta_flax.text.batching import check_tokens, collate_tokens, pad_rows
 from roberta_flax.text.tokenizer import Tokenizer
 
 _RAGGED = ((1, 2, 3, 5, 8, 13, 21, 34), (64, 65, 127))  # lengths of the rows of a batch
@@ -20,7 +20,7 @@ _ROWS = 8  # of a batch of texts
 
 
 @dataclass(frozen=True)
-class Batch:
+class ParityBatch:
     """Rows of token ids, and targets for every loss. The targets are arbitrary, and the same every time.
 
     Attributes:
@@ -38,7 +38,7 @@ class Batch:
     head_targets: Mapping[str, npt.NDArray[np.generic]]
 
 
-def built_in(config: RobertaConfig, special_ids: Sequence[int]) -> list[Batch]:
+def built_in(config: RobertaConfig, special_ids: Sequence[int]) -> list[ParityBatch]:
     """Ragged rows of 1 to max_positions tokens, with and without padding, and every special id among them.
 
     Args:
@@ -63,7 +63,7 @@ def built_in(config: RobertaConfig, special_ids: Sequence[int]) -> list[Batch]:
     return batches
 
 
-def of_texts(rows: Sequence[Sequence[str]], tokenizer: Tokenizer, config: RobertaConfig) -> list[Batch]:
+def of_texts(rows: Sequence[Sequence[str]], tokenizer: Tokenizer, config: RobertaConfig) -> list[ParityBatch]:
     """Texts, or pairs of them, as users of the model encode them, in order, a few rows a batch.
 
     Raises:
@@ -73,7 +73,9 @@ def of_texts(rows: Sequence[Sequence[str]], tokenizer: Tokenizer, config: Robert
     return of_tokens(encoded, config, tokenizer.mask_id)
 
 
-def of_tokens(sequences: Sequence[npt.ArrayLike], config: RobertaConfig, mask_id: int | None = None) -> list[Batch]:
+def of_tokens(
+    sequences: Sequence[npt.ArrayLike], config: RobertaConfig, mask_id: int | None = None
+) -> list[ParityBatch]:
     """Sequences of token ids, [length] each, in order, a few rows a batch.
 
     Raises:
@@ -89,19 +91,16 @@ def of_tokens(sequences: Sequence[npt.ArrayLike], config: RobertaConfig, mask_id
     return [batch_of(collate_tokens(group, config.pad_id), config, mask_id) for group in groups]
 
 
-def batch_of(tokens: npt.NDArray[np.int32], config: RobertaConfig, mask_id: int | None) -> Batch:
+def batch_of(tokens: npt.NDArray[np.int32], config: RobertaConfig, mask_id: int | None) -> ParityBatch:
     """A batch with targets, from token ids [batch, time]."""
     places = [_places(row, config.pad_id, mask_id) for row in tokens]
-    width = max(map(len, places))
-    positions = np.zeros((len(tokens), width), np.int32)
-    weights = np.zeros(positions.shape, np.float32)
-    for row, chosen in enumerate(places):
-        positions[row, : len(chosen)] = chosen
-        weights[row, : len(chosen)] = 1
+    shape = len(tokens), max(map(len, places))
+    positions = pad_rows(places, shape, 0)
+    weights = pad_rows([np.ones(len(chosen)) for chosen in places], shape, 0, np.float32)
     numbers = np.arange(positions.size, dtype=np.int64).reshape(positions.shape)
     targets = (numbers * 7919 + 11) % config.vocab_size  # a prime apart, over all of the vocabulary
     heads = {head.name: _targets(head, len(tokens)) for head in config.heads if head.kind == "sentence"}
-    return Batch(tokens, positions, targets.astype(np.int32), weights, heads)
+    return ParityBatch(tokens, positions, targets.astype(np.int32), weights, heads)
 
 
 def _places(row: npt.NDArray[np.int32], pad_id: int, mask_id: int | None) -> list[int]:

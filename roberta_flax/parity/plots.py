@@ -1,4 +1,4 @@
-"""A report's plots, as SVG that takes its page's colours; matplotlib draws them."""
+"""A report's plots, as SVG that takes its page's colors; matplotlib draws them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roberta_flax import extras
+from roberta_flax.extras import require
 from roberta_flax.parity.points import GRADIENTS
 from roberta_flax.parity.report import PointResult, Report, Run
 
@@ -22,7 +22,7 @@ _STYLES = {
     "float16": ("#cc79a7", "-."),
     "int8": ("#8466d6", ":"),
 }
-_INK = "#010203"  # is the page's text colour in the end
+_INK = "#010203"  # is the page's text color in the end
 _WIDTH, _HEIGHT = 9.0, 3.6  # inches
 _LABELS = 50  # of an axis, one beside the other on end
 _WORDS = 8  # side by side
@@ -50,7 +50,7 @@ def plots(report: Report) -> list[Plot]:
     Raises:
       InputError: matplotlib is not installed.
     """
-    _required("matplotlib.figure")
+    require("matplotlib.figure", "parity")
     bound = "The shaded line is the bound of the same dtype; an error below its shaded line is explained by rounding."
     outputs = "Root mean square error of the embeddings' and of each layer's output."
     every = "Root mean square error of every value of the network, in the order in which it is computed."
@@ -64,10 +64,6 @@ def plots(report: Report) -> list[Plot]:
     return [plot for plot in found if plot is not None]
 
 
-def _required(module: str) -> Any:
-    return extras.require(module, "a plot", "parity")
-
-
 def _is_output(name: str) -> bool:
     return name == "embeddings.output" or re.fullmatch(r"layers\.\d+\.output", name) is not None
 
@@ -78,20 +74,20 @@ def _depth(report: Report, title: str, caption: str, wanted: Any, *, markers: bo
         return None
     figure, (axes,) = _figure(1)
     for run in report.runs:
-        colour, dashes = _STYLES[run.dtype]
+        color, dashes = _STYLES[run.dtype]
         points = {point.point: point for point in run.points}
         at = [x for x, name in enumerate(names) if name in points]
         chosen = [points[names[x]] for x in at]
         errors = [_drawable(point.rms) for point in chosen]
         bounds = [_drawable(point.bound_rms) for point in chosen]
-        axes.plot(at, bounds, color=colour, linewidth=7, alpha=_SHADE, solid_capstyle="round")
+        axes.plot(at, bounds, color=color, linewidth=7, alpha=_SHADE, solid_capstyle="round")
         marker = "o" if markers and len(names) <= 60 else None
         axes.plot(
-            at, errors, color=colour, linestyle=dashes, linewidth=1.6, marker=marker, markersize=4, label=run.dtype
+            at, errors, color=color, linestyle=dashes, linewidth=1.6, marker=marker, markersize=4, label=run.dtype
         )
         failed = [(x, error) for x, point, error in zip(at, chosen, errors, strict=True) if not point.passed]
         if failed:
-            axes.plot(*zip(*failed, strict=True), "x", color=colour, markersize=9, markeredgewidth=2.2)
+            axes.plot(*zip(*failed, strict=True), "x", color=color, markersize=9, markeredgewidth=2.2)
     axes.set_yscale("log")
     axes.set_ylabel("rms error")
     axes.set_xlim(-0.5, len(names) - 0.5)
@@ -144,18 +140,18 @@ def _histogram(axes: Any, run: Run, name: str) -> None:
     point: PointResult | None = next((point for point in run.points if point.point == name), None)
     if point is None or not point.histogram:
         return
-    colour, dashes = _STYLES[run.dtype]
+    color, dashes = _STYLES[run.dtype]
     exponents = range(min(point.histogram), max(point.histogram) + 1)
     shares = [point.histogram.get(exponent, 0) / point.count for exponent in exponents]
     edges = [2.0**exponent for exponent in (*exponents, exponents[-1] + 1)]
-    axes.stairs(shares, edges, fill=True, color=colour, alpha=_SHADE)
-    axes.stairs(shares, edges, color=colour, linestyle=dashes, linewidth=1.4, label=run.dtype)
+    axes.stairs(shares, edges, fill=True, color=color, alpha=_SHADE)
+    axes.stairs(shares, edges, color=color, linestyle=dashes, linewidth=1.4, label=run.dtype)
     if 0 < point.bound_max < math.inf:
-        axes.axvline(point.bound_max, color=colour, linestyle=dashes, linewidth=1.4, alpha=0.7)
+        axes.axvline(point.bound_max, color=color, linestyle=dashes, linewidth=1.4, alpha=0.7)
 
 
 def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
-    figure = _required("matplotlib.figure").Figure(
+    figure = require("matplotlib.figure", "parity").Figure(
         figsize=(_WIDTH, _HEIGHT if panels == 1 else 2.1 * panels + 0.5), layout="constrained"
     )
     figure.patch.set_visible(False)
@@ -171,10 +167,10 @@ def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
 
 
 def _svg(figure: Any, title: str) -> str:
-    """The figure as an element of a page: its ids are its own, its ink is the page's text colour."""
+    """The figure as an element of a page: its ids are its own, its ink is the page's text color."""
     text = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": title, "text.color": _INK, "axes.labelcolor": _INK}
-    with _required("matplotlib").rc_context(settings):
+    with require("matplotlib", "parity").rc_context(settings):
         for axes in figure.axes:
             for label in (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label):
                 label.set_color(_INK)

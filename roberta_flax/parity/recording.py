@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from roberta_flax.checkpoint import converted
 from roberta_flax.errors import InputError
 from roberta_flax.files import new_directory
-from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.reference import Observed, Reference, Spread
 from roberta_flax.parity.rounding import Rounding
 
@@ -121,7 +121,7 @@ class Recording:
                 raise InputError(f"{path} is damaged ({error}); record it again") from None
             heads = {name.removeprefix(_HEADS): tensors.pop(name) for name in list(tensors) if name.startswith(_HEADS)}
             yield Observed(
-                Batch(head_targets=heads, **inputs), tensors, partial(self._spreads, bounds, frozenset(tensors))
+                ParityBatch(head_targets=heads, **inputs), tensors, partial(self._spreads, bounds, frozenset(tensors))
             )
 
     def _spreads(

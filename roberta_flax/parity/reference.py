@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.rounding import Rounding
 
 REFERENCES = ("builtin", "fairseq", "transformers")
@@ -47,7 +47,7 @@ class Observed:
       spreads: by point, of computations with an arithmetic's errors.
     """
 
-    batch: Batch
+    batch: ParityBatch
     values: Mapping[str, npt.NDArray[Any]]
     spreads: Callable[[Rounding], Mapping[str, Spread]]
 

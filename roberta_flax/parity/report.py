@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from roberta_flax.errors import InputError
+from roberta_flax.files import reading
 
 SCHEMA = 1  # changes when a field goes or changes its meaning; new fields do not change it
 
@@ -218,10 +219,10 @@ class Report:
 
 def read_report(path: str | os.PathLike[str]) -> Report:
     """The report in a report.json; InputError where it cannot be read or is none."""
+    with reading(path, InputError):
+        content = Path(path).read_bytes()
     try:
-        return Report.from_json(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        return Report.from_json(content.decode())
     except ValueError as error:  # InputError too; or not UTF-8
         raise InputError(f"{path}: {error}") from None
 

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from roberta_flax.checkpoint import converted
 from roberta_flax.convert.cache import resolve
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import abstract_params
 from roberta_flax.parity import inputs, points
-from roberta_flax.parity.comparison import Decisions, PointSums, worst_tokens
-from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.comparison import Decisions, PointSums, ValuePair, worst_tokens
+from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.observation import WITHOUT_LOSS, Subject
 from roberta_flax.parity.recording import Recording
 from roberta_flax.parity.recording import record as write
@@ -33,7 +34,7 @@ from roberta_flax.text.tokenizer import Tokenizer
 WORST_TOKENS = 20
 
 Progress = Callable[[int, int, str], None]
-"""Is told which batch, from 1, of how many is computed, and what of it: "torch", or a dtype's Flax side and bounds."""
+"""Called with the batch that is computed, from 1, the number of batches, and "torch" or the dtype of the Flax side."""
 
 
 def compare(
@@ -72,7 +73,7 @@ def compare(
       replay: such a directory, instead of torch. With it `texts`, `tokens` and `reference` are not given, and `only`
         chooses among what was recorded.
       checkpoint_file, bpe_dir, cache_dir: as in roberta_flax.load.
-      progress: is told what is being computed; see Progress.
+      progress: called as the comparison proceeds; see Progress.
 
     Returns:
       The report.
@@ -105,12 +106,12 @@ def compare(
         if record is not None:
             backends = (*BACKENDS, *(subject.backend for subject in subjects))
             roundings = {rounding_of(dtype, precision, backend) for dtype in dtypes for backend in backends}
-            torch_side = _Told(torch_side, number_of_batches, progress)
+            torch_side = _WithProgress(torch_side, number_of_batches, progress)
             write(torch_side, Path(record), directory, roundings, gradients=gradients, built_in=is_built_in)
             torch_side = Recording(Path(record), directory)
     states = [_State(subject, names) for subject in subjects]
     lengths = []
-    for number, observed in enumerate(_Told(torch_side, number_of_batches, progress).observations()):
+    for number, observed in enumerate(_WithProgress(torch_side, number_of_batches, progress).observations()):
         lengths.append((observed.batch.tokens != config.pad_id).sum(axis=1).tolist())
         for state in states:
             if progress is not None:
@@ -134,8 +135,8 @@ def compare(
     )
 
 
-class _Told:
-    """A reference whose progress is told."""
+class _WithProgress:
+    """A reference that reports its progress."""
 
     def __init__(self, reference: Reference, batches: int, progress: Progress | None) -> None:
         self.description = reference.description
@@ -179,18 +180,14 @@ def _torch_side(
     source: str | os.PathLike[str],
     directory: Path,
     reference: str,
-    batches: Sequence[Batch],
+    batches: Sequence[ParityBatch],
     names: Sequence[str],
     checkpoint_file: str,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Reference:
-    try:
-        from roberta_flax.parity.torch_side import torch_side
-    except ImportError as error:
-        raise InputError(
-            f"the torch side cannot be imported ({error}): pip install 'roberta-flax[parity]', or replay what was "
-            "recorded elsewhere"
-        ) from None
+    require("torch", "parity", "replay what was recorded elsewhere")
+    from roberta_flax.parity.torch_side import torch_side
+
     side: Reference = torch_side(
         source, directory, reference, batches, names, checkpoint_file=checkpoint_file, cache_dir=cache_dir
     )
@@ -215,7 +212,7 @@ def _batches(
     tokens: Sequence[npt.ArrayLike] | None,
     tokenizer: Tokenizer,
     config: RobertaConfig,
-) -> tuple[list[Batch], bool]:
+) -> tuple[list[ParityBatch], bool]:
     """The inputs, and whether they are the built-in ones."""
     if texts is not None and tokens is not None:
         raise InputError("give texts or tokens, not both")
@@ -259,13 +256,13 @@ class _State:
                     f"{name} is of shape {ours[name].shape} in batch {number}, and of {reference.shape} on the torch "
                     "side: these are two different networks"
                 )
-            sums = self.sums.setdefault(name, PointSums(name, subject.dtype))
-            errors = sums.add(number, batch, subject.config, ours[name], reference, spread)
+            counted = points.counted(name, batch, subject.config)
+            pair = ValuePair(name, number, batch, ours[name], reference, spread, counted)
+            errors = self.sums.setdefault(name, PointSums(name, subject.dtype)).add(pair)
             if name == "features":
-                self.worst += worst_tokens(number, batch, errors, WORST_TOKENS)
+                self.worst += worst_tokens(pair, errors, WORST_TOKENS)
             if name.endswith(".logits") and (name.startswith("lm_head.") or _decides(name, subject.config)):
-                decisions = self.decisions.setdefault(name, Decisions(name))
-                decisions.add(number, batch, subject.config, ours[name], reference, spread)
+                self.decisions.setdefault(name, Decisions(name)).add(pair)
 
     def result(self, tokenizer: Tokenizer | None) -> Run:
         """The run's part of the report."""

@@ -1,4 +1,4 @@
-"""A report as tables in a terminal: 80 columns are enough, and colours only repeat what the words say."""
+"""A report as tables in a terminal: 80 columns are enough, and colors only repeat what the words say."""
 
 from __future__ import annotations
 

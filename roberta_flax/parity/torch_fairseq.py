@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from roberta_flax.convert.export import fairseq_arguments
 from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.extras import imported
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.parity.torch_hooks import Hook, watched
-from roberta_flax.parity.torch_network import See
+from roberta_flax.parity.torch_hooks import OR_BUILTIN, Hook, watched
+from roberta_flax.parity.torch_network import OnValue
 
 # of a layer: its modules, and the points that their outputs are
 _OUTPUTS = {
@@ -41,16 +42,11 @@ class Fairseq:
     """
 
     def __init__(self, state: Mapping[str, Tensor], config: RobertaConfig, parameters: str) -> None:
-        try:
-            with _logging_as_it_is():
-                import fairseq
-                from fairseq.models.roberta import RobertaModel
-                from fairseq.models.roberta.model import base_architecture
-        except ImportError as error:
-            raise InputError(
-                f"the reference fairseq cannot be imported ({error}); install it as the README's tests do, or take "
-                "--reference builtin"
-            ) from None
+        with _logging_as_it_is():
+            fairseq, roberta = (
+                imported(module, "the reference fairseq", "the README's commands (Tests)", OR_BUILTIN)
+                for module in ("fairseq", "fairseq.models.roberta")
+            )
         if config.type_vocab_size or any(head.kind != "sentence" for head in config.heads):
             raise InputError("fairseq's RoBERTa has no token types and sentence heads only; take --reference builtin")
         self.description: Mapping[str, str] = {
@@ -60,9 +56,9 @@ class Fairseq:
         }
         self._config = config
         args = fairseq_arguments(config, config.heads)
-        base_architecture(args)
+        roberta.model.base_architecture(args)
         task = argparse.Namespace(source_dictionary=_Dictionary(config))
-        self._model = RobertaModel.build_model(args, task)
+        self._model = roberta.RobertaModel.build_model(args, task)
         for head in config.heads:
             self._model.register_classification_head(head.name, head.num_classes, head.inner_size)
         self._model = self._model.double().eval()
@@ -96,11 +92,11 @@ class Fairseq:
             found[place.path] = (parameter, place.transform is TRANSPOSE)
         return found
 
-    def run(self, tokens: Tensor, positions: Tensor, see: See) -> dict[str, Tensor]:
+    def run(self, tokens: Tensor, positions: Tensor, on_value: OnValue) -> dict[str, Tensor]:
         """See Model."""
-        with watched(self._hooks(see)):
+        with watched(self._hooks(on_value)):
             features, _ = self._model(tokens, features_only=True)
-            see("features", features)
+            on_value("features", features)
             outputs = {}
             if self._config.lm_head:
                 selected = torch.take_along_dim(features, positions[..., None], 1)
@@ -109,14 +105,14 @@ class Fairseq:
                 outputs[head.name] = self._model.classification_heads[head.name](features)
         return outputs
 
-    def _hooks(self, see: See) -> Iterator[tuple[nn.Module, Hook]]:
+    def _hooks(self, on_value: OnValue) -> Iterator[tuple[nn.Module, Hook]]:
         """The modules, and what their outputs or inputs are. Inside the encoder values are [time, batch, ...]."""
 
         def output(point: str, transpose: bool = True) -> Hook:
-            return lambda inputs, output: see(point, output.transpose(0, 1) if transpose else output)
+            return lambda inputs, output: on_value(point, output.transpose(0, 1) if transpose else output)
 
         def first_input(point: str, transpose: bool = True) -> Hook:
-            return lambda inputs, output: see(point, inputs[0].transpose(0, 1) if transpose else inputs[0])
+            return lambda inputs, output: on_value(point, inputs[0].transpose(0, 1) if transpose else inputs[0])
 
         encoder = self._encoder
         if encoder.layernorm_embedding is not None:
@@ -127,8 +123,8 @@ class Fairseq:
             for name, part in _OUTPUTS.items():
                 yield getattr(layer, name), output(f"{point}.{part}")
             yield layer.fc2, first_input(f"{point}.feed_forward.activation")
-            yield layer.self_attn, partial(_show_attention, see, f"{point}.attention", layer.self_attn)
-            yield layer, partial(_show_layer, see, f"{point}.output")
+            yield layer.self_attn, partial(_show_attention, on_value, f"{point}.attention", layer.self_attn)
+            yield layer, partial(_show_layer, on_value, f"{point}.output")
         if self._config.lm_head:
             yield self._model.encoder.lm_head.layer_norm, output("lm_head.layer_norm", transpose=False)
         for head in self._config.heads:
@@ -136,15 +132,15 @@ class Fairseq:
             yield module, first_input(f"heads.{head.name}.dense", transpose=False)
 
 
-def _show_layer(see: See, point: str, inputs: Any, output: Any) -> None:
-    see(point, (output[0] if isinstance(output, tuple) else output).transpose(0, 1))
+def _show_layer(on_value: OnValue, point: str, inputs: Any, output: Any) -> None:
+    on_value(point, (output[0] if isinstance(output, tuple) else output).transpose(0, 1))
 
 
-def _show_attention(see: See, point: str, attention: Any, inputs: Any, output: Any) -> None:
+def _show_attention(on_value: OnValue, point: str, attention: Any, inputs: Any, output: Any) -> None:
     """What its projections make of its input: it hands their weights to torch, and does not call them."""
     for part in ("query", "key", "value"):
-        see(f"{point}.{part}", getattr(attention, f"{part[0]}_proj")(inputs[0]).transpose(0, 1))
-    see(f"{point}.output", output[0].transpose(0, 1))
+        on_value(f"{point}.{part}", getattr(attention, f"{part[0]}_proj")(inputs[0]).transpose(0, 1))
+    on_value(f"{point}.output", output[0].transpose(0, 1))
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from roberta_flax.parity.torch_network import See
+from roberta_flax.parity.torch_network import OnValue
 
+OR_BUILTIN = "take --reference builtin"  # where a reference is not installed
 Hook = Callable[[Any, Any], None]  # of a module's inputs and output
 
 
@@ -38,7 +39,7 @@ class Model(Protocol):
 
     description: Mapping[str, str]
 
-    def run(self, tokens: Tensor, positions: Tensor, see: See) -> dict[str, Tensor]:
+    def run(self, tokens: Tensor, positions: Tensor, on_value: OnValue) -> dict[str, Tensor]:
         """Computes everything and shows the values that it can show, features and dense layers among them.
 
         Args:

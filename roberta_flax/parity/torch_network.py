@@ -4,8 +4,8 @@ It reads a fairseq checkpoint with torch.load and computes on the state dict as 
 checkpoints, nor the table of names, nor the Flax network is taken on trust. Every choice of RobertaConfig is there. Of
 a model in another form the parameters are those of the converted directory, under fairseq's names.
 
-Each named value (roberta_flax.parity.points) is handed to `see` as it is computed. How numbers are added, multiplied
-and rounded is the Arithmetic's: torch's own here, with errors put in on purpose in torch_noise.
+Each named value (roberta_flax.parity.points) is handed to `on_value` as it is computed. How numbers are added,
+multiplied and rounded is the Arithmetic's: torch's own here, with simulated rounding errors in torch_noise.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _INERT: list[Any] = [
     _codecs.encode,
 ]
 
-See = Callable[[str, Tensor], None]
+OnValue = Callable[[str, Tensor], None]
 
 
 class Arithmetic:
@@ -150,7 +150,7 @@ class TorchReference:
                 state[place.path] = values.T.contiguous() if place.transform is TRANSPOSE else values
         return cls(config, state)
 
-    def features(self, tokens: Tensor, see: See = lambda name, value: None) -> Tensor:
+    def features(self, tokens: Tensor, on_value: OnValue = lambda name, value: None) -> Tensor:
         """The last layer's features: [batch, time, hidden] from token ids [batch, time]."""
         config, arithmetic = self.config, self.arithmetic
         is_padding = tokens == config.pad_id
@@ -159,91 +159,91 @@ class TorchReference:
         if config.type_vocab_size:
             x = arithmetic.rounded(x + arithmetic.rows(self.state[TOKEN_TYPES], torch.zeros_like(tokens)))
         x = arithmetic.rounded(x + arithmetic.rows(self.state[f"{_ENCODER}.embed_positions.weight"], positions))
-        see("embeddings.sum", x)
+        on_value("embeddings.sum", x)
         if config.layernorm_embedding:
             x = self._layer_norm(f"{_ENCODER}.layernorm_embedding", x)
         x = x * ~is_padding[..., None]
-        see("embeddings.output", x)
+        on_value("embeddings.output", x)
         for i in range(config.num_layers):
-            x = self._layer(i, x, is_padding, see)
+            x = self._layer(i, x, is_padding, on_value)
         if config.normalize_before:
             x = self._layer_norm(f"{_ENCODER}.layer_norm", x)
-        see("features", x)
+        on_value("features", x)
         return x
 
-    def lm_logits(self, features: Tensor, see: See = lambda name, value: None) -> Tensor:
+    def lm_logits(self, features: Tensor, on_value: OnValue = lambda name, value: None) -> Tensor:
         """Masked-LM logits, [..., vocab], of features, [..., hidden]."""
         activation = _ACTIVATIONS[self.config.lm_head_activation]
         dense = self._linear("encoder.lm_head.dense", features)
         x = self._layer_norm("encoder.lm_head.layer_norm", self.arithmetic.activated(activation, dense))
-        see("lm_head.layer_norm", x)
+        on_value("lm_head.layer_norm", x)
         tied = self.config.tie_word_embeddings
         rows = self.state[f"{_ENCODER}.embed_tokens.weight" if tied else "encoder.lm_head.weight"]
         return self._product("th,vh->tv", x, rows, self.state["encoder.lm_head.bias"])
 
-    def head_logits(self, head: str, features: Tensor, see: See = lambda name, value: None) -> Tensor:
+    def head_logits(self, head: str, features: Tensor, on_value: OnValue = lambda name, value: None) -> Tensor:
         """A head's outputs of features [batch, time, hidden]: [batch, classes], or [batch, time, classes]."""
         kind, name = self.config.head(head), f"classification_heads.{head}"
         x = features[:, 0] if kind.has_dense else features
         if kind.has_dense:
             activation = _ACTIVATIONS[self.config.pooler_activation if kind.kind == "sentence" else "tanh"]
             x = self.arithmetic.activated(activation, self._linear(f"{name}.dense", x))
-            see(f"heads.{head}.dense", x)
+            on_value(f"heads.{head}.dense", x)
         return self._linear(f"{name}.out_proj", x) if kind.has_output else x
 
-    def _layer(self, i: int, x: Tensor, is_padding: Tensor, see: See) -> Tensor:
+    def _layer(self, i: int, x: Tensor, is_padding: Tensor, on_value: OnValue) -> Tensor:
         name, point, arithmetic = f"{_ENCODER}.layers.{i}", f"layers.{i}", self.arithmetic
         activation, pre_norm = _ACTIVATIONS[self.config.activation], self.config.normalize_before
 
-        def normalised(part: str, which: str, x: Tensor) -> Tensor:
+        def normalized(part: str, which: str, x: Tensor) -> Tensor:
             x = self._layer_norm(f"{name}.{which}", x)
-            see(f"{point}.{part}", x)
+            on_value(f"{point}.{part}", x)
             return x
 
         def attention_norm(x: Tensor) -> Tensor:
-            return normalised("attention_layer_norm", "self_attn_layer_norm", x)
+            return normalized("attention_layer_norm", "self_attn_layer_norm", x)
 
         def feed_forward_norm(x: Tensor) -> Tensor:
-            return normalised("feed_forward_layer_norm", "final_layer_norm", x)
+            return normalized("feed_forward_layer_norm", "final_layer_norm", x)
 
         context = attention_norm(x) if pre_norm else x
-        attended = self._attention(
-            f"{name}.self_attn", context, is_padding, lambda n, v: see(f"{point}.attention.{n}", v)
+        attn_output = self._attention(
+            f"{name}.self_attn", context, is_padding, lambda n, v: on_value(f"{point}.attention.{n}", v)
         )
-        x = arithmetic.rounded(x + attended)
+        x = arithmetic.rounded(x + attn_output)
         x = x if pre_norm else attention_norm(x)
 
         intermediate = self._linear(f"{name}.fc1", feed_forward_norm(x) if pre_norm else x)
-        see(f"{point}.feed_forward.intermediate", intermediate)
+        on_value(f"{point}.feed_forward.intermediate", intermediate)
         activated = arithmetic.activated(activation, intermediate)
-        see(f"{point}.feed_forward.activation", activated)
-        fed = self._linear(f"{name}.fc2", activated)
-        see(f"{point}.feed_forward.output", fed)
-        x = arithmetic.rounded(x + fed)
+        on_value(f"{point}.feed_forward.activation", activated)
+        mlp_output = self._linear(f"{name}.fc2", activated)
+        on_value(f"{point}.feed_forward.output", mlp_output)
+        x = arithmetic.rounded(x + mlp_output)
         x = x if pre_norm else feed_forward_norm(x)
-        see(f"{point}.output", x)
+        on_value(f"{point}.output", x)
         return x
 
-    def _attention(self, name: str, x: Tensor, is_padding: Tensor, see: See) -> Tensor:
+    def _attention(self, name: str, x: Tensor, is_padding: Tensor, on_value: OnValue) -> Tensor:
         batch, time, hidden = x.shape
         heads, arithmetic = self.config.num_heads, self.arithmetic
         projected = {}
         for part in ("query", "key", "value"):
             projected[part] = self._linear(f"{name}.{part[0]}_proj", x)
-            see(part, projected[part])
+            on_value(part, projected[part])
         query, key, value = (each.view(batch, time, heads, -1) for each in projected.values())
         scores = arithmetic.product("bqhd,bkhd->bhqk", arithmetic.rounded(query / query.shape[-1] ** 0.5), key)
-        see("scores", scores)
+        on_value("scores", scores)
         scores = scores.masked_fill(is_padding[:, None, None, :], torch.finfo(scores.dtype).min)
         shifted = arithmetic.rounded(scores - scores.amax(-1, keepdim=True).detach())
         exponentials = arithmetic.rounded(shifted.exp(), FUNCTION_UNITS)
         weights = arithmetic.rounded(exponentials / arithmetic.total(exponentials))
-        see("weights", weights)
+        on_value("weights", weights)
         context = arithmetic.product("bhqk,bkhd->bqhd", weights, value).reshape(batch, time, hidden)
-        see("context", context)
-        attended = self._linear(f"{name}.out_proj", context)
-        see("output", attended)
-        return attended
+        on_value("context", context)
+        attn_output = self._linear(f"{name}.out_proj", context)
+        on_value("output", attn_output)
+        return attn_output
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
@@ -258,10 +258,10 @@ class TorchReference:
     def _layer_norm(self, name: str, x: Tensor) -> Tensor:
         arithmetic, size = self.arithmetic, x.shape[-1]
         weight, bias = (arithmetic.repeated(self.state[f"{name}.{part}"], x.shape) for part in ("weight", "bias"))
-        centred = arithmetic.rounded(x - arithmetic.total(x) / size)
-        variance = arithmetic.total(centred**2) / size
+        centered = arithmetic.rounded(x - arithmetic.total(x) / size)
+        variance = arithmetic.total(centered**2) / size
         scale = arithmetic.rounded((variance + self.config.layer_norm_epsilon).rsqrt(), FUNCTION_UNITS)
-        return arithmetic.rounded(arithmetic.rounded(centred * scale) * weight + bias, 2)
+        return arithmetic.rounded(arithmetic.rounded(centered * scale) * weight + bias, 2)
 
 
 def _todays_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -280,10 +280,10 @@ def _todays_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _config(args: Any, state: Mapping[str, Tensor]) -> RobertaConfig:
     """A checkpoint's sizes and choices; what `args` does not say is as fairseq's base_architecture has it."""
 
-    def said(name: str, default: Any) -> Any:
+    def argument(name: str, default: Any) -> Any:
         return getattr(args, name, default)
 
-    activation = said("activation_fn", "gelu")
+    activation = argument("activation_fn", "gelu")
     outputs = {name.split(".")[1]: tensor for name, tensor in state.items() if name.endswith("out_proj.weight")}
     heads = [
         HeadConfig(name, len(tensor), len(state[f"classification_heads.{name}.dense.weight"]))
@@ -293,17 +293,17 @@ def _config(args: Any, state: Mapping[str, Tensor]) -> RobertaConfig:
     vocab_size, hidden_size = state[f"{_ENCODER}.embed_tokens.weight"].shape
     return RobertaConfig(
         vocab_size=vocab_size,
-        num_layers=said("encoder_layers", 12),
+        num_layers=argument("encoder_layers", 12),
         hidden_size=hidden_size,
-        num_heads=said("encoder_attention_heads", 12),
-        intermediate_size=said("encoder_ffn_embed_dim", 3072),
+        num_heads=argument("encoder_attention_heads", 12),
+        intermediate_size=argument("encoder_ffn_embed_dim", 3072),
         max_positions=len(state[f"{_ENCODER}.embed_positions.weight"]) - 2,
         activation=activation,
         lm_head_activation=activation,
-        pooler_activation=said("pooler_activation_fn", "tanh"),
-        normalize_before=said("encoder_normalize_before", False),
+        pooler_activation=argument("pooler_activation_fn", "tanh"),
+        normalize_before=argument("encoder_normalize_before", False),
         layernorm_embedding=f"{_ENCODER}.layernorm_embedding.weight" in state,
         layer_norm_epsilon=_FAIRSEQ_EPSILON,
-        tie_word_embeddings=not said("untie_weights_roberta", False),
+        tie_word_embeddings=not argument("untie_weights_roberta", False),
         heads=tuple(heads),
     )

@@ -13,7 +13,7 @@ What one operation does (u: the unit roundoff of results, w: of a product's oper
                          is as large: u sqrt(n) |bias| / sqrt(3) more
   anything else          uniform within u of the result, or 4 u where a library's function is called; of an activation,
                          x (1 + erf), relative to x where that is larger. In 16 bits its derivative is taken at a
-                         rounded argument (roberta_flax.residuals)
+                         rounded argument (roberta_flax.nn.residuals)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from roberta_flax.parity.rounding import Rounding
 from roberta_flax.parity.torch_network import FUNCTION_UNITS, Arithmetic
 
-_INT8_STEPS = 127  # roberta_flax.quantize
+_INT8_STEPS = 127  # roberta_flax.nn.quantize
 
 
 class Noise(Arithmetic):

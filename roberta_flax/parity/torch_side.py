@@ -21,17 +21,24 @@ from torch import Tensor
 
 from roberta_flax.checkpoint import download
 from roberta_flax.checkpoint.converted import read_config, read_stored
-from roberta_flax.convert.conversion import opened
+from roberta_flax.convert.conversion import open_source
 from roberta_flax.convert.huggingface import HUB_PREFIX
 from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.points import GRADIENTS, counted, has_log_probabilities
 from roberta_flax.parity.reference import SAMPLES, Observed, Spread
 from roberta_flax.parity.rounding import Rounding
 from roberta_flax.parity.torch_hooks import Model
-from roberta_flax.parity.torch_network import FUNCTION_UNITS, TOKEN_TYPES, Arithmetic, See, TorchReference, log_softmax
+from roberta_flax.parity.torch_network import (
+    FUNCTION_UNITS,
+    TOKEN_TYPES,
+    Arithmetic,
+    OnValue,
+    TorchReference,
+    log_softmax,
+)
 from roberta_flax.parity.torch_noise import Noise
 
 logger = logging.getLogger(__name__)
@@ -50,15 +57,15 @@ class Builtin:
             "parameters": parameters,
         }
 
-    def run(self, tokens: Tensor, positions: Tensor, see: See) -> dict[str, Tensor]:
+    def run(self, tokens: Tensor, positions: Tensor, on_value: OnValue) -> dict[str, Tensor]:
         """See Model."""
         reference, outputs = self.reference, {}
-        features = reference.features(tokens, see)
+        features = reference.features(tokens, on_value)
         if reference.config.lm_head:
             selected = torch.take_along_dim(features, positions[..., None], 1)
-            outputs[""] = reference.lm_logits(selected, see)
+            outputs[""] = reference.lm_logits(selected, on_value)
         for head in reference.config.heads:
-            outputs[head.name] = reference.head_logits(head.name, features, see)
+            outputs[head.name] = reference.head_logits(head.name, features, on_value)
         return outputs
 
     def parameters(self) -> dict[str, tuple[Tensor, bool]]:
@@ -91,7 +98,12 @@ class TorchSide:
     """
 
     def __init__(
-        self, model: Model, builtin: Builtin, config: RobertaConfig, batches: Sequence[Batch], points: Sequence[str]
+        self,
+        model: Model,
+        builtin: Builtin,
+        config: RobertaConfig,
+        batches: Sequence[ParityBatch],
+        points: Sequence[str],
     ) -> None:
         self.description = model.description
         self._model, self._builtin, self._config = model, builtin, config
@@ -106,18 +118,22 @@ class TorchSide:
             of_builtin = exact if isinstance(self._model, Builtin) else None
             yield Observed(batch, values, partial(self._spreads, batch, of_builtin, {}))
 
-    def _observe(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+    def _observe(self, model: Model, batch: ParityBatch) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
 
-        def see(point: str, value: Tensor) -> None:
+        def on_value(point: str, value: Tensor) -> None:
             if point in self._points:
                 values[point] = value.detach()
 
-        self._compute(model, batch, see, Arithmetic())
+        self._compute(model, batch, on_value, Arithmetic())
         return values
 
     def _spreads(
-        self, batch: Batch, exact: Mapping[str, Tensor] | None, known: dict[str, dict[str, Spread]], rounding: Rounding
+        self,
+        batch: ParityBatch,
+        exact: Mapping[str, Tensor] | None,
+        known: dict[str, dict[str, Spread]],
+        rounding: Rounding,
     ) -> dict[str, Spread]:
         """Distances of computations with errors; those of roundings that differ in size alone are computed once.
 
@@ -130,7 +146,7 @@ class TorchSide:
             spreads: dict[str, Spread] = {}
             exact = self._observe(self._builtin, batch) if exact is None else exact
 
-            def see(point: str, value: Tensor, exact: Mapping[str, Tensor] = exact) -> None:
+            def on_value(point: str, value: Tensor, exact: Mapping[str, Tensor] = exact) -> None:
                 if point in exact:
                     chosen = torch.from_numpy(counted(point, batch, self._config))
                     distance = (value.detach() - exact[point]).abs()
@@ -140,7 +156,7 @@ class TorchSide:
 
             for seed in range(SAMPLES):
                 noise = Noise(rounding, seed)
-                self._compute(self._builtin.with_arithmetic(noise), batch, see, noise)
+                self._compute(self._builtin.with_arithmetic(noise), batch, on_value, noise)
             for head in self._config.heads:  # the mean of some log-probabilities is off by their largest error at most
                 of_classes = spreads.get(f"heads.{head.name}.log_probabilities")
                 if head.problem == "single_label" and of_classes and f"heads.{head.name}.loss" in spreads:
@@ -148,7 +164,7 @@ class TorchSide:
             known[rounding.name] = spreads
         return {point: spread.scaled(factor) for point, spread in known[rounding.name].items()}
 
-    def _compute(self, model: Model, batch: Batch, see: See, arithmetic: Arithmetic) -> None:
+    def _compute(self, model: Model, batch: ParityBatch, on_value: OnValue, arithmetic: Arithmetic) -> None:
         """Everything, losses and gradients included."""
         gradients = any(point.startswith(GRADIENTS) for point in self._points)
         parameters = model.parameters() if gradients else {}
@@ -156,28 +172,28 @@ class TorchSide:
             parameter.requires_grad_(True)
         tokens, positions = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.positions).long()
         with torch.set_grad_enabled(gradients):
-            outputs = model.run(tokens, positions, see)
+            outputs = model.run(tokens, positions, on_value)
             losses = []
             if "" in outputs:
-                see("lm_head.logits", outputs[""])
+                on_value("lm_head.logits", outputs[""])
                 losses.append(_masked_lm_losses(outputs[""], batch, arithmetic))
-                see("lm_head.loss", losses[-1])
+                on_value("lm_head.loss", losses[-1])
             for head in self._config.heads:
-                see(f"heads.{head.name}.logits", outputs[head.name])
+                on_value(f"heads.{head.name}.logits", outputs[head.name])
                 is_token = tokens != self._config.pad_id
                 log_probabilities = _log_probabilities(head, outputs[head.name], is_token, arithmetic)
                 if has_log_probabilities(head):
-                    see(f"heads.{head.name}.log_probabilities", log_probabilities)
+                    on_value(f"heads.{head.name}.log_probabilities", log_probabilities)
                 if head.kind == "sentence":
                     losses.append(_head_losses(head, outputs[head.name], log_probabilities, batch, arithmetic))
-                    see(f"heads.{head.name}.loss", losses[-1])
+                    on_value(f"heads.{head.name}.loss", losses[-1])
         if gradients:
             total = torch.stack([each.mean() for each in losses]).sum()
             found = torch.autograd.grad(
                 total, [each for each, _ in parameters.values()], materialize_grads=True, allow_unused=True
             )
             for (path, (_, transposed)), gradient in zip(parameters.items(), found, strict=True):
-                see(GRADIENTS + path, gradient.T if transposed else gradient)
+                on_value(GRADIENTS + path, gradient.T if transposed else gradient)
 
 
 def _as_numbers(point: str, value: Tensor) -> npt.NDArray[Any]:
@@ -197,7 +213,7 @@ def _log_probabilities(head: HeadConfig, outputs: Tensor, is_token: Tensor, arit
     return log_softmax(outputs, -1, arithmetic)
 
 
-def _masked_lm_losses(logits: Tensor, batch: Batch, arithmetic: Arithmetic) -> Tensor:
+def _masked_lm_losses(logits: Tensor, batch: ParityBatch, arithmetic: Arithmetic) -> Tensor:
     """The loss of each position: fairseq's masked_lm."""
     targets = torch.from_numpy(batch.targets).long()
     each = -log_softmax(logits, -1, arithmetic).take_along_dim(targets[..., None], -1)[..., 0]
@@ -205,7 +221,7 @@ def _masked_lm_losses(logits: Tensor, batch: Batch, arithmetic: Arithmetic) -> T
 
 
 def _head_losses(
-    head: HeadConfig, outputs: Tensor, log_probabilities: Tensor, batch: Batch, arithmetic: Arithmetic
+    head: HeadConfig, outputs: Tensor, log_probabilities: Tensor, batch: ParityBatch, arithmetic: Arithmetic
 ) -> Tensor:
     """The loss of each row: cross-entropy, the sum of binary ones, or the squared error."""
     targets = torch.from_numpy(np.array(batch.head_targets[head.name]))
@@ -221,7 +237,7 @@ def torch_side(
     source: str | os.PathLike[str],
     directory: Path,
     reference: str,
-    batches: Sequence[Batch],
+    batches: Sequence[ParityBatch],
     points: Sequence[str],
     *,
     checkpoint_file: str = "model.pt",
@@ -269,10 +285,10 @@ def _builtin(
         archive = download.cache_dir(cache_dir) / "downloads" / f"{download.archive_name(name)}.tar.gz"
         source = archive if archive.is_file() else directory
     if Path(source).resolve() != directory.resolve() and not name.startswith(HUB_PREFIX):
-        with opened(source, checkpoint_file, cache_dir) as opening:
-            if opening.kind == "fairseq" and len(opening.files) == 1:
+        with open_source(source, checkpoint_file, cache_dir) as source_files:
+            if source_files.kind == "fairseq" and len(source_files.weights) == 1:
                 try:
-                    reference = TorchReference.from_checkpoint(opening.files[0], torch.float64)
+                    reference = TorchReference.from_checkpoint(source_files.weights[0], torch.float64)
                 except CheckpointError as error:
                     logger.warning("%s; its parameters are taken from the converted model", error)
                 else:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roberta_flax.convert.conversion import opened
+from roberta_flax.convert.conversion import open_source
 from roberta_flax.convert.export import export
 from roberta_flax.convert.huggingface import HUB_PREFIX
 from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.extras import imported
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.parity.torch_hooks import Hook, watched
-from roberta_flax.parity.torch_network import See
+from roberta_flax.parity.torch_hooks import OR_BUILTIN, Hook, watched
+from roberta_flax.parity.torch_network import OnValue
 
 # of a layer: its modules, and the points that their outputs are
 _OUTPUTS = {
@@ -53,13 +54,7 @@ class Transformers:
         config: RobertaConfig,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        try:
-            import transformers
-        except ImportError as error:
-            raise InputError(
-                f"the reference transformers cannot be imported ({error}); pip install transformers, or take "
-                "--reference builtin"
-            ) from None
+        transformers = imported("transformers", "the reference transformers", "pip install transformers", OR_BUILTIN)
         if config.normalize_before:
             raise InputError("the reference transformers is for post-norm models; take builtin or fairseq")
         self._config = config
@@ -100,58 +95,58 @@ class Transformers:
         """See Model; none, since heads are in models of their own."""
         return {}
 
-    def run(self, tokens: Tensor, positions: Tensor, see: See) -> dict[str, Tensor]:
+    def run(self, tokens: Tensor, positions: Tensor, on_value: OnValue) -> dict[str, Tensor]:
         """See Model."""
         mask = (tokens != self._config.pad_id).long()
         outputs: dict[str, Tensor] = {}
         for number, (name, model) in enumerate(self._models.items()):
             body = getattr(model, model.base_model_prefix, model)
-            shows = see if number == 0 else lambda point, value: None
+            shows = on_value if number == 0 else lambda point, value: None
             with watched(self._hooks(body, shows)):
                 features = body(input_ids=tokens, attention_mask=mask, output_attentions=True).last_hidden_state
             shows("features", features)
             head = next((head for head in self._config.heads if head.name == name), None)
             if head is None and self._config.lm_head:
                 selected = torch.take_along_dim(features, positions[..., None], 1)
-                with watched([(model.lm_head.layer_norm, _output(see, "lm_head.layer_norm"))]):
+                with watched([(model.lm_head.layer_norm, _output(on_value, "lm_head.layer_norm"))]):
                     outputs[""] = model.lm_head(selected)
             elif head is not None and head.kind == "sentence":
-                with watched([(model.classifier.out_proj, _first_input(see, f"heads.{name}.dense"))]):
+                with watched([(model.classifier.out_proj, _first_input(on_value, f"heads.{name}.dense"))]):
                     outputs[name] = model.classifier(features)
             elif head is not None and head.kind == "choice":
                 pooled = body.pooler(features)
-                see(f"heads.{name}.dense", pooled)
+                on_value(f"heads.{name}.dense", pooled)
                 outputs[name] = model.classifier(pooled)
             elif head is not None:
                 outputs[name] = (model.classifier if head.kind == "token" else model.qa_outputs)(features)
             for pooler in self._config.heads:
                 if pooler.kind == "pooler" and pooler.name not in outputs and getattr(body, "pooler", None) is not None:
                     outputs[pooler.name] = body.pooler(features)
-                    see(f"heads.{pooler.name}.dense", outputs[pooler.name])
+                    on_value(f"heads.{pooler.name}.dense", outputs[pooler.name])
         return outputs
 
-    def _hooks(self, body: Any, see: See) -> Iterator[tuple[nn.Module, Hook]]:
-        yield body.embeddings.LayerNorm, _first_input(see, "embeddings.sum")
-        yield body.embeddings, _output(see, "embeddings.output")
+    def _hooks(self, body: Any, on_value: OnValue) -> Iterator[tuple[nn.Module, Hook]]:
+        yield body.embeddings.LayerNorm, _first_input(on_value, "embeddings.sum")
+        yield body.embeddings, _output(on_value, "embeddings.output")
         for i, layer in enumerate(body.encoder.layer):
             for name, part in _OUTPUTS.items():
-                yield layer.get_submodule(name), _output(see, f"layers.{i}.{part}")
-            yield layer.attention.self, _attention(see, f"layers.{i}.attention")
-            yield layer, _output(see, f"layers.{i}.output")
+                yield layer.get_submodule(name), _output(on_value, f"layers.{i}.{part}")
+            yield layer.attention.self, _attention(on_value, f"layers.{i}.attention")
+            yield layer, _output(on_value, f"layers.{i}.output")
 
 
-def _output(see: See, point: str) -> Hook:
-    return lambda inputs, output: see(point, output[0] if isinstance(output, tuple) else output)
+def _output(on_value: OnValue, point: str) -> Hook:
+    return lambda inputs, output: on_value(point, output[0] if isinstance(output, tuple) else output)
 
 
-def _first_input(see: See, point: str) -> Hook:
-    return lambda inputs, output: see(point, inputs[0])
+def _first_input(on_value: OnValue, point: str) -> Hook:
+    return lambda inputs, output: on_value(point, inputs[0])
 
 
-def _attention(see: See, point: str) -> Hook:
+def _attention(on_value: OnValue, point: str) -> Hook:
     def show(inputs: Any, output: Any) -> None:
-        see(f"{point}.context", output[0])
-        see(f"{point}.weights", output[1])
+        on_value(f"{point}.context", output[0])
+        on_value(f"{point}.weights", output[1])
 
     return show
 
@@ -161,5 +156,5 @@ def _native(source: str | os.PathLike[str], directory: Path, cache_dir: str | os
     is_directory = os.path.isdir(source) and Path(source).resolve() != directory.resolve()
     if not is_directory and not str(source).startswith(HUB_PREFIX):
         return None
-    with opened(source, "model.pt", cache_dir) as opening:
-        return opening.files[0].parent if opening.kind == "huggingface" else None
+    with open_source(source, "model.pt", cache_dir) as source_files:
+        return source_files.weights[0].parent if source_files.kind == "huggingface" else None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.text.batching import Batch
+from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import Encoded, OnLong, Piece
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -39,10 +39,10 @@ class Work(Protocol):
     def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
         """For each input its sequences, at most `limit` tokens long, or why there are none."""
 
-    def run(self, model: Model, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
+    def run(self, model: Model, params: Any, batch: TokenBatch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
         """Starts it on the device, on the batch's tokens, segments and starts; gives arrays that are there later."""
 
-    def unpack(self, batch: Batch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
+    def unpack(self, batch: TokenBatch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
         """A result for each of the batch's sequences, of which `pieces` are in the same order."""
 
     def result(self, item: Any, pieces: Sequence[Piece], results: Sequence[Any], model: Model) -> Any:
@@ -52,12 +52,12 @@ class Work(Protocol):
         """Whether several sequences may share a row."""
 
 
-def vectors_of(batch: Batch, arrays: npt.NDArray[Any]) -> list[Any]:
+def vectors_of(batch: TokenBatch, arrays: npt.NDArray[Any]) -> list[Any]:
     """[rows, n] or [rows, segments, n] to one [n] a sequence."""
     return list(arrays[batch.row] if batch.starts is None else arrays[batch.row, batch.segment])
 
 
-def tokens_of(batch: Batch, pieces: Sequence[Piece], arrays: npt.NDArray[Any]) -> list[Any]:
+def tokens_of(batch: TokenBatch, pieces: Sequence[Piece], arrays: npt.NDArray[Any]) -> list[Any]:
     """[rows, length, n] to one [tokens, n] a sequence."""
     return [
         arrays[row, column : column + len(piece.ids)]

@@ -14,7 +14,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.tasks.base import Model, stitched, tokens_of, vectors_of
-from roberta_flax.text.batching import Batch
+from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import Encoded, OnLong, Piece, encode_batch
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -60,11 +60,11 @@ class Classify:
     def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
         return encode_batch(tokenizer, items, limit, on_long)
 
-    def run(self, model: Model, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
+    def run(self, model: Model, params: Any, batch: TokenBatch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
         function = forward.head_logits if self.logits else forward.head_log_probs
         return function(params, *tokens, head=self.head, config=model.config, numerics=model.numerics)
 
-    def unpack(self, batch: Batch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
+    def unpack(self, batch: TokenBatch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
         if config.head(self.head).kind == "token":
             return tokens_of(batch, pieces, arrays)
         return vectors_of(batch, arrays)

@@ -12,7 +12,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.tasks.base import Model, stitched, tokens_of, vectors_of
-from roberta_flax.text.batching import Batch
+from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import Encoded, OnLong, Piece, encode_batch
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -33,14 +33,14 @@ class Embed:
     def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
         return encode_batch(tokenizer, items, limit, on_long)
 
-    def run(self, model: Model, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
+    def run(self, model: Model, params: Any, batch: TokenBatch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
         if self.pooling == "tokens":
             return forward.features(params, *tokens[:2], config=model.config, numerics=model.numerics)
         return forward.pooled_features(
             params, *tokens, pooling=self.pooling, config=model.config, numerics=model.numerics
         )
 
-    def unpack(self, batch: Batch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
+    def unpack(self, batch: TokenBatch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
         return tokens_of(batch, pieces, arrays) if self.pooling == "tokens" else vectors_of(batch, arrays)
 
     def result(self, item: Any, pieces: Sequence[Piece], results: Sequence[Any], model: Model) -> Any:

@@ -13,7 +13,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.tasks.base import Model
-from roberta_flax.text.batching import Batch
+from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import Encoded, OnLong, Piece, or_rejected, refuse_long
 from roberta_flax.text.tokenizer import BOS, EOS, MASK, PAD, Tokenizer
 
@@ -73,14 +73,14 @@ class FillMask:
 
         return [or_rejected(one, item) for item in items]
 
-    def run(self, model: Model, params: Any, batch: Batch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
+    def run(self, model: Model, params: Any, batch: TokenBatch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
         positions = np.zeros((len(batch.tokens), 1), np.int32)
         positions[batch.row, 0] = [piece.prefix for piece in pieces]
         return forward.top_tokens(
             params, tokens[0], positions, topk=self.topk, config=model.config, numerics=model.numerics
         )
 
-    def unpack(self, batch: Batch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
+    def unpack(self, batch: TokenBatch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
         probabilities, ids = arrays
         return [(probabilities[row, 0], ids[row, 0]) for row in batch.row]
 

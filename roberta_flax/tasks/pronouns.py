@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax import extras
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.nn import forward
 from roberta_flax.tasks.base import Model
 from roberta_flax.text import batching
 from roberta_flax.text.tokenizer import Tokenizer
 
 PIPELINE = "en_core_web_lg"  # wsc_utils.py, get_spacy_nlp
-_EXTRA = "wsc"
 _ROWS = 32  # candidates that are scored at once
 _FEWEST_MASKS = 4  # masked positions of a row, at least: few programs are compiled
 _STRIPPED = '.,"'  # jsonl_iterator, strip_pronoun
@@ -39,7 +38,7 @@ class Schema:
       prefix, suffix: the text before and after, without the spaces around the pronoun.
       leading_space, trailing_space: these: " " or "".
       pronoun: what was in the hole.
-      query: the phrase of which is asked whether the pronoun stands for it, or None.
+      query: the phrase that the pronoun may stand for, or None.
     """
 
     prefix: str
@@ -148,8 +147,8 @@ def noun_phrases(doc: Any, query: str | None = None) -> list[str]:
     texts = [span.text for span in spans if not all(token.pos_ == "PRON" for token in span)]
     if query is None:
         return texts
-    asked = query.lower()
-    return [text for text in texts if asked not in text.lower() and text.lower() not in asked]
+    query = query.lower()
+    return [text for text in texts if query not in text.lower() and text.lower() not in query]
 
 
 def pipeline(nlp: str | Callable[[str], Any] | None = None) -> Callable[[str], Any]:
@@ -197,9 +196,8 @@ def scores(model: Model, sequences: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]
         )
         tokens = batching.pad_to_bucket(tokens, config.pad_id, config.max_positions)
         counts = [len(row) for row in positions]
-        masks = np.zeros((len(tokens), max(_FEWEST_MASKS, 1 << (max(counts) - 1).bit_length())), np.int32)
-        for mask, row in zip(masks, positions, strict=False):
-            mask[: len(row)] = row
+        width = max(_FEWEST_MASKS, 1 << (max(counts) - 1).bit_length())
+        masks = batching.pad_rows(positions, (len(tokens), width), 0)
         targets = np.take_along_axis(tokens, masks, axis=1)
         for tokens_of, row in zip(tokens, positions, strict=False):
             tokens_of[row] = model.tokenizer.mask_id
@@ -255,12 +253,12 @@ def _detokenized(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _detokenizer() -> Any:
-    return extras.require("sacremoses", "disambiguating pronouns", _EXTRA).MosesDetokenizer(lang="en")
+    return require("sacremoses", "wsc").MosesDetokenizer(lang="en")
 
 
 @lru_cache(maxsize=2)
 def _named_pipeline(name: str) -> Callable[[str], Any]:
-    spacy = extras.require("spacy", "finding noun phrases", _EXTRA)
+    spacy = require("spacy", "wsc", "give the candidates")
     try:
         loaded: Callable[[str], Any] = spacy.load(name)
     except (OSError, ImportError, ValueError) as error:

@@ -66,10 +66,24 @@ def collate_tokens(sequences: Iterable[npt.ArrayLike], pad_idx: int = PAD_ID) ->
             raise InputError(
                 f"collate_tokens takes sequences of integers, [length] each; got {row.dtype} of shape {row.shape}"
             )
-    batch = np.full((len(rows), max(map(len, rows))), pad_idx, np.int32)
-    for target, row in zip(batch, rows, strict=True):
-        target[: len(row)] = row
-    return batch
+    return pad_rows(rows, (len(rows), max(map(len, rows))), pad_idx)
+
+
+def pad_rows(
+    rows: Sequence[npt.ArrayLike], shape: tuple[int, int], fill: float, dtype: npt.DTypeLike = np.int32
+) -> npt.NDArray[Any]:
+    """An array whose first rows begin with these, [length] each; what they do not reach is filled.
+
+    Args:
+      rows: at most shape[0] of them, each at most shape[1] long.
+      shape: of the array.
+      fill: the value of everything else.
+      dtype: of the array.
+    """
+    padded = np.full(shape, fill, dtype)
+    for number, row in enumerate(rows):
+        padded[number, : np.size(row)] = row
+    return padded
 
 
 def pad_to_bucket(tokens: npt.NDArray[np.int32], pad_id: int, max_positions: int) -> npt.NDArray[np.int32]:
@@ -86,7 +100,7 @@ def pad_to_bucket(tokens: npt.NDArray[np.int32], pad_id: int, max_positions: int
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Some sequences, laid out in one of a few shapes.
 
     Attributes:
@@ -113,7 +127,7 @@ def lay_out(
     max_positions: int,
     rows_multiple: int = 1,
     pack: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[TokenBatch]:
     """All of `sequences` in batches of few shapes, longest first, so that what does not fit in memory shows at once.
 
     Sorted by length, a batch is filled with the longest that are left and padded to the bucket of the first: short
@@ -169,12 +183,10 @@ def _enough(rows: int, full: int, rows_multiple: int) -> int:
 
 def _one_a_row(
     sequences: Sequence[npt.NDArray[np.int32]], chosen: npt.NDArray[np.int64], shape: tuple[int, int], pad_id: int
-) -> Batch:
-    tokens = np.full(shape, pad_id, np.int32)
-    for row, number in zip(tokens, chosen, strict=False):
-        row[: len(sequences[number])] = sequences[number]
+) -> TokenBatch:
+    tokens = pad_rows([sequences[number] for number in chosen], shape, pad_id)
     rows = np.arange(len(chosen))
-    return Batch(chosen, tokens, rows, np.zeros_like(rows), np.zeros_like(rows))
+    return TokenBatch(chosen, tokens, rows, np.zeros_like(rows), np.zeros_like(rows))
 
 
 def _packed(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> list[list[int]]:
@@ -198,7 +210,7 @@ def _packed(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> lis
 
 def _several_a_row(
     sequences: Sequence[npt.NDArray[np.int32]], rows: Sequence[Sequence[int]], count: int, pad_id: int
-) -> Batch:
+) -> TokenBatch:
     tokens = np.full((count, PACK_LENGTH), pad_id, np.int32)
     segments = np.full((count, PACK_LENGTH), -1, np.int32)
     starts = np.zeros((count, PACK_LENGTH // _SHORTEST_SEGMENT), np.int32)
@@ -213,4 +225,4 @@ def _several_a_row(
             places.append((number, row, segment, column))
             column = end
     chosen, row_of, segment_of, column_of = np.array(places, np.int64).T
-    return Batch(chosen, tokens, row_of, segment_of, column_of, segments, starts)
+    return TokenBatch(chosen, tokens, row_of, segment_of, column_of, segments, starts)

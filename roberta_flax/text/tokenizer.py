@@ -31,6 +31,7 @@ import regex
 import tiktoken
 
 from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.files import read_text, reading
 
 DICTIONARY_FILE = "dict.txt"
 ENCODER_FILE = "encoder.json"
@@ -172,7 +173,7 @@ class BPE(Protocol):
 class ByteLevelBPE:
     """GPT-2's byte-level BPE from encoder.json (piece -> BPE id) and vocab.bpe (merges, best first).
 
-    fairseq merges by a list of pairs; tiktoken merges any two neighbours whose concatenation is in the
+    fairseq merges by a list of pairs; tiktoken merges any two neighbors whose concatenation is in the
     vocabulary. The two agree if every merge is reachable: encoded alone, the bytes of its result end as that
     one piece. (Merges inside a span do not depend on what surrounds it unless one crosses its border, and the
     last state before the whole piece is then the pair that the list names.) Trained vocabularies are reachable.
@@ -339,10 +340,10 @@ class SentencePiece:
         Raises:
           CheckpointError: it is missing or not a sentencepiece model.
         """
+        with reading(path):
+            content = Path(path).read_bytes()
         try:
-            return cls(Path(path).read_bytes())
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+            return cls(content)
         except ValueError as error:
             raise CheckpointError(f"{path} is not a sentencepiece model: {error}") from None
 
@@ -607,18 +608,12 @@ def _read_encoder_json(path: Path) -> dict[str, int]:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read()
-    except FileNotFoundError:
+    if not os.path.exists(path):
         raise CheckpointError(
             f"{path} is missing; a model's tokenizer needs {', '.join(BYTE_LEVEL_FILES)}, or "
             f"{', '.join(SENTENCEPIECE_FILES)}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        )
+    return read_text(path)
 
 
 def _is_integer(text: str) -> bool:

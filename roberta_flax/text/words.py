@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from roberta_flax import extras
+from roberta_flax.extras import require
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-
-_EXTRA = "words"
 
 
 @lru_cache(maxsize=1)
 def english() -> Any:
     """spaCy's blank English pipeline, whose tokenizer needs no model (alignment_utils.spacy_nlp)."""
-    return extras.require("spacy.lang.en", "splitting text into words", _EXTRA).English()
+    return require("spacy.lang.en", "words").English()
 
 
 def spans(text: str) -> Int[np.ndarray, "words 2"]:
@@ -34,6 +32,6 @@ def spans(text: str) -> Int[np.ndarray, "words 2"]:
 def doc(words: Sequence[str], spaces: Sequence[bool], vectors: Float[np.ndarray, "*layers words hidden"]) -> Any:
     """A spaCy Doc of these words, each with a space after it or none, whose tokens' `.vector` is theirs, float32."""
     wide = vectors.astype(np.promote_types(np.float32, vectors.dtype))
-    made = extras.require("spacy.tokens", "a Doc", _EXTRA).Doc(english().vocab, words=list(words), spaces=list(spaces))
+    made = require("spacy.tokens", "words").Doc(english().vocab, words=list(words), spaces=list(spaces))
     made.user_token_hooks["vector"] = lambda token: wide[..., token.i, :]
     return made

@@ -7,27 +7,24 @@ state says; validation takes them in the file's order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from roberta_flax.datasets.examples import NO_TAG, Examples
-from roberta_flax.text.batching import length_bucket
-from roberta_flax.text.encoding import Ids
-from roberta_flax.train.extra import require
+from roberta_flax.extras import require
+from roberta_flax.text.batching import length_bucket, pad_rows
+from roberta_flax.train.losses import HostBatch
 
 if TYPE_CHECKING:
     import grain
-
-Batch = dict[str, npt.NDArray[Any]]
 
 _PREFETCH = 2  # updates made ahead
 
 
 def training_batches(
     examples: Examples, *, batch_size: int, update_freq: int = 1, pad_id: int, max_positions: int, seed: int
-) -> grain.DatasetIterator[Batch]:
+) -> grain.DatasetIterator[HostBatch]:
     """Batches without an end: every example once an epoch, in an order that `seed` and the epoch's number determine.
 
     An epoch's last update is filled with rows of padding, of weight 0. All of an update's sequences are padded to one
@@ -46,9 +43,9 @@ def training_batches(
     Raises:
       InputError: grain is not installed.
     """
-    grain = require("grain")
+    grain = require("grain", "train")
 
-    def update(numbers: Sequence[int]) -> Batch:
+    def update(numbers: Sequence[int]) -> HostBatch:
         time = _bucket(examples, numbers, max_positions)
         parts = [numbers[i * batch_size : (i + 1) * batch_size] for i in range(update_freq)]
         batches = [_batch(examples, part, batch_size, time, pad_id) for part in parts]
@@ -61,7 +58,7 @@ def training_batches(
 
 def validation_batches(
     examples: Examples, *, batch_size: int, pad_id: int, max_positions: int
-) -> Iterator[tuple[range, Batch]]:
+) -> Iterator[tuple[range, HostBatch]]:
     """All examples once, in the file's order: the numbers of a batch's examples, and the batch, padded likewise."""
     for first in range(0, len(examples), batch_size):
         numbers = range(first, min(first + batch_size, len(examples)))
@@ -72,23 +69,16 @@ def _bucket(examples: Examples, numbers: Sequence[int], max_positions: int) -> i
     return length_bucket(max(map(len, examples.sequences(numbers))), max_positions)
 
 
-def _batch(examples: Examples, numbers: Sequence[int], rows: int, time: int, pad_id: int) -> Batch:
+def _batch(examples: Examples, numbers: Sequence[int], rows: int, time: int, pad_id: int) -> HostBatch:
     """Some examples, at most `rows`, as the arrays that losses.head_loss takes."""
-    tokens = _padded(examples.sequences(numbers), rows * examples.choices, time, pad_id)
+    tokens = pad_rows(examples.sequences(numbers), (rows * examples.choices, time), pad_id)
     if examples.kind == "choice":
         tokens = tokens.reshape(rows, examples.choices, time)
     if examples.kind == "token":
         of_tokens = [examples.targets[examples.offsets[i] : examples.offsets[i + 1]] for i in numbers]
-        targets = _padded(of_tokens, rows, time, NO_TAG)
+        targets = pad_rows(of_tokens, (rows, time), NO_TAG)
         weights = (targets != NO_TAG).astype(np.float32)
         return {"tokens": tokens, "targets": np.maximum(targets, 0), "weights": weights}
     targets = np.zeros((rows, *examples.targets.shape[1:]), examples.targets.dtype)
     targets[: len(numbers)] = examples.targets[list(numbers)]
     return {"tokens": tokens, "targets": targets, "weights": (np.arange(rows) < len(numbers)).astype(np.float32)}
-
-
-def _padded(sequences: Sequence[npt.NDArray[Any]], rows: int, time: int, filler: int) -> Ids:
-    padded = np.full((rows, time), filler, np.int32)
-    for row, sequence in zip(padded, sequences, strict=False):
-        row[: len(sequence)] = sequence
-    return padded

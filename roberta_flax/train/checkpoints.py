@@ -13,9 +13,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.nn.forward import Params
 from roberta_flax.train.directory import unreadable, unwritable
-from roberta_flax.train.extra import require
 
 # what orbax and tensorstore raise where a disk fails; reading, where a file has something else
 _UNWRITABLE = (OSError, ValueError, RuntimeError)
@@ -23,7 +23,7 @@ _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 
 @contextmanager
-def opened(directory: Path, keep: int) -> Iterator[Checkpoints]:
+def open_checkpoints(directory: Path, keep: int) -> Iterator[Checkpoints]:
     """The checkpoints of a run; at the end waits for the one that is being written.
 
     Args:
@@ -33,7 +33,7 @@ def opened(directory: Path, keep: int) -> Iterator[Checkpoints]:
     Raises:
       InputError: the directory cannot be written, a checkpoint could not be, or orbax is not installed.
     """
-    ocp, managers = require("orbax.checkpoint"), require("orbax.checkpoint.checkpoint_managers")
+    ocp, managers = require("orbax.checkpoint", "train"), require("orbax.checkpoint.checkpoint_managers", "train")
     options = ocp.CheckpointManagerOptions(
         preservation_policy=managers.LatestN(n=keep),
         cleanup_tmp_directories=True,  # of a run that was killed while it saved
@@ -52,7 +52,7 @@ def opened(directory: Path, keep: int) -> Iterator[Checkpoints]:
         try:
             yield checkpoints
         except BaseException:
-            with suppress(InputError):  # what went wrong first is what is told
+            with suppress(InputError):  # the first error is the one to report
                 checkpoints.close()
             raise
         checkpoints.close()
@@ -82,7 +82,7 @@ class Checkpoints:
         Raises:
           InputError: this one or the one before could not be written.
         """
-        args = require("orbax.checkpoint").args
+        args = require("orbax.checkpoint", "train").args
         state = args.StandardSave({"params": params, "opt_state": opt_state})
         items = args.Composite(state=state, progress=args.JsonSave(dict(progress)))
         try:
@@ -103,7 +103,7 @@ class Checkpoints:
         Raises:
           InputError: it cannot be read.
         """
-        ocp = require("orbax.checkpoint")
+        ocp = require("orbax.checkpoint", "train")
         wanted = jax.tree.map(ocp.tree.to_shape_dtype_struct, {"params": params, "opt_state": opt_state})
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore())
         try:
@@ -139,12 +139,12 @@ def _quiet() -> Iterator[None]:
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
 
-    def told(unraisable: sys.UnraisableHookArgs) -> None:
+    def report(unraisable: sys.UnraisableHookArgs) -> None:
         if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
     logger.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = told
+    sys.unraisablehook = report
     try:
         yield
         sys.unraisablehook = hook

@@ -23,9 +23,8 @@ import os
 import tempfile
 import zlib
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ import numpy.typing as npt
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike, replacing
+from roberta_flax.prefetch import computed_ahead
 from roberta_flax.text.tokenizer import Tokenizer
 
 MAGIC = b"\x89RoBERTa"
@@ -126,7 +126,7 @@ def write(
       texts: UTF-8, a sentence or paragraph a line, an empty line between documents; names ending in .gz are compressed.
       destination: the file to make, or to replace. It appears when it is whole.
       tokenizer: of the model that is to be trained.
-      threads: that encode; one a processor if not given.
+      threads: number of tokenizer threads; one per processor if not given.
       progress: called now and then with the lines and tokens that are done.
 
     Raises:
@@ -137,14 +137,14 @@ def write(
     _check_files(files, destination)
     rows = [tables.read_rows(file, ("text",), format="txt") for file in files]
     dtype, threads = _dtype(tokenizer.vocab_size), threads or os.cpu_count() or 1
-    encode = partial(_encode, tokenizer, dtype=dtype)
+    calls = (partial(_encode, tokenizer, chunk, dtype=dtype) for chunk in _chunks(_lines(files, rows)))
     with (
         replacing(destination) as content,
         tempfile.TemporaryFile(dir=destination.parent) as offsets,
-        ThreadPoolExecutor(threads) as pool,
+        closing(computed_ahead(calls, threads=threads, ahead=2 * threads)) as encoded,
     ):
         writer = _Writer(content, offsets)
-        for ids, lengths in _ahead(pool, encode, _chunks(_lines(files, rows)), 2 * threads):
+        for ids, lengths in encoded:
             writer.add(ids, lengths)
             progress(writer.lines, writer.tokens)
         if not writer.documents:
@@ -246,17 +246,6 @@ def _encode(
     ids = [part for line in lines for part in (tokenizer.encode_text(line), end)]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.concatenate(ids).astype(dtype), lengths[::2] + 1
-
-
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], most: int) -> Iterator[Any]:
-    """`function` of each item, in order; computed by a pool's threads, at most so many ahead."""
-    waiting: deque[Future[Any]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 class Corpus:

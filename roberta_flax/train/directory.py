@@ -1,4 +1,4 @@
-"""A run's directory: what was asked of it, and a lock, so that two runs do not mix."""
+"""A run's directory: its configuration, and a lock, so that two runs do not mix."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _MESSAGE_BYTES = 2048
 
 
 @contextmanager
-def opened(directory: Path, asked: Mapping[str, Any]) -> Iterator[None]:
+def open_run(directory: Path, run_config: Mapping[str, Any]) -> Iterator[None]:
     """Makes a run's directory, or finds that of a run that was stopped; no other run has it meanwhile.
 
     Of several processes the first does it, and all learn what went wrong.
 
     Args:
-      directory: to make, or to go on in.
-      asked: what the run's results depend on, as JSON has it; a run goes on only with the same.
+      directory: to make, or to resume in.
+      run_config: what the run's results depend on, as JSON has it; a run resumes only with the same.
 
     Raises:
-      InputError: another run is there, running or with other things asked, or the directory cannot be written.
+      InputError: another run is there, running or of another configuration, or the directory cannot be written.
     """
     lock = filelock.FileLock(directory / LOCK_FILE)
     problem = None
     if jax.process_index() == 0:
         try:
-            _begin(directory, asked, lock)
+            _begin(directory, run_config, lock)
         except InputError as error:
             problem = str(error)
     if problem := _of_first(problem):
@@ -74,7 +74,7 @@ def _first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _begin(directory: Path, asked: Mapping[str, Any], lock: filelock.BaseFileLock) -> None:
+def _begin(directory: Path, run_config: Mapping[str, Any], lock: filelock.BaseFileLock) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -82,7 +82,7 @@ def _begin(directory: Path, asked: Mapping[str, Any], lock: filelock.BaseFileLoc
         raise InputError(f"another process is training in {directory} already; wait for it, or stop it") from None
     except OSError as error:
         raise InputError(f"cannot write {directory}: {error.strerror or error}; choose another directory") from None
-    text = json.dumps(asked, indent=2, sort_keys=True) + "\n"
+    text = json.dumps(run_config, indent=2, sort_keys=True) + "\n"
     run = directory / RUN_FILE
     if run.is_file():
         _require_same(directory, run, json.loads(text))

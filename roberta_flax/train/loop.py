@@ -1,6 +1,6 @@
 """run(): updates, validation, checkpoints, records, to the last update; stopped at any moment, it goes on from there.
 
-  DIR/run.json        what was asked; another run goes on only with the same (directory)
+  DIR/run.json        the run's configuration; a run resumes only with the same (directory)
   DIR/checkpoints/    parameters, the optimizer's state, where the run is and where in the data (checkpoints)
   DIR/metrics.jsonl   what each logged update and each validation gave; DIR/speed.jsonl, how long it took (records)
 
@@ -25,25 +25,24 @@ from typing import Any, Literal, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from roberta_flax.errors import DivergedError, InputError, StoppedError
+from roberta_flax.errors import DivergedError, InputError, StoppedError, require_positive
+from roberta_flax.extras import require
 from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.sharding import DATA, place_batch
 from roberta_flax.train import directory as layout
 from roberta_flax.train import plots
-from roberta_flax.train.checkpoints import Checkpoints, opened
-from roberta_flax.train.extra import require
+from roberta_flax.train.checkpoints import Checkpoints, open_checkpoints
+from roberta_flax.train.losses import HostBatch
 from roberta_flax.train.progress import Progress
 from roberta_flax.train.progress import shown as progress_on_stderr
 from roberta_flax.train.records import Records, Stopwatch
 from roberta_flax.train.signals import StopRequests
 
-Rows: TypeAlias = Mapping[str, npt.NDArray[Any]]  # a batch (losses) on the host
 # step.TrainStep, or a function like it
 Update: TypeAlias = Callable[[Params, Any, Any, jax.Array], tuple[Params, Any, Mapping[str, jax.Array]]]
 _LAG = 1  # updates under way whose results are not waited for
@@ -56,7 +55,7 @@ _FREE = frozenset(("save_every", "keep"))
 class Batches(Protocol):
     """Batches without end, in an order that their state determines; a grain.DatasetIterator is one."""
 
-    def __next__(self) -> Rows: ...
+    def __next__(self) -> HostBatch: ...
 
     def get_state(self) -> dict[str, Any]:
         """Where it is, as JSON has it."""
@@ -96,10 +95,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("total_updates", "validate_every", "save_every", "keep", "log_every", "patience"):
-            value = getattr(self, name)
-            none = value is None and name == "patience"
-            if not none and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a positive integer, got {value!r}")
+            if name != "patience" or self.patience is not None:
+                require_positive(**{name: getattr(self, name)})
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def run(
     save_best: Callable[[Params], None] | None = None,
     mesh: Mesh | None = None,
     accumulate: int = 1,
-    tokens_of: Callable[[Rows], int] = lambda batch: batch["tokens"].size,
+    tokens_of: Callable[[HostBatch], int] = lambda batch: batch["tokens"].size,
     tensorboard: bool = False,
     plot: bool = False,
     progress: bool = True,
@@ -174,13 +171,16 @@ def run(
       StoppedError: SIGINT or SIGTERM. The last update is finished and saved.
     """
     if plot:
-        require("matplotlib.figure")  # before hours of training
+        require("matplotlib.figure", "train")  # before hours of training
     if jax.process_count() > 1 and mesh is None:
         raise InputError("several processes train on one mesh of all their devices; give mesh")
     numbers = {name: value for name, value in asdict(plan).items() if name not in _FREE}
-    asked = {**config_note, "plan": {**numbers, "accumulate": accumulate}}
+    run_config = {**config_note, "plan": {**numbers, "accumulate": accumulate}}
     first = jax.process_index() == 0
-    with layout.opened(directory, asked), opened(directory / layout.CHECKPOINTS, plan.keep) as checkpoints:
+    with (
+        layout.open_run(directory, run_config),
+        open_checkpoints(directory / layout.CHECKPOINTS, plan.keep) as checkpoints,
+    ):
         place = _Placement(mesh, accumulate)
         params, opt_state = place.everywhere((params, opt_state))
         latest = checkpoints.latest()
@@ -255,7 +255,7 @@ class _UnderWay:
     """
 
     update: int
-    batch: Rows
+    batch: HostBatch
     position: str
     metrics: Mapping[str, jax.Array]
     learning_rate: jax.Array | None
@@ -287,7 +287,7 @@ class _Loop:
     save_best: Callable[[Params], None] | None
     inputs_of: Callable[[int], tuple[jax.Array, jax.Array | None]]
     place: _Placement
-    tokens_of: Callable[[Rows], int]
+    tokens_of: Callable[[HostBatch], int]
 
     def __post_init__(self) -> None:
         self._under_way: deque[_UnderWay] = deque()
@@ -448,7 +448,7 @@ class _Placement:
         self._mesh = mesh
         self._axis = int(accumulate > 1)
 
-    def __call__(self, batch: Rows) -> dict[str, jax.Array]:
+    def __call__(self, batch: HostBatch) -> dict[str, jax.Array]:
         if self._mesh is None:
             placed: dict[str, jax.Array] = jax.device_put(dict(batch))
             return placed

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.files import replacing
-from roberta_flax.train.extra import require
 
 _VALID = "valid_"
 _COLUMNS = 2
@@ -26,8 +26,8 @@ def curves(metrics: Path, picture: Path) -> None:
     Raises:
       InputError: a file that cannot be read or written, or matplotlib is not installed.
     """
-    figure_module = require("matplotlib.figure")
-    ticker = require("matplotlib.ticker")
+    figure_module = require("matplotlib.figure", "train")
+    ticker = require("matplotlib.ticker", "train")
     lines = _read(metrics)
     names = [
         "loss",

@@ -1,6 +1,6 @@
 """Masked-LM batches for pretraining and its validation, by grain, and perplexity.
 
-A Batch is a dict of numpy arrays: `tokens`, int32 [batch, time], with masks in them, padded on the right; `positions`
+A batch is a dict of numpy arrays: `tokens`, int32 [batch, time], with masks in them, padded on the right; `positions`
 and `targets`, int32 [batch, masked], of the tokens to be predicted; `weights`, float32 [batch, masked], 1 for these and
 0 for what fills a row up. With accumulation each has one axis more, [accumulate, batch, ...].
 """
@@ -19,24 +19,23 @@ import numpy.typing as npt
 from jax.sharding import Mesh
 
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.sharding import place_batch
 from roberta_flax.text import batching
 from roberta_flax.text.tokenizer import PAD_ID
 from roberta_flax.train.corpus import Blocks
-from roberta_flax.train.extra import require
+from roberta_flax.train.losses import HostBatch
 from roberta_flax.train.masking import Block, Masking, mask_block, stream
 
 if TYPE_CHECKING:
     import grain
 
-Batch = dict[str, npt.NDArray[Any]]
-
 _PREFETCH = 4  # updates made ahead
 
 
 class MaskedBatches:
-    """The Batch of every update, made from its number alone.
+    """The batch of every update, made from its number alone.
 
     An epoch has every block once. Blocks of about one length share a batch, as in fairseq, where they are sorted by
     length; which of them, and in which order batches come, is drawn anew for each epoch. The last rows of an epoch's
@@ -87,14 +86,14 @@ class MaskedBatches:
         self.updates_per_epoch = -(-len(blocks) // self._rows)
         self._shuffled = lru_cache(maxsize=2)(self._shuffle)
 
-    def shuffled(self, update: int) -> Batch:
+    def shuffled(self, update: int) -> HostBatch:
         """The batch of update `update`, from 0, of an endless training."""
         epoch, number = divmod(update, self.updates_per_epoch)
         order, updates = self._shuffled(epoch)
         first = int(updates[number]) * self._rows
         return self._batch(order[first : first + self._rows], epoch)
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self) -> Iterator[HostBatch]:
         """Every block once, always with the same masks: those of epoch 0."""
         order = self._buckets.argsort(kind="stable")
         for first in range(0, len(order), self._rows):
@@ -107,7 +106,7 @@ class MaskedBatches:
         order = order[self._buckets[order].argsort(kind="stable")]
         return order, random.permutation(self.updates_per_epoch)
 
-    def _batch(self, chosen: npt.NDArray[np.int64], epoch: int) -> Batch:
+    def _batch(self, chosen: npt.NDArray[np.int64], epoch: int) -> HostBatch:
         time = int(self._buckets[chosen].max())
         blocks = [self._blocks[index] for index in chosen]
         masked = [
@@ -137,8 +136,8 @@ def batch_of(
     masked: Sequence[tuple[Block, npt.NDArray[np.int64]]],
     shape: tuple[int, int, int],
     pad_id: int = PAD_ID,
-) -> Batch:
-    """The Batch of some sequences.
+) -> HostBatch:
+    """The batch of some sequences.
 
     Args:
       blocks: token ids [length] of each.
@@ -147,18 +146,14 @@ def batch_of(
       pad_id: of the model.
     """
     rows, time, most = shape
-    batch = {
-        "tokens": np.full((rows, time), pad_id, np.int32),
-        "positions": np.zeros((rows, most), np.int32),
-        "targets": np.full((rows, most), pad_id, np.int32),
-        "weights": np.zeros((rows, most), np.float32),
+    tokens, positions = zip(*masked, strict=True)
+    targets = [block[chosen] for block, chosen in zip(blocks, positions, strict=True)]
+    return {
+        "tokens": batching.pad_rows(tokens, (rows, time), pad_id),
+        "positions": batching.pad_rows(positions, (rows, most), 0),
+        "targets": batching.pad_rows(targets, (rows, most), pad_id),
+        "weights": batching.pad_rows([np.ones(len(chosen)) for chosen in positions], (rows, most), 0, np.float32),
     }
-    for row, (block, (tokens, positions)) in enumerate(zip(blocks, masked, strict=True)):
-        batch["tokens"][row, : len(tokens)] = tokens
-        batch["positions"][row, : len(positions)] = positions
-        batch["targets"][row, : len(positions)] = block[positions]
-        batch["weights"][row, : len(positions)] = 1
-    return batch
 
 
 def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
@@ -171,13 +166,13 @@ def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
     return np.minimum(steps[np.searchsorted(steps[:-1], lengths)], max_positions)
 
 
-def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[Batch]:
+def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[HostBatch]:
     """The batches of an endless training, made ahead of it; get_state() and set_state() go on exactly.
 
     Raises:
       InputError: grain is not installed.
     """
-    grain = require("grain")
+    grain = require("grain", "train")
     updates = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
     # one thread: numpy holds Python's lock for most of the time
     return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
@@ -186,7 +181,7 @@ def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[Batch]:
 def mean_loss(
     eval_step: Callable[[Params, Any], tuple[Any, Any]],
     params: Params,
-    batches: Iterable[Batch],
+    batches: Iterable[HostBatch],
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """The masked-LM loss over batches, and perplexity.

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from roberta_flax.extras import require
 from roberta_flax.train import directory as layout
-from roberta_flax.train.extra import require
 
 
 class Records:
@@ -42,7 +42,7 @@ class Records:
         if tensorboard:
             board = directory / layout.TENSORBOARD
             with _writing(board):
-                self._writer = require("tensorboardX").SummaryWriter(str(board), purge_step=update + 1)
+                self._writer = require("tensorboardX", "train").SummaryWriter(str(board), purge_step=update + 1)
         self._metrics = directory / layout.METRICS_FILE
         self._speed = directory / layout.SPEED_FILE
         with _writing(self._metrics):

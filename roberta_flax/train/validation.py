@@ -22,8 +22,8 @@ from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.sharding import place_batch
 from roberta_flax.tasks.spans import best_span
 from roberta_flax.text.tokenizer import Tokenizer
-from roberta_flax.train.batches import Batch, validation_batches
-from roberta_flax.train.losses import head_loss
+from roberta_flax.train.batches import validation_batches
+from roberta_flax.train.losses import HostBatch, head_loss
 
 
 class Validation:
@@ -117,13 +117,13 @@ class Validation:
 class _Judge(Protocol):
     """Takes in what a head says of some examples, and at the end says how good that was."""
 
-    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+    def add(self, numbers: range, batch: HostBatch, outputs: npt.NDArray[np.float64]) -> None:
         """Adds a batch, whose first rows are the examples `numbers`."""
 
     def evaluation(self) -> Evaluation: ...
 
 
-_Decisions = Callable[[Batch, npt.NDArray[np.float64]], tuple[Any, Any]]
+_Decisions = Callable[[HostBatch, npt.NDArray[np.float64]], tuple[Any, Any]]
 
 
 class _Classes:
@@ -135,14 +135,14 @@ class _Classes:
     ) -> None:
         self._counts, self._metrics, self._decisions = ClassCounts(labels), metrics, decisions
 
-    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+    def add(self, numbers: range, batch: HostBatch, outputs: npt.NDArray[np.float64]) -> None:
         self._counts.add(*self._decisions(batch, outputs))
 
     def evaluation(self) -> Evaluation:
         return self._counts.evaluation(self._metrics)
 
 
-def _of_sentences(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+def _of_sentences(batch: HostBatch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
     counts = batch["weights"] > 0
     return outputs.argmax(axis=-1)[counts], batch["targets"][counts]
 
@@ -151,14 +151,14 @@ _of_tokens = _of_sentences  # [batch, time] in the place of [batch]
 
 
 def _of_choices(pad_id: int) -> _Decisions:
-    def decisions(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+    def decisions(batch: HostBatch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
         is_choice = (batch["tokens"] != pad_id).any(axis=-1)
         return _of_sentences(batch, np.where(is_choice, outputs.reshape(is_choice.shape), -np.inf))
 
     return decisions
 
 
-def _of_labels(batch: Batch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+def _of_labels(batch: HostBatch, outputs: npt.NDArray[np.float64]) -> tuple[Any, Any]:
     counts = batch["weights"] > 0
     return (outputs[counts] > 0).astype(np.int32).ravel(), batch["targets"][counts].astype(np.int32).ravel()
 
@@ -167,7 +167,7 @@ class _Entities:
     def __init__(self, labels: Sequence[str], metrics: Sequence[str]) -> None:
         self._counts, self._metrics = EntityCounts(labels), metrics
 
-    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+    def add(self, numbers: range, batch: HostBatch, outputs: npt.NDArray[np.float64]) -> None:
         counts = batch["weights"] > 0
         for predicted, gold, words in zip(outputs.argmax(axis=-1), batch["targets"], counts, strict=True):
             self._counts.add(predicted[words], gold[words])
@@ -182,7 +182,7 @@ class _Values:
         self._predicted: list[float] = []
         self._gold: list[float] = []
 
-    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+    def add(self, numbers: range, batch: HostBatch, outputs: npt.NDArray[np.float64]) -> None:
         self._predicted += outputs[: len(numbers), 0].tolist()
         self._gold += batch["targets"][: len(numbers)].tolist()
 
@@ -203,7 +203,7 @@ class _Answers:
         self._none: dict[int, float] = {}  # what speaks for no answer
         self._may_be_none = not all(question.answers for question in examples.questions)
 
-    def add(self, numbers: range, batch: Batch, outputs: npt.NDArray[np.float64]) -> None:
+    def add(self, numbers: range, batch: HostBatch, outputs: npt.NDArray[np.float64]) -> None:
         for number, scores in zip(numbers, outputs, strict=False):
             question, prefix, begin, end = self._examples.windows[number].tolist()
             self._none[question] = min(scores[0].sum(), self._none.get(question, np.inf))

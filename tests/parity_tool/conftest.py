@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from roberta_flax import cli, parity
+from roberta_flax import parity
 from roberta_flax.parity.observation import Subject
 
 TEXTS = (("Hello world!",), ("A man plays.", "A man sleeps."))
@@ -60,14 +59,6 @@ def break_the_flax_side(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the program in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["roberta-flax", "parity", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
+def run(run):
+    """Runs the command in this process: (exit status, stdout, stderr)."""
+    return functools.partial(run, "parity")

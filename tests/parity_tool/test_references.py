@@ -9,7 +9,7 @@ from roberta_flax import InputError
 from roberta_flax.checkpoint import converted
 from roberta_flax.convert import convert
 from roberta_flax.parity import inputs, points
-from roberta_flax.parity.comparison import PointSums
+from roberta_flax.parity.comparison import PointSums, ValuePair
 from roberta_flax.parity.rounding import rounding_of
 from roberta_flax.parity.torch_side import TorchSide, torch_side
 from tests.parity import test_huggingface as huggingface
@@ -40,7 +40,8 @@ def assert_the_same(theirs: TorchSide, ours: TorchSide, directory, names: list[s
         assert set(our.values) == set(names)
         for point, values in their.values.items():
             sums = PointSums(point, "float64")
-            sums.add(number, our.batch, config, our.values[point], values, spreads[point])
+            counted = points.counted(point, our.batch, config)
+            sums.add(ValuePair(point, number, our.batch, our.values[point], values, spreads[point], counted))
             assert sums.result().passed, sums.result()
             assert sums.result().reference_max > 0, point
             shown.add(point)

@@ -37,20 +37,6 @@ FAST = ("--lr", "2e-3", "--dropout", "0", "--attention-dropout", "0", "--batch-s
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the program in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["roberta-flax", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def finetune(run, tiny_directory):
     """Fine-tunes the embedded model; gives the summary and stderr."""
 

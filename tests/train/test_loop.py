@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import pty
 import re
 import shutil
 import signal
@@ -14,7 +13,6 @@ import struct
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -477,20 +475,9 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, monkeypatch):
 # how far it is, curves, TensorBoard
 
 
-def test_a_terminal_shows_loss_learning_rate_speed_and_the_time_left(tmp_path):
-    terminal = pty.openpty()
-    environment = {**CPU, "TERM": "xterm", "COLUMNS": "160"}
-    arguments = [*RUN, str(tmp_path / "run"), json.dumps({"progress": True})]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal[1], env=environment, cwd=ROOT)
-    os.close(terminal[1])
-    shown = b""
-    with suppress(OSError):  # which is how a terminal ends
-        while block := os.read(terminal[0], 1 << 16):
-            shown += block
-    os.close(terminal[0])
-    assert process.communicate()[0] == b""
-    assert process.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+def test_a_terminal_shows_loss_learning_rate_speed_and_the_time_left(on_a_terminal, tmp_path):
+    text, stdout = on_a_terminal([*RUN, tmp_path / "run", json.dumps({"progress": True})])
+    assert stdout == ""
     found = re.findall(r"(\d+)/60 loss [\d.]+ lr [\d.e-]+ \d+ tokens/s \d:\d\d:\d\d left", text)
     assert found[-1] == "60"
     assert "WARNING" not in text

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import cli
 from roberta_flax.checkpoint import converted
 from roberta_flax.nn.tree import flatten
 from roberta_flax.train.corpus import Blocks
@@ -222,20 +220,6 @@ print("same")
 
 
 # The commands
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the program in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["roberta-flax", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 TEXT = "".join(

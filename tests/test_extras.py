@@ -1,0 +1,65 @@
+"""A package that is not installed is one line, which says how to install it."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+
+import pytest
+
+import roberta_flax
+from roberta_flax import InputError, extras, parity
+from roberta_flax.convert import export
+from roberta_flax.inference import ray
+from tests.conftest import ROOT
+
+
+def test_the_extras_that_errors_name_are_extras_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extras._PURPOSES.keys() <= project["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize(
+    ("module", "use", "message"),
+    [
+        (
+            "torch",
+            lambda directory, other: export(directory, other, to="fairseq"),
+            r"writing a fairseq checkpoint needs torch \(.*\); install it with: pip install 'roberta-flax\[convert\]'",
+        ),
+        (
+            "huggingface_hub",
+            lambda directory, other: roberta_flax.load("hf:org/name"),
+            r"needs huggingface_hub \(.*\); install it with: pip install 'roberta-flax\[huggingface\]'",
+        ),
+        (
+            "ray",
+            lambda directory, other: ray.predict_parquet(directory, other),
+            r"needs ray \(.*\); install it with: pip install 'roberta-flax\[ray\]'",
+        ),
+        (
+            "torch",
+            lambda directory, other: parity.compare(directory),
+            r"needs torch \(.*\); .* 'roberta-flax\[parity\]', or replay what was recorded elsewhere",
+        ),
+        (
+            "fairseq",
+            lambda directory, other: parity.compare(directory, reference="fairseq"),
+            r"the reference fairseq needs fairseq \(.*\); .*, or take --reference builtin",
+        ),
+        (
+            "transformers",
+            lambda directory, other: parity.compare(directory, reference="transformers"),
+            r"the reference transformers needs transformers \(.*\); .*, or take --reference builtin",
+        ),
+    ],
+    ids=["export", "hub", "ray", "parity", "fairseq", "transformers"],
+)
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+    module, use, message, tiny_directory, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=message) as error:
+        use(tiny_directory, tmp_path / "other")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "other").exists()
