@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from roberta_flax.nn.config import RobertaConfig
     from roberta_flax.train.finetuning import FineTuning, Result
 
-_SAVE_EVERY = (100, 1000)  # updates: no less and no more, whatever an epoch has
+_SAVE_EVERY = (100, 1000)  # steps: no less and no more, whatever an epoch has
 
 
 def command(
@@ -72,12 +72,17 @@ def command(
     head: Annotated[str | None, typer.Option(help="The head's name. [default: the task's]")] = None,
     max_length: MaxLength = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training file.")] = None,
-    updates: Annotated[int | None, typer.Option(help="Updates in all, in the place of epochs.")] = None,
-    warmup_updates: Annotated[int | None, typer.Option(help="Updates in which the learning rate rises.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", "--updates", help="Steps in all, in the place of epochs.")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None,
+        typer.Option("--warmup-steps", "--warmup-updates", help="Steps in which the learning rate rises."),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Its highest.")] = None,
-    end_learning_rate: Annotated[float | None, typer.Option(help="After the last update.")] = None,
+    end_learning_rate: Annotated[float | None, typer.Option(help="After the last step.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples that are computed together.")] = None,
-    update_freq: Annotated[int | None, typer.Option(help="Batches whose gradients make one update.")] = None,
+    update_freq: Annotated[int | None, typer.Option(help="Batches whose gradients make one step.")] = None,
     adam_betas: Annotated[tuple[float, float] | None, typer.Option(help="Of Adam.")] = None,
     adam_eps: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of Adam.")] = None,
@@ -96,9 +101,9 @@ def command(
     best_metric: Annotated[
         str | None, typer.Option(help="By which the best is kept: the task's, or loss. [default: the task's first]")
     ] = None,
-    validate_every: Annotated[int | None, typer.Option(help="Updates. [default: an epoch's]")] = None,
+    validate_every: Annotated[int | None, typer.Option(help="Steps. [default: an epoch's]")] = None,
     save_every: Annotated[
-        int | None, typer.Option(help="Updates between checkpoints. [default: an epoch's, from 100 to 1000]")
+        int | None, typer.Option(help="Steps between checkpoints. [default: an epoch's, from 100 to 1000]")
     ] = None,
     remat: Remat = False,
     data_parallel: DataParallel = None,
@@ -134,12 +139,12 @@ def command(
     }  # fmt: skip
     recipe = replace(recipe_of(name), **{field: value for field, value in given.items() if value is not None})
     seeds = _checked_seeds(seed)
-    counts = {"epochs": epochs, "updates": updates, "validate-every": validate_every, "save-every": save_every}
+    counts = {"epochs": epochs, "steps": steps, "validate-every": validate_every, "save-every": save_every}
     for option, count in counts.items():
         if count is not None and count < 1:
             raise InputError(f"--{option} must be 1 or more, got {count}")
-    if epochs is not None and updates is not None:
-        raise InputError("give --epochs or --updates, not both")
+    if epochs is not None and steps is not None:
+        raise InputError("give --epochs or --steps, not both")
     mesh = mesh_of(recipe.batch_size, tensor_parallel, data_parallel=data_parallel, distributed=distributed)
     loading = Loading(model, dtype, precision, None, checkpoint_file, bpe_dir, cache_dir)
     roberta = loading.load()
@@ -151,14 +156,14 @@ def command(
     )
     training, validation = (_read(reader, file) for file in (train, valid))
     per_epoch = -(-len(training) // (recipe.batch_size * recipe.update_freq))
-    warmup, total = recipe.updates(per_epoch, epochs=epochs, updates=updates)
-    if warmup_updates is not None:
-        warmup = warmup_updates
+    warmup, total = recipe.steps(per_epoch, epochs=epochs, steps=steps)
+    if warmup_steps is not None:
+        warmup = warmup_steps
     tuning = FineTuning(
         head=reader.head,
         recipe=recipe,
-        warmup_updates=warmup,
-        total_updates=total,
+        warmup_steps=warmup,
+        total_steps=total,
         training=training,
         validation=validation,
         labels=reader.labels,
@@ -173,7 +178,7 @@ def command(
         note={"task": name, **loading.note()},
     )
     report(
-        f"{recipe.source}: {total} updates of {recipe.batch_size * recipe.update_freq} examples, {warmup} of them "
+        f"{recipe.source}: {total} steps of {recipe.batch_size * recipe.update_freq} examples, {warmup} of them "
         f"warm-up; {per_epoch} make an epoch"
     )
     if continues(roberta.config, reader.head):
@@ -252,8 +257,8 @@ def _asked(tuning: FineTuning, task: str) -> dict[str, Any]:
     return {
         "task": task,
         "head": tuning.head.name,
-        "total_updates": tuning.total_updates,
-        "warmup_updates": tuning.warmup_updates,
+        "total_steps": tuning.total_steps,
+        "warmup_steps": tuning.warmup_steps,
         "recipe": asdict(tuning.recipe),
         "training": rows(tuning.training.tally),
         "validation": rows(tuning.validation.tally),
@@ -285,11 +290,11 @@ def _lines(output: Path, results: Sequence[Result]) -> list[str]:
     best, lines = _best(results), []
     if len(results) > 1:
         output = output / f"seed-{best.seed}"
-        lines = [f"seed {r.seed}: {r.best_metric} {r.best:.4f} after {r.best_update} updates" for r in results]
+        lines = [f"seed {r.seed}: {r.best_metric} {r.best:.4f} after {r.best_step} steps" for r in results]
         lines.append(f"median {best.best_metric} {statistics.median(r.best for r in results):.4f}")
     ended = "" if best.stopped == "done" else ", stopped early"
     return [
         *lines,
-        f"{output / 'best'}: the best of {best.updates} updates{ended}, after {best.best_update}; loss {best.loss:.4f}",
+        f"{output / 'best'}: the best of {best.steps} steps{ended}, after {best.best_step}; loss {best.loss:.4f}",
         best.evaluation.to_text(),
     ]

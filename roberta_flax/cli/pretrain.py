@@ -75,18 +75,22 @@ def command(
     random_token_prob: RandomTokenProb = 0.1,
     mask_whole_words: WholeWords = False,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 0.0005,
-    warmup_updates: Annotated[int, typer.Option(help="Updates until it is reached.")] = 10_000,
-    max_update: Annotated[int, typer.Option(help="Updates, at the end of which it is 0.")] = 125_000,
+    warmup_steps: Annotated[
+        int, typer.Option("--warmup-steps", "--warmup-updates", help="Steps until it is reached.")
+    ] = 10_000,
+    steps: Annotated[
+        int, typer.Option("--steps", "--max-update", help="Steps, at the end of which it is 0.")
+    ] = 125_000,
     batch_size: BatchSize = 16,
-    update_freq: Annotated[int, typer.Option(help="Batches in an update.")] = 16,
+    update_freq: Annotated[int, typer.Option(help="Batches in a step.")] = 16,
     weight_decay: Annotated[float, typer.Option(help="Adam's.")] = 0.01,
     adam_betas: Annotated[tuple[float, float], typer.Option(help="Adam's.")] = (0.9, 0.98),
     adam_eps: Annotated[float, typer.Option(help="Adam's.")] = 1e-6,
     clip_norm: Annotated[float, typer.Option(help="The largest norm of gradients; 0 for any.")] = 0.0,
-    validate_every: Annotated[int, typer.Option(help="Updates between validations.")] = 1000,
-    save_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 1000,
+    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 1000,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
     keep: Annotated[int, typer.Option(help="Checkpoints that stay, the newest.")] = 3,
-    log_every: Annotated[int, typer.Option(help="Updates that a line of metrics.jsonl is of.")] = 100,
+    log_every: Annotated[int, typer.Option(help="Steps that a line of metrics.jsonl is of.")] = 100,
     patience: Annotated[int | None, typer.Option(help="Stop after so many validations without a better one.")] = None,
     seed: Annotated[int, typer.Option(help="Of initialisation, order, masks and dropout.")] = 1,
     dtype: Dtype = "float32",
@@ -138,7 +142,7 @@ def command(
     accumulate = update_freq if update_freq > 1 else None
     trained, data_note = samples.batches(data, start.tokenizer, config, batch_size, accumulate)
     validated, valid_note = samples.batches(valid, start.tokenizer, config, batch_size)
-    schedule = polynomial_decay(lr, warmup_updates=warmup_updates, total_updates=max_update)
+    schedule = polynomial_decay(lr, warmup_steps=warmup_steps, total_steps=steps)
     optimizer = adam(
         schedule, config=config, betas=adam_betas, eps=adam_eps, weight_decay=weight_decay, clip_norm=clip_norm
     )
@@ -153,7 +157,7 @@ def command(
         params,
         init_optimizer(optimizer, params),
         training_batches(trained),
-        plan=Plan(max_update, validate_every, save_every, keep, log_every, patience, seed=seed),
+        plan=Plan(steps, validate_every, save_every, keep, log_every, patience, seed=seed),
         directory=output,
         config_note={
             "data": data_note,
@@ -162,7 +166,7 @@ def command(
             "config": json.loads(config.to_json()),
             "samples": asdict(samples),
             "batch_size": batch_size,
-            "optimizer": [lr, warmup_updates, weight_decay, *adam_betas, adam_eps, clip_norm],
+            "optimizer": [lr, warmup_steps, weight_decay, *adam_betas, adam_eps, clip_norm],
             "dtype": dtype,
             "precision": precision,
         },
@@ -177,12 +181,12 @@ def command(
     )
     summary = {
         "model": str(best),
-        "updates": outcome.updates,
+        "steps": outcome.steps,
         "stopped": outcome.stopped,
-        "best_update": outcome.best_update,
+        "best_step": outcome.best_step,
         "loss": outcome.best,
         "perplexity": None if outcome.best is None else math.exp(outcome.best),
-        "updates_per_epoch": trained.updates_per_epoch,
+        "steps_per_epoch": trained.steps_per_epoch,
     }
     if not is_first_process():
         return
@@ -190,11 +194,11 @@ def command(
     if as_json:
         print_json(summary)
     elif outcome.best is None:
-        print(f"{output}: {outcome.updates} updates; no validation gave a number")
+        print(f"{output}: {outcome.steps} steps; no validation gave a number")
     else:
         print(
             f"{best}: validation loss {outcome.best:.4f}, perplexity {summary['perplexity']:.2f}, after "
-            f"{outcome.best_update} of {outcome.updates} updates"
+            f"{outcome.best_step} of {outcome.steps} steps"
         )
 
 

@@ -1,4 +1,4 @@
-"""Training: losses, fairseq's optimiser and an update as plain functions over optax."""
+"""Training: losses, fairseq's optimizer and a training step as plain functions over optax."""
 
 from roberta_flax.train.losses import Batch, Loss, head_loss, masked_lm_loss
 from roberta_flax.train.optimizer import adam, polynomial_decay

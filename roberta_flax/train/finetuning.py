@@ -39,12 +39,12 @@ class FineTuning:
     Attributes:
       head: to train.
       recipe: the hyper-parameters.
-      warmup_updates, total_updates: how long (see Recipe.updates).
+      warmup_steps, total_steps: how long (see Recipe.steps).
       training, validation: examples for the head.
       labels: the gold string of each class (see Validation).
       metrics: of the validation.
       best: of these or "loss": what says which parameters are the best.
-      validate_every, save_every: updates between validations, and between checkpoints.
+      validate_every, save_every: steps between validations, and between checkpoints.
       patience: validations without a better one after which a run ends; None for none.
       freeze: patterns of parameters that stay as they are (see make_train_step).
       layer_decay: of the learning rate from each layer to the one below; 1 for none.
@@ -54,8 +54,8 @@ class FineTuning:
 
     head: HeadConfig
     recipe: Recipe
-    warmup_updates: int
-    total_updates: int
+    warmup_steps: int
+    total_steps: int
     training: Examples
     validation: Examples
     labels: tuple[str, ...]
@@ -118,7 +118,7 @@ class FineTuning:
                 max_positions=config.max_positions, seed=seed,
             ),
             plan=loop.Plan(
-                self.total_updates, self.validate_every, self.save_every, patience=self.patience, best=self.best,
+                self.total_steps, self.validate_every, self.save_every, patience=self.patience, best=self.best,
                 maximize=self.best not in LESS_IS_BETTER, seed=seed,
             ),
             directory=directory,
@@ -133,20 +133,20 @@ class FineTuning:
             plot=plot,
             progress=progress,
         )  # fmt: skip
-        if outcome.best is None or outcome.best_update is None:
+        if outcome.best is None or outcome.best_step is None:
             raise InputError(
                 f"{self.best} was not a number in any validation on {self.validation.tally.path}, so there is no best "
                 "model; take another metric, or train for longer"
             )
         saved = _reached(converted.read(directory / layout.BEST)[1], self.head)
         judged, mean_loss = validation.evaluate(_placed(saved, config, mesh, fully_sharded))
-        return Result(seed, outcome.updates, outcome.stopped, outcome.best_update, self.best, mean_loss, judged)
+        return Result(seed, outcome.steps, outcome.stopped, outcome.best_step, self.best, mean_loss, judged)
 
     def _schedule(self) -> optax.Schedule:
         return polynomial_decay(
             self.recipe.learning_rate,
-            warmup_updates=self.warmup_updates,
-            total_updates=self.total_updates,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps,
             end_learning_rate=self.recipe.end_learning_rate,
         )
 
@@ -166,8 +166,8 @@ class FineTuning:
         plain = {
             "head": asdict(self.head),
             **asdict(self.recipe),
-            "warmup_updates": self.warmup_updates,
-            "total_updates": self.total_updates,
+            "warmup_steps": self.warmup_steps,
+            "total_steps": self.total_steps,
             "training": self.training.fingerprint(),
             "validation": self.validation.fingerprint(),
             "freeze": list(self.freeze),
@@ -185,18 +185,18 @@ class Result:
 
     Attributes:
       seed: its.
-      updates: those done.
+      steps: those done.
       stopped: "done" after the last, "patience" before.
-      best_update: after which the best model was.
+      best_step: after which the best model was.
       best_metric: by which it was.
       loss: of the best model as it is on disk, on the validation examples.
       evaluation: of it, with all metrics.
     """
 
     seed: int
-    updates: int
+    steps: int
     stopped: str
-    best_update: int
+    best_step: int
     best_metric: str
     loss: float
     evaluation: Evaluation
@@ -210,9 +210,9 @@ class Result:
         """The fields by name, for json.dumps."""
         return {
             "seed": self.seed,
-            "updates": self.updates,
+            "steps": self.steps,
             "stopped": self.stopped,
-            "best_update": self.best_update,
+            "best_step": self.best_step,
             "best_metric": self.best_metric,
             "best": self.best,
             "loss": self.loss,

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 Batch = dict[str, npt.NDArray[Any]]
 
-_PREFETCH = 4  # updates made ahead
+_PREFETCH = 4  # steps made ahead
 
 
 class MaskedBatches:
-    """The Batch of every update, made from its number alone.
+    """The Batch of every step, made from its number alone.
 
     An epoch has every block once. Blocks of about one length share a batch, as in fairseq, where they are sorted by
     length; which of them, and in which order batches come, is drawn anew for each epoch. The last rows of an epoch's
@@ -62,7 +62,7 @@ class MaskedBatches:
           rows: of a batch.
           max_positions: of the model; no block is longer.
           seed: of order and masks.
-          accumulate: batches of an update, which arrays have as a first axis; None for one without that axis.
+          accumulate: batches of a step, which arrays have as a first axis; None for one without that axis.
           pad_id: of the model.
 
         Raises:
@@ -84,14 +84,14 @@ class MaskedBatches:
         self._shape = (rows,) if accumulate is None else (accumulate, rows)
         self._buckets = _buckets(longest, max_positions)[lengths]
         self._rows = rows * (accumulate or 1)
-        self.updates_per_epoch = -(-len(blocks) // self._rows)
+        self.steps_per_epoch = -(-len(blocks) // self._rows)
         self._shuffled = lru_cache(maxsize=2)(self._shuffle)
 
-    def shuffled(self, update: int) -> Batch:
-        """The batch of update `update`, from 0, of an endless training."""
-        epoch, number = divmod(update, self.updates_per_epoch)
-        order, updates = self._shuffled(epoch)
-        first = int(updates[number]) * self._rows
+    def shuffled(self, step: int) -> Batch:
+        """The batch of step `step`, from 0, of an endless training."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        order, steps = self._shuffled(epoch)
+        first = int(steps[number]) * self._rows
         return self._batch(order[first : first + self._rows], epoch)
 
     def in_order(self) -> Iterator[Batch]:
@@ -101,11 +101,11 @@ class MaskedBatches:
             yield self._batch(order[first : first + self._rows], 0)
 
     def _shuffle(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """An epoch's blocks, shuffled within lengths, and the order in which its updates come."""
+        """An epoch's blocks, shuffled within lengths, and the order in which its steps come."""
         random = stream(self._seed, epoch)
         order = random.permutation(len(self._buckets))
         order = order[self._buckets[order].argsort(kind="stable")]
-        return order, random.permutation(self.updates_per_epoch)
+        return order, random.permutation(self.steps_per_epoch)
 
     def _batch(self, chosen: npt.NDArray[np.int64], epoch: int) -> Batch:
         time = int(self._buckets[chosen].max())
@@ -164,7 +164,7 @@ def batch_of(
 def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
     """What a batch is padded to by the length of its longest block, for lengths from 0 to `longest`.
 
-    Coarser than batching.length_bucket: a step of an update takes longer to compile than one forward.
+    Coarser than batching.length_bucket: a training step takes longer to compile than a forward pass.
     """
     lengths = np.arange(longest + 1)
     steps = np.array([*batching.LENGTH_BUCKETS, max(longest, max_positions)], np.int32)
@@ -178,9 +178,9 @@ def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[Batch]:
       InputError: grain is not installed.
     """
     grain = require("grain")
-    updates = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
+    steps = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
     # one thread: numpy holds Python's lock for most of the time
-    return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
 
 
 def mean_loss(

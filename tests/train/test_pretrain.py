@@ -64,10 +64,10 @@ def test_an_epoch_has_every_block_once(rows, accumulate):
     batches = masked_batches(blocks, rows=rows, accumulate=accumulate)
     expected = sorted(block.tobytes() for block in blocks)
     for epoch in range(3):
-        first = epoch * batches.updates_per_epoch
-        made = [batches.shuffled(first + update) for update in range(batches.updates_per_epoch)]
+        first = epoch * batches.steps_per_epoch
+        made = [batches.shuffled(first + update) for update in range(batches.steps_per_epoch)]
         assert sorted(block for batch in made for block in originals(batch)) == expected
-    assert batches.updates_per_epoch == math.ceil(101 / (rows * (accumulate or 1)))
+    assert batches.steps_per_epoch == math.ceil(101 / (rows * (accumulate or 1)))
 
 
 def test_arrays_are_as_the_loss_takes_them():
@@ -97,8 +97,8 @@ def test_masks_are_those_of_the_block_and_the_epoch():
     index_of = {block.tobytes(): index for index, block in enumerate(blocks)}
     batches = masked_batches(blocks, seed=5)
     for epoch in (0, 1, 4):
-        for update in range(batches.updates_per_epoch):
-            batch = batches.shuffled(epoch * batches.updates_per_epoch + update)
+        for update in range(batches.steps_per_epoch):
+            batch = batches.shuffled(epoch * batches.steps_per_epoch + update)
             for row, original in enumerate(originals(batch)):
                 index = index_of[original]
                 tokens, positions = mask_block(blocks[index], masking, seed=5, epoch=epoch, index=index)
@@ -111,7 +111,7 @@ def test_every_epoch_has_another_order_and_other_masks():
     blocks = random_blocks(40, longest=9)
     batches = masked_batches(blocks)
     epochs = [
-        [batches.shuffled(epoch * batches.updates_per_epoch + update) for update in range(batches.updates_per_epoch)]
+        [batches.shuffled(epoch * batches.steps_per_epoch + update) for update in range(batches.steps_per_epoch)]
         for epoch in range(3)
     ]
     orders = [[originals(batch) for batch in epoch] for epoch in epochs]
@@ -124,7 +124,7 @@ def test_every_epoch_has_another_order_and_other_masks():
 def test_blocks_of_about_one_length_share_a_batch_and_shapes_are_few():
     blocks = random_blocks(500)
     batches = masked_batches(blocks, rows=8)
-    made = [batches.shuffled(update) for update in range(batches.updates_per_epoch)]
+    made = [batches.shuffled(update) for update in range(batches.steps_per_epoch)]
     shapes = {(batch["tokens"].shape, batch["positions"].shape) for batch in made}
     # one width of positions to each length: the most that 15 % of it may be
     assert shapes == {((8, time), (8, most)) for time, most in ((16, 3), (24, 4), (32, 5), (48, 8), (64, 10))}
@@ -139,7 +139,7 @@ def test_whole_words_have_room_whatever_their_number():
     begins[[*range(4), 4]] = True  # few words, and long ones
     blocks = random_blocks(200)
     batches = masked_batches(blocks, masking=Masking(VOCAB, MASK, word_begins=begins))
-    made = [batches.shuffled(update) for update in range(batches.updates_per_epoch)]
+    made = [batches.shuffled(update) for update in range(batches.steps_per_epoch)]
     assert sorted(block for batch in made for block in originals(batch)) == sorted(block.tobytes() for block in blocks)
     widths = {}
     for batch in made:
@@ -171,7 +171,7 @@ def test_validation_is_the_same_every_time_and_for_every_batch_size():
 def test_a_state_saved_at_any_batch_goes_on_with_equal_batches(accumulate):
     blocks = random_blocks(30)
     batches = masked_batches(blocks, accumulate=accumulate)
-    count = 2 * batches.updates_per_epoch + 3
+    count = 2 * batches.steps_per_epoch + 3
     iterator = training_batches(batches)
     states, made = [], []
     for _ in range(count):
@@ -246,7 +246,7 @@ TEXT = "".join(
 )
 SMALL = ("--layers", 1, "--hidden", 32, "--heads", 2, "--intermediate", 64, "--max-positions", 48)
 ONE_SHAPE = ("--sample-break-mode", "none", "--tokens-per-sample", 32, "--update-freq", 1)
-SHORT = ("--max-update", 8, "--warmup-updates", 2, "--validate-every", 4, "--save-every", 4, "--log-every", 2)
+SHORT = ("--steps", 8, "--warmup-steps", 2, "--validate-every", 4, "--save-every", 4, "--log-every", 2)
 
 
 @pytest.fixture
@@ -259,18 +259,18 @@ def data(run, tiny_source, tmp_path):
 
 def test_from_text_to_a_model_that_has_learned(run, data, tiny_source, tmp_path):
     out = tmp_path / "run"
-    options = ("--max-update", 80, "--warmup-updates", 8, "--lr", 0.01, "--update-freq", 2, "--validate-every", 40)
+    options = ("--steps", 80, "--warmup-steps", 8, "--lr", 0.01, "--update-freq", 2, "--validate-every", 40)
     arguments = ("pretrain", "--data", data, "--valid", data, "-o", out, "--tokenizer", tiny_source, *SMALL, *options)
     status, stdout, err = run(*arguments, "--mask-whole-words", "--json")
     assert status == 0, err
     summary = json.loads(stdout)
-    assert (summary["updates"], summary["stopped"], summary["model"]) == (80, "done", str(out / "best"))
+    assert (summary["steps"], summary["stopped"], summary["model"]) == (80, "done", str(out / "best"))
     assert json.loads((out / "summary.json").read_text()) == summary
     assert summary["perplexity"] < 60  # of 581, where it began
     model = roberta_flax.load(out / "best")
     assert (model.config.num_layers, model.config.max_positions, model.config.heads) == (1, 48, ())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["update"] == 80
+    assert lines[-1]["step"] == 80
     options = ("--mask-whole-words", "--batch-size", 5, "--json")
     status, stdout, _ = run("perplexity", data, "--model", out / "best", *options)
     found = json.loads(stdout)
