@@ -4,21 +4,27 @@
 >>> roberta = roberta_flax.load("roberta.large.mnli")
 >>> tokens = roberta.encode("Roberta is a heavily optimized version of BERT.", "Roberta is based on BERT.")
 >>> roberta.predict("mnli", tokens).argmax()  # 2: entailment
+
+Names are imported when they are first used: `roberta-flax --help` waits for no JAX.
 """
 
-from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
-from roberta_flax.hub import Roberta, load, load_tokenizer
-from roberta_flax.inference.predictor import Predictor
-from roberta_flax.nn import forward
-from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.model import RobertaModel
-from roberta_flax.nn.numerics import Numerics
-from roberta_flax.tasks.classify import Classify
-from roberta_flax.tasks.embed import Embed
-from roberta_flax.tasks.fill_mask import FillMask
-from roberta_flax.text.batching import collate_tokens
-from roberta_flax.text.encoding import Rejected
-from roberta_flax.text.tokenizer import Tokenizer
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
+    from roberta_flax.hub import Roberta, load, load_tokenizer
+    from roberta_flax.inference.predictor import Predictor
+    from roberta_flax.nn import forward
+    from roberta_flax.nn.config import HeadConfig, RobertaConfig
+    from roberta_flax.nn.model import RobertaModel
+    from roberta_flax.nn.numerics import Numerics
+    from roberta_flax.tasks.classify import Classify
+    from roberta_flax.tasks.embed import Embed
+    from roberta_flax.tasks.fill_mask import FillMask
+    from roberta_flax.text.batching import collate_tokens
+    from roberta_flax.text.encoding import Rejected
+    from roberta_flax.text.tokenizer import Tokenizer
 
 __all__ = [
     "CheckpointError",
@@ -42,3 +48,38 @@ __all__ = [
     "load_tokenizer",
 ]
 __version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CheckpointError": "errors",
+    "Classify": "tasks.classify",
+    "DownloadError": "errors",
+    "Embed": "tasks.embed",
+    "FillMask": "tasks.fill_mask",
+    "HeadConfig": "nn.config",
+    "InputError": "errors",
+    "Numerics": "nn.numerics",
+    "Predictor": "inference.predictor",
+    "Rejected": "text.encoding",
+    "Roberta": "hub",
+    "RobertaConfig": "nn.config",
+    "RobertaFlaxError": "errors",
+    "RobertaModel": "nn.model",
+    "Tokenizer": "text.tokenizer",
+    "collate_tokens": "text.batching",
+    "forward": "nn.forward",
+    "load": "hub",
+    "load_tokenizer": "hub",
+}
+
+if not TYPE_CHECKING:  # for a type checker it would have every name there is
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _MODULE_OF[name]
+        module = importlib.import_module(f"{__name__}.{home}")
+        globals()[name] = value = module if home.endswith(f".{name}") else getattr(module, name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
