@@ -22,8 +22,8 @@ from roberta_flax.nn.forward import Params
 from roberta_flax.text.batching import length_bucket
 from roberta_flax.text.tokenizer import PAD_ID, Tokenizer
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step, masked_lm_loss, polynomial_decay
+from roberta_flax.train.masked_batches import batch_of
 from roberta_flax.train.masking import Masking
-from roberta_flax.train.pretraining import batch_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key

@@ -1,13 +1,14 @@
-"""The hyper-parameters that fairseq publishes for fine-tuning RoBERTa, a Recipe a task.
+"""The hyperparameters that fairseq publishes for RoBERTa: a Recipe for each fine-tuning task, and one for pretraining.
 
-Where a file has its texts and labels, and what a task is judged by, is in roberta_flax.evaluation.
+Where a file has its texts and labels, and what a task is judged by, is in roberta_flax.datasets.layouts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from roberta_flax.errors import InputError
+from roberta_flax.nn.config import RobertaConfig
 
 _GLUE = "fairseq/examples/roberta/config/finetuning/"
 # Of a task's published steps; with fewer in `epochs` of a file, that file is smaller than the task's.
@@ -16,13 +17,13 @@ _SAME_FILE = 0.75
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of a fine-tuning; the defaults are those that fairseq's recipes have in common.
+    """Hyperparameters of a run; the defaults are those that fairseq's fine-tuning recipes have in common.
 
     A batch here is always of `batch_size` examples; fairseq's GLUE recipes also end one at 4,400 tokens.
 
     Attributes:
       source: the file of fairseq's that they are from.
-      learning_rate: its highest, after the warm-up.
+      learning_rate: the peak, after the warm-up.
       end_learning_rate: after the last step.
       total_steps: published for the task's own training file; None where epochs alone say how long to train.
       warmup_steps: of total_steps.
@@ -32,7 +33,7 @@ class Recipe:
       update_freq: batches whose gradients make one step.
       adam_betas, adam_eps, weight_decay: of fairseq's Adam.
       clip_norm: of all gradients together; 0 does not clip.
-      dropout, attention_dropout: as in RobertaConfig.
+      dropout, attention_dropout: as in RobertaConfig; None for the model's own.
       target_divisor: what a regression's gold values are divided by for training.
 
     Raises:
@@ -52,8 +53,8 @@ class Recipe:
     adam_eps: float = 1e-6
     weight_decay: float = 0.1
     clip_norm: float = 0.0
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
+    dropout: float | None = 0.1
+    attention_dropout: float | None = 0.1
     target_divisor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -61,6 +62,14 @@ class Recipe:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value!r}")
+
+    def with_dropout(self, config: RobertaConfig) -> RobertaConfig:
+        """A configuration with this recipe's dropouts."""
+        return replace(
+            config,
+            dropout=config.dropout if self.dropout is None else self.dropout,
+            attention_dropout=config.attention_dropout if self.attention_dropout is None else self.attention_dropout,
+        )
 
     def steps(self, per_epoch: int, *, epochs: int | None = None, steps: int | None = None) -> tuple[int, int]:
         """How many steps are warm-up, and how many there are.
@@ -84,6 +93,18 @@ class Recipe:
 
 # The classification of fairseq's README for data of one's own (IMDB there), which has 8 x 4 examples a step.
 CUSTOM = Recipe("fairseq/examples/roberta/README.custom_classification.md", batch_size=8, update_freq=4)
+
+PRETRAINING = Recipe(
+    "fairseq/examples/roberta/config/pretraining/base.yaml",
+    learning_rate=5e-4,
+    total_steps=125_000,
+    warmup_steps=10_000,
+    batch_size=16,
+    update_freq=16,
+    weight_decay=0.01,
+    dropout=None,
+    attention_dropout=None,
+)
 
 RECIPES: dict[str, Recipe] = {
     "mnli": Recipe(_GLUE + "mnli.yaml", total_steps=123_873, warmup_steps=7_432),
@@ -122,5 +143,5 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_of(task: str) -> Recipe:
-    """The recipe of a task, by its name in evaluation.TASKS, "race" or "commonsenseqa"; CUSTOM of any other."""
+    """The recipe of a task, by its name in layouts.TASKS, "race" or "commonsenseqa"; CUSTOM of any other."""
     return RECIPES.get(task, CUSTOM)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from roberta_flax.datasets.recipes import Recipe
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
@@ -156,3 +157,25 @@ def adam(
     parts += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     parts += [scale_by_layer(layer_decay, config)] if layer_decay != 1 else []
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def recipe_optimizer(
+    recipe: Recipe, *, config: RobertaConfig, warmup_steps: int, total_steps: int, layer_decay: float = 1.0
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """A recipe's learning rate, by polynomial_decay, and its optimizer, by adam; arguments and errors as theirs."""
+    schedule = polynomial_decay(
+        recipe.learning_rate,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        end_learning_rate=recipe.end_learning_rate,
+    )
+    optimizer = adam(
+        schedule,
+        config=config,
+        betas=recipe.adam_betas,
+        eps=recipe.adam_eps,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        layer_decay=layer_decay,
+    )
+    return schedule, optimizer
