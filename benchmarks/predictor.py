@@ -15,15 +15,12 @@ import jax
 
 from benchmarks import fresh
 from roberta_flax import Classify, Predictor
-from roberta_flax.cli.options import Loading
+from roberta_flax.cli.options import ModelOptions
 
 
 def main() -> None:
     directory, pairs, dtype, strategy, cache = sys.argv[1:]
-    roberta = Loading(
-        model=directory, dtype=dtype, precision=None, quantize=None,
-        checkpoint_file="model.pt", bpe_dir=None, cache_dir=Path(cache),
-    ).load()  # fmt: skip
+    roberta = ModelOptions(model=directory, dtype=dtype, cache_dir=Path(cache)).load()
     predictor = Predictor(roberta, Classify("mnli"), strategy=strategy)
     for _ in predictor(json.loads(Path(pairs).read_text(encoding="utf-8"))):
         pass

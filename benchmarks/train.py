@@ -1,9 +1,9 @@
-"""An update beside transformers' torch RoBERTa with AdamW: python -m benchmarks.train
+"""A training step beside transformers' torch RoBERTa with AdamW: python -m benchmarks.train
 
 A model with random weights and a head of three classes, dropout on, token ids of one length, the same batch for both.
 In bfloat16 both keep float32 parameters and compute in bfloat16, torch by autocast. Each in a process of its own, as
 users have them (in one process either's threads and memory are in the other's way), in turn, several rounds: the median
-of a process's updates after the first, which compiles, and its peak resident memory (VmHWM of Linux's /proc, imports
+of a process's steps after the first, which compiles, and its peak resident memory (VmHWM of Linux's /proc, imports
 too). JSON lines: medians of the rounds, and every round's seconds.
 
   python -m benchmarks.train [--size base|large] [--dtypes D ...] [--shapes BxT ...] [--rounds N] [--remat]
@@ -30,7 +30,7 @@ from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step,
 
 SHAPES = ("32x32", "16x128", "4x512")
 RATE, WARMUP, TOTAL = 1e-5, 10, 1000
-UPDATES = 5  # that are timed, in a process
+STEPS = 5  # that are timed, in a process
 
 
 def batch_of(shape: str) -> dict[str, np.ndarray]:
@@ -44,21 +44,21 @@ def batch_of(shape: str) -> dict[str, np.ndarray]:
 
 
 def ours(size: str, dtype: str, remat: bool = False) -> Callable[[str], float]:
-    """Runs an update on a batch of that shape; gives the loss."""
+    """Runs a step on a batch of that shape; gives the loss."""
     plain = getattr(RobertaConfig, size)()
     config = plain.with_head(HeadConfig("mnli", 3, plain.hidden_size))
-    optimizer = adam(polynomial_decay(RATE, warmup_updates=WARMUP, total_updates=TOTAL), config=config)
+    optimizer = adam(polynomial_decay(RATE, warmup_steps=WARMUP, total_steps=TOTAL), config=config)
     train_step = make_train_step(
         head_loss("mnli", config=config, numerics=Numerics(dtype=dtype, remat=remat)), optimizer
     )
     params = forward.init_params(config, jax.random.key(0))
-    opt_state, updates = init_optimizer(optimizer, params), 0
+    opt_state, steps = init_optimizer(optimizer, params), 0
 
     def run(shape: str) -> float:
-        nonlocal params, opt_state, updates
-        params, opt_state, metrics = train_step(params, opt_state, batch_of(shape), jax.random.key(updates))
+        nonlocal params, opt_state, steps
+        params, opt_state, metrics = train_step(params, opt_state, batch_of(shape), jax.random.key(steps))
         jax.block_until_ready(params)
-        updates += 1
+        steps += 1
         return float(metrics["loss"])
 
     return run
@@ -89,12 +89,12 @@ RUNNERS = {"roberta-flax": ours, "transformers, torch": torchs}
 
 
 def alone(runner: str, size: str, dtype: str, shape: str, remat: bool) -> None:
-    """Some updates, and the peak of this process."""
-    update = ours(size, dtype, remat) if runner == "roberta-flax" else torchs(size, dtype)
-    losses, seconds = [update(shape)], []
-    for _ in range(UPDATES):
+    """Some steps, and the peak of this process."""
+    step = ours(size, dtype, remat) if runner == "roberta-flax" else torchs(size, dtype)
+    losses, seconds = [step(shape)], []
+    for _ in range(STEPS):
         begin = time.perf_counter()
-        losses.append(update(shape))
+        losses.append(step(shape))
         seconds.append(time.perf_counter() - begin)
     assert np.isfinite(losses).all()
     if runner == "roberta-flax":

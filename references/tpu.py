@@ -164,7 +164,7 @@ class Update(Program):
         return jax.tree_util.tree_map_with_path(self.held, forward.abstract_params(self.config))
 
     def compiled(self, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
-        optimizer = train.adam(train.polynomial_decay(1e-5, warmup_updates=10, total_updates=100), config=self.config)
+        optimizer = train.adam(train.polynomial_decay(1e-5, warmup_steps=10, total_steps=100), config=self.config)
         loss = train.head_loss(HEAD, config=self.config, numerics=Numerics(dtype="bfloat16", remat=self.remat))
         params = self.params()
         adam, *others = jax.eval_shape(optimizer.init, params)

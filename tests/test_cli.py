@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import cli
 from roberta_flax.checkpoint import stablehlo
+from roberta_flax.parity import demo
 from roberta_flax.tasks import pronouns
 from roberta_flax.text.batching import collate_tokens
 from tests.conftest import TINY
@@ -143,7 +143,7 @@ def test_predict_shows_labels_by_name(run, tiny_directory, tmp_path):
         (
             roberta_flax.HeadConfig("best", 1, 64, "choice"),
             ["x", "a", "b c"],
-            ["head", "label", "probabilities", "cut"],
+            ["head", "label", "probabilities", "truncated"],
         ),
         (roberta_flax.HeadConfig("score", 1, 64), ["x"], ["head", "values"]),
         (roberta_flax.HeadConfig("topics", 3, 64, problem="multi_label"), ["x"], ["head", "label", "probabilities"]),
@@ -184,7 +184,7 @@ def test_predict_frames_a_question_as_the_heads_task_does(run, tiny, head, optio
     assert (status, err) == (0, "")
     expected = np.exp(np.asarray(model.predict(head, rows)))[0]
     assert [*json.loads(out)["probabilities"].values()] == pytest.approx(expected.tolist(), abs=1e-6)
-    assert json.loads(out)["cut"] == 0
+    assert json.loads(out)["truncated"] == 0
     status, _, err = run("predict", *arguments[: 2 * len(texts) + 2], *option, "-m", tmp_path / "m")
     assert (status, err.count("\n")) == (1, 1)
     assert f"and at least two choices, got {len(texts) + 1} texts" in err
@@ -192,11 +192,11 @@ def test_predict_frames_a_question_as_the_heads_task_does(run, tiny, head, optio
     assert (status, "framing must be one of choice, commonsenseqa, race, got 'swag'" in err) == (1, True)
 
 
-def test_a_question_that_is_too_long_says_how_many_of_its_sequences_were_cut(run, tiny, tmp_path):
+def test_a_question_that_is_too_long_says_how_many_of_its_sequences_were_truncated(run, tiny, tmp_path):
     with_head(tiny, roberta_flax.HeadConfig("race", 1, 64, "choice")).save(tmp_path / "m")
     texts = ("--text", "word " * 600, "--text", "Is it?", "--text", "a", "--text", "b")
     status, out, _ = run("predict", *texts, "-m", tmp_path / "m", "--json")
-    assert (status, json.loads(out)["cut"]) == (0, 2)
+    assert (status, json.loads(out)["truncated"]) == (0, 2)
 
 
 def test_quantised_layers_answer_nearly_the_same_and_a_method_that_is_not_there_is_refused(run, tiny_directory):
@@ -262,11 +262,11 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
     assert sum(map(sum, result["confusion"])) == 30
     text = run("evaluate", folder / "dev_matched.tsv", "-m", TINY)[1]
     assert text.startswith(f"accuracy {right / 30:.4f} (95 % interval ")
-    assert "1 rows without a gold label" in text
+    assert "1 rows without a label left out" in text
     short = run("evaluate", folder / "dev_matched.tsv", "-m", TINY, "--max-length", "10")[1]
     cut = sum(len(tiny.encode(*pair)) > 10 for pair in sick_pairs[:30])
     assert cut > 0
-    assert f"; {cut} were too long (--on-long truncate)" in short
+    assert f"; {cut} of them cut, too long" in short
     refused = run("evaluate", folder / "dev_matched.tsv", "-m", TINY, "--max-length", "1000")
     assert (refused[0], "max_length must be from 8 to the model's 512, got 1000" in refused[2]) == (1, True)
     (folder / "dev_matched.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tmaybe\n")
@@ -277,9 +277,9 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "-m", TINY], "give a file of texts, or one text with --text"),
+        (["predict", "-m", TINY], "give INPUT, a file of texts, or one text with --text"),
         (["predict", "in.csv", "-m", TINY], "say where the results go with --output"),
-        (["predict", "in.csv", "-o", "o.jsonl", "-m", TINY], "has the columns 'x', 'y'; say which hold text with --column"),
+        (["predict", "in.csv", "-o", "o.jsonl", "-m", TINY], "has the columns 'x', 'y'; say which hold text with --text-column"),
         (["predict", "in.csv", "-o", "o.jsonl", "-c", "z", "-m", TINY], "has no column 'z'"),
         (["predict", "in.csv", "-o", "o.xml", "-c", "x", "-m", TINY], "o.xml: predictions are written to"),
         (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--share", "3/3"], "--share is I/N"),
@@ -287,8 +287,8 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
         (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--on-long", "cut"], "on_long must be one of"),
         (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--tensor-parallel", "3"], "must divide the number of devices"),
         (["features", "-i", "in.csv", "-o", "o.npy", "-c", "x", "-m", TINY, "--pooling", "max"], "pooling must be one of"),
-        (["fill-mask", "-m", TINY], "give one text, or a file of texts with --input"),
-        (["predict", "--text", "a", "--framing", "race", "-m", TINY], "--framing is for choice heads; 'mnli' is of kind sentence"),
+        (["fill-mask", "-m", TINY], "give INPUT, a file of texts, or one text with --text"),
+        (["predict", "--text", "a", "--framing", "race", "-m", TINY], "framing (--framing) is for choice heads; 'mnli' is of kind sentence"),
         (["evaluate", "in.csv", "-m", TINY], "in.csv"),
         (["evaluate", "none.tsv", "-m", TINY], "none.tsv is no file"),
     ],
@@ -394,14 +394,14 @@ def test_demo_answers_and_says_that_torch_agrees(run):
 
 
 def test_demo_without_torch_says_how_to_get_it(run, monkeypatch):
-    monkeypatch.setattr(cli.demo.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: None)
     status, out, _ = run("demo")
     assert status == 0
     assert "roberta-flax[convert]" in out.replace("\n", "")
 
 
 def test_demo_fails_where_torch_disagrees(run, monkeypatch):
-    monkeypatch.setattr(cli.demo, "TOLERANCE", -1.0)
+    monkeypatch.setattr(demo, "TOLERANCE", -1.0)
     status, out, _ = run("demo")
     assert (status, "DISAGREES" in out) == (1, True)
 

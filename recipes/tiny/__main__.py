@@ -31,30 +31,30 @@ def merges() -> Merges:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.tiny", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=ARCHIVE, help=f"default: {ARCHIVE.name} in the package")
-    parser.add_argument("--updates", type=int, default=training.UPDATES, help=f"default: {training.UPDATES}")
+    parser.add_argument("--steps", "--updates", type=int, default=training.STEPS, help=f"default: {training.STEPS}")
     options = parser.parse_args()
     tokenizer = tokenizer_files(merges())
     with tempfile.TemporaryDirectory() as folder:
         for name, content in tokenizer.items():
             (Path(folder) / name).write_bytes(content)
-        params = training.train(Tokenizer.from_directory(Path(folder)), options.updates, Progress(options.updates))
+        params = training.train(Tokenizer.from_directory(Path(folder)), options.steps, Progress(options.steps))
         sizes = training.config(Tokenizer.from_directory(Path(folder)).vocab_size)
-    model = model_file(state_dict(params), sizes, options.updates)
+    model = model_file(state_dict(params), sizes, options.steps)
     write_archive(options.output, NAME, {"model.pt": model, **tokenizer})
     print(f"{options.output}: {options.output.stat().st_size} bytes")
 
 
 class Progress:
-    """Prints the mean loss of every hundred updates."""
+    """Prints the mean loss of every hundred steps."""
 
-    def __init__(self, updates: int) -> None:
-        self.updates, self.begin, self.sum = updates, time.perf_counter(), 0.0
+    def __init__(self, steps: int) -> None:
+        self.steps, self.begin, self.sum = steps, time.perf_counter(), 0.0
 
-    def __call__(self, update: int, metrics: Mapping[str, Any]) -> None:
+    def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
         self.sum += metrics["loss"]
-        if update % 100 == 0 or update == self.updates:
+        if step % 100 == 0 or step == self.steps:
             seconds = time.perf_counter() - self.begin
-            print(f"{update}/{self.updates} loss {float(self.sum) / 100:.4f} {seconds:.0f} s", file=sys.stderr)
+            print(f"{step}/{self.steps} loss {float(self.sum) / 100:.4f} {seconds:.0f} s", file=sys.stderr)
             self.sum = 0.0
 
 

@@ -108,18 +108,18 @@ def arguments(config: RobertaConfig) -> argparse.Namespace:
     return argparse.Namespace(**{name: value for name, value in given.items() if name not in _LATER_ARGUMENTS})
 
 
-def model_file(state: Mapping[str, torch.Tensor], config: RobertaConfig, updates: int = 0) -> bytes:
-    """model.pt as trainers of 2019 wrote it after some updates, less the optimiser's state."""
+def model_file(state: Mapping[str, torch.Tensor], config: RobertaConfig, steps: int = 0) -> bytes:
+    """model.pt as trainers of 2019 wrote it after some steps, less the optimiser's state."""
     saved = {
         "args": arguments(config),
         "model": dict(state),
-        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": updates}},
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": steps}},
         "optimizer_history": [
             {
                 "criterion_name": "MaskedLmLoss",
                 "optimizer_name": "FairseqAdam",
                 "lr_scheduler_state": {},
-                "num_updates": updates,
+                "num_updates": steps,
             }
         ],
         "last_optimizer_state": None,

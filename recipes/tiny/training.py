@@ -1,6 +1,6 @@
 """Trains the embedded model, by the project's own steps: masked words of pairs and sentences, and the pairs' relation.
 
-Every update sees new pairs (recipes.tiny.pairs), so that nothing is learned by heart and no dropout is needed. The
+Every step sees new pairs (recipes.tiny.pairs), so that nothing is learned by heart and no dropout is needed. The
 masked-LM loss goes on beside the other to the end: one model shall do both, where of the released ones one does each.
 """
 
@@ -22,8 +22,8 @@ from roberta_flax.nn.forward import Params
 from roberta_flax.text.batching import length_bucket
 from roberta_flax.text.tokenizer import PAD_ID, Tokenizer
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step, masked_lm_loss, polynomial_decay
+from roberta_flax.train.masked_batches import batch_of
 from roberta_flax.train.masking import Masking
-from roberta_flax.train.pretraining import batch_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Key
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 ROWS = 64  # in a batch, of each of the two kinds
 WINDOW = 64  # batches whose pairs are sorted by length together
-UPDATES, WARMUP, LEARNING_RATE = 4000, 400, 1e-3
+STEPS, WARMUP, LEARNING_RATE = 4000, 400, 1e-3
 POSITIONS = 128
 SEVERAL = 1 / 64  # of the texts are several sentences
 PAIR_SEED, MODEL_SEED = 1, 2
 
 Batch = Mapping[str, Any]
-Report = Callable[[int, Mapping[str, Any]], None]  # updates done, and make_train_step's metrics
+Report = Callable[[int, Mapping[str, Any]], None]  # steps done, and make_train_step's metrics
 
 
 def config(vocab_size: int) -> RobertaConfig:
@@ -49,11 +49,11 @@ def config(vocab_size: int) -> RobertaConfig:
     )  # fmt: skip
 
 
-def train(tokenizer: Tokenizer, updates: int = UPDATES, report: Report | None = None) -> Params:
+def train(tokenizer: Tokenizer, steps: int = STEPS, report: Report | None = None) -> Params:
     """The trained parameters, float32. The same numbers on the same machine."""
     sizes = config(tokenizer.vocab_size)
     optimizer = adam(
-        polynomial_decay(LEARNING_RATE, warmup_updates=min(WARMUP, updates), total_updates=updates),
+        polynomial_decay(LEARNING_RATE, warmup_steps=min(WARMUP, steps), total_steps=steps),
         config=sizes,
         weight_decay=0.01,
         clip_norm=1.0,
@@ -61,10 +61,10 @@ def train(tokenizer: Tokenizer, updates: int = UPDATES, report: Report | None = 
     params = forward.init_params(sizes, jax.random.key(MODEL_SEED))
     train_step = make_train_step(two_losses(sizes), optimizer)
     opt_state = init_optimizer(optimizer, params)
-    for update, batch in enumerate(itertools.islice(batches(tokenizer, PAIR_SEED), updates)):
+    for step, batch in enumerate(itertools.islice(batches(tokenizer, PAIR_SEED), steps)):
         params, opt_state, metrics = train_step(params, opt_state, batch, jax.random.key(0))
         if report is not None:
-            report(update + 1, metrics)
+            report(step + 1, metrics)
     return params
 
 

@@ -22,6 +22,7 @@ from roberta_flax.cli import (
     features,
     fill_mask,
     finetune,
+    groups,
     mnli,
     parity,
     perplexity,
@@ -32,6 +33,26 @@ from roberta_flax.cli import (
 )
 from roberta_flax.errors import RobertaFlaxError, StoppedError
 
+COMMANDS = {
+    "convert": convert,
+    "export": export,
+    "verify": verify,
+    "parity": parity,
+    "predict": predict,
+    "evaluate": evaluate,
+    "mnli": mnli,
+    "features": features,
+    "fill-mask": fill_mask,
+    "disambiguate": disambiguate,
+    "finetune": finetune,
+    "preprocess": preprocess,
+    "pretrain": pretrain,
+    "perplexity": perplexity,
+    "encode": encode,
+    "decode": decode,
+    "demo": demo,
+}
+
 app = typer.Typer(
     name="roberta-flax",
     help="RoBERTa in JAX: convert checkpoints, classify, extract features, fill masks, fine-tune and pretrain.",
@@ -39,23 +60,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("convert")(convert.command)
-app.command("export")(export.command)
-app.command("verify")(verify.command)
-app.command("parity")(parity.command)
-app.command("predict")(predict.command)
-app.command("evaluate")(evaluate.command)
-app.command("mnli")(mnli.command)
-app.command("features")(features.command)
-app.command("fill-mask")(fill_mask.command)
-app.command("disambiguate")(disambiguate.command)
-app.command("finetune")(finetune.command)
-app.command("preprocess")(preprocess.command)
-app.command("pretrain")(pretrain.command)
-app.command("perplexity")(perplexity.command)
-app.command("encode")(encode.command)
-app.command("decode")(decode.command)
-app.command("demo")(demo.command)
+for _name, _module in COMMANDS.items():
+    groups.add(app, _name, _module.command)
 
 
 def main() -> None:
@@ -76,5 +82,5 @@ def run(app: typer.Typer, program: str) -> None:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"{program}: stopped; a run over a file goes on with the same command", file=sys.stderr)
+        print(f"{program}: interrupted; rerun the command to resume a run over a file", file=sys.stderr)
         sys.exit(130)

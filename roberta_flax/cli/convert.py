@@ -8,45 +8,40 @@ from typing import Annotated
 
 import typer
 
-from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Json, print_json
+from roberta_flax.cli.groups import grouped
+from roberta_flax.cli.options import FileOptions, HeadName, Json, print_json
 
 
+@grouped
 def command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A fairseq directory, a .tar.gz of one, a checkpoint file; a directory that transformers wrote, or "
-            "hf:org/name."
+            metavar="SOURCE",
+            help="Fairseq directory, .tar.gz of one, checkpoint file, transformers directory, or hf:ORG/NAME.",
         ),
     ],
-    dest: Annotated[Path, typer.Argument(help="The directory to make.")],
-    checkpoint_file: CheckpointFile = "model.pt",
-    bpe_dir: BpeDir = None,
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Directory to make.")],
     dtype: Annotated[
-        str | None, typer.Option(help="To store in: float32, bfloat16, float16. [default: the source's own]")
+        str | None,
+        typer.Option(
+            metavar="float32|bfloat16|float16", help="Dtype to store parameters in.", show_default="the source's"
+        ),
     ] = None,
-    strict: Annotated[bool, typer.Option(help="Refuse weights that are not finite.")] = False,
-    head_name: Annotated[str | None, typer.Option(help="What the head of a transformers model is called.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="What SOURCE must hash to, in hex.")] = None,
-    cache_dir: CacheDir = None,
+    strict: Annotated[bool, typer.Option(help="Refuse parameters that are not finite.")] = False,
+    head_name: HeadName = None,
+    sha256: Annotated[
+        str | None, typer.Option(metavar="HEX", help="SHA-256 that SOURCE must have.", show_default="not checked")
+    ] = None,
+    files: FileOptions = FileOptions(),
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint to a Flax parameter tree, once. Needs no torch; executes nothing in the file."""
+    """Convert a checkpoint to a Flax parameter tree, once. No torch is needed, and nothing in the file is executed."""
     from roberta_flax.checkpoint import converted
     from roberta_flax.convert import convert
 
     begin = time.perf_counter()
-    convert(
-        source,
-        dest,
-        checkpoint_file=checkpoint_file,
-        bpe_dir=bpe_dir,
-        cache_dir=cache_dir,
-        sha256=sha256,
-        dtype=dtype,
-        strict=strict,
-        head_name=head_name,
-    )
+    convert(source, dest, sha256=sha256, dtype=dtype, strict=strict, head_name=head_name, **files.files())
     seconds = time.perf_counter() - begin
     config = converted.read_config(dest)
     size = (dest / converted.PARAMS_FILE).stat().st_size
@@ -55,6 +50,6 @@ def command(
         print_json({"directory": str(dest), "bytes": size, "heads": heads, "seconds": round(seconds, 3)})
     else:
         print(
-            f"{dest}: {config.num_layers} layers, {config.hidden_size} wide, {config.vocab_size} tokens, "
+            f"{dest}: {config.num_layers} layers, hidden size {config.hidden_size}, {config.vocab_size} tokens, "
             f"heads: {', '.join(heads) or 'none'}; {size / 1e6:.1f} MB in {seconds:.1f} s"
         )

@@ -1,4 +1,4 @@
-"""roberta-flax encode TEXT [MORE ...]"""
+"""roberta-flax encode TEXT [TEXT ...]"""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ from typing import Annotated
 
 import typer
 
-from roberta_flax.cli.options import BpeDir, CacheDir, CheckpointFile, Json, Model, print_json
+from roberta_flax.cli.groups import grouped
+from roberta_flax.cli.options import Json, TokenizerOptions, print_json
 
 
+@grouped
 def command(
-    text: Annotated[str, typer.Argument(help="A sentence.")],
-    more: Annotated[list[str] | None, typer.Argument(help="Further sentences of the same input.")] = None,
-    no_separator: Annotated[bool, typer.Option(help="One </s> between sentences, not two.")] = False,
-    model: Model = "roberta.base",
-    checkpoint_file: CheckpointFile = "model.pt",
-    bpe_dir: BpeDir = None,
-    cache_dir: CacheDir = None,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Text, or several texts of one input.")],
+    no_separator: Annotated[bool, typer.Option(help="Put one </s> between texts, not two.")] = False,
+    model: TokenizerOptions = TokenizerOptions(),
     as_json: Json = False,
 ) -> None:
-    """Print the token ids of a text: <s> a </s>, or <s> a </s></s> b </s>."""
-    from roberta_flax.hub import load_tokenizer
-
-    tokenizer = load_tokenizer(model, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir, cache_dir=cache_dir)
-    ids = tokenizer.encode(text, *(more or []), no_separator=no_separator).tolist()
+    """Print the token ids of a text: <s> a </s>, or of a pair: <s> a </s></s> b </s>."""
+    ids = model.tokenizer().encode(*texts, no_separator=no_separator).tolist()
     if as_json:
         print_json({"tokens": ids})
     else:

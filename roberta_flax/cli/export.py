@@ -1,4 +1,4 @@
-"""roberta-flax export DIR --to fairseq|huggingface|stablehlo DEST"""
+"""roberta-flax export DIR DEST --to fairseq|huggingface|stablehlo"""
 
 from __future__ import annotations
 
@@ -7,47 +7,56 @@ from typing import Annotated, Any
 
 import typer
 
-from roberta_flax.cli.options import Json, print_json
+from roberta_flax.cli.groups import grouped
+from roberta_flax.cli.options import Dtype, Json, Precision, Quantize, print_json
+from roberta_flax.errors import InputError
 
 
+@grouped
 def command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A converted directory.")],
-    dest: Annotated[Path, typer.Argument(help="The directory to make.")],
-    to: Annotated[str, typer.Option(help="fairseq (needs torch), huggingface or stablehlo.")],
-    head: Annotated[
-        list[str] | None, typer.Option(help="A head to take; more than one to fairseq. [default: all]")
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Converted directory.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="Directory to make.")],
+    to: Annotated[
+        str, typer.Option(metavar="fairseq|huggingface|stablehlo", help="Format to write. fairseq needs torch.")
+    ],
+    heads: Annotated[
+        list[str] | None,
+        typer.Option("--head", help="Head to export. Repeat it for several, to fairseq.", show_default="all"),
     ] = None,
-    no_heads: Annotated[bool, typer.Option("--no-heads", help="Take none.")] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="stablehlo: of the computation, float32, bfloat16, float16. [default: float32]")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="stablehlo: of products, default, high, highest.")] = None,
-    quantize: Annotated[str | None, typer.Option(help="stablehlo: int8 for the layers' products in int8.")] = None,
-    platform: Annotated[
-        list[str] | None, typer.Option(help="stablehlo: cpu, cuda, rocm, tpu; several are. [default: cpu cuda tpu]")
+    no_heads: Annotated[bool, typer.Option(help="Export no head.")] = False,
+    dtype: Dtype = None,
+    precision: Precision = None,
+    quantize: Quantize = None,
+    platforms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--platform",
+            metavar="cpu|cuda|rocm|tpu",
+            help="Platform of StableHLO programs. Repeat it for several.",
+            show_default="cpu, cuda and tpu",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model as a checkpoint that fairseq, or transformers, loads, or as StableHLO programs.
+    """Write a model as a checkpoint for fairseq or transformers, or as StableHLO programs.
 
-    Weights are kept bit for bit.
+    Parameters are kept bit for bit. --dtype, --precision, --quantize and --platform are for StableHLO programs.
     """
-    from roberta_flax.convert.export import FORMATS, export
-    from roberta_flax.errors import InputError
-
-    heads = [] if no_heads else head or None
-    options = {"dtype": dtype, "precision": precision, "quantize": quantize, "platforms": platform}
+    chosen = [] if no_heads else heads or None
+    options = {"dtype": dtype, "precision": precision, "quantize": quantize, "platforms": platforms}
     given: dict[str, Any] = {name: value for name, value in options.items() if value}
     if to == "stablehlo":
         from roberta_flax.checkpoint import stablehlo
 
-        stablehlo.export(directory, dest, heads=heads, **given)
-    elif to not in FORMATS:
-        raise InputError(f"models are exported to {', '.join(FORMATS)} or stablehlo, got {to!r}")
-    elif given:
-        raise InputError("--dtype, --precision, --quantize and --platform are for --to stablehlo")
+        stablehlo.export(directory, dest, heads=chosen, **given)
     else:
-        export(directory, dest, to=to, heads=heads)
+        from roberta_flax.convert.export import FORMATS, export
+
+        if to not in FORMATS:
+            raise InputError(f"models are exported to {', '.join(FORMATS)} or stablehlo, got {to!r}")
+        if given:
+            raise InputError("--dtype, --precision, --quantize and --platform are for --to stablehlo")
+        export(directory, dest, to=to, heads=chosen)
     files = sorted(str(file.relative_to(dest)) for file in dest.rglob("*") if file.is_file())
     if as_json:
         print_json({"directory": str(dest), "to": to, "files": files})

@@ -1,84 +1,231 @@
-"""Options that several subcommands share, and how results are printed."""
+"""The options of all commands, each declared once: in a group, or alone where it is of no group."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from roberta_flax.convert.cache import resolve
+from roberta_flax.cli.groups import Formerly, Group
+from roberta_flax.datasets.recipes import Recipe
+from roberta_flax.errors import InputError
 
 if TYPE_CHECKING:
-    from roberta_flax.hub import Roberta
-    from roberta_flax.nn.config import RobertaConfig
+    from jax.sharding import Mesh
 
-CacheDir = Annotated[
-    Path | None,
-    typer.Option(help="Where downloads and conversions are kept. [default: ROBERTA_FLAX_CACHE, or the user's cache]"),
+    from roberta_flax.datasets.readers import Columns
+    from roberta_flax.hub import Roberta
+    from roberta_flax.nn.numerics import Numerics
+    from roberta_flax.text.tokenizer import Tokenizer
+    from roberta_flax.train.samples import Samples
+
+# What several groups or commands have, with types of their own
+
+MODEL = typer.Option(
+    "--model",
+    "-m",
+    help="Model: a released name, hf:ORG/NAME, a fairseq or transformers directory, a .tar.gz or .pt file, or a "
+    "converted directory.",
+)
+OUTPUT = typer.Option(
+    "--output",
+    "-o",
+    help="File to write: .jsonl, .csv, .tsv or .parquet; of features also .npy, and of one text .npy or .npz.",
+)
+TEXT_COLUMN = typer.Option(
+    "--text-column",
+    "-c",
+    help="Column with text. Repeat it for a pair. With token and choice heads: the key of the words, or of the text.",
+    show_default="the task's, or the usual names: text, sentence1 and sentence2, ...",
+)
+TASK = typer.Option(
+    help="Task, which says how files are laid out: mnli, snli, qnli, qqp, rte, wnli, sst-2, mrpc, cola, sts-b, sick, "
+    "sick-relatedness, race, commonsenseqa, or custom.",
+    show_default="by INPUT's path",
+)
+TENSOR_PARALLEL = typer.Option(help="Number of devices that share each layer. The others share the batch.")
+DISTRIBUTED = typer.Option(
+    "--distributed", help="This process is one of several hosts (jax.distributed), as on a TPU pod or under SLURM."
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Text = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        help="Text, in place of INPUT. Repeat it for a pair, or for a choice head: first what stands before the "
+        "choices, then each choice.",
+    ),
 ]
-CheckpointFile = Annotated[str, typer.Option(help="The checkpoint's name in a fairseq directory or archive.")]
-BpeDir = Annotated[
-    Path | None,
-    typer.Option(help="Where encoder.json and vocab.bpe are, if not beside the checkpoint and not GPT-2's."),
+Head = Annotated[
+    str | None, typer.Option(help="Name of the head.", show_default="the only one; to fine-tune, the task's name")
 ]
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", help="A released name, a fairseq directory, .tar.gz or .pt, or a converted one."),
+HeadName = Annotated[
+    str | None,
+    typer.Option(help="Name to give the head of a transformers model.", show_default="the model's kind of head"),
 ]
-Dtype = Annotated[str, typer.Option(help="Of the computation: float32, bfloat16, float16.")]
+RunDirectory = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="DIR", help="Directory of the run. Its best/ is the best model."),
+]
+Valid = Annotated[Path, typer.Option(metavar="FILE", help="Validation file, of the same layout as INPUT.")]
+Seed = Annotated[int, typer.Option(help="Random seed of initialization, order, masks and dropout.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float32|bfloat16|float16", help="Dtype of the computation's operands.", show_default="float32"
+    ),
+]
 Precision = Annotated[
     str | None,
-    typer.Option(help="Of matrix products: default, high, highest (float32 parity on TPU and GPU)."),
+    typer.Option(
+        metavar="default|high|highest",
+        help="Precision of matrix products. highest gives float32 parity on TPU and GPU.",
+        show_default="JAX's",
+    ),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(metavar="xla|chunked|cudnn", help="Implementation of attention.", show_default="by the device"),
 ]
 Quantize = Annotated[
-    str | None, typer.Option(help="int8: the layers' products in int8, which takes a quarter of their memory.")
+    str | None,
+    typer.Option(metavar="int8", help="Compute the layers' products in int8, in a quarter of float32's memory."),
 ]
-MaxLength = Annotated[
-    int | None, typer.Option(help="Tokens of an input of a file, at most, from 8. [default: the model's]")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+# The model
 
 
 @dataclass(frozen=True)
-class Loading:
-    """The options that say which model is loaded, and how."""
+class FileOptions(Group, panel="Model"):
+    """The files of a model, and where what is made of them is kept."""
 
-    model: str
-    dtype: str
-    precision: str | None
-    quantize: str | None
-    checkpoint_file: str
-    bpe_dir: Path | None
-    cache_dir: Path | None
+    checkpoint_file: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Checkpoint in a fairseq directory or archive.", show_default="model.pt"),
+    ] = None
+    bpe_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory with encoder.json and vocab.bpe.",
+            show_default="beside the checkpoint, or else GPT-2's",
+        ),
+    ] = None
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory for downloads, conversions and compiled programs.",
+            show_default="$ROBERTA_FLAX_CACHE, or the user's cache",
+        ),
+    ] = None
+
+    def files(self) -> dict[str, Any]:
+        """The same as arguments of load, convert and the like."""
+        return self.given("checkpoint_file", "bpe_dir", "cache_dir")
+
+
+@dataclass(frozen=True)
+class TokenizerOptions(FileOptions):
+    """A model of which the tokenizer is needed."""
+
+    model: Annotated[str, MODEL] = "roberta.base"
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        from roberta_flax.hub import load_tokenizer
+
+        return load_tokenizer(self.model, **self.files())
+
+
+@dataclass(frozen=True)
+class NumericsOptions(Group, panel="Computation"):
+    """How a network computes."""
+
+    dtype: Dtype = None
+    precision: Precision = None
+    attention: Attention = None
+
+    def numerics(self, **others: Any) -> Numerics:
+        """The same as a value."""
+        from roberta_flax.nn.numerics import Numerics
+
+        return Numerics(**self.given("dtype", "precision", "attention"), **others)
+
+
+@dataclass(frozen=True)
+class ModelOptions(TokenizerOptions, NumericsOptions):
+    """A model, and how it computes."""
 
     def load(self) -> Roberta:
-        """The model. Programs that are compiled for it are kept in the cache, so that the next run starts at once."""
+        """The model. Programs compiled for it are kept in the cache, so that the next run starts at once."""
         from roberta_flax import hub
 
         keep_programs(self.cache_dir)
-        return hub.load(self.directory(), dtype=self.dtype, precision=self.precision, quantize=self.quantize)
+        return hub.load(self.directory(), **self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of roberta_flax.load, without the model."""
+        return self.given("dtype", "precision", "attention")
+
+    def directory(self) -> Path:
+        """The directory of the converted model, which is made if there is none."""
+        from roberta_flax.convert.cache import resolve
+
+        return resolve(self.model, **self.files())
 
     def note(self) -> dict[str, Any]:
-        """Which model it is, and that it has not changed, for a job that may be stopped and go on."""
+        """Which model it is, and that it has not changed, for a run that may be resumed."""
         from roberta_flax.checkpoint import converted
 
         stat = (self.directory() / converted.PARAMS_FILE).stat()
         return {"model": self.model, "parameters": [stat.st_size, stat.st_mtime_ns]}
 
-    def config(self) -> RobertaConfig:
-        """The model's sizes and heads."""
-        from roberta_flax.checkpoint import converted
 
-        return converted.read_config(self.directory())
+@dataclass(frozen=True)
+class QuantizeOptions(Group, panel="Computation"):
+    """How a network may compute that is not trained."""
 
-    def directory(self) -> Path:
-        """The converted model's."""
+    quantize: Quantize = None
 
-        return resolve(self.model, checkpoint_file=self.checkpoint_file, bpe_dir=self.bpe_dir, cache_dir=self.cache_dir)
+
+@dataclass(frozen=True)
+class InferenceOptions(ModelOptions, QuantizeOptions):
+    """A model that is not trained, and how it computes."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of roberta_flax.load, without the model."""
+        return self.given("dtype", "precision", "attention", "quantize")
+
+
+@dataclass(frozen=True)
+class VocabularyOptions(FileOptions):
+    """A model, or the files of a tokenizer."""
+
+    model: Annotated[str | None, MODEL] = None
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Directory with dict.txt, encoder.json and vocab.bpe, where there is no --model yet."
+        ),
+    ] = None
+
+    def read(self) -> Tokenizer:
+        """The tokenizer of the model or in the directory, whichever is given."""
+        from roberta_flax.hub import load_tokenizer
+        from roberta_flax.text.tokenizer import Tokenizer
+
+        if self.tokenizer is not None and self.model is None:
+            return Tokenizer.from_directory(self.tokenizer)
+        if self.model is not None and self.tokenizer is None:
+            return load_tokenizer(self.model, **self.files())
+        raise InputError("say whose tokenizer encodes: give --model, or --tokenizer and the directory of its files")
 
 
 def keep_programs(cache_dir: Path | None) -> None:
@@ -93,6 +240,265 @@ def keep_programs(cache_dir: Path | None) -> None:
     }
     for name, value in settings.items():
         jax.config.update(name, value)  # type: ignore[no-untyped-call]
+
+
+# Files of text
+
+
+@dataclass(frozen=True)
+class TextOptions(Group, panel="Input"):
+    """Where a file has its texts, and how long they may be."""
+
+    text_column: Annotated[list[str] | None, TEXT_COLUMN, Formerly(("--column",))] = None
+    no_header: Annotated[
+        bool, typer.Option("--no-header", help="CSV and TSV files have no header: columns are numbers, from 0.")
+    ] = False
+    max_length: Annotated[
+        int | None, typer.Option(help="Maximum length of an input in tokens, at least 8.", show_default="the model's")
+    ] = None
+
+
+@dataclass(frozen=True)
+class LabeledOptions(TextOptions):
+    """Where a file has its texts and labels."""
+
+    text_column: Annotated[list[str] | None, TEXT_COLUMN, Formerly(("--column", "--text"))] = None
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label-column",
+            help="Column with the label. With several labels, repeat it for the column of each, which holds 0 or 1. "
+            "With token heads: the key of the tags.",
+            show_default="the task's",
+        ),
+        Formerly(("--label",)),
+    ] = None
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Classes in the order of the head, as INPUT spells them, separated by commas.",
+            show_default="the task's",
+        ),
+    ] = None
+    choices: Annotated[str, typer.Option(help="With --task custom and a choice head: the key of the choices.")] = (
+        "choices"
+    )
+
+    def columns(self) -> Columns:
+        """The same as a value."""
+        from roberta_flax.datasets.readers import Columns
+
+        labels = self.labels.split(",") if self.labels else ()
+        return Columns(
+            tuple(self.text_column or ()),
+            tuple(self.label_column or ()),
+            tuple(labels),
+            self.choices,
+            not self.no_header,
+        )
+
+
+@dataclass(frozen=True)
+class LongTextOptions(Group, panel="Input"):
+    """What to do about texts that are too long."""
+
+    on_long: Annotated[
+        str, typer.Option(metavar="error|truncate|window", help="How to handle inputs over the maximum length.")
+    ] = "error"
+
+
+@dataclass(frozen=True)
+class BatchingOptions(Group, panel="Batching"):
+    """How texts are laid out in batches."""
+
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="buckets|packing",
+            help="Rows of one text each, in a few lengths; or rows of several short texts.",
+            show_default="by the device",
+        ),
+    ] = None
+    tokens_per_batch: Annotated[
+        int | None,
+        typer.Option(help="Approximate number of tokens in a batch, on each device.", show_default="by the device"),
+    ] = None
+
+
+# Devices
+
+
+@dataclass(frozen=True)
+class LayerDevices(Group, panel="Devices"):
+    """How many devices share a layer."""
+
+    tensor_parallel: Annotated[int, TENSOR_PARALLEL] = 1
+
+
+@dataclass(frozen=True)
+class MeshOptions(LayerDevices):
+    """The devices that share batches and layers."""
+
+    data_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of devices that share a batch's rows.", show_default="all, but for --tensor-parallel"
+        ),
+    ] = None
+
+    def mesh(self, batch_size: int) -> Mesh | None:
+        """These devices."""
+        from roberta_flax.train.devices import mesh_for
+
+        distributed = {"distributed": True} if getattr(self, "distributed", False) else {}
+        return mesh_for(
+            batch_size, data_parallel=self.data_parallel, tensor_parallel=self.tensor_parallel, **distributed
+        )
+
+
+@dataclass(frozen=True)
+class TrainingDevices(MeshOptions):
+    """The devices that share a training run."""
+
+    fully_sharded: Annotated[
+        bool,
+        typer.Option("--fully-sharded", help="Shard parameters, too, over the devices that share the batch."),
+    ] = False
+    distributed: Annotated[bool, DISTRIBUTED] = False
+
+
+# Training
+
+_HYPERPARAMETERS = (
+    "learning_rate", "end_learning_rate", "batch_size", "update_freq", "adam_betas", "adam_eps", "weight_decay",
+    "clip_norm", "dropout", "attention_dropout",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingOptions(Group, panel="Training"):
+    """Hyperparameters, as far as they differ from a recipe."""
+
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Number of steps.", show_default="the recipe's"),
+        Formerly(("--updates", "--max-update")),
+    ] = None
+    warmup_steps: Annotated[
+        int | None,
+        typer.Option(help="Number of steps over which the learning rate rises.", show_default="the recipe's"),
+        Formerly(("--warmup-updates",)),
+    ] = None
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.", show_default="the recipe's")
+    ] = None
+    end_learning_rate: Annotated[
+        float | None, typer.Option(help="Learning rate after the last step.", show_default="the recipe's")
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Number of examples or samples in a batch, over all devices.", show_default="the recipe's"),
+    ] = None
+    update_freq: Annotated[
+        int | None,
+        typer.Option(help="Number of batches whose gradients make one step.", show_default="the recipe's"),
+    ] = None
+    adam_betas: Annotated[
+        tuple[float, float] | None, typer.Option(help="Adam's decay rates.", show_default="the recipe's")
+    ] = None
+    adam_eps: Annotated[float | None, typer.Option(help="Adam's epsilon.", show_default="the recipe's")] = None
+    weight_decay: Annotated[float | None, typer.Option(help="Adam's weight decay.", show_default="the recipe's")] = None
+    clip_norm: Annotated[
+        float | None,
+        typer.Option(help="Maximum norm of all gradients; 0 for no clipping.", show_default="the recipe's"),
+    ] = None
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            help="Dropout of the embeddings and of each block's output.",
+            show_default="the recipe's, or else the model's",
+        ),
+    ] = None
+    attention_dropout: Annotated[
+        float | None,
+        typer.Option(help="Dropout of the attention weights.", show_default="the recipe's, or else the model's"),
+    ] = None
+    remat: Annotated[
+        bool,
+        typer.Option("--remat", help="Recompute layers for their gradients: less memory, a third more computation."),
+    ] = False
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        """A recipe's values, to be shown as defaults."""
+        shown = {name: getattr(recipe, name) for name in _HYPERPARAMETERS}
+        return cls(steps=recipe.total_steps, warmup_steps=recipe.warmup_steps, **shown)
+
+    def recipe(self, base: Recipe) -> Recipe:
+        """A recipe with these hyperparameters."""
+        return replace(base, **self.given(*_HYPERPARAMETERS))
+
+
+@dataclass(frozen=True)
+class RunOptions(Group, panel="Run"):
+    """What a run leaves on its way, and when it ends before its last step."""
+
+    validate_every: Annotated[
+        int | None, typer.Option(help="Validate every N steps.", metavar="N", show_default="an epoch's")
+    ] = None
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Save a checkpoint every N steps.", metavar="N", show_default="an epoch's, but from 100 to 1000"
+        ),
+    ] = None
+    keep_checkpoints: Annotated[
+        int, typer.Option(help="Number of checkpoints to keep, the newest."), Formerly(("--keep",))
+    ] = 3
+    log_every: Annotated[int, typer.Option(help="Log metrics every N steps.", metavar="N")] = 10
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Stop after N validations without a better one.", metavar="N", show_default="never"),
+    ] = None
+    plot: Annotated[bool, typer.Option("--plot", help="Draw curves.png at the end.")] = False
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files.")] = False
+
+
+@dataclass(frozen=True)
+class SampleOptions(Group, panel="Samples"):
+    """How a corpus becomes samples, and what is masked."""
+
+    sample_break_mode: Annotated[
+        str,
+        typer.Option(
+            metavar="complete|complete_doc|eos|none",
+            help="What a sample is: whole lines, whole lines of one document, one line, or tokens.",
+        ),
+    ] = "complete"
+    tokens_per_sample: Annotated[
+        int | None,
+        typer.Option(help="Maximum length of a sample in tokens, <s> included.", show_default="the model's"),
+    ] = None
+    mask_prob: Annotated[float, typer.Option(help="Share of tokens, or of words, to predict.")] = 0.15
+    leave_unmasked_prob: Annotated[float, typer.Option(help="Share of these to leave as they are.")] = 0.1
+    random_token_prob: Annotated[float, typer.Option(help="Share of these to replace by a random token.")] = 0.1
+    mask_whole_words: Annotated[
+        bool, typer.Option("--mask-whole-words", help="Mask whole words in place of tokens.")
+    ] = False
+
+    def samples(self, seed: int) -> Samples:
+        """The same as a value."""
+        from roberta_flax.train.samples import Samples
+
+        return Samples(
+            self.sample_break_mode,
+            self.tokens_per_sample,
+            self.mask_prob,
+            self.leave_unmasked_prob,
+            self.random_token_prob,
+            self.mask_whole_words,
+            seed,
+        )
 
 
 def print_json(result: Any) -> None:

@@ -8,35 +8,28 @@ from typing import Annotated
 
 import typer
 
-from roberta_flax.cli.options import BpeDir, CacheDir, Json, print_json
+from roberta_flax.cli.groups import grouped
+from roberta_flax.cli.options import FileOptions, HeadName, Json, print_json
 
 
+@grouped
 def command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A converted directory.")],
-    against: Annotated[str, typer.Option(help="What it came from, or what export made of it.")],
-    checkpoint_file: Annotated[
-        str | None,
-        typer.Option(help="The checkpoint's name in a fairseq directory. [default: as it was converted, from fairseq]"),
-    ] = None,
-    head_name: Annotated[
-        str | None, typer.Option(help="What the head of a transformers model is called. [default: as DIR's only head]")
-    ] = None,
-    bpe_dir: BpeDir = None,
-    cache_dir: CacheDir = None,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Converted directory.")],
+    against: Annotated[
+        str, typer.Option(metavar="SOURCE", help="What it was converted from, or what export made of it.")
+    ],
+    head_name: HeadName = None,
+    files: FileOptions = FileOptions(),
     as_json: Json = False,
 ) -> None:
-    """Read the source again and compare every tensor. Exit status 1 where anything differs."""
+    """Read a model's source again and compare every tensor. The exit status is 1 where anything differs.
+
+    Without --checkpoint-file, the source's is the one that was converted.
+    """
     from roberta_flax.convert import verify
     from roberta_flax.errors import CheckpointError
 
-    result = verify(
-        directory,
-        against,
-        checkpoint_file=checkpoint_file,
-        bpe_dir=bpe_dir,
-        cache_dir=cache_dir,
-        head_name=head_name,
-    )
+    result = verify(directory, against, head_name=head_name, **files.files())
     same = sum(comparison.identical for comparison in result.comparisons)
     if as_json:
         comparisons = [dataclasses.asdict(comparison) for comparison in result.comparisons]
@@ -58,7 +51,8 @@ def command(
         for row in (header, *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         print(
-            f"{same} of {len(result.comparisons)} tensors are the source's, bit for bit (after rounding, where it was)"
+            f"{same} of {len(result.comparisons)} tensors are the source's, bit for bit (after rounding to the dtype "
+            "in which they are stored)"
         )
     if result.problems:
         more = f"; and {len(result.problems) - 20} more" if len(result.problems) > 20 else ""

@@ -105,7 +105,7 @@ def task_reader(
     limit = limit_of(config, max_length)
     kind = "choice" if task in CHOICE_TASKS else kind or "classification"
     if len(columns.label) > 1 and kind != "multi-label":
-        raise InputError("several --label are for --kind multi-label; give one")
+        raise InputError("several label columns are for --kind multi-label; give one")
     make = _Maker(task, Path(train), config, tokenizer, columns, head or task, limit)
     if task not in (CUSTOM, *CHOICE_TASKS):
         return make.sentences(TASKS[task])
@@ -164,7 +164,8 @@ class _Maker:
         labels, texts = self.columns.label, self._texts()
         if len(labels) < 2 or self.columns.labels:
             raise InputError(
-                "--kind multi-label takes the column of each label, with 0 or 1 in it: --label A --label B"
+                "--kind multi-label takes the column of each label, with 0 or 1 in it: --label-column A "
+                "--label-column B"
             )
 
         def read(path: PathLike) -> Examples:
@@ -215,4 +216,4 @@ class _Maker:
         if self.columns.texts:
             return self.columns.texts
         format = "tsv" if self.train.suffix == ".txt" else None
-        return tables.usual_columns(self.train, None if self.columns.header else False, format, "--text")
+        return tables.usual_columns(self.train, None if self.columns.header else False, format)

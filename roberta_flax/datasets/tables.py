@@ -168,12 +168,12 @@ def column_names(
 
 
 def usual_columns(
-    path: str | os.PathLike[str], header: bool | None = None, format: str | None = None, option: str = "--column (-c)"
+    path: str | os.PathLike[str], header: bool | None = None, format: str | None = None
 ) -> tuple[str, ...]:
     """The one or two columns of a file that hold text, by their names: the only one, or the first of the usual.
 
     Raises:
-      InputError: as column_names; or there are none, which names those there are and the `option` to say which.
+      InputError: as column_names; or there are none, which names those there are.
     """
     names = column_names(path, header, format) or []
     found = next((columns for columns in _USUAL if set(columns) <= set(names)), None)
@@ -181,8 +181,16 @@ def usual_columns(
         found = (names[0],)
     if found is None:
         shown = ", ".join(map(repr, names[:20])) or "none"
-        raise InputError(f"{path} has the columns {shown}; say which hold text with {option}")
+        raise InputError(f"{path} has the columns {shown}; say which hold text with --text-column (-c)")
     return found
+
+
+def is_named_as_input(text: str) -> bool:
+    """Whether some text names a file that `read_rows` reads: by its suffix, or because it is a directory."""
+    path = Path(text)
+    compressed = path.suffix.lower() == ".gz"
+    suffix = (path.with_suffix("") if compressed else path).suffix.lower()
+    return suffix in _SUFFIXES or os.path.isdir(text)
 
 
 def output_format(path: str | os.PathLike[str]) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
+from roberta_flax.files import PathLike
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.batching import check_tokens, collate_tokens, pad_rows
 from roberta_flax.text.tokenizer import Tokenizer
@@ -121,3 +124,30 @@ def _targets(head: HeadConfig, rows: int) -> npt.NDArray[np.generic]:
     if head.problem == "multi_label":
         return ((numbers[:, None] + np.arange(head.num_classes)) % 2).astype(np.float32)
     return (numbers % head.num_classes).astype(np.int32)
+
+
+def read_texts(path: PathLike, columns: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """The texts of a file, one or two a row, as `compare` takes them.
+
+    Args:
+      path: .jsonl, .csv, .tsv or .parquet with columns of text; any other file has a text a line, or two with a tab
+        between them.
+      columns: those with text, one or two; the usual ones if not given.
+
+    Raises:
+      InputError: a file that cannot be read, or a row without texts or with more than two, which is named.
+    """
+    path = Path(path)
+    is_lines = not columns and path.suffix.lower() not in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+    names = ("text",) if is_lines else tuple(columns or tables.usual_columns(path))
+    if len(names) > 2:
+        raise InputError(f"a row has one or two texts, got {len(names)} columns: {', '.join(names)}")
+    rows = []
+    for row in tables.read_rows(path, names, format="txt" if is_lines else None):
+        if isinstance(row, tables.BadRow):
+            raise InputError(f"{path}, line {row.line}: {row.reason}")
+        texts = tuple(row.values[0].split("\t")) if is_lines else row.values
+        if len(texts) > 2:
+            raise InputError(f"{path}, line {row.line}: one text, or two with a tab between them; got {len(texts)}")
+        rows.append(texts)
+    return rows

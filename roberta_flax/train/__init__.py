@@ -1,4 +1,4 @@
-"""Training: losses, fairseq's optimiser and an update as plain functions over optax."""
+"""Training: losses, fairseq's optimizer and a training step as plain functions over optax."""
 
 from typing import TYPE_CHECKING
 

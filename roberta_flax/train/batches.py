@@ -19,7 +19,7 @@ from roberta_flax.train.losses import HostBatch
 if TYPE_CHECKING:
     import grain
 
-_PREFETCH = 2  # updates made ahead
+_PREFETCH = 2  # steps made ahead
 
 
 def training_batches(
@@ -27,13 +27,13 @@ def training_batches(
 ) -> grain.DatasetIterator[HostBatch]:
     """Batches without an end: every example once an epoch, in an order that `seed` and the epoch's number determine.
 
-    An epoch's last update is filled with rows of padding, of weight 0. All of an update's sequences are padded to one
+    An epoch's last step is filled with rows of padding, of weight 0. All of a step's sequences are padded to one
     length, of batching.length_bucket.
 
     Args:
       examples: of the training file.
       batch_size: rows of a batch.
-      update_freq: batches of an update; more than one are stacked along a first axis.
+      update_freq: batches of a step; more than one are stacked along a first axis.
       pad_id, max_positions: of the model.
       seed: of the order.
 
@@ -45,15 +45,15 @@ def training_batches(
     """
     grain = require("grain", "train")
 
-    def update(numbers: Sequence[int]) -> HostBatch:
+    def step(numbers: Sequence[int]) -> HostBatch:
         time = _bucket(examples, numbers, max_positions)
         parts = [numbers[i * batch_size : (i + 1) * batch_size] for i in range(update_freq)]
         batches = [_batch(examples, part, batch_size, time, pad_id) for part in parts]
         return batches[0] if update_freq == 1 else {name: np.stack([b[name] for b in batches]) for name in batches[0]}
 
     dataset = grain.MapDataset.range(len(examples)).seed(seed).shuffle()
-    updates = dataset.batch(batch_size * update_freq, batch_fn=update).repeat()
-    return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
+    steps = dataset.batch(batch_size * update_freq, batch_fn=step).repeat()
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
 
 
 def validation_batches(

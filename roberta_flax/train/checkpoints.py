@@ -44,8 +44,8 @@ def open_checkpoints(directory: Path, keep: int) -> Iterator[Checkpoints]:
             manager = ocp.CheckpointManager(directory.resolve(), options=options)
             if jax.process_count() > 1:  # all have listed them before one is deleted, for which all wait
                 multihost_utils.sync_global_devices("checkpoints")
-            for update in sorted(manager.all_steps())[:-keep]:  # what a run left that was killed before it deleted them
-                manager.delete(update)
+            for step in sorted(manager.all_steps())[:-keep]:  # what a run left that was killed before it deleted them
+                manager.delete(step)
         except OSError as error:
             raise unwritable(directory, error) from None
         checkpoints = Checkpoints(directory, manager)
@@ -59,7 +59,7 @@ def open_checkpoints(directory: Path, keep: int) -> Iterator[Checkpoints]:
 
 
 class Checkpoints:
-    """Checkpoints, each named by the updates that the run has done.
+    """Checkpoints, each named by the steps that the run has done.
 
       40/state      {"params", "opt_state"}, in orbax's format for trees of arrays
       40/progress   JSON: where the run is, and where in the data
@@ -72,11 +72,11 @@ class Checkpoints:
         self._manager = manager
 
     def latest(self) -> int | None:
-        """The updates that the newest whole one has done, if there is one."""
+        """The steps that the newest whole one has done, if there is one."""
         latest: int | None = self._manager.latest_step()
         return latest
 
-    def save(self, update: int, params: Params, opt_state: Any, progress: Mapping[str, Any]) -> None:
+    def save(self, step: int, params: Params, opt_state: Any, progress: Mapping[str, Any]) -> None:
         """Begins to write a checkpoint; returns when the arrays have been copied.
 
         Raises:
@@ -86,15 +86,15 @@ class Checkpoints:
         state = args.StandardSave({"params": params, "opt_state": opt_state})
         items = args.Composite(state=state, progress=args.JsonSave(dict(progress)))
         try:
-            self._manager.save(update, args=items, force=True)
+            self._manager.save(step, args=items, force=True)
         except _UNWRITABLE as error:
             raise unwritable(self.directory, error) from None
 
-    def restore(self, update: int, params: Params, opt_state: Any) -> tuple[Params, Any, dict[str, Any]]:
+    def restore(self, step: int, params: Params, opt_state: Any) -> tuple[Params, Any, dict[str, Any]]:
         """Reads a checkpoint.
 
         Args:
-          update: which.
+          step: which.
           params, opt_state: arrays of the shapes, dtypes and shardings that are wanted; their values do not matter.
 
         Returns:
@@ -107,9 +107,9 @@ class Checkpoints:
         wanted = jax.tree.map(ocp.tree.to_shape_dtype_struct, {"params": params, "opt_state": opt_state})
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore())
         try:
-            restored = self._manager.restore(update, args=items)
+            restored = self._manager.restore(step, args=items)
         except _UNREADABLE as error:
-            raise unreadable(self.directory / str(update), error) from None
+            raise unreadable(self.directory / str(step), error) from None
         return restored.state["params"], restored.state["opt_state"], restored.progress
 
     def wait(self) -> None:

@@ -18,6 +18,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.files import differences, remove_partial, replacing
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.text.tokenizer import Tokenizer
 
 RUN_FILE = "run.json"
@@ -103,6 +104,15 @@ def _require_same(directory: Path, run: Path, now: Mapping[str, Any]) -> None:
         raise InputError(
             f"{directory} has another run ({changes}); ask for the same to go on, or choose another directory"
         )
+
+
+def numerics_note(numerics: Numerics) -> dict[str, str | None]:
+    """What a run's numbers depend on of how it computes, as JSON has it."""
+    return {
+        "dtype": numerics.dtype.name,
+        "precision": None if numerics.precision is None else numerics.precision.name.lower(),
+        "attention": numerics.attention,
+    }
 
 
 def save_best(directory: Path, config: RobertaConfig, params: Params, tokenizer: Tokenizer) -> None:

@@ -1,13 +1,13 @@
-"""run(): updates, validation, checkpoints, records, to the last update; stopped at any moment, it goes on from there.
+"""run(): steps, validation, checkpoints, records, to the last step; stopped at any moment, it goes on from there.
 
   DIR/run.json        the run's configuration; a run resumes only with the same (directory)
   DIR/checkpoints/    parameters, the optimizer's state, where the run is and where in the data (checkpoints)
-  DIR/metrics.jsonl   what each logged update and each validation gave; DIR/speed.jsonl, how long it took (records)
+  DIR/metrics.jsonl   what each logged step and each validation gave; DIR/speed.jsonl, how long it took (records)
 
-Everything that an update depends on is in a checkpoint or follows from the update's number, so that on one device a run
+Everything that a step depends on is in a checkpoint or follows from the step's number, so that on one device a run
 that was killed and started again computes the same bits as one that was not.
 
-Nothing waits for a device but validations and checkpoints: what an update gave is fetched when the next one is on its
+Nothing waits for a device but validations and checkpoints: what a step gave is fetched when the next one is on its
 way.
 """
 
@@ -44,9 +44,9 @@ from roberta_flax.train.records import Records, Stopwatch
 from roberta_flax.train.signals import StopRequests
 
 # step.TrainStep, or a function like it
-Update: TypeAlias = Callable[[Params, Any, Any, jax.Array], tuple[Params, Any, Mapping[str, jax.Array]]]
-_LAG = 1  # updates under way whose results are not waited for
-_SUMS = ("loss", "size", "gradient_norm", "updates")  # of an interval
+StepFunction: TypeAlias = Callable[[Params, Any, Any, jax.Array], tuple[Params, Any, Mapping[str, jax.Array]]]
+_LAG = 1  # steps under way whose results are not waited for
+_SUMS = ("loss", "size", "gradient_norm", "steps")  # of an interval
 _SHOWN = 300  # characters of a position in the data
 # what a run's numbers do not depend on, so that it may go on with others
 _FREE = frozenset(("save_every", "keep"))
@@ -69,21 +69,21 @@ class Plan:
     """How long a run is, and what is done on the way.
 
     Attributes:
-      total_updates: the updates of the whole run.
-      validate_every: updates between validations; there is one after the last update too.
-      save_every: updates between checkpoints; there is one at the end too.
+      total_steps: the steps of the whole run.
+      validate_every: steps between validations; there is one after the last step too.
+      save_every: steps between checkpoints; there is one at the end too.
       keep: the newest checkpoints that stay.
-      log_every: updates that a line of metrics.jsonl is of.
+      log_every: steps that a line of metrics.jsonl is of.
       patience: the run ends after so many validations without a better one (fairseq's --patience); None: never.
       best: the validation metric that says which is better.
       maximize: whether more of it is better.
-      seed: of dropout: update n, from 0, has the key jax.random.fold_in(jax.random.key(seed), n).
+      seed: of dropout: step n, from 0, has the key jax.random.fold_in(jax.random.key(seed), n).
 
     Raises:
       InputError: a number that is not positive.
     """
 
-    total_updates: int
+    total_steps: int
     validate_every: int
     save_every: int
     keep: int = 3
@@ -94,7 +94,7 @@ class Plan:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("total_updates", "validate_every", "save_every", "keep", "log_every", "patience"):
+        for name in ("total_steps", "validate_every", "save_every", "keep", "log_every", "patience"):
             if name != "patience" or self.patience is not None:
                 require_positive(**{name: getattr(self, name)})
 
@@ -104,22 +104,22 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-      updates: those done.
+      steps: those done.
       best: the best value of the plan's metric, if there was a validation in which it was a number.
-      best_update: the updates done then.
-      stopped: "done" after the last update, "patience" before it.
-      params: the parameters after the last update.
+      best_step: the steps done then.
+      stopped: "done" after the last step, "patience" before it.
+      params: the parameters after the last step.
     """
 
-    updates: int
+    steps: int
     best: float | None
-    best_update: int | None
+    best_step: int | None
     stopped: Literal["done", "patience"]
     params: Params = field(repr=False)
 
 
 def run(
-    train_step: Update,
+    train_step: StepFunction,
     params: Params,
     opt_state: Any,
     batches: Batches,
@@ -151,11 +151,11 @@ def run(
       plan: how long, and what on the way.
       directory: the run's.
       config_note: what the numbers depend on beside the plan (the data, the model, the optimizer, ...), as JSON has it.
-      schedule: the learning rate by the updates done before, for the records.
+      schedule: the learning rate by the steps done before, for the records.
       validate: metrics of parameters, the same on every process.
       save_best: keeps parameters that are the best so far. It may be called with the same ones again after a kill.
       mesh: devices whose DATA axis divides a batch's rows; without it a batch goes to the default device.
-      accumulate: batches that an update is of; if more than one, a batch's arrays have a leading axis of that size.
+      accumulate: batches that a step is of; if more than one, a batch's arrays have a leading axis of that size.
       tokens_of: the tokens of a batch; if not given, padding is counted too.
       tensorboard: whether to write DIR/tensorboard.
       plot: whether to draw DIR/curves.png at the end.
@@ -168,7 +168,7 @@ def run(
       InputError: another run is in the directory; a file cannot be written or read; batches that end, or do not divide
         over the mesh; a validation without the plan's metric.
       DivergedError: a loss, a gradient or the state is not finite. No such state is in a checkpoint.
-      StoppedError: SIGINT or SIGTERM. The last update is finished and saved.
+      StoppedError: SIGINT or SIGTERM. The last step is finished and saved.
     """
     if plot:
         require("matplotlib.figure", "train")  # before hours of training
@@ -193,9 +193,9 @@ def run(
             with ExitStack() as stack:
                 recorder = shown = None
                 if first:
-                    recorder = stack.enter_context(Records(directory, state.update, tensorboard=tensorboard))
+                    recorder = stack.enter_context(Records(directory, state.step, tensorboard=tensorboard))
                 if first and progress:
-                    shown = stack.enter_context(progress_on_stderr(plan.total_updates, state.update))
+                    shown = stack.enter_context(progress_on_stderr(plan.total_steps, state.step))
                 loop = _Loop(
                     train_step=train_step,
                     params=params,
@@ -218,7 +218,7 @@ def run(
         if plot and first:
             plots.curves(directory / layout.METRICS_FILE, directory / layout.CURVES_FILE)
     assert state.stopped is not None, "the loop has ended"
-    return Outcome(state.update, state.best, state.best_update, state.stopped, params)
+    return Outcome(state.step, state.best, state.best_step, state.stopped, params)
 
 
 @dataclass
@@ -226,18 +226,18 @@ class _State:
     """Where a run is: what a checkpoint has beside arrays and the position in the data.
 
     Attributes:
-      update: those done, and in the records.
+      step: those done, and in the records.
       tokens: trained on.
-      best, best_update: as in Outcome.
+      best, best_step: as in Outcome.
       without_better: validations since then.
       stopped: why the run has ended, if it has.
-      interval: sums over the updates since the last line of the records.
+      interval: sums over the steps since the last line of the records.
     """
 
-    update: int = 0
+    step: int = 0
     tokens: int = 0
     best: float | None = None
-    best_update: int | None = None
+    best_step: int | None = None
     without_better: int = 0
     stopped: Literal["done", "patience"] | None = None
     interval: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_SUMS, 0.0))
@@ -245,16 +245,16 @@ class _State:
 
 @dataclass(frozen=True)
 class _UnderWay:
-    """An update that a device has been given.
+    """A step that a device has been given.
 
     Attributes:
-      update: its number, from 1.
+      step: its number, from 1.
       batch: what it is of.
       position: where the data was before it.
       metrics, learning_rate: what it gives, on the device.
     """
 
-    update: int
+    step: int
     batch: HostBatch
     position: str
     metrics: Mapping[str, jax.Array]
@@ -273,7 +273,7 @@ class _Loop:
       Others as in `run`.
     """
 
-    train_step: Update
+    train_step: StepFunction
     params: Params
     opt_state: Any
     batches: Batches
@@ -294,50 +294,50 @@ class _Loop:
         self._watch = Stopwatch()
 
     def run(self, stops: StopRequests) -> None:
-        """Updates until the last, or until the plan's patience ends or a signal comes (StoppedError)."""
+        """Steps until the last, or until the plan's patience ends or a signal comes (StoppedError)."""
         plan, state = self.plan, self.state
-        for update in range(state.update + 1, plan.total_updates + 1):
-            self._begin(update)
+        for step in range(state.step + 1, plan.total_steps + 1):
+            self._begin(step)
             if len(self._under_way) > _LAG:
                 self._settle()
-            signal = stops.received(update)
-            last = update == plan.total_updates
-            validates = self.validate is not None and (update % plan.validate_every == 0 or last)
-            if not (validates or last or signal or update % plan.save_every == 0):
+            signal = stops.received(step)
+            last = step == plan.total_steps
+            validates = self.validate is not None and (step % plan.validate_every == 0 or last)
+            if not (validates or last or signal or step % plan.save_every == 0):
                 continue
             while self._under_way:
                 self._settle()
             with self._watch.stopped():
-                self._require_finite(update)
+                self._require_finite(step)
                 if last:
                     state.stopped = "done"
                 if validates:
-                    self._validate(update)
-                if state.stopped or signal or update % plan.save_every == 0:
-                    self._save(update)
+                    self._validate(step)
+                if state.stopped or signal or step % plan.save_every == 0:
+                    self._save(step)
             if state.stopped:
                 return
             if signal:
                 self.checkpoints.wait()
                 raise StoppedError(
-                    f"{signal.name}: stopped after {update} of {plan.total_updates} updates, which are saved in "
+                    f"{signal.name}: stopped after {step} of {plan.total_steps} steps, which are saved in "
                     f"{self.directory}; to go on, run the same command again",
                     signal,
                 )
 
-    def _begin(self, update: int) -> None:
-        """Gives the devices an update to do."""
+    def _begin(self, step: int) -> None:
+        """Gives the devices a step to do."""
         position = json.dumps(self.batches.get_state())
         try:
             batch = next(self.batches)
         except StopIteration:
-            raise InputError(f"the training data ended before update {update}; it should repeat without end") from None
-        key, learning_rate = self.inputs_of(update - 1)
+            raise InputError(f"the training data ended before step {step}; it should repeat without end") from None
+        key, learning_rate = self.inputs_of(step - 1)
         self.params, self.opt_state, metrics = self.train_step(self.params, self.opt_state, self.place(batch), key)
-        self._under_way.append(_UnderWay(update, batch, position, metrics, learning_rate))
+        self._under_way.append(_UnderWay(step, batch, position, metrics, learning_rate))
 
     def _settle(self) -> None:
-        """Waits for the oldest update under way, and takes what it gave into the records."""
+        """Waits for the oldest step under way, and takes what it gave into the records."""
         work = self._under_way.popleft()
         metrics, learning_rate = jax.device_get((dict(work.metrics), work.learning_rate))
         loss, size, norm = (float(metrics[name]) for name in ("loss", "size", "gradient_norm"))
@@ -346,14 +346,14 @@ class _Loop:
                 raise self._diverged(work, what, value)
         tokens = self.tokens_of(work.batch)
         self._watch.count(tokens)
-        self.state.update = work.update
+        self.state.step = work.step
         self.state.tokens += tokens
         for name, value in zip(_SUMS, (loss * size, size, norm, 1), strict=True):
             self.state.interval[name] += value
-        if work.update % self.plan.log_every == 0 or work.update == self.plan.total_updates:
+        if work.step % self.plan.log_every == 0 or work.step == self.plan.total_steps:
             self._log({} if learning_rate is None else {"learning_rate": float(learning_rate)})
         if self.shown is not None:
-            self.shown(work.update, loss, None if learning_rate is None else float(learning_rate), tokens)
+            self.shown(work.step, loss, None if learning_rate is None else float(learning_rate), tokens)
 
     def _log(self, learning_rate: Mapping[str, float]) -> None:
         sums, self.state.interval = self.state.interval, dict.fromkeys(_SUMS, 0.0)
@@ -363,14 +363,14 @@ class _Loop:
         values = {
             "loss": sums["loss"] / sums["size"] if sums["size"] else 0.0,
             **learning_rate,
-            "gradient_norm": sums["gradient_norm"] / sums["updates"],
+            "gradient_norm": sums["gradient_norm"] / sums["steps"],
             "size": sums["size"],
             "tokens": self.state.tokens,
         }
-        self.records.training(self.state.update, values)
-        self.records.speed(self.state.update, tokens, seconds)
+        self.records.training(self.state.step, values)
+        self.records.speed(self.state.step, tokens, seconds)
 
-    def _validate(self, update: int) -> None:
+    def _validate(self, step: int) -> None:
         """Validates, keeps the parameters if they are the best, and ends the run where patience ends."""
         assert self.validate is not None, "asked before"
         plan, state = self.plan, self.state
@@ -382,14 +382,14 @@ class _Loop:
             state.best is None or (value > state.best if plan.maximize else value < state.best)
         )
         if better:
-            state.best, state.best_update, state.without_better = value, update, 0
+            state.best, state.best_step, state.without_better = value, step, 0
             self._keep_best()
         else:
             state.without_better += 1
             if plan.patience is not None and state.without_better >= plan.patience and state.stopped is None:
                 state.stopped = "patience"
         if self.records is not None:
-            self.records.validation(update, values, best=better)
+            self.records.validation(step, values, best=better)
 
     def _keep_best(self) -> None:
         if self.save_best is None:
@@ -402,27 +402,27 @@ class _Loop:
         if jax.process_count() > 1:  # others may read it then
             multihost_utils.sync_global_devices("best")
 
-    def _save(self, update: int) -> None:
+    def _save(self, step: int) -> None:
         if self.records is not None:
             self.records.sync()
         saved = {**asdict(self.state), "data": self.batches.get_state()}
-        self.checkpoints.save(update, self.params, self.opt_state, json.loads(json.dumps(saved)))
+        self.checkpoints.save(step, self.params, self.opt_state, json.loads(json.dumps(saved)))
 
-    def _require_finite(self, update: int) -> None:
+    def _require_finite(self, step: int) -> None:
         """Raises DivergedError where the parameters or the optimizer's state are not finite, though the loss was."""
         if not _all_finite((self.params, self.opt_state)):
             raise DivergedError(
-                f"after update {update} the parameters or the optimizer's state are not finite; {self._advice()}"
+                f"after step {step} the parameters or the optimizer's state are not finite; {self._advice()}"
             )
 
     def _diverged(self, work: _UnderWay, what: str, value: float) -> DivergedError:
-        file = self.directory / f"batch-{work.update}.npz"
+        file = self.directory / f"batch-{work.step}.npz"
         if self.records is not None:
             with replacing(file) as content:
                 np.savez(content, **dict(work.batch))  # type: ignore[arg-type]  # of allow_pickle
         position = work.position if len(work.position) <= _SHOWN else work.position[:_SHOWN] + "..."
         return DivergedError(
-            f"update {work.update}: the {what} is {value}; its batch is number {work.update}, at {position} in the "
+            f"step {work.step}: the {what} is {value}; its batch is number {work.step}, at {position} in the "
             f"data, and is kept in {file}; {self._advice()}"
         )
 
@@ -481,15 +481,15 @@ class _Placement:
 def _inputs_of(
     seed: int, schedule: optax.Schedule | None, mesh: Mesh | None
 ) -> Callable[[int], tuple[jax.Array, jax.Array | None]]:
-    """A function of the number of updates done: dropout's key, and the learning rate where there is a schedule."""
+    """A function of the number of steps done: dropout's key, and the learning rate where there is a schedule."""
 
-    def inputs(update: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        key = jax.random.fold_in(jax.random.key(seed), update)
-        return key, None if schedule is None else jnp.asarray(schedule(update), jnp.float32)
+    def inputs(step: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        return key, None if schedule is None else jnp.asarray(schedule(step), jnp.float32)
 
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
     compiled = jax.jit(inputs, out_shardings=everywhere)
-    return lambda update: compiled(np.int32(update))
+    return lambda step: compiled(np.int32(step))
 
 
 @jax.jit

@@ -43,7 +43,7 @@ Loss = Callable[[Params, Batch, "Key[Array, ''] | None"], "tuple[Float[Array, ''
 
 @dataclass(frozen=True)
 class NetworkLoss:
-    """A loss that says which parameters it does not read: an update leaves them as they are, without weight decay.
+    """A loss that says which parameters it does not read: a step leaves them as they are, without weight decay.
 
     As in fairseq, whose Adam passes over parameters without a gradient: the LM head while a classifier is trained.
 

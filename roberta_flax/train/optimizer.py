@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from roberta_flax.datasets.recipes import Recipe
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
@@ -22,43 +23,43 @@ if TYPE_CHECKING:
 def polynomial_decay(
     learning_rate: float,
     *,
-    warmup_updates: int,
-    total_updates: int,
+    warmup_steps: int,
+    total_steps: int,
     end_learning_rate: float = 0.0,
     power: float = 1.0,
 ) -> optax.Schedule:
-    """From 0 up to `learning_rate` in `warmup_updates`, then down to `end_learning_rate` at `total_updates`, and there.
+    """From 0 up to `learning_rate` in `warmup_steps`, then down to `end_learning_rate` at `total_steps`, and there.
 
-    fairseq's PolynomialDecayLRSchedule. As there, the first update of a warm-up has the rate 0: rates are those of the
-    number of updates done.
+    fairseq's PolynomialDecayLRSchedule. As there, the first step of a warm-up has the rate 0: rates are those of the
+    number of steps done.
 
     Raises:
-      InputError: numbers of updates or rates that make no schedule.
+      InputError: numbers of steps or rates that make no schedule.
     """
-    if not 0 <= warmup_updates <= total_updates or total_updates < 1:
-        raise InputError(f"warmup_updates must be from 0 to total_updates, got {warmup_updates} of {total_updates}")
+    if not 0 <= warmup_steps <= total_steps or total_steps < 1:
+        raise InputError(f"warmup_steps must be from 0 to total_steps, got {warmup_steps} of {total_steps}")
     if not 0 <= end_learning_rate <= learning_rate or learning_rate <= 0 or power <= 0:
         raise InputError(
             "learning_rate and power must be over 0 and end_learning_rate from 0 to learning_rate,"
             f" got {learning_rate}, {power} and {end_learning_rate}"
         )
 
-    def schedule(updates: Int[Array, ""]) -> Float[Array, ""]:
-        done = jnp.asarray(updates, jnp.result_type(float))
-        left = 1 - (done - warmup_updates) / max(total_updates - warmup_updates, 1)
+    def schedule(steps: Int[Array, ""]) -> Float[Array, ""]:
+        done = jnp.asarray(steps, jnp.result_type(float))
+        left = 1 - (done - warmup_steps) / max(total_steps - warmup_steps, 1)
         decayed = (learning_rate - end_learning_rate) * jnp.maximum(left, 0) ** power + end_learning_rate
-        if warmup_updates == 0:
-            return jnp.where(done >= total_updates, end_learning_rate, decayed)
-        rising = learning_rate * (done / warmup_updates)
-        return jnp.where(done <= warmup_updates, rising, jnp.where(done >= total_updates, end_learning_rate, decayed))
+        if warmup_steps == 0:
+            return jnp.where(done >= total_steps, end_learning_rate, decayed)
+        rising = learning_rate * (done / warmup_steps)
+        return jnp.where(done <= warmup_steps, rising, jnp.where(done >= total_steps, end_learning_rate, decayed))
 
     return schedule
 
 
 class AdamState(NamedTuple):
-    """Updates done, int32 [], and the moments: trees like the parameters'."""
+    """Steps done, int32 [], and the moments: trees like the parameters'."""
 
-    updates: Int[Array, ""]
+    steps: Int[Array, ""]
     mean: Params
     square: Params
 
@@ -66,7 +67,7 @@ class AdamState(NamedTuple):
 def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
     """Adam's direction as fairseq's Adam computes it: `eps` is added before the second moment's bias is corrected.
 
-    optax.scale_by_adam adds it after, which is another number while few updates are done.
+    optax.scale_by_adam adds it after, which is another number while few steps are done.
     """
 
     def init(params: Params) -> AdamState:
@@ -74,15 +75,15 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
 
     def update(gradients: Params, state: AdamState, params: Params | None = None) -> tuple[Params, AdamState]:
         del params
-        updates = optax.safe_increment(state.updates)
-        steps = updates.astype(jnp.result_type(float))
-        # 1 - beta ** steps, without the cancellation
-        corrections = [-jnp.expm1(steps * math.log(beta)) if beta else jnp.ones_like(steps) for beta in (beta1, beta2)]
+        steps = optax.safe_increment(state.steps)
+        count = steps.astype(jnp.result_type(float))
+        # 1 - beta ** count, without the cancellation
+        corrections = [-jnp.expm1(count * math.log(beta)) if beta else jnp.ones_like(count) for beta in (beta1, beta2)]
         scale = jnp.sqrt(corrections[1]) / corrections[0]
         mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, gradients)
         square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, gradients)
         direction = jax.tree.map(lambda m, v: scale.astype(m.dtype) * m / (jnp.sqrt(v) + eps), mean, square)
-        return direction, AdamState(updates, mean, square)
+        return direction, AdamState(steps, mean, square)
 
     return optax.GradientTransformation(init, update)
 
@@ -130,7 +131,7 @@ def adam(
 ) -> optax.GradientTransformation:
     """fairseq's FairseqAdam with its arguments' defaults for GLUE: betas, eps, weight decay, clip norm, schedule.
 
-    An update takes learning rate * (direction + weight_decay * parameter) from each parameter, biases and LayerNorm
+    A step takes learning rate * (direction + weight_decay * parameter) from each parameter, biases and LayerNorm
     included.
 
     Args:
@@ -156,3 +157,25 @@ def adam(
     parts += [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     parts += [scale_by_layer(layer_decay, config)] if layer_decay != 1 else []
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def recipe_optimizer(
+    recipe: Recipe, *, config: RobertaConfig, warmup_steps: int, total_steps: int, layer_decay: float = 1.0
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """A recipe's learning rate, by polynomial_decay, and its optimizer, by adam; arguments and errors as theirs."""
+    schedule = polynomial_decay(
+        recipe.learning_rate,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        end_learning_rate=recipe.end_learning_rate,
+    )
+    optimizer = adam(
+        schedule,
+        config=config,
+        betas=recipe.adam_betas,
+        eps=recipe.adam_eps,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        layer_decay=layer_decay,
+    )
+    return schedule, optimizer

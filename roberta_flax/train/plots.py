@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT = 5.2, 3.2  # inches of a panel
 
 
 def curves(metrics: Path, picture: Path) -> None:
-    """Draws the loss, each validation metric, the learning rate and the gradient's norm over the updates.
+    """Draws the loss, each validation metric, the learning rate and the gradient's norm over the steps.
 
     Args:
       metrics: a metrics.jsonl (records.Records).
@@ -37,7 +37,7 @@ def curves(metrics: Path, picture: Path) -> None:
     rows = -(-len(names) // _COLUMNS)
     figure = figure_module.Figure(figsize=(_WIDTH * _COLUMNS, _HEIGHT * rows), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).flat
-    best = max((line["update"] for line in lines if line.get("best")), default=None)
+    best = max((line["step"] for line in lines if line.get("best")), default=None)
     for name, panel in zip(names, panels, strict=False):
         _draw(panel, lines, name, best)
         panel.xaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True))
@@ -58,7 +58,7 @@ def _draw(panel: Any, lines: Sequence[dict[str, Any]], name: str, best: int | No
         if best is not None:
             panel.axvline(best, color="0.5", linewidth=1, linestyle="--", label=f"best ({best})")
     panel.set_title(name.replace("_", " "), fontsize=10)
-    panel.set_xlabel("update", fontsize=9)
+    panel.set_xlabel("step", fontsize=9)
     panel.tick_params(labelsize=8)
     panel.grid(alpha=0.3)
     if validation[0]:
@@ -79,6 +79,6 @@ def _validation_metrics(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _points(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """The updates and the values of what was recorded under a name, where it is a number."""
-    points = [(line["update"], line[name]) for line in lines if line.get(name) is not None]
-    return [update for update, _ in points], [value for _, value in points]
+    """The steps and the values of what was recorded under a name, where it is a number."""
+    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]

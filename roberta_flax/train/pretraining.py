@@ -1,181 +1,249 @@
-"""Masked-LM batches for pretraining and its validation, by grain, and perplexity.
+"""Pretraining: a run that leaves the best model in a directory, and perplexity.
 
-A batch is a dict of numpy arrays: `tokens`, int32 [batch, time], with masks in them, padded on the right; `positions`
-and `targets`, int32 [batch, masked], of the tokens to be predicted; `weights`, float32 [batch, masked], 1 for these and
-0 for what fills a row up. With accumulation each has one axis more, [accumulate, batch, ...].
+>>> tokenizer = Tokenizer.from_directory("gpt2_bpe")
+>>> corpus.write(["wiki.train.raw"], "train.bin", tokenizer)
+>>> corpus.write(["wiki.valid.raw"], "valid.bin", tokenizer)
+>>> pretraining = Pretraining(Path("train.bin"), Path("valid.bin"), total_steps=10_000, warmup_steps=500)
+>>> pretraining.run(new_model(tokenizer, "base", seed=1), Path("run"))
+>>> perplexity(roberta_flax.load("run/best"), Path("valid.bin"))
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
+import jax
 from jax.sharding import Mesh
 
+from roberta_flax.datasets.recipes import PRETRAINING, Recipe
 from roberta_flax.errors import InputError
-from roberta_flax.extras import require
+from roberta_flax.hub import Roberta
+from roberta_flax.nn import forward, sharding
+from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
-from roberta_flax.nn.sharding import place_batch
-from roberta_flax.text import batching
-from roberta_flax.text.tokenizer import PAD_ID
-from roberta_flax.train.corpus import Blocks
-from roberta_flax.train.losses import HostBatch
-from roberta_flax.train.masking import Block, Masking, mask_block, stream
+from roberta_flax.nn.numerics import Numerics
+from roberta_flax.text.tokenizer import Tokenizer
+from roberta_flax.train import directory as layout
+from roberta_flax.train import loop
+from roberta_flax.train.losses import masked_lm_loss
+from roberta_flax.train.masked_batches import training_batches
+from roberta_flax.train.optimizer import recipe_optimizer
+from roberta_flax.train.progress import is_first_process
+from roberta_flax.train.samples import Samples
+from roberta_flax.train.step import init_optimizer, make_eval_step, make_train_step
 
-if TYPE_CHECKING:
-    import grain
-
-_PREFETCH = 4  # updates made ahead
-
-
-class MaskedBatches:
-    """The batch of every update, made from its number alone.
-
-    An epoch has every block once. Blocks of about one length share a batch, as in fairseq, where they are sorted by
-    length; which of them, and in which order batches come, is drawn anew for each epoch. The last rows of an epoch's
-    last batch may be padding.
-    """
-
-    def __init__(
-        self,
-        blocks: Blocks,
-        masking: Masking,
-        *,
-        rows: int,
-        max_positions: int,
-        seed: int,
-        accumulate: int | None = None,
-        pad_id: int = PAD_ID,
-    ) -> None:
-        """Describes the batches.
-
-        Args:
-          blocks: of a corpus.
-          masking: what is masked.
-          rows: of a batch.
-          max_positions: of the model; no block is longer.
-          seed: of order and masks.
-          accumulate: batches of an update, which arrays have as a first axis; None for one without that axis.
-          pad_id: of the model.
-
-        Raises:
-          InputError: rows or accumulate that are not positive, a seed that is negative, or a block that is too long.
-        """
-        for name, value in (("batch size", rows), ("update_freq", accumulate or 1)):
-            if value < 1:
-                raise InputError(f"{name} must be 1 or more, got {value}")
-        if seed < 0:
-            raise InputError(f"seed must be 0 or more, got {seed}")
-        lengths = blocks.lengths
-        longest = int(lengths.max())
-        if longest > max_positions:
-            raise InputError(
-                f"blocks of up to {longest} tokens are longer than the model's {max_positions} positions; make them "
-                "shorter with tokens_per_sample"
-            )
-        self._blocks, self._masking, self._seed, self._pad_id = blocks, masking, seed, pad_id
-        self._shape = (rows,) if accumulate is None else (accumulate, rows)
-        self._buckets = _buckets(longest, max_positions)[lengths]
-        self._rows = rows * (accumulate or 1)
-        self.updates_per_epoch = -(-len(blocks) // self._rows)
-        self._shuffled = lru_cache(maxsize=2)(self._shuffle)
-
-    def shuffled(self, update: int) -> HostBatch:
-        """The batch of update `update`, from 0, of an endless training."""
-        epoch, number = divmod(update, self.updates_per_epoch)
-        order, updates = self._shuffled(epoch)
-        first = int(updates[number]) * self._rows
-        return self._batch(order[first : first + self._rows], epoch)
-
-    def in_order(self) -> Iterator[HostBatch]:
-        """Every block once, always with the same masks: those of epoch 0."""
-        order = self._buckets.argsort(kind="stable")
-        for first in range(0, len(order), self._rows):
-            yield self._batch(order[first : first + self._rows], 0)
-
-    def _shuffle(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """An epoch's blocks, shuffled within lengths, and the order in which its updates come."""
-        random = stream(self._seed, epoch)
-        order = random.permutation(len(self._buckets))
-        order = order[self._buckets[order].argsort(kind="stable")]
-        return order, random.permutation(self.updates_per_epoch)
-
-    def _batch(self, chosen: npt.NDArray[np.int64], epoch: int) -> HostBatch:
-        time = int(self._buckets[chosen].max())
-        blocks = [self._blocks[index] for index in chosen]
-        masked = [
-            mask_block(block, self._masking, seed=self._seed, epoch=epoch, index=index)
-            for index, block in zip(chosen.tolist(), blocks, strict=True)
-        ]
-        most = self._width(time, max(len(positions) for _, positions in masked))
-        batch = batch_of(blocks, masked, (self._rows, time, most), self._pad_id)
-        return {name: array.reshape(*self._shape, -1) for name, array in batch.items()}
-
-    def _width(self, time: int, longest: int) -> int:
-        """The number of positions of a batch's rows, of which `longest` are masked in one.
-
-        By `time` alone if tokens are masked. Whole words may have any number: half as many again, or twice that, and so
-        on until all fit, so that few shapes are compiled.
-        """
-        most = self._masking.most(time)
-        if self._masking.word_begins is not None:
-            most += most // 2
-            while most < longest:
-                most *= 2
-        return min(most, time)
+SIZES: Mapping[str, Callable[..., RobertaConfig]] = {"base": RobertaConfig.base, "large": RobertaConfig.large}
 
 
-def batch_of(
-    blocks: Sequence[Block],
-    masked: Sequence[tuple[Block, npt.NDArray[np.int64]]],
-    shape: tuple[int, int, int],
-    pad_id: int = PAD_ID,
-) -> HostBatch:
-    """The batch of some sequences.
+def new_model(tokenizer: Tokenizer, size: str = "base", *, seed: int = 1, **sizes: int) -> Roberta:
+    """A model in fairseq's initial distributions, to be pretrained from scratch.
 
     Args:
-      blocks: token ids [length] of each.
-      masked: of each, with masks in it, and the positions that are to be predicted (Masking.apply).
-      shape: rows, tokens of a row, and positions of a row; no fewer than there are.
-      pad_id: of the model.
-    """
-    rows, time, most = shape
-    tokens, positions = zip(*masked, strict=True)
-    targets = [block[chosen] for block, chosen in zip(blocks, positions, strict=True)]
-    return {
-        "tokens": batching.pad_rows(tokens, (rows, time), pad_id),
-        "positions": batching.pad_rows(positions, (rows, most), 0),
-        "targets": batching.pad_rows(targets, (rows, most), pad_id),
-        "weights": batching.pad_rows([np.ones(len(chosen)) for chosen in positions], (rows, most), 0, np.float32),
-    }
-
-
-def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
-    """What a batch is padded to by the length of its longest block, for lengths from 0 to `longest`.
-
-    Coarser than batching.length_bucket: a step of an update takes longer to compile than one forward.
-    """
-    lengths = np.arange(longest + 1)
-    steps = np.array([*batching.LENGTH_BUCKETS, max(longest, max_positions)], np.int32)
-    return np.minimum(steps[np.searchsorted(steps[:-1], lengths)], max_positions)
-
-
-def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[HostBatch]:
-    """The batches of an endless training, made ahead of it; get_state() and set_state() go on exactly.
+      tokenizer: the model's.
+      size: one of SIZES.
+      seed: of the parameters.
+      sizes: fields of RobertaConfig that differ from those of `size`: num_layers=4, hidden_size=256, ...
 
     Raises:
-      InputError: grain is not installed.
+      InputError: another size, or sizes that do not fit each other.
     """
-    grain = require("grain", "train")
-    updates = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
-    # one thread: numpy holds Python's lock for most of the time
-    return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
+    if size not in SIZES:
+        raise InputError(f"size must be one of {', '.join(SIZES)}, got {size!r}; num_layers and the like change it")
+    config = SIZES[size](vocab_size=tokenizer.vocab_size, **sizes)
+    return Roberta(config, forward.init_params(config, jax.random.key(seed)), tokenizer)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A run of masked language modeling, whatever model it begins with.
+
+    Attributes:
+      training, validation: files of token ids, as corpus.write makes them.
+      total_steps, warmup_steps: how long; the recipe's if not given.
+      samples: how the files become samples, and which tokens are masked. Its seed is that of dropout, too.
+      recipe: the hyperparameters.
+      validate_every, save_every: steps between validations, and between checkpoints.
+      keep: the newest checkpoints that stay.
+      log_every: steps that a line of metrics.jsonl is of.
+      patience: validations without a better one after which a run ends; None for none.
+      numerics: of the computation.
+      note: what else a run's numbers depend on: the model it begins with.
+    """
+
+    training: Path
+    validation: Path
+    total_steps: int | None = None
+    warmup_steps: int | None = None
+    samples: Samples = field(default_factory=Samples)
+    recipe: Recipe = PRETRAINING
+    validate_every: int = 1000
+    save_every: int = 1000
+    keep: int = 3
+    log_every: int = 100
+    patience: int | None = None
+    numerics: Numerics = field(default_factory=Numerics)
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(
+        self,
+        roberta: Roberta,
+        directory: Path,
+        *,
+        mesh: Mesh | None = None,
+        fully_sharded: bool = False,
+        tensorboard: bool = False,
+        plot: bool = False,
+        progress: bool = True,
+    ) -> Result:
+        """Pretrains a model without its heads, which nothing trains; or resumes a run that was stopped (see loop.run).
+
+        Args:
+          roberta: the model to begin with, of new_model or roberta_flax.load. Its parameters are given up.
+          directory: the run's; the best model will be in its best, and how the run ended in its summary.json.
+          mesh: devices that share a batch's rows and each layer (devices.mesh_for); one device if not given.
+          fully_sharded: whether the parameters are divided over the devices that share the rows, too.
+          tensorboard, plot, progress: as in loop.run.
+
+        Raises:
+          InputError, DivergedError, StoppedError: as loop.run; or files that do not fit the model.
+        """
+        recipe, tokenizer = self.recipe, roberta.tokenizer
+        config = recipe.with_dropout(dataclasses.replace(roberta.config, heads=()))
+        params = {name: tree for name, tree in roberta.params.items() if name != "heads"}
+        accumulate = recipe.update_freq if recipe.update_freq > 1 else None
+        trained, training_note = self.samples.batches(self.training, tokenizer, config, recipe.batch_size, accumulate)
+        validated, validation_note = self.samples.batches(self.validation, tokenizer, config, recipe.batch_size)
+        total, warmup = self._steps()
+        schedule, optimizer = recipe_optimizer(recipe, config=config, warmup_steps=warmup, total_steps=total)
+        loss = masked_lm_loss(config=config, numerics=self.numerics)
+        eval_step = make_eval_step(
+            masked_lm_loss(config=config, numerics=dataclasses.replace(self.numerics, remat=False))
+        )
+        if mesh is not None:
+            params = sharding.place(params, config, mesh, fully_sharded=fully_sharded)
+        outcome = loop.run(
+            make_train_step(loss, optimizer, accumulate=recipe.update_freq),
+            params,
+            init_optimizer(optimizer, params),
+            training_batches(trained),
+            plan=loop.Plan(
+                total, self.validate_every, self.save_every, self.keep, self.log_every, self.patience,
+                seed=self.samples.seed,
+            ),
+            directory=directory,
+            config_note={
+                **self.note,
+                "training": training_note,
+                "validation": validation_note,
+                "config": json.loads(config.to_json()),
+                "samples": asdict(self.samples),
+                **asdict(recipe),
+                "warmup_steps": warmup,
+                **layout.numerics_note(self.numerics),
+            },
+            schedule=schedule,
+            validate=lambda params: mean_loss(eval_step, params, validated.in_order(), mesh),
+            save_best=lambda params: layout.save_best(directory, config, params, tokenizer),
+            mesh=mesh,
+            accumulate=recipe.update_freq,
+            tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
+            tensorboard=tensorboard,
+            plot=plot,
+            progress=progress,
+        )  # fmt: skip
+        result = Result(
+            directory / layout.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,
+            trained.steps_per_epoch,
+        )  # fmt: skip
+        if is_first_process():
+            layout.write_summary(directory, result.to_json())
+        return result
+
+    def _steps(self) -> tuple[int, int]:
+        """All steps, and those of the warm-up."""
+        total = self.recipe.total_steps if self.total_steps is None else self.total_steps
+        warmup = self.recipe.warmup_steps if self.warmup_steps is None else self.warmup_steps
+        if total is None or warmup is None:
+            raise InputError(f"{self.recipe.source} does not say how long to train; give total_steps and warmup_steps")
+        return total, warmup
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      model: the directory of the best model.
+      steps: those done.
+      stopped: "done" after the last, "patience" before.
+      best_step: after which the best model was; None if no validation gave a number.
+      loss: its validation loss, nats a masked token.
+      steps_per_epoch: steps that one pass over the training file takes.
+    """
+
+    model: Path
+    steps: int
+    stopped: Literal["done", "patience"]
+    best_step: int | None
+    loss: float | None
+    steps_per_epoch: int
+
+    @property
+    def perplexity(self) -> float | None:
+        """The exponential of the loss."""
+        return None if self.loss is None else _exponential(self.loss)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, for json.dumps."""
+        return {**asdict(self), "model": str(self.model), "perplexity": self.perplexity}
+
+    def to_text(self) -> str:
+        """One line."""
+        if self.loss is None:
+            return f"{self.model.parent}: {self.steps} steps; no validation gave a number, so there is no best model"
+        return (
+            f"{self.model}: validation loss {self.loss:.4f}, perplexity {self.perplexity:.2f}, after "
+            f"{self.best_step} of {self.steps} steps"
+        )
+
+
+def perplexity(
+    roberta: Roberta,
+    path: Path,
+    samples: Samples = Samples(),
+    *,
+    batch_size: int = 16,
+    mesh: Mesh | None = None,
+    numerics: Numerics | None = None,
+) -> dict[str, float]:
+    """How well a model predicts masked tokens: each of a file's samples has one mask, which depends on the seed alone.
+
+    Args:
+      roberta: the model.
+      path: a file of token ids, as corpus.write makes them.
+      samples: how it becomes samples, and which tokens are masked.
+      batch_size: samples that all devices compute together.
+      mesh: devices that share them (devices.mesh_for); one device if not given.
+      numerics: of the computation; the model's if not given.
+
+    Returns:
+      As mean_loss, and bits: the loss in bits, as fairseq prints it.
+
+    Raises:
+      InputError: as Samples.batches.
+    """
+    batches, _ = samples.batches(path, roberta.tokenizer, roberta.config, batch_size)
+    params = roberta.params if mesh is None else sharding.place(roberta.params, roberta.config, mesh)
+    step = make_eval_step(masked_lm_loss(config=roberta.config, numerics=numerics or roberta.numerics))
+    found = mean_loss(step, params, batches.in_order(), mesh)
+    return {**found, "bits": found["loss"] / math.log(2)}
 
 
 def mean_loss(
@@ -203,7 +271,7 @@ def mean_loss(
         return total + float(loss), size + float(count)
 
     for batch in batches:
-        under_way.append(eval_step(params, batch if mesh is None else place_batch(batch, mesh)))
+        under_way.append(eval_step(params, batch if mesh is None else sharding.place_batch(batch, mesh)))
         if len(under_way) > 1:
             total, size = finish_first()
     while under_way:

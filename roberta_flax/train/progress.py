@@ -13,10 +13,10 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress(Protocol):
-    """Is told what each update gave."""
+    """Is told what each step gave."""
 
-    def __call__(self, update: int, loss: float, learning_rate: float | None, tokens: int) -> None:
-        """`update` are done; the last had this loss, learning rate (None where it is not known) and tokens."""
+    def __call__(self, step: int, loss: float, learning_rate: float | None, tokens: int) -> None:
+        """`step` are done; the last had this loss, learning rate (None where it is not known) and tokens."""
 
 
 @contextmanager
@@ -24,19 +24,19 @@ def shown(total: int, done: int) -> Iterator[Progress]:
     """A Progress that shows loss, learning rate, tokens a second and the time left.
 
     Args:
-      total: the updates of the whole run.
+      total: the steps of the whole run.
       done: of them, those that an earlier process did.
     """
     rate = _Rate(total, done)
     if not sys.stderr.isatty():
         last = time.monotonic()
 
-        def line(update: int, loss: float, learning_rate: float | None, tokens: int) -> None:
+        def line(step: int, loss: float, learning_rate: float | None, tokens: int) -> None:
             nonlocal last
             rate.count(tokens)
-            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES or update == total:
+            if time.monotonic() - last >= _SECONDS_BETWEEN_LINES or step == total:
                 last = time.monotonic()
-                print(f"{update} of {total} updates, {rate.text(update, loss, learning_rate)}", file=sys.stderr)
+                print(f"{step} of {total} steps, {rate.text(step, loss, learning_rate)}", file=sys.stderr)
 
         yield line
         return
@@ -48,15 +48,15 @@ def shown(total: int, done: int) -> Iterator[Progress]:
     ) as bar:
         task = bar.add_task("", total=total, completed=done)
 
-        def advance(update: int, loss: float, learning_rate: float | None, tokens: int) -> None:
+        def advance(step: int, loss: float, learning_rate: float | None, tokens: int) -> None:
             rate.count(tokens)
-            bar.update(task, completed=update, description=rate.text(update, loss, learning_rate))
+            bar.update(task, completed=step, description=rate.text(step, loss, learning_rate))
 
         yield advance
 
 
 class _Rate:
-    """Tokens a second, and the time left, from the first update of this process on, which compiles."""
+    """Tokens a second, and the time left, from the first step of this process on, which compiles."""
 
     def __init__(self, total: int, done: int) -> None:
         self._total = total
@@ -70,12 +70,12 @@ class _Rate:
         else:
             self._tokens += tokens
 
-    def text(self, update: int, loss: float, learning_rate: float | None) -> str:
+    def text(self, step: int, loss: float, learning_rate: float | None) -> str:
         text = f"loss {loss:.4f}" + ("" if learning_rate is None else f" lr {learning_rate:.3g}")
         seconds = time.monotonic() - (self._begin or 0.0)
-        if update == self._first or not seconds:
+        if step == self._first or not seconds:
             return text
-        left = timedelta(seconds=round(seconds / (update - self._first) * (self._total - update)))
+        left = timedelta(seconds=round(seconds / (step - self._first) * (self._total - step)))
         return f"{text} {self._tokens / seconds:.0f} tokens/s {left} left"
 
 

@@ -23,31 +23,31 @@ from roberta_flax.train import directory as layout
 
 
 class Records:
-    """The records of a run that goes on after `update` updates: what is said of later ones is removed.
+    """The records of a run that goes on after `step` steps: what is said of later ones is removed.
 
-    A line of metrics.jsonl is of the updates since the line before it (update, loss, learning_rate, ...) or of a
-    validation (update, valid_loss, ...).
+    A line of metrics.jsonl is of the steps since the line before it (step, loss, learning_rate, ...) or of a
+    validation (step, valid_loss, ...).
 
     Args:
       directory: the run's.
-      update: the number of updates done.
+      step: the number of steps done.
       tensorboard: whether TensorBoard's files are written too.
 
     Raises:
       InputError: a file that cannot be written, or tensorboardX is not installed.
     """
 
-    def __init__(self, directory: Path, update: int, *, tensorboard: bool) -> None:
+    def __init__(self, directory: Path, step: int, *, tensorboard: bool) -> None:
         self._writer: Any = None
         if tensorboard:
             board = directory / layout.TENSORBOARD
             with _writing(board):
-                self._writer = require("tensorboardX", "train").SummaryWriter(str(board), purge_step=update + 1)
+                self._writer = require("tensorboardX", "train").SummaryWriter(str(board), purge_step=step + 1)
         self._metrics = directory / layout.METRICS_FILE
         self._speed = directory / layout.SPEED_FILE
         with _writing(self._metrics):
             self._metrics_file = self._metrics.open("ab")
-            self._metrics_file.truncate(_length_until(self._metrics, update))
+            self._metrics_file.truncate(_length_until(self._metrics, step))
         with _writing(self._speed):
             self._speed_file = self._speed.open("ab")
 
@@ -63,44 +63,44 @@ class Records:
         if self._writer is not None:
             self._writer.close()
 
-    def training(self, update: int, values: Mapping[str, float]) -> None:
-        """Records what the updates since the last record gave; `update` counts them from the beginning."""
-        self._line(update, values)
-        self._scalars("train", update, values)
+    def training(self, step: int, values: Mapping[str, float]) -> None:
+        """Records what the steps since the last record gave; `step` counts them from the beginning."""
+        self._line(step, values)
+        self._scalars("train", step, values)
 
-    def validation(self, update: int, values: Mapping[str, float], *, best: bool) -> None:
+    def validation(self, step: int, values: Mapping[str, float], *, best: bool) -> None:
         """Records a validation, and whether it was the best so far."""
-        self._line(update, {f"valid_{name}": value for name, value in values.items()} | {"best": best})
-        self._scalars("valid", update, values)
+        self._line(step, {f"valid_{name}": value for name, value in values.items()} | {"best": best})
+        self._scalars("valid", step, values)
 
-    def speed(self, update: int, tokens: int, seconds: float) -> None:
+    def speed(self, step: int, tokens: int, seconds: float) -> None:
         """Records in how many seconds so many tokens were trained on."""
         rate = tokens / seconds if seconds else 0.0
-        line = {"update": update, "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_second": round(rate, 1)}
+        line = {"step": step, "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_second": round(rate, 1)}
         with _writing(self._speed):
             self._speed_file.write(json.dumps(line).encode() + b"\n")
             self._speed_file.flush()
-        self._scalars("speed", update, {"tokens_per_second": rate})
+        self._scalars("speed", step, {"tokens_per_second": rate})
 
     def sync(self) -> None:
         """Has the lines so far on disk, so that no checkpoint is ahead of them."""
         with _writing(self._metrics):
             os.fsync(self._metrics_file.fileno())
 
-    def _line(self, update: int, values: Mapping[str, Any]) -> None:
-        line = {"update": update} | {name: _plain(value) for name, value in values.items()}
+    def _line(self, step: int, values: Mapping[str, Any]) -> None:
+        line = {"step": step} | {name: _plain(value) for name, value in values.items()}
         with _writing(self._metrics):
             self._metrics_file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
             self._metrics_file.flush()
 
-    def _scalars(self, group: str, update: int, values: Mapping[str, float]) -> None:
+    def _scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:
             for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, update)
+                self._writer.add_scalar(f"{group}/{name}", value, step)
 
 
 class Stopwatch:
-    """The time that updates take, without what is done between them, and the tokens trained on in it."""
+    """The time that steps take, without what is done between them, and the tokens trained on in it."""
 
     def __init__(self) -> None:
         self._tokens = 0
@@ -108,7 +108,7 @@ class Stopwatch:
         self._since = time.perf_counter()
 
     def count(self, tokens: int) -> None:
-        """Counts an update that has ended."""
+        """Counts a step that has ended."""
         now = time.perf_counter()
         self._tokens += tokens
         self._seconds += now - self._since
@@ -135,16 +135,16 @@ def _plain(value: Any) -> Any:
     return float(str(np.float32(value))) if math.isfinite(value) else None
 
 
-def _length_until(path: Path, update: int) -> int:
-    """The bytes of the whole lines that say nothing of updates after `update`."""
+def _length_until(path: Path, step: int) -> int:
+    """The bytes of the whole lines that say nothing of steps after `step`."""
     length = 0
     with path.open("rb") as file:
         for line in file:
             try:
-                of = json.loads(line)["update"]
+                of = json.loads(line)["step"]
             except (ValueError, KeyError, TypeError):
                 break
-            if not line.endswith(b"\n") or of > update:
+            if not line.endswith(b"\n") or of > step:
                 break
             length += len(line)
     return length

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a question that is asked after each update, so that a run ends between two and saves."""
+"""SIGINT and SIGTERM as a question that is asked after each step, so that a run ends between two and saves."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequests:
     """While it is entered, the first SIGINT or SIGTERM is noted; a second does what it did before.
 
-    Several processes have to stop after the same update. There JAX's preemption service hears SIGTERM, of whichever
-    process, and agrees on an update a moment later; SIGINT is passed on to it as SIGTERM.
+    Several processes have to stop after the same step. There JAX's preemption service hears SIGTERM, of whichever
+    process, and agrees on a step a moment later; SIGINT is passed on to it as SIGTERM.
 
     Outside the main thread, where Python allows no handlers, nothing is noted.
     """
@@ -39,10 +39,10 @@ class StopRequests:
     ) -> None:
         self._restore()
 
-    def received(self, update: int) -> signal.Signals | None:
-        """The signal that asks for an end after `update` updates; each process must ask after each of them."""
+    def received(self, step: int) -> signal.Signals | None:
+        """The signal that asks for an end after `step` steps; each process must ask after each of them."""
         if self._several:
-            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(update) else None
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
         return self._received
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,10 +1,10 @@
-"""One update: gradients of a loss, and what an optimiser makes of them, as one jitted function.
+"""One training step: gradients of a loss, and what an optimiser makes of them, as one jitted function.
 
-optimizer = adam(polynomial_decay(1e-5, warmup_updates=7432, total_updates=123873), config=config)
+optimizer = adam(polynomial_decay(1e-5, warmup_steps=7432, total_steps=123873), config=config)
 train_step = make_train_step(head_loss("mnli", config=config), optimizer)
 opt_state = init_optimizer(optimizer, params)
-for update, batch in enumerate(batches):
-    params, opt_state, metrics = train_step(params, opt_state, batch, jax.random.fold_in(key, update))
+for step, batch in enumerate(batches):
+    params, opt_state, metrics = train_step(params, opt_state, batch, jax.random.fold_in(key, step))
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def make_train_step(
 ) -> TrainStep:
     """A function (params, opt_state, batch, key) -> (params, opt_state, metrics), jitted.
 
-    The gradient is that of the mean over all that has weight in the update. Parameters that the loss says it does not
+    The gradient is that of the mean over all that has weight in the step. Parameters that the loss says it does not
     read (losses.NetworkLoss) stay as they are. The arrays of params and opt_state that are
     given are donated: use those that come back.
 
     Args:
       loss: of losses, or a function like it.
       optimizer: any optax transformation; `init_optimizer` makes its state.
-      accumulate: batches in an update (fairseq's update_freq), worked off one after the other; over 1, every array of
+      accumulate: batches in a step (fairseq's update_freq), worked off one after the other; over 1, every array of
         the batch has them along a first axis of its own. Each draws dropout of its own.
       freeze: patterns of the paths of parameters (docs/parameters.md) that stay as they are: regular expressions that
         match a path's beginning, "embeddings" or r"layers\\.[0-5]\\.".
@@ -112,7 +112,7 @@ class TrainStep:
     def __call__(
         self, params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Params, optax.OptState, Metrics]:
-        """One update; params and opt_state are donated."""
+        """One step; params and opt_state are donated."""
         updated: tuple[Params, optax.OptState, Metrics] = self._of(params, opt_state)(params, opt_state, batch, key)
         return updated
 

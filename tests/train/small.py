@@ -26,7 +26,7 @@ from roberta_flax.errors import RobertaFlaxError
 from roberta_flax.train import loop
 
 ROWS, WIDTH, BATCH = 64, 6, 8
-PLAN = {"total_updates": 60, "validate_every": 6, "save_every": 4, "log_every": 5}
+PLAN = {"total_steps": 60, "validate_every": 6, "save_every": 4, "log_every": 5}
 
 
 def rows() -> tuple[np.ndarray, np.ndarray]:

@@ -24,10 +24,12 @@ from roberta_flax import cli
 from roberta_flax.checkpoint import converted
 from roberta_flax.datasets import readers
 from roberta_flax.datasets.recipes import CUSTOM, RECIPES
+from roberta_flax.inference.evaluation import evaluate
 from roberta_flax.metrics import evaluate_answers
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.tree import flatten
-from roberta_flax.train.finetuning import continues, trained_part
+from roberta_flax.tasks import judging
+from roberta_flax.train.finetuning import FineTuning, continues, trained_part
 from roberta_flax.train.validation import Validation
 from tests.conftest import ROOT
 
@@ -43,7 +45,7 @@ def finetune(run, tiny_directory):
     def finetune(
         train: Path, output: Path, *arguments: object, valid: Path | None = None
     ) -> tuple[dict[str, Any], str]:
-        files = ("--train", train, "--valid", valid or train, "-o", output)
+        files = (train, "--valid", valid or train, "-o", output)
         status, out, err = run("finetune", "--model", tiny_directory, *files, *FAST, *arguments, "--json")
         assert status == 0, err
         return json.loads(out), err
@@ -71,10 +73,10 @@ def sentiment(tmp_path) -> Path:
 
 
 def test_sst2_learns_and_predict_and_evaluate_take_the_best_model(finetune, run, sentiment, tmp_path):
-    summary, err = finetune(sentiment, tmp_path / "o", "--task", "sst2", "--updates", "40", "--validate-every", "10")
+    summary, err = finetune(sentiment, tmp_path / "o", "--task", "sst2", "--steps", "40", "--validate-every", "10")
     assert summary["metrics"] == {"accuracy": 1.0}
-    assert (summary["task"], summary["head"], summary["updates"]) == ("sst-2", "sst-2", 40)
-    assert "config/finetuning/sst_2.yaml: 40 updates of 8 examples, 2 of them warm-up; 2 make an epoch" in err
+    assert (summary["task"], summary["head"], summary["steps"]) == ("sst-2", "sst-2", 40)
+    assert "config/finetuning/sst_2.yaml: 40 steps of 8 examples, 2 of them warm-up; 2 make an epoch" in err
     best = tmp_path / "o" / "best"
     config = converted.read_config(best)
     assert config.heads == (HeadConfig("sst-2", 2, 64, labels=("negative", "positive")),)
@@ -92,8 +94,8 @@ def test_a_regression_learns_and_is_judged_by_correlations(finetune, tmp_path):
     words = ("no", "one", "two", "some", "many")
     rows = [{"a": f"the {noun}", "b": f"{word} dogs", "y": i + 1} for noun in NOUNS for i, word in enumerate(words)]
     train = written(tmp_path / "r.jsonl", *rows)
-    columns = ("--text", "a", "--text", "b", "--label", "y")
-    options = ("--task", "custom", "--kind", "regression", *columns, "--updates", "150", "--head", "degree")
+    columns = ("-c", "a", "-c", "b", "--label-column", "y")
+    options = ("--task", "custom", "--kind", "regression", *columns, "--steps", "150", "--head", "degree")
     summary, _ = finetune(train, tmp_path / "o", *options)
     assert summary["metrics"]["pearson"] > 0.99
     assert summary["metrics"]["mse"] < 0.1
@@ -108,7 +110,18 @@ def test_several_labels_learn(finetune, run, tmp_path):
         for b in ("old", "small")
     ]
     train = written(tmp_path / "m.csv", "text,red,old", *rows)
-    options = ("--task", "custom", "--kind", "multi-label", "--label", "red", "--label", "old", "--updates", "80")
+    options = (
+        "--task",
+        "custom",
+        "--kind",
+        "multi-label",
+        "--label-column",
+        "red",
+        "--label-column",
+        "old",
+        "--steps",
+        "80",
+    )
     summary, _ = finetune(train, tmp_path / "o", *options)
     assert summary["metrics"] == {"f1": 1.0, "accuracy": 1.0}
     _, out, _ = run("predict", "--text", "the dog is red and small", "--model", tmp_path / "o" / "best", "--json")
@@ -122,7 +135,7 @@ def test_tokens_learn(finetune, run, tmp_path):
         for verb in ("sees", "hears")
     ]
     train = written(tmp_path / "t.jsonl", *rows)
-    summary, _ = finetune(train, tmp_path / "o", "--task", "custom", "--kind", "token", "--updates", "120")
+    summary, _ = finetune(train, tmp_path / "o", "--task", "custom", "--kind", "token", "--steps", "120")
     assert summary["metrics"] == {"macro_f1": 1.0, "accuracy": 1.0}
     assert summary["labels"] == ["O", "OBJECT", "SUBJECT"]
     _, out, _ = run("predict", "--text", "the dog sees the train", "--model", tmp_path / "o" / "best", "--json")
@@ -138,14 +151,25 @@ def test_entities_are_judged_whole_where_labels_mark_them(finetune, run, tmp_pat
         for other in ("park", "street", "ball")
     ]
     train = written(tmp_path / "t.jsonl", *rows)
-    options = ("--task", "custom", "--kind", "token", "--text", "tokens", "--label", "ner", "--updates", "120")
+    options = (
+        "--task",
+        "custom",
+        "--kind",
+        "token",
+        "--text-column",
+        "tokens",
+        "--label-column",
+        "ner",
+        "--steps",
+        "120",
+    )
     summary, _ = finetune(train, tmp_path / "o", *options)
     ones = {"entity_f1": 1.0, "entity_precision": 1.0, "entity_recall": 1.0, "accuracy": 1.0}
     assert (summary["metrics"], summary["best_metric"]) == (ones, "entity_f1")
     # a row with another second entity: of its 2 the model finds 1, and 1 that is not there
     other = {"tokens": ["the", "dog", "sees", "old", "park"], "ner": ["O", "B-ONE", "O", "O", "B-TWO"]}
     dev = written(tmp_path / "dev.jsonl", rows[0], other, {"tokens": ["no", "tags"]})
-    command = ("evaluate", dev, "--model", tmp_path / "o" / "best", "--text", "tokens", "--label", "ner")
+    command = ("evaluate", dev, "--model", tmp_path / "o" / "best", "--text-column", "tokens", "--label-column", "ner")
     status, out, err = run(*command, "--json")
     assert status == 0, err
     judged = json.loads(out)
@@ -154,7 +178,7 @@ def test_entities_are_judged_whole_where_labels_mark_them(finetune, run, tmp_pat
     )
     assert (judged["count"], judged["skipped"], judged["labels"]) == (10, 1, summary["labels"])
     for wrong, message in (
-        (("--on-long", "window"), "--on-long is for heads of kind sentence; 'custom' is of kind token"),
+        (("--on-long", "window"), "on_long is for sentence heads of one label; 'custom' is of kind token"),
         (("--task", "mnli"), "head 'custom' is of kind token, with 4 outputs; got the task mnli"),
         (("--labels", "a,b"), "got the task custom and 2 labels"),
     ):
@@ -176,7 +200,7 @@ def test_spans_learn_over_windows_and_where_there_is_none(finetune, run, tmp_pat
             {"question": f"Where is the {noun}?", "context": nowhere, "answers": {"text": [], "answer_start": []}}
         )
     train = written(tmp_path / "s.jsonl", *rows)
-    options = ("--task", "custom", "--kind", "span", "--updates", "250", "--max-length", "44")
+    options = ("--task", "custom", "--kind", "span", "--steps", "250", "--max-length", "44")
     summary, err = finetune(train, tmp_path / "o", *options)
     assert summary["count"] == len(rows)
     assert summary["training"]["examples"] > len(rows)
@@ -202,7 +226,7 @@ def test_choices_learn(finetune, run, tmp_path):
         for other, more in (([], ["a chair", "rain"]), (["a table"], ["war"]), (["grass", "a cat"], []), (["rain"], []))
     ]
     train = written(tmp_path / "c.jsonl", *rows)
-    summary, _ = finetune(train, tmp_path / "o", "--task", "custom", "--kind", "choice", "--updates", "80")
+    summary, _ = finetune(train, tmp_path / "o", "--task", "custom", "--kind", "choice", "--steps", "80")
     assert summary["metrics"] == {"accuracy": 1.0}
     texts = ("--text", "What does the man drink?", "--text", "a house", "--text", "tea")
     _, out, _ = run("predict", *texts, "--model", tmp_path / "o" / "best", "--json")
@@ -216,7 +240,7 @@ def test_multiple_choice_as_fairseq_frames_race_learns(finetune, tmp_path):
         options[i % 4] = "tea"
         rows.append({"article": f"A {noun}.", "question": "It drinks _.", "options": options, "answer": "ABCD"[i % 4]})
     train = written(tmp_path / "q.jsonl", *rows)
-    summary, _ = finetune(train, tmp_path / "o", "--task", "race", "--updates", "60")
+    summary, _ = finetune(train, tmp_path / "o", "--task", "race", "--steps", "60")
     assert summary["metrics"] == {"accuracy": 1.0}
     assert summary["recipe"]["source"].endswith("README.race.md")
 
@@ -228,7 +252,7 @@ def test_sts_b_is_trained_on_fifths_and_evaluate_agrees(finetune, run, tmp_path)
     words = ("no", "one", "two", "some", "many")
     rows = [f"the {noun}\t{word} dogs\t{i + 1}.0" for noun in NOUNS for i, word in enumerate(words)]
     train = written(tmp_path / "dev.tsv", "sentence1\tsentence2\tscore", *rows)
-    summary, _ = finetune(train, tmp_path / "o", "--task", "stsb", "--updates", "60")
+    summary, _ = finetune(train, tmp_path / "o", "--task", "stsb", "--steps", "60")
     best = tmp_path / "o" / "best"
     values = [
         roberta_flax.load(best).predict("sts-b", roberta_flax.load(best).encode("the dog", f"{word} dogs")).item()
@@ -239,9 +263,26 @@ def test_sts_b_is_trained_on_fifths_and_evaluate_agrees(finetune, run, tmp_path)
     assert json.loads(out)["metrics"] == pytest.approx(summary["metrics"], abs=1e-5)
 
 
+def test_fine_tuning_from_python_is_the_commands(finetune, sentiment, tiny_directory, tmp_path):
+    """The same bytes of records; and evaluation reads the file as validation does."""
+    summary, _ = finetune(sentiment, tmp_path / "command", "--task", "sst2", "--steps", "4", "--validate-every", "2")
+    recipe = dataclasses.replace(
+        RECIPES["sst-2"], learning_rate=2e-3, dropout=0.0, attention_dropout=0.0, batch_size=8, weight_decay=0.0
+    )
+    roberta = roberta_flax.load(tiny_directory)
+    tuning = FineTuning.of_files(roberta, "SST-2", sentiment, sentiment, recipe=recipe, steps=4, validate_every=2)
+    result = tuning.run(roberta, tmp_path / "python", seed=1, progress=False)
+    assert json.loads(json.dumps({**tuning.to_json(), **result.to_json()})) == summary
+    assert json.loads((tmp_path / "python" / "summary.json").read_text()) == summary
+    records = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("command", "python")]
+    assert records[0] == records[1]
+    judged = evaluate(roberta_flax.load(tmp_path / "python" / "best"), sentiment, task="sst-2")
+    assert judged.evaluation == result.evaluation
+
+
 def test_several_seeds_give_a_run_each_their_median_and_the_best(finetune, sentiment, tmp_path, run):
     seeds = ("--seed", 3, "--seed", 1, "--seed", 2)
-    options = ("--task", "sst-2", "--updates", "6", *seeds)
+    options = ("--task", "sst-2", "--steps", "6", *seeds)
     summary, _ = finetune(sentiment, tmp_path / "o", *options)
     each = [json.loads((tmp_path / "o" / f"seed-{i}" / "summary.json").read_text()) for i in (3, 1, 2)]
     accuracies = [run["metrics"]["accuracy"] for run in each]
@@ -255,7 +296,7 @@ def test_several_seeds_give_a_run_each_their_median_and_the_best(finetune, senti
 
 
 def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_path):
-    options = ("--task", "sst-2", "--updates", "4")
+    options = ("--task", "sst-2", "--steps", "4")
     first, _ = finetune(sentiment, tmp_path / "o", *options)
     again, _ = finetune(sentiment, tmp_path / "o", *options)
     assert first == again
@@ -264,8 +305,8 @@ def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_pat
 def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_was_not(
     tiny_directory, sentiment, tmp_path
 ):
-    options = ("--updates", "200", "--validate-every", "50", "--save-every", "20", "--dropout", "0.1")
-    files = ("--train", sentiment, "--valid", sentiment)
+    options = ("--steps", "200", "--validate-every", "50", "--save-every", "20", "--dropout", "0.1")
+    files = (sentiment, "--valid", sentiment)
     command = [
         sys.executable,
         "-c",
@@ -294,8 +335,8 @@ def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_w
 
 
 def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run, sentiment, tiny_directory, tmp_path):
-    finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--updates", "2")
-    files = ("--train", sentiment, "--valid", sentiment, "-o", tmp_path / "o", "--updates", "2")
+    finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--steps", "2")
+    files = (sentiment, "--valid", sentiment, "-o", tmp_path / "o", "--steps", "2")
     status, _, err = run("finetune", "--model", tiny_directory, "--task", "sst-2", *files)
     assert status == 1
     assert "has another run (" in err
@@ -303,7 +344,7 @@ def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run,
 
 
 def test_frozen_parameters_stay_bit_for_bit_and_others_move(finetune, sentiment, tiny_directory, tmp_path):
-    finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--updates", "3", "--freeze", "1")
+    finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--steps", "3", "--freeze", "1")
     before, after = (flatten(converted.read(path)[1]) for path in (tiny_directory, tmp_path / "o" / "best"))
     for path, leaf in before.items():
         if path.startswith("heads."):
@@ -314,7 +355,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_others_move(finetune, sentiment,
 
 def test_updates_of_several_batches_are_those_of_one_large_batch(finetune, sentiment, tmp_path):
     for name, batch, freq in (("one", 8, 1), ("two", 4, 2)):
-        options = ("--task", "sst-2", "--updates", "4", "--batch-size", batch, "--update-freq", freq, "--lr", "1e-4")
+        options = ("--task", "sst-2", "--steps", "4", "--batch-size", batch, "--update-freq", freq, "--lr", "1e-4")
         finetune(sentiment, tmp_path / name, *options, "--adam-eps", "1e-4")
     one, two = (flatten(converted.read(tmp_path / name / "best")[1]) for name in ("one", "two"))
     for path, leaf in one.items():
@@ -322,10 +363,10 @@ def test_updates_of_several_batches_are_those_of_one_large_batch(finetune, senti
 
 
 def test_training_ends_when_patience_does(finetune, sentiment, tmp_path):
-    options = ("--task", "sst-2", "--updates", "60", "--validate-every", "2", "--patience", "3")
+    options = ("--task", "sst-2", "--steps", "60", "--validate-every", "2", "--patience", "3")
     summary, _ = finetune(sentiment, tmp_path / "o", *options)
     assert summary["stopped"] == "patience"
-    assert summary["updates"] == summary["best_update"] + 6
+    assert summary["steps"] == summary["best_step"] + 6
 
 
 def test_columns_and_labels_of_ones_own_for_a_known_task(finetune, run, tmp_path):
@@ -333,15 +374,15 @@ def test_columns_and_labels_of_ones_own_for_a_known_task(finetune, run, tmp_path
              for word, label in (("red", "yes"), ("green", "no"))]  # fmt: skip
     rows = [{"premise": a, "hypothesis": b, "gold": label} for a, b, label in pairs]
     train = written(tmp_path / "n.jsonl", *rows)
-    columns = ("--text", "premise", "--text", "hypothesis", "--label", "gold", "--labels", "no,yes")
-    finetune(train, tmp_path / "o", "--task", "mnli", *columns, "--updates", "3", "--head", "nli2")
+    columns = ("-c", "premise", "-c", "hypothesis", "--label-column", "gold", "--labels", "no,yes")
+    finetune(train, tmp_path / "o", "--task", "mnli", *columns, "--steps", "3", "--head", "nli2")
     assert converted.read_config(tmp_path / "o" / "best").head("nli2").labels == ("no", "yes")
 
 
 def test_dtype_remat_plot_and_tensorboard_go_through(finetune, sentiment, tmp_path):
-    options = ("--task", "sst-2", "--updates", "4", "--dtype", "bfloat16", "--remat", "--plot", "--tensorboard")
+    options = ("--task", "sst-2", "--steps", "4", "--dtype", "bfloat16", "--remat", "--plot", "--tensorboard")
     summary, _ = finetune(sentiment, tmp_path / "o", *options, "--layer-decay", "0.9", "--clip-norm", "1")
-    assert summary["updates"] == 4
+    assert summary["steps"] == 4
     assert (tmp_path / "o" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "o" / "tensorboard").iterdir())
 
@@ -352,26 +393,29 @@ def test_dtype_remat_plot_and_tensorboard_go_through(finetune, sentiment, tmp_pa
         (("--task", "nothing"), "no one task is named in 'nothing'"),
         (("--task", "sst-2", "--kind", "token"), "--kind is for --task custom"),
         (("--task", "custom", "--kind", "tokens"), "kind must be one of classification"),
-        (("--task", "sst-2", "--epochs", "0"), "--epochs must be 1 or more, got 0"),
-        (("--task", "sst-2", "--epochs", "1", "--updates", "2"), "give --epochs or --updates, not both"),
-        (("--task", "sst-2", "--seed", "1", "--seed", "1"), "--seed must be different numbers"),
-        (("--task", "sst-2", "--freeze", "9"), "--freeze 9 is more than the 2 layers"),
+        (("--task", "sst-2", "--epochs", "0"), "epochs must be 1 or more, got 0"),
+        (("--task", "sst-2", "--epochs", "1", "--steps", "2"), "give epochs or steps, not both"),
+        (("--task", "sst-2", "--seed", "1", "--seed", "1"), "seeds must be different numbers"),
+        (("--task", "sst-2", "--freeze", "9"), "freeze: 9 is more than the 2 layers"),
         (("--task", "sst-2", "--freeze", "("), "is no regular expression"),
         (("--task", "sst-2", "--freeze", "nowhere"), "no parameter's path begins with 'nowhere'"),
-        (("--task", "sst-2", "--best-metric", "f1"), "--best-metric must be one of accuracy, loss, got 'f1'"),
+        (("--task", "sst-2", "--best-metric", "f1"), "the best metric must be one of accuracy, loss, got 'f1'"),
         (("--task", "sst-2", "--max-length", "1000"), "max_length must be from 8 to the model's 512, got 1000"),
         (("--task", "sst-2", "--dtype", "float16"), "train in bfloat16 or float32"),
         (("--task", "sst-2", "--batch-size", "0"), "batch_size must be a positive integer, got 0"),
-        (("--task", "sst-2", "--data-parallel", "4096"), "--data-parallel times --tensor-parallel is from 1 to"),
-        (("--task", "sst-2", "--data-parallel", "1", "--distributed"), "--data-parallel is for one host"),
+        (("--task", "sst-2", "--data-parallel", "4096"), "data_parallel times tensor_parallel must be from 1 to"),
+        (("--task", "sst-2", "--data-parallel", "1", "--distributed"), "data_parallel is for one host"),
         (("--task", "sst-2", "--distributed"), "jax.distributed: "),
         (("--task", "mnli"), "has no column 'sentence1'"),
         (("--task", "sst-2", "--labels", "a"), "a classification has two or more classes, got a"),
-        (("--task", "custom", "--label", "a", "--label", "b"), "several --label are for --kind multi-label"),
+        (
+            ("--task", "custom", "--label-column", "a", "--label-column", "b"),
+            "several label columns are for --kind multi-label",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(arguments, message, run, sentiment, tiny_directory, tmp_path):
-    files = ("--train", sentiment, "--valid", sentiment, "-o", tmp_path / "o")
+    files = (sentiment, "--valid", sentiment, "-o", tmp_path / "o")
     status, out, err = run("finetune", "--model", tiny_directory, *files, *arguments)
     assert (status, out) == (1, "")
     assert message in err.splitlines()[-1]
@@ -381,10 +425,10 @@ def test_what_the_user_can_mend_is_one_line(arguments, message, run, sentiment, 
 def test_eight_devices_agree_with_one(tiny_directory, sentiment, tmp_path):
     """Tensor parallel and fully sharded, in a process of eight CPU devices; validation and the best model included."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    options = (*FAST, "--updates", "4", "--lr", "1e-4", "--adam-eps", "1e-4", "--json")
+    options = (*FAST, "--steps", "4", "--lr", "1e-4", "--adam-eps", "1e-4", "--json")
     summaries = []
     for name, devices in (("one", ("--data-parallel", "1")), ("eight", ("--tensor-parallel", "2", "--fully-sharded"))):
-        files = ("--train", sentiment, "--valid", sentiment, "-o", tmp_path / name)
+        files = (sentiment, "--valid", sentiment, "-o", tmp_path / name)
         asked = ("finetune", "--model", tiny_directory, "--task", "sst-2", *files, *options, *devices)
         done = subprocess.run(
             [sys.executable, "-c", "from roberta_flax.cli import main; main()", *map(str, asked)],
@@ -402,10 +446,10 @@ def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
     finetune, two_hosts, tiny_directory, sentiment, tmp_path
 ):
     """Dropout and an epoch's last batch, of 4 rows where others have 6, included."""
-    options = ("--task", "sst-2", "--updates", "24", "--validate-every", "12", "--save-every", "4", "--batch-size", "6",
+    options = ("--task", "sst-2", "--steps", "24", "--validate-every", "12", "--save-every", "4", "--batch-size", "6",
                "--dropout", "0.1", "--lr", "1e-4", "--adam-eps", "1e-4", "--best-metric", "loss")  # fmt: skip
     one, said = finetune(sentiment, tmp_path / "one", *options)
-    files = ("--train", sentiment, "--valid", sentiment, "-o", tmp_path / "two")
+    files = (sentiment, "--valid", sentiment, "-o", tmp_path / "two")
     command = ("finetune", "--model", tiny_directory, *files, *FAST, *options, "--json", "--distributed")
     hosts = two_hosts(*command)
     while not (tmp_path / "two" / "checkpoints" / "8").exists():
@@ -422,7 +466,7 @@ def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
     assert "examples" not in others[1]
     assert all(line in err for line in said.splitlines()[:3])
     two = json.loads(out.splitlines()[-1])  # after what gloo, which connects the two, has to say
-    assert (two["updates"], two["best_update"], two["count"]) == (24, one["best_update"], 16)
+    assert (two["steps"], two["best_step"], two["count"]) == (24, one["best_step"], 16)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
     best, theirs = (flatten(converted.read(tmp_path / name / "best")[1]) for name in ("one", "two"))
     # A sum over the rows in another order differs in float32's last bits, 1e-7 of the gradient. Adam divides by the
@@ -513,12 +557,12 @@ def test_no_answer_is_given_where_every_window_says_so(tiny, tmp_path):
             "custom", written(tmp_path / "s.jsonl", *rows), config, tiny.tokenizer, kind="span", head="span"
         )
         found = reader.read(tmp_path / "s.jsonl")
-        judge = Validation(found, "span", config=config, tokenizer=tiny.tokenizer)._judge()
+        judge = judging.Answers(found.questions, tiny.tokenizer)
         for number, (none, cat) in enumerate([(1.0, 3.0), (3.0, 1.0), (2.0, 1.0)][: len(rows)]):
             ((first, _),) = found.targets[[0]].tolist()
             scores = np.full((1, len(found.sequences([number])[0]), 2), -9.0)
             scores[0, 0], scores[0, first] = none / 2, cat / 2
-            judge.add(range(number, number + 1), {}, scores)
+            judge.add(scores, found.windows[[number]])
         return judge.evaluation().metrics
 
     # of three, the second is not answered though it could be, and the third rightly so
@@ -541,7 +585,7 @@ def test_the_documentations_python_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     exec(program, scope)  # noqa: S102 -- the page's own text
-    assert scope["update"] == 9
+    assert scope["step"] == 9
     assert set(scope["validation"](scope["params"])) == {"loss", "accuracy"}
 
 
@@ -550,12 +594,12 @@ def test_the_documentations_table_has_the_recipes_numbers():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
     shown = {row[0]: row for row in rows if len(row) == 6}
     for name, recipe in RECIPES.items():
-        _, batch, rate, updates, decay, source = shown[{"sst-2": "sst2", "sts-b": "stsb"}.get(name, name)]
+        _, batch, rate, steps, decay, source = shown[{"sst-2": "sst2", "sts-b": "stsb"}.get(name, name)]
         sizes = [recipe.batch_size, *([recipe.update_freq] if recipe.update_freq > 1 else [])]
         assert batch == " x ".join(map(str, sizes)), name
         assert float(rate.partition(",")[0]) == recipe.learning_rate, name
-        if recipe.total_updates:
-            assert updates == f"{recipe.total_updates:,}, {recipe.warmup_updates:,}", name
+        if recipe.total_steps:
+            assert steps == f"{recipe.total_steps:,}, {recipe.warmup_steps:,}", name
         assert float(decay) == recipe.weight_decay, name
         assert recipe.source.endswith(source), name
 
@@ -563,7 +607,8 @@ def test_the_documentations_table_has_the_recipes_numbers():
 def test_the_documentation_names_every_option():
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     hyper_parameters = {field.name for field in dataclasses.fields(CUSTOM)}
-    elsewhere = {"checkpoint_file", "bpe_dir", "cache_dir", "precision", "as_json", "model"}  # of every command
+    # of every command
+    elsewhere = {"checkpoint_file", "bpe_dir", "cache_dir", "precision", "attention", "as_json", "model"}
     for name in inspect.signature(cli.finetune.command).parameters.keys() - hyper_parameters - elsewhere:
-        option = {"output": "-o"}.get(name, f"--{name.replace('_', '-')}")
+        option = {"output": "-o", "train": "finetune INPUT", "seeds": "--seed"}.get(name, f"--{name.replace('_', '-')}")
         assert option in page, name

@@ -30,7 +30,7 @@ from tests.conftest import ROOT
 from tests.train import small
 
 RUN = [sys.executable, "-m", "tests.train.small"]
-SHORT = {"total_updates": 24, "save_every": 2}
+SHORT = {"total_steps": 24, "save_every": 2}
 CPU = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
@@ -96,21 +96,21 @@ def test_a_run_computes_what_its_definition_says(tmp_path):
         assert found.tobytes() == expected.tobytes()
     records = lines(tmp_path / "run" / "metrics.jsonl")
     training = [line for line in records if "loss" in line]
-    assert [line["update"] for line in training] == list(range(5, 61, 5))
+    assert [line["step"] for line in training] == list(range(5, 61, 5))
     for line in training:
-        last = line["update"]
+        last = line["step"]
         assert line["loss"] == pytest.approx(np.mean(losses[last - 5 : last]), rel=1e-6)
         assert line["gradient_norm"] == pytest.approx(np.mean(norms[last - 5 : last]), rel=1e-6)
         assert line["learning_rate"] == pytest.approx(0.1 / (1 + 0.1 * (last - 1)), rel=1e-6)
         assert (line["size"], line["tokens"]) == (5 * small.BATCH, last * small.BATCH * small.WIDTH)
     validations = [line for line in records if "valid_loss" in line]
-    assert [line["update"] for line in validations] == list(range(6, 61, 6))
+    assert [line["step"] for line in validations] == list(range(6, 61, 6))
     best = min(validations, key=lambda line: line["valid_loss"])
-    assert (outcome.updates, outcome.stopped, outcome.best_update) == (60, "done", best["update"])
+    assert (outcome.steps, outcome.stopped, outcome.best_step) == (60, "done", best["step"])
     assert outcome.best == pytest.approx(best["valid_loss"], rel=1e-6)
     assert steps(tmp_path / "run") == [52, 56, 60]
     speed = lines(tmp_path / "run" / "speed.jsonl")
-    assert [line["update"] for line in speed] == list(range(5, 61, 5))
+    assert [line["step"] for line in speed] == list(range(5, 61, 5))
     assert all(line["tokens"] == 5 * small.BATCH * small.WIDTH and line["seconds"] > 0 for line in speed)
 
 
@@ -125,7 +125,7 @@ def test_two_runs_of_one_command_have_the_same_bytes_and_a_finished_one_is_not_r
 
 
 def dataclass_without_params(outcome: loop.Outcome) -> tuple:
-    return outcome.updates, outcome.best, outcome.best_update, outcome.stopped
+    return outcome.steps, outcome.best, outcome.best_step, outcome.stopped
 
 
 class Scalar:
@@ -148,7 +148,7 @@ def test_nothing_is_waited_for_before_the_next_update_is_on_its_way(tmp_path):
         events.append(f"update {update}")
         return params, opt_state, {n: Scalar(events, update, 1.0) for n in ("loss", "size", "gradient_norm")}
 
-    small.train(tmp_path / "run", {"total_updates": 8, "save_every": 4}, train_step=step, validate=None)
+    small.train(tmp_path / "run", {"total_steps": 8, "save_every": 4}, train_step=step, validate=None)
     order = "update 1 update 2 wait 1 update 3 wait 2 update 4 wait 3 wait 4"  # a checkpoint after 4, and 8
     order += " update 5 update 6 wait 5 update 7 wait 6 update 8 wait 7 wait 8"
     assert " ".join(events) == order
@@ -163,7 +163,7 @@ def test_the_best_is_kept_and_patience_ends_a_run(tmp_path):
         values.append(next(series))
         return {"accuracy": values[-1]}
 
-    plan = {"total_updates": 100, "validate_every": 2, "best": "accuracy", "maximize": True, "patience": 2}
+    plan = {"total_steps": 100, "validate_every": 2, "best": "accuracy", "maximize": True, "patience": 2}
     options = {"validate": validate, "save_best": lambda params: kept.append(values[-1])}
     outcome = small.train(tmp_path / "run", plan, **options)
     assert dataclass_without_params(outcome) == (12, 0.7, 8, "patience")
@@ -236,7 +236,7 @@ def test_a_signal_ends_a_run_after_the_update_and_the_same_command_goes_on(undis
         small.train(tmp_path / "run", train_step=step)
     assert signal.getsignal(number) == before
     assert str(stopped.value) == (
-        f"{number.name}: stopped after 13 of 60 updates, which are saved in {tmp_path / 'run'}; "
+        f"{number.name}: stopped after 13 of 60 steps, which are saved in {tmp_path / 'run'}; "
         "to go on, run the same command again"
     )
     assert steps(tmp_path / "run")[-1] == 13
@@ -259,7 +259,7 @@ def test_a_network_that_is_stopped_twice_ends_with_the_same_bits(tiny_directory,
         tokens[: len(examples[index])] = examples[index]
         return {"tokens": tokens, "targets": np.int32(index % 3), "weights": np.float32(1)}
 
-    schedule = train.polynomial_decay(1e-3, warmup_updates=2, total_updates=8)
+    schedule = train.polynomial_decay(1e-3, warmup_steps=2, total_steps=8)
     optimizer = train.adam(schedule, config=roberta.config, clip_norm=1.0)
     update = train.make_train_step(train.head_loss("mnli", config=roberta.config), optimizer, freeze=("embeddings",))
 
@@ -274,7 +274,7 @@ def test_a_network_that_is_stopped_twice_ends_with_the_same_bits(tiny_directory,
         data = grain.MapDataset.source(range(40)).seed(1).shuffle().repeat().map(row).batch(4)
         return loop.run(
             step, params, train.init_optimizer(optimizer, params, ("embeddings",)), iter(data.to_iter_dataset()),
-            plan=loop.Plan(total_updates=8, validate_every=4, save_every=3, log_every=1),
+            plan=loop.Plan(total_steps=8, validate_every=4, save_every=3, log_every=1),
             directory=directory, config_note={}, schedule=schedule, progress=False,
         )  # fmt: skip
 
@@ -310,10 +310,10 @@ def test_the_command_line_ends_with_the_signals_number(monkeypatch, capsys):
 
 
 def test_a_run_goes_on_only_with_what_was_asked_first(tmp_path):
-    small.train(tmp_path / "run", {"total_updates": 8})
+    small.train(tmp_path / "run", {"total_steps": 8})
     with pytest.raises(InputError, match=r"has another run \(data was 'small' and is 'other', plan was .*'seed': 1"):
-        small.train(tmp_path / "run", {"total_updates": 8, "seed": 2}, config_note={"data": "other"})
-    small.train(tmp_path / "run", {"total_updates": 8, "save_every": 1, "keep": 1})
+        small.train(tmp_path / "run", {"total_steps": 8, "seed": 2}, config_note={"data": "other"})
+    small.train(tmp_path / "run", {"total_steps": 8, "save_every": 1, "keep": 1})
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     (tmp_path / "run" / "run.json").unlink()
     with pytest.raises(InputError, match=r"run.best exists already; remove it or choose another directory"):
@@ -329,7 +329,7 @@ def test_two_runs_do_not_train_in_one_directory_at_once(tmp_path):
         told.append(str(error.value))
         return small.validate(params)
 
-    small.train(tmp_path / "run", {"total_updates": 6}, validate=validate)
+    small.train(tmp_path / "run", {"total_steps": 6}, validate=validate)
     assert told == [f"another process is training in {tmp_path / 'run'} already; wait for it, or stop it"]
 
 
@@ -344,15 +344,13 @@ def test_a_nan_loss_names_the_update_the_batch_and_the_last_good_checkpoint(tmp_
         position, batch = data.get_state(), next(data)
         if bad in batch["row"]:
             break
-    plan = {"total_updates": 60, "save_every": 2, "validate_every": 100}
+    plan = {"total_steps": 60, "save_every": 2, "validate_every": 100}
     options = {"batches": small.batches(bad=bad, accumulate=accumulate), "accumulate": accumulate}
     good = (update - 1) // 2 * 2
     with pytest.raises(DivergedError) as error:
         small.train(tmp_path / "run", plan, **options)
     text = str(error.value)
-    assert text.startswith(
-        f"update {update}: the loss is nan; its batch is number {update}, at {json.dumps(position)} "
-    )
+    assert text.startswith(f"step {update}: the loss is nan; its batch is number {update}, at {json.dumps(position)} ")
     last = f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / str(good)}"
     assert (f"; {last}. " if good else "; there is no checkpoint yet. ") in text
     assert "\n" not in text
@@ -429,21 +427,21 @@ def test_directories_that_cannot_be_written_or_read_say_so(tmp_path):
         small.train(tmp_path / "file" / "run")
     with pytest.raises(InputError, match=r"cannot write .*: (Not a directory|File exists); choose another directory"):
         small.train(tmp_path / "file")
-    small.train(tmp_path / "run", {"total_updates": 8})
+    small.train(tmp_path / "run", {"total_steps": 8})
     for path in (tmp_path / "run" / "checkpoints" / "8" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(
         InputError, match=r"cannot read .*checkpoints/8: .*; remove it to go on from the one before"
     ) as error:
-        small.train(tmp_path / "run", {"total_updates": 8})
+        small.train(tmp_path / "run", {"total_steps": 8})
     assert "\n" not in str(error.value)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
-    assert small.train(tmp_path / "run", {"total_updates": 8}).updates == 8
+    assert small.train(tmp_path / "run", {"total_steps": 8}).steps == 8
 
 
 def test_plans_and_data_that_cannot_be_used_say_so(tmp_path):
-    for name, value in (("total_updates", 0), ("save_every", 1.5), ("patience", -1), ("keep", True)):
+    for name, value in (("total_steps", 0), ("save_every", 1.5), ("patience", -1), ("keep", True)):
         with pytest.raises(InputError, match=f"{name} must be a positive integer, got {value}"):
             loop.Plan(**{**small.PLAN, name: value})
 
@@ -454,7 +452,7 @@ def test_plans_and_data_that_cannot_be_used_say_so(tmp_path):
         def get_state(self):
             return {}
 
-    with pytest.raises(InputError, match="the training data ended before update 1; it should repeat without end"):
+    with pytest.raises(InputError, match="the training data ended before step 1; it should repeat without end"):
         small.train(tmp_path / "run", batches=Ends())
 
 
@@ -484,8 +482,8 @@ def test_a_terminal_shows_loss_learning_rate_speed_and_the_time_left(on_a_termin
 
 
 def test_a_file_gets_lines_instead_of_a_bar(tmp_path, capsys):
-    small.train(tmp_path / "run", {"total_updates": 8}, progress=True)
-    assert re.fullmatch(r"8 of 8 updates, loss [\d.]+ lr [\d.e-]+ \d+ tokens/s 0:00:00 left\n", capsys.readouterr().err)
+    small.train(tmp_path / "run", {"total_steps": 8}, progress=True)
+    assert re.fullmatch(r"8 of 8 steps, loss [\d.]+ lr [\d.e-]+ \d+ tokens/s 0:00:00 left\n", capsys.readouterr().err)
 
 
 def test_curves_are_drawn_of_the_records(tmp_path):
@@ -496,8 +494,8 @@ def test_curves_are_drawn_of_the_records(tmp_path):
     width, height = struct.unpack(">II", picture[16:24])
     assert (width, height) == (1560, 960)  # loss, correlation, learning rate, norm: two rows of two panels
     records = [
-        {"update": 1, "loss": 2, "size": 9},
-        {"update": 1, "valid_loss": 1, "valid_perplexity": 3, "valid_size": 9},
+        {"step": 1, "loss": 2, "size": 9},
+        {"step": 1, "valid_loss": 1, "valid_perplexity": 3, "valid_size": 9},
     ]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     plots.curves(tmp_path / "m.jsonl", tmp_path / "p.png")
@@ -522,7 +520,7 @@ def test_tensorboard_files_have_the_records(tmp_path):
                 found.setdefault(value.tag, {})[event.step] = value.simple_value
     records = lines(tmp_path / "run" / "metrics.jsonl")
     for tag, name in (("train/loss", "loss"), ("train/learning_rate", "learning_rate"), ("valid/loss", "valid_loss")):
-        expected = {line["update"]: line[name] for line in records if name in line}
+        expected = {line["step"]: line[name] for line in records if name in line}
         assert found[tag] == pytest.approx(expected, rel=1e-6)
     assert len(found["speed/tokens_per_second"]) == 12
 
@@ -555,7 +553,7 @@ def run(name, spec, **options):
     if spec is not None:
         begin["layer"]["kernel"] = jax.device_put(begin["layer"]["kernel"], NamedSharding(mesh, spec))
         begin["layer"]["bias"] = jax.device_put(begin["layer"]["bias"], NamedSharding(mesh, PartitionSpec()))
-    plan = {{"total_updates": 20}}
+    plan = {{"total_steps": 20}}
     outcome = small.train(Path({str(tmp_path)!r}) / name, plan, params=begin, train_step=step, **options)
     return outcome.params["layer"]["kernel"]
 
@@ -602,10 +600,10 @@ def validate(params):
     from jax.experimental import multihost_utils
     return small.validate(multihost_utils.process_allgather(params, tiled=True))
 
-plan = {"total_updates": int(total), "validate_every": 6 if int(total) < 100 else int(total), "save_every": 4 if int(total) < 100 else 10**6}
+plan = {"total_steps": int(total), "validate_every": 6 if int(total) < 100 else int(total), "save_every": 4 if int(total) < 100 else 10**6}
 try:
     outcome = small.train(Path(directory), plan, params=begin, mesh=mesh, validate=validate)
-    print(jax.process_count(), outcome.updates)
+    print(jax.process_count(), outcome.steps)
 except RobertaFlaxError as error:
     print(type(error).__name__, error)
 """
@@ -636,7 +634,7 @@ def test_two_processes_train_as_one_does(undisturbed, tmp_path):
     for name in expected:
         assert np.abs(found[name] - expected[name]).max() < 1e-5
     here, there = lines(tmp_path / "run" / "metrics.jsonl"), lines(undisturbed / "metrics.jsonl")
-    assert [line["update"] for line in here] == [line["update"] for line in there]
+    assert [line["step"] for line in here] == [line["step"] for line in there]
     assert here[-1]["valid_loss"] == pytest.approx(there[-1]["valid_loss"], rel=1e-4)
     assert steps(tmp_path / "run") == [52, 56, 60]
     for line in told(distributed(tmp_path / "run", 59)):
@@ -652,6 +650,6 @@ def test_a_signal_to_one_process_stops_both_after_the_same_update(tmp_path):
     processes[1].send_signal(signal.SIGINT)
     text, other = told(processes)
     assert text == other
-    stopped = re.match(r"StoppedError SIGTERM: stopped after (\d+) of 1000000 updates", text)
+    stopped = re.match(r"StoppedError SIGTERM: stopped after (\d+) of 1000000 steps", text)
     assert stopped, text
     assert steps(tmp_path / "run") == [int(stopped[1])]

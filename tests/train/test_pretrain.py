@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -11,10 +12,14 @@ import pytest
 
 import roberta_flax
 from roberta_flax.checkpoint import converted
+from roberta_flax.datasets.recipes import PRETRAINING
 from roberta_flax.nn.tree import flatten
+from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train.corpus import Blocks
+from roberta_flax.train.masked_batches import MaskedBatches, training_batches
 from roberta_flax.train.masking import Masking, mask_block
-from roberta_flax.train.pretraining import MaskedBatches, mean_loss, training_batches
+from roberta_flax.train.pretraining import Pretraining, mean_loss, new_model, perplexity
+from roberta_flax.train.samples import Samples
 
 pytest.importorskip("grain")
 
@@ -62,10 +67,10 @@ def test_an_epoch_has_every_block_once(rows, accumulate):
     batches = masked_batches(blocks, rows=rows, accumulate=accumulate)
     expected = sorted(block.tobytes() for block in blocks)
     for epoch in range(3):
-        first = epoch * batches.updates_per_epoch
-        made = [batches.shuffled(first + update) for update in range(batches.updates_per_epoch)]
+        first = epoch * batches.steps_per_epoch
+        made = [batches.shuffled(first + update) for update in range(batches.steps_per_epoch)]
         assert sorted(block for batch in made for block in originals(batch)) == expected
-    assert batches.updates_per_epoch == math.ceil(101 / (rows * (accumulate or 1)))
+    assert batches.steps_per_epoch == math.ceil(101 / (rows * (accumulate or 1)))
 
 
 def test_arrays_are_as_the_loss_takes_them():
@@ -95,8 +100,8 @@ def test_masks_are_those_of_the_block_and_the_epoch():
     index_of = {block.tobytes(): index for index, block in enumerate(blocks)}
     batches = masked_batches(blocks, seed=5)
     for epoch in (0, 1, 4):
-        for update in range(batches.updates_per_epoch):
-            batch = batches.shuffled(epoch * batches.updates_per_epoch + update)
+        for update in range(batches.steps_per_epoch):
+            batch = batches.shuffled(epoch * batches.steps_per_epoch + update)
             for row, original in enumerate(originals(batch)):
                 index = index_of[original]
                 tokens, positions = mask_block(blocks[index], masking, seed=5, epoch=epoch, index=index)
@@ -109,7 +114,7 @@ def test_every_epoch_has_another_order_and_other_masks():
     blocks = random_blocks(40, longest=9)
     batches = masked_batches(blocks)
     epochs = [
-        [batches.shuffled(epoch * batches.updates_per_epoch + update) for update in range(batches.updates_per_epoch)]
+        [batches.shuffled(epoch * batches.steps_per_epoch + update) for update in range(batches.steps_per_epoch)]
         for epoch in range(3)
     ]
     orders = [[originals(batch) for batch in epoch] for epoch in epochs]
@@ -122,7 +127,7 @@ def test_every_epoch_has_another_order_and_other_masks():
 def test_blocks_of_about_one_length_share_a_batch_and_shapes_are_few():
     blocks = random_blocks(500)
     batches = masked_batches(blocks, rows=8)
-    made = [batches.shuffled(update) for update in range(batches.updates_per_epoch)]
+    made = [batches.shuffled(update) for update in range(batches.steps_per_epoch)]
     shapes = {(batch["tokens"].shape, batch["positions"].shape) for batch in made}
     # one width of positions to each length: the most that 15 % of it may be
     assert shapes == {((8, time), (8, most)) for time, most in ((16, 3), (24, 4), (32, 5), (48, 8), (64, 10))}
@@ -137,7 +142,7 @@ def test_whole_words_have_room_whatever_their_number():
     begins[[*range(4), 4]] = True  # few words, and long ones
     blocks = random_blocks(200)
     batches = masked_batches(blocks, masking=Masking(VOCAB, MASK, word_begins=begins))
-    made = [batches.shuffled(update) for update in range(batches.updates_per_epoch)]
+    made = [batches.shuffled(update) for update in range(batches.steps_per_epoch)]
     assert sorted(block for batch in made for block in originals(batch)) == sorted(block.tobytes() for block in blocks)
     widths = {}
     for batch in made:
@@ -169,7 +174,7 @@ def test_validation_is_the_same_every_time_and_for_every_batch_size():
 def test_a_state_saved_at_any_batch_goes_on_with_equal_batches(accumulate):
     blocks = random_blocks(30)
     batches = masked_batches(blocks, accumulate=accumulate)
-    count = 2 * batches.updates_per_epoch + 3
+    count = 2 * batches.steps_per_epoch + 3
     iterator = training_batches(batches)
     states, made = [], []
     for _ in range(count):
@@ -201,8 +206,9 @@ import jax, numpy as np
 import roberta_flax
 from roberta_flax.nn import sharding
 from roberta_flax.train import make_eval_step, masked_lm_loss
+from roberta_flax.train.masked_batches import MaskedBatches
 from roberta_flax.train.masking import Masking
-from roberta_flax.train.pretraining import MaskedBatches, mean_loss
+from roberta_flax.train.pretraining import mean_loss
 from tests.train.test_pretrain import random_blocks
 roberta = roberta_flax.load({str(tiny_directory)!r})
 config = roberta.config
@@ -230,7 +236,7 @@ TEXT = "".join(
 )
 SMALL = ("--layers", 1, "--hidden", 32, "--heads", 2, "--intermediate", 64, "--max-positions", 48)
 ONE_SHAPE = ("--sample-break-mode", "none", "--tokens-per-sample", 32, "--update-freq", 1)
-SHORT = ("--max-update", 8, "--warmup-updates", 2, "--validate-every", 4, "--save-every", 4, "--log-every", 2)
+SHORT = ("--steps", 8, "--warmup-steps", 2, "--validate-every", 4, "--save-every", 4, "--log-every", 2)
 
 
 @pytest.fixture
@@ -243,18 +249,18 @@ def data(run, tiny_source, tmp_path):
 
 def test_from_text_to_a_model_that_has_learned(run, data, tiny_source, tmp_path):
     out = tmp_path / "run"
-    options = ("--max-update", 80, "--warmup-updates", 8, "--lr", 0.01, "--update-freq", 2, "--validate-every", 40)
-    arguments = ("pretrain", "--data", data, "--valid", data, "-o", out, "--tokenizer", tiny_source, *SMALL, *options)
+    options = ("--steps", 80, "--warmup-steps", 8, "--lr", 0.01, "--update-freq", 2, "--validate-every", 40)
+    arguments = ("pretrain", data, "--valid", data, "-o", out, "--tokenizer", tiny_source, *SMALL, *options)
     status, stdout, err = run(*arguments, "--mask-whole-words", "--json")
     assert status == 0, err
     summary = json.loads(stdout)
-    assert (summary["updates"], summary["stopped"], summary["model"]) == (80, "done", str(out / "best"))
+    assert (summary["steps"], summary["stopped"], summary["model"]) == (80, "done", str(out / "best"))
     assert json.loads((out / "summary.json").read_text()) == summary
     assert summary["perplexity"] < 60  # of 581, where it began
     model = roberta_flax.load(out / "best")
     assert (model.config.num_layers, model.config.max_positions, model.config.heads) == (1, 48, ())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["update"] == 80
+    assert lines[-1]["step"] == 80
     options = ("--mask-whole-words", "--batch-size", 5, "--json")
     status, stdout, _ = run("perplexity", data, "--model", out / "best", *options)
     found = json.loads(stdout)
@@ -269,6 +275,27 @@ def test_from_text_to_a_model_that_has_learned(run, data, tiny_source, tmp_path)
     assert (status, err.count("\n"), "whole_words" in err) == (1, 1, True)
 
 
+def test_pretraining_from_python_is_the_commands(run, data, tiny_source, tmp_path):
+    """The same bytes of records, and the same perplexity."""
+    arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "command", "--tokenizer", tiny_source)
+    status, out, err = run(*arguments, *SMALL, *SHORT, *ONE_SHAPE, "--seed", 3, "--json")
+    assert status == 0, err
+    sizes = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "max_positions": 48}
+    model = new_model(Tokenizer.from_directory(tiny_source), seed=3, **sizes)
+    pretraining = Pretraining(
+        data, data, total_steps=8, warmup_steps=2, validate_every=4, save_every=4, log_every=2,
+        samples=Samples("none", tokens_per_sample=32, seed=3), recipe=dataclasses.replace(PRETRAINING, update_freq=1),
+    )  # fmt: skip
+    result = pretraining.run(model, tmp_path / "python", progress=False)
+    summary = json.loads(out)
+    assert result.to_json() == {**summary, "model": str(tmp_path / "python" / "best")}
+    records = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("command", "python")]
+    assert records[0] == records[1]
+    found = perplexity(roberta_flax.load(result.model), data, pretraining.samples)
+    assert found["loss"] == pytest.approx(result.loss, rel=1e-5)
+    assert found["bits"] == pytest.approx(found["loss"] / math.log(2))
+
+
 def test_a_uniform_models_perplexity_is_its_vocabulary(run, data, tiny, tmp_path):
     params = jax.tree.map(lambda leaf: leaf, tiny.params)
     params["lm_head"] = jax.tree.map(np.zeros_like, params["lm_head"])
@@ -280,7 +307,7 @@ def test_a_uniform_models_perplexity_is_its_vocabulary(run, data, tiny, tmp_path
 
 
 def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_directory, tmp_path):
-    arguments = ("pretrain", "--data", data, "--valid", data, "-o", tmp_path / "run", "--model", tiny_directory)
+    arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "run", "--model", tiny_directory)
     status, out, err = run(*arguments, *SHORT, *ONE_SHAPE)
     assert status == 0, err
     assert f"{tmp_path / 'run' / 'best'}: validation loss " in out
@@ -292,7 +319,7 @@ def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_d
 
 
 def test_two_hosts_and_one_agree(run, two_hosts, data, tiny_source, tmp_path):
-    options = ("--data", data, "--valid", data, "--tokenizer", tiny_source, *SMALL, *SHORT, *ONE_SHAPE)
+    options = (data, "--valid", data, "--tokenizer", tiny_source, *SMALL, *SHORT, *ONE_SHAPE)
     assert run("pretrain", "-o", tmp_path / "one", *options)[0] == 0
     hosts = two_hosts("pretrain", "-o", tmp_path / "two", *options, "--distributed")
     said = [host.communicate(timeout=300) for host in hosts]
@@ -314,7 +341,7 @@ def test_what_cannot_be_done_is_said_in_one_line(run, data, tiny_directory, tiny
     for data_file, options, message in (
         (data, (), "say where to begin: --model"),
         (data, ("--model", tiny_directory, *start), "--model has a tokenizer and sizes of its own"),
-        (data, (*start, "--size", "huge"), "--size is one of base, large, got 'huge'"),
+        (data, (*start, "--size", "huge"), "size must be one of base, large, got 'huge'"),
         (data, (*start, "--heads", 3), "hidden_size must be a multiple of num_heads, got 32 and 3"),
         (data, ("--tokenizer", gpt2_bpe, *SMALL), "tokens of another tokenizer, of 581 ids"),
         (tmp_path / "cut.bin", start, "is not a whole file of roberta-flax preprocess"),
@@ -322,20 +349,20 @@ def test_what_cannot_be_done_is_said_in_one_line(run, data, tiny_directory, tiny
         (
             data,
             (*start, "--tokens-per-sample", 49),
-            "--tokens-per-sample must be at most the model's 48 positions, got 49",
+            "tokens_per_sample must be at most the model's 48 positions, got 49",
         ),
         (data, (*start, "--mask-prob", 1.5), "mask_prob must be over 0 and under 1"),
-        (data, (*start, "--batch-size", 0), "batch size must be 1 or more, got 0"),
-        (data, (*start, "--update-freq", 0), "accumulate must be 1 or more, got 0"),
+        (data, (*start, "--batch-size", 0), "batch_size must be a positive integer, got 0"),
+        (data, (*start, "--update-freq", 0), "update_freq must be a positive integer, got 0"),
         (data, (*start, "--seed", -1), "seed must be 0 or more, got -1"),
         (data, (*start, "--dtype", "float16"), "float16"),
         (data, (*start, "--tensor-parallel", 3), "tensor_parallel must divide"),
     ):
-        status, _, err = run("pretrain", "--data", data_file, "--valid", data, "-o", out, *options, *SHORT)
+        status, _, err = run("pretrain", data_file, "--valid", data, "-o", out, *options, *SHORT)
         assert (status, err.count("\n"), message in err) == (1, 1, True), (options, err)
     assert not out.exists()
     status, _, err = run("preprocess", data, "-o", tmp_path / "x.bin")
-    assert (status, err.count("\n"), "either --model, or --tokenizer" in err) == (1, 1, True)
+    assert (status, err.count("\n"), "give --model, or --tokenizer" in err) == (1, 1, True)
 
 
 def test_long_samples_are_left_out_and_counted(run, data, tiny_directory):
@@ -345,7 +372,7 @@ def test_long_samples_are_left_out_and_counted(run, data, tiny_directory):
     status, _, err = run("perplexity", data, "--tokens-per-sample", 13, *options[2:])
     assert status == 0
     assert err.count("\n") == 1
-    assert "samples are longer than 13 tokens and left out" in err
+    assert "samples are over 13 tokens and left out" in err
 
 
 def test_rows_that_the_devices_cannot_share_are_refused_in_one_line(eight_devices, data, tiny_directory, tmp_path):
@@ -361,6 +388,6 @@ sys.argv += ["--data-parallel", "2", "--tensor-parallel", "2"]
 main()
 """
     message, status, perplexity = eight_devices(f"import sys; sys.stderr = sys.stdout\n{program}").splitlines()
-    assert "--batch-size must be a multiple of the 8 devices that share its rows, got 12" in message
+    assert "batch_size must be a multiple of the 8 devices that share its rows, got 12" in message
     assert status == "1"
     assert perplexity.startswith("loss ")

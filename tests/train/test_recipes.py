@@ -41,10 +41,10 @@ def test_glue_recipes_are_fairseqs_yaml_files(published, task):
     ours = RECIPES[task]
     assert ours.source.endswith(f"config/finetuning/{task.replace('-', '_')}.yaml")
     assert [ours.learning_rate] == [float(rate) for rate in theirs["optimization"]["lr"]]
-    assert ours.total_updates == theirs["optimization"]["max_update"]
+    assert ours.total_steps == theirs["optimization"]["max_update"]
     assert ours.epochs == theirs["optimization"]["max_epoch"]
     assert ours.clip_norm == theirs["optimization"]["clip_norm"]
-    assert ours.warmup_updates == theirs["lr_scheduler"]["warmup_updates"]
+    assert ours.warmup_steps == theirs["lr_scheduler"]["warmup_updates"]
     assert theirs["lr_scheduler"]["_name"] == "polynomial_decay"
     assert ours.end_learning_rate == 0.0
     assert ours.batch_size * ours.update_freq == theirs["dataset"]["batch_size"]
@@ -80,7 +80,7 @@ def test_other_recipes_are_the_commands_of_fairseqs_readmes(published, recipe, r
     )
     if theirs["lr-scheduler"] == "fixed":
         assert recipe.end_learning_rate == recipe.learning_rate
-        assert recipe.updates(100) == (0, 500)
+        assert recipe.steps(100) == (0, 500)
     else:
         assert recipe.end_learning_rate == 0.0
     if "max-epoch" in theirs:
@@ -89,7 +89,7 @@ def test_other_recipes_are_the_commands_of_fairseqs_readmes(published, recipe, r
 
 def test_imdbs_updates_in_fairseqs_readme_are_what_the_custom_recipe_gives_its_25000_rows(published):
     theirs = options(published / "README.custom_classification.md")
-    warmup, total = CUSTOM.updates(-(-25_000 // (CUSTOM.batch_size * CUSTOM.update_freq)))
+    warmup, total = CUSTOM.steps(-(-25_000 // (CUSTOM.batch_size * CUSTOM.update_freq)))
     assert total == pytest.approx(int(theirs["TOTAL_NUM_UPDATES"]), rel=2e-3)
     assert warmup == pytest.approx(int(theirs["WARMUP_UPDATES"]), rel=2e-3)
 
@@ -97,7 +97,7 @@ def test_imdbs_updates_in_fairseqs_readme_are_what_the_custom_recipe_gives_its_2
 def test_commonsenseqas_updates_are_fairseqs(published):
     theirs = options(published / "commonsense_qa" / "README.md")
     recipe = RECIPES["commonsenseqa"]
-    assert (recipe.total_updates, recipe.warmup_updates) == (int(theirs["max-update"]), int(theirs["warmup-updates"]))
+    assert (recipe.total_steps, recipe.warmup_steps) == (int(theirs["max-update"]), int(theirs["warmup-updates"]))
 
 
 def test_sts_b_scores_are_divided_as_fairseqs_script_does(published):
@@ -115,23 +115,23 @@ def test_sts_b_scores_are_divided_as_fairseqs_script_does(published):
 )  # fmt: skip
 def test_a_tasks_own_file_is_trained_on_for_the_published_updates(task, rows):
     recipe = RECIPES[task]
-    assert recipe.updates(-(-rows // recipe.batch_size)) == (recipe.warmup_updates, recipe.total_updates)
+    assert recipe.steps(-(-rows // recipe.batch_size)) == (recipe.warmup_steps, recipe.total_steps)
 
 
 def test_a_smaller_file_is_trained_on_for_ten_epochs_with_the_published_share_of_warm_up():
-    assert RECIPES["mnli"].updates(1000) == (600, 10_000)
-    assert RECIPES["qqp"].updates(1000) == (2500, 10_000)
-    assert CUSTOM.updates(1000) == (600, 10_000)
+    assert RECIPES["mnli"].steps(1000) == (600, 10_000)
+    assert RECIPES["qqp"].steps(1000) == (2500, 10_000)
+    assert CUSTOM.steps(1000) == (600, 10_000)
 
 
 def test_a_larger_file_is_trained_on_for_the_published_updates():
-    assert RECIPES["rte"].updates(100_000) == (122, 2_036)
+    assert RECIPES["rte"].steps(100_000) == (122, 2_036)
 
 
 def test_epochs_and_updates_that_are_given_count():
-    assert RECIPES["mnli"].updates(1000, epochs=3) == (180, 3000)
-    assert RECIPES["mnli"].updates(1000, updates=500) == (30, 500)
-    assert CUSTOM.updates(7, updates=1) == (0, 1)
+    assert RECIPES["mnli"].steps(1000, epochs=3) == (180, 3000)
+    assert RECIPES["mnli"].steps(1000, steps=500) == (30, 500)
+    assert CUSTOM.steps(7, steps=1) == (0, 1)
 
 
 def test_tasks_without_a_published_recipe_have_the_custom_one():

@@ -175,7 +175,7 @@ def test_twenty_updates_agree_with_fairseqs_trainer_in_float64(kind, accumulate,
     recipe = {"rate": 1e-3, "clip": clip if accumulate == 1 else 0.0, "decay": 0.1, "warmup": 5, "total": 18}
     trainer = FairseqTrainer(model, criterion(criterion_class, model, **options), **recipe)
 
-    schedule = polynomial_decay(1e-3, warmup_updates=5, total_updates=18)
+    schedule = polynomial_decay(1e-3, warmup_steps=5, total_steps=18)
     optimizer = adam(schedule, config=roberta.config, clip_norm=recipe["clip"])
     arguments = {"config": roberta.config, "numerics": Numerics("float64")}
     loss = masked_lm_loss(**arguments) if kind == "masked LM" else head_loss("task", **arguments)
@@ -202,10 +202,10 @@ def test_the_schedule_is_fairseqs_before_within_and_after(warmup, total, end, po
     optimizer = FairseqAdam(
         FairseqAdamConfig(lr=[3e-5], adam_betas="(0.9, 0.98)"), [torch.nn.Parameter(torch.zeros(1))]
     )
-    options = {"warmup_updates": warmup, "end_learning_rate": end, "power": power}
-    config = PolynomialDecayLRScheduleConfig(total_num_update=total, lr=[3e-5], **options)
+    options = {"end_learning_rate": end, "power": power}
+    config = PolynomialDecayLRScheduleConfig(warmup_updates=warmup, total_num_update=total, lr=[3e-5], **options)
     theirs = PolynomialDecayLRSchedule(config, optimizer)
-    ours = polynomial_decay(3e-5, total_updates=total, **options)
+    ours = polynomial_decay(3e-5, warmup_steps=warmup, total_steps=total, **options)
     for update in range(total + 3):
         # float32: a few of its units in the last place, of the highest rate
         assert float(ours(update)) == pytest.approx(theirs.step_update(update), rel=1e-6, abs=1e-11)
@@ -436,8 +436,8 @@ def test_layer_decay_scales_updates_by_depth(params):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: polynomial_decay(1e-3, warmup_updates=9, total_updates=8), "warmup_updates must be from 0"),
-        (lambda: polynomial_decay(0.0, warmup_updates=1, total_updates=8), "learning_rate and power must be over 0"),
+        (lambda: polynomial_decay(1e-3, warmup_steps=9, total_steps=8), "warmup_steps must be from 0"),
+        (lambda: polynomial_decay(0.0, warmup_steps=1, total_steps=8), "learning_rate and power must be over 0"),
         (lambda: adam(1e-3, config=CONFIG, betas=(1.0, 0.9)), "betas must be from 0 to under 1"),
         (lambda: adam(1e-3, config=CONFIG, eps=0.0), "eps must be over 0"),
         (lambda: adam(1e-3, config=CONFIG, layer_decay=1.5), "layer_decay must be over 0 and at most 1, got 1.5"),

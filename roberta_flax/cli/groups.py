@@ -1,0 +1,134 @@
+"""Options in groups: a dataclass whose fields are options, declared once for every command that has them.
+
+>>> @dataclass(frozen=True)
+... class DeviceOptions(Group, panel="Devices"):
+...     tensor_parallel: Annotated[int, typer.Option(help="Number of devices that share each layer.")] = 1
+>>> @grouped
+... def command(devices: DeviceOptions = DeviceOptions(tensor_parallel=2)) -> None:
+...     run(devices.tensor_parallel)
+
+`--help` shows a group's options under its panel. A command that wants other defaults gives an instance with them. What
+`show_default=` says of an option is what None stands for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+from typer.models import OptionInfo, ParameterInfo
+
+
+class Group:
+    """Base of the dataclasses. A subclass's options stand before those of its base, each in the panel of its class."""
+
+    panel: ClassVar[str]
+
+    def __init_subclass__(cls, *, panel: str | None = None) -> None:
+        if panel is not None:
+            cls.panel = panel
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """The options that are not None, all or those named, as arguments of a function with defaults of its own."""
+        values = vars(self)
+        return {name: values[name] for name in names or values if values[name] is not None}
+
+
+class Formerly(tuple[str, ...]):
+    """Marks an option or argument that had other names: Formerly(("--updates",)). They are accepted, and not shown."""
+
+
+class Command(TyperCommand):
+    """A command of the program; an option's former names are read as its name, and an argument's are left out."""
+
+    former: ClassVar[dict[str, str | None]] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [part for arg in args[:end] for part in self._renamed(arg)] + args[end:])
+
+    def _renamed(self, arg: str) -> list[str]:
+        name, equals, value = arg.partition("=")
+        if name not in self.former:
+            return [arg]
+        now = self.former[name]
+        return [f"{now}{equals}{value}"] if now else [value] if equals else []
+
+
+def add(app: typer.Typer, name: str, command: Callable[..., None]) -> None:
+    """Adds what `grouped` has made to a program."""
+    app.command(name, cls=type("Command", (Command,), {"former": vars(command)["former"]}))(command)
+
+
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer, of a function whose parameters are groups, options and arguments."""
+    hints = get_type_hints(function, include_extras=True)
+    owners: dict[str, str] = {}
+    shown: list[inspect.Parameter] = []
+    former: dict[str, str | None] = {}
+
+    for parameter in inspect.signature(function).parameters.values():
+        for name, hint, default, panel in _options(parameter, hints[parameter.name]):
+            if name in owners:
+                raise ValueError(f"{function.__module__} declares {name} twice")
+            owners[name] = parameter.name
+            kind, info, others = _split(name, hint, panel, default)
+            former |= dict.fromkeys(others, info.default if isinstance(info, OptionInfo) else None)
+            annotation = Annotated[kind, info]  # type: ignore[valid-type]
+            shown.append(inspect.Parameter(name, parameter.KEYWORD_ONLY, annotation=annotation, default=default))
+
+    def command(**values: Any) -> None:
+        of = {owner: {name: values[name] for name in values if owners[name] == owner} for owner in owners.values()}
+        function(**{owner: hints[owner](**of[owner]) if _is_group(hints[owner]) else of[owner][owner] for owner in of})
+
+    command.__doc__, command.__module__ = _escaped(inspect.getdoc(function)), function.__module__
+    command.__annotations__ = {one.name: one.annotation for one in shown}
+    command.__dict__ |= {"__signature__": inspect.Signature(shown), "former": former}
+    return command
+
+
+def _options(parameter: inspect.Parameter, hint: Any) -> Iterator[tuple[str, Any, Any, str | None]]:
+    """A parameter's name, annotation, default and panel; of a group, those of each of its fields."""
+    if not _is_group(hint):
+        yield parameter.name, hint, parameter.default, None
+        return
+    panels: dict[str, str] = {}
+    for kind in hint.__mro__:
+        if issubclass(kind, Group) and kind is not Group:
+            panels = panels | {name: kind.panel for name in inspect.get_annotations(kind) if name not in panels}
+    defaults = {field.name: getattr(parameter.default, field.name, field.default) for field in fields(hint)}
+    annotations = get_type_hints(hint, include_extras=True)
+    for name, panel in panels.items():
+        default = parameter.empty if defaults[name] is MISSING else defaults[name]
+        yield name, annotations[name], default, panel
+
+
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Group)
+
+
+def _split(name: str, hint: Any, panel: str | None, default: Any) -> tuple[Any, ParameterInfo, Formerly]:
+    """An annotation's type, its typer.Option or Argument as it is shown, and its former names."""
+    kind, *marks = get_args(hint)
+    info = copy(next(mark for mark in marks if isinstance(mark, ParameterInfo)))
+    info.help = _escaped(info.help)
+    info.rich_help_panel = info.rich_help_panel or panel
+    if isinstance(info.show_default, str) and default is not None:
+        info.show_default = True
+    if isinstance(info, OptionInfo) and info.default is ...:
+        info.default = f"--{name.replace('_', '-')}"  # of flags too, which would have a --no-... otherwise
+    return kind, info, next((mark for mark in marks if isinstance(mark, Formerly)), Formerly())
+
+
+def _escaped(text: str | None) -> str | None:
+    """Help that rich shows as it is written: [brackets] are no markup."""
+    if text is None or "[" not in text:
+        return text
+    from rich.markup import escape
+
+    return escape(text)

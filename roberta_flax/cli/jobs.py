@@ -1,0 +1,249 @@
+"""What the commands share that run a file of texts through a model: options, progress, and the summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from roberta_flax.cli.groups import Formerly, Group
+from roberta_flax.cli.options import (
+    DISTRIBUTED,
+    OUTPUT,
+    BatchingOptions,
+    InferenceOptions,
+    LayerDevices,
+    LongTextOptions,
+    TextOptions,
+    print_json,
+)
+from roberta_flax.errors import InputError
+
+if TYPE_CHECKING:
+    from roberta_flax.hub import Roberta
+    from roberta_flax.inference.jobs import Job, Progress
+    from roberta_flax.inference.predictor import Predictor
+    from roberta_flax.tasks.base import Work
+
+
+@dataclass(frozen=True)
+class InputOptions(TextOptions, LongTextOptions):
+    """How a file of texts is read."""
+
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="jsonl|csv|tsv|txt|parquet", help="Format of INPUT.", show_default="by its name"),
+    ] = None
+
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT",
+        help="File of texts: .jsonl, .csv, .tsv, .txt or .parquet. What does not end so is a text itself, or with more "
+        "words several texts of one input.",
+    ),
+    Formerly(("--input", "-i")),
+]
+
+
+def file_or_texts(
+    inputs: list[str] | None, texts: list[str] | None, format: str | None
+) -> tuple[Path | None, list[str]]:
+    """INPUT as the file that its name says it is; or else the texts, of INPUT or of --text."""
+    from roberta_flax.datasets import tables
+
+    if bool(inputs) == bool(texts):
+        raise InputError("give INPUT, a file of texts, or one text with --text")
+    if texts or not inputs:
+        return None, texts or []
+    files = [given for given in inputs if format is not None or tables.is_named_as_input(given)]
+    if not files:
+        return None, inputs
+    if len(inputs) > 1:
+        raise InputError(
+            f"give one file, got {len(inputs)} arguments, of which {files[0]!r} is a file; a text that is "
+            "named like a file is given with --text"
+        )
+    return Path(files[0]), []
+
+
+@dataclass(frozen=True)
+class OutputOptions(Group, panel="Output"):
+    """What is written."""
+
+    output: Annotated[Path | None, OUTPUT] = None
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column to copy to the output. Repeat it for several.", show_default=False)
+    ] = None
+    rows_per_part: Annotated[int, typer.Option(help="Rows in a part; a run resumes after its last whole part.")] = 8192
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")] = False
+
+
+@dataclass(frozen=True)
+class JobDevices(LayerDevices):
+    """How several processes share a file."""
+
+    share: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Do the share of process I, from 0, of N that write to one output."),
+    ] = None
+    distributed: Annotated[bool, DISTRIBUTED] = False
+
+    def part(self) -> tuple[int, int]:
+        """This process, of how many. Joins the hosts, before JAX does anything."""
+        if self.share is not None:
+            process, _, count = self.share.partition("/")
+            numbers = process.isdecimal() and count.isdecimal()
+            if self.distributed or not numbers or not int(process) < int(count):
+                raise InputError(f"--share is I/N with I from 0 to N - 1, without --distributed; got {self.share!r}")
+            return int(process), int(count)
+        if self.distributed:
+            import jax
+
+            from roberta_flax.train.devices import join_hosts
+
+            try:
+                join_hosts()
+            except InputError as error:
+                raise InputError(f"{error}; or use --share I/N") from None
+            return jax.process_index(), jax.process_count()
+        return 0, 1
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """All of it."""
+
+    input: InputOptions
+    output: OutputOptions
+    batching: BatchingOptions
+    devices: JobDevices
+    model: InferenceOptions
+
+    def destination(self) -> Path:
+        """Where the results go."""
+        if self.output.output is None:
+            raise InputError("say where the results go with --output (-o)")
+        return self.output.output
+
+    def predictor(self) -> dict[str, Any]:
+        """The arguments of a Predictor."""
+        return {
+            "on_long": self.input.on_long,
+            "strategy": self.batching.strategy,
+            "tokens_per_batch": self.batching.tokens_per_batch,
+            "tensor_parallel": self.devices.tensor_parallel,
+            "max_length": self.input.max_length,
+        }
+
+
+def run(file: Path, work_of: Callable[[Roberta], Work], options: JobOptions, *, as_json: bool) -> None:
+    """Runs a file through a model (inference.jobs), with progress on stderr and a summary on stdout.
+
+    Args:
+      file: of texts.
+      work_of: what is asked of the model.
+      options: how.
+      as_json: whether the summary is JSON.
+    """
+    from roberta_flax.datasets import tables
+    from roberta_flax.inference import jobs
+    from roberta_flax.inference.predictor import Predictor
+
+    output, given = options.output, options.input
+    destination, share = options.destination(), options.devices.part()
+    header = False if given.no_header else None
+    texts = tuple(given.text_column or tables.usual_columns(file, header, given.format))
+    roberta = options.model.load()
+    predictor = Predictor(roberta, work_of(roberta), **options.predictor())
+    job = jobs.Job(
+        file, destination, texts, tuple(output.keep or ()), header, given.format, options.model.note(),
+        output.rows_per_part, output.strict, share,
+    )  # fmt: skip
+    with _progress_bar(job) as progress:
+        summary = jobs.run(job, predictor, progress)
+    if as_json:
+        print_json(summary)
+        return
+    done = summary["this_run"]
+    where = destination if summary["joined"] else f"{job.parts} (parts of other processes are missing)"
+    print(
+        f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, {summary.get('cut', 0)} truncated; "
+        f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
+        f"padding {done['padding_share']:.1%}, {done['shapes']} shapes, {done['compilations']} compiled "
+        f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
+    )
+    if summary["rejects"]:
+        print(f"rejected rows and reasons: {summary['rejects']}")
+
+
+def run_on_ray(
+    source: Path, work: Work, options: JobOptions, *, workers: int | None, gpus_per_worker: float, as_json: bool
+) -> None:
+    """Runs a directory of Parquet files through a model on a Ray cluster (inference.ray)."""
+    from roberta_flax.datasets import tables
+    from roberta_flax.inference import ray
+
+    destination, devices = options.destination(), options.devices
+    local = {"--strict": options.output.strict, "--share": devices.share, "--distributed": devices.distributed}
+    if given := next((name for name, value in local.items() if value), None):
+        raise InputError(f"{given} is for --engine local")
+    counts = ray.predict_parquet(
+        source,
+        destination,
+        model=options.model.directory(),
+        work=work,
+        columns=options.input.text_column or tables.usual_columns(source, None, "parquet"),
+        keep=options.output.keep,
+        load=options.model.arguments(),
+        workers=workers,
+        num_gpus=gpus_per_worker,
+        **options.predictor(),
+    )
+    if as_json:
+        print_json({"output": str(destination), **counts})
+    else:
+        print(f"{destination}: {counts['rows']} rows, {counts['rejected']} rejected")
+
+
+@contextmanager
+def _progress_bar(job: Job) -> Iterator[Progress]:
+    """On a terminal a bar with rows and tokens a second, padding and time left; otherwise a line now and then."""
+    from roberta_flax.inference.jobs import rows_in
+
+    total = rows_in(job)
+    last = time.monotonic()
+
+    def text(rows: int, predictor: Predictor) -> str:
+        stats = predictor.stats
+        seconds = max(stats.seconds, 1e-9)
+        rates = f"{stats.texts / seconds:.1f} rows/s {stats.tokens / seconds:.0f} tokens/s padding {stats.padding:.1%}"
+        share = 0.0 if total is None else stats.share_done(total - rows + stats.texts)
+        return f"{rates} {timedelta(seconds=round(seconds / share - seconds))} left" if share else rates
+
+    if not sys.stderr.isatty():
+
+        def line(rows: int, predictor: Predictor) -> None:
+            nonlocal last
+            if time.monotonic() - last >= 30:
+                last = time.monotonic()
+                print(f"{rows} of {total or '?'} rows, {text(rows, predictor)}", file=sys.stderr)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda rows, predictor: bar.update(task, completed=rows, description=text(rows, predictor))
+        bar.update(task, total=bar.tasks[task].completed)  # which was an estimate

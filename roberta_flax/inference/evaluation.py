@@ -1,0 +1,250 @@
+"""How good a head is, by a file of gold labels.
+
+A sentence head's file streams through a Predictor, in memory that does not grow with it. Files for token, span and
+choice heads, and those with a column for each of several labels, are read whole, as for fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roberta_flax.datasets import readers, tables
+from roberta_flax.datasets.examples import Tally
+from roberta_flax.datasets.layouts import Task, class_of, default_metrics, resolve_labels, task_of
+from roberta_flax.datasets.readers import Columns
+from roberta_flax.errors import InputError
+from roberta_flax.files import PathLike
+from roberta_flax.hub import Roberta
+from roberta_flax.inference.heads import head_of
+from roberta_flax.inference.predictor import WINDOW, Predictor, Strategy
+from roberta_flax.metrics import Evaluation
+from roberta_flax.nn import sharding
+from roberta_flax.nn.config import HeadConfig
+from roberta_flax.nn.quantize import is_quantized
+from roberta_flax.tasks import judging
+from roberta_flax.tasks.classify import Classify
+from roberta_flax.text.encoding import OnLong, Rejected
+from roberta_flax.train.validation import Validation
+
+_ROWS = 16  # of each device, where they are not laid out by their tokens
+
+
+@dataclass(frozen=True)
+class FileEvaluation:
+    """How good a head is.
+
+    Attributes:
+      task, head: their names.
+      evaluation: the metrics, intervals, and confusion matrix.
+      tally: what became of the file's rows.
+    """
+
+    task: str
+    head: str
+    evaluation: Evaluation
+    tally: Tally
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name, for json.dumps; "skipped", how many rows were left out."""
+        skipped = self.tally.unusable + self.tally.unlabeled
+        return {"task": self.task, "head": self.head, "skipped": skipped, **self.evaluation.to_json()}
+
+    def to_text(self) -> str:
+        """Lines for a terminal."""
+        return f"{self.evaluation.to_text()}\n{self.tally.to_text()}"
+
+
+def evaluate(
+    roberta: Roberta,
+    path: PathLike,
+    head: str | None = None,
+    *,
+    task: str | None = None,
+    columns: Columns = Columns(),
+    max_length: int | None = None,
+    on_long: OnLong = "truncate",
+    strategy: Strategy | None = None,
+    tokens_per_batch: int | None = None,
+    tensor_parallel: int = 1,
+) -> FileEvaluation:
+    """Judges a head by a file with gold labels.
+
+    >>> evaluate(roberta, "glue_data/MNLI/dev_matched.tsv").evaluation.metrics
+    {"accuracy": 0.902}
+
+    Args:
+      roberta: the model.
+      path: the file.
+      head: its name; the only one if not given.
+      task: the file's layout, by its name (readers.task_name); of a sentence head by the path if not given, of others
+        "custom".
+      columns: what differs in the file. With the task "custom" and a sentence head, the label's column is "label" and
+        the text's the usual one, if not given. Its labels are the classes in the order of the head, as the file calls
+        them.
+      max_length: the longest input, in tokens; the model's max_positions if not given.
+      on_long, strategy, tokens_per_batch: of sentence heads, as in Predictor.
+      tensor_parallel: number of devices that share each layer.
+
+    Raises:
+      InputError: no such head or file, a layout or labels that do not fit the head, a gold label that is none of them,
+        an option that is not for the head's kind, or with on_long="error" an input that is too long.
+    """
+    path = Path(path)
+    check_file(path)
+    chosen = head_of(roberta.config, head)
+    if chosen.kind != "sentence" or (chosen.problem == "multi_label" and len(columns.label) > 1):
+        given = {"on_long": on_long != "truncate", "strategy": strategy, "tokens_per_batch": tokens_per_batch}
+        given["quantize"] = is_quantized(roberta.params)
+        if option := next((name for name, value in given.items() if value), None):
+            raise InputError(
+                f"{option} is for sentence heads of one label; {chosen.name!r} is of kind {chosen.kind}, "
+                f"{chosen.problem}"
+            )
+        return _examples(roberta, path, chosen, task, columns, max_length, tensor_parallel)
+    layout = _layout(path, chosen, task, columns)
+    if (chosen.problem == "regression") != (layout.problem == "regression"):
+        raise InputError(f"head {chosen.name!r} is of {chosen.problem}; {layout.name} is {layout.problem}")
+    labels = resolve_labels(layout, chosen.label_names, chosen.num_classes, columns.labels or None)
+    predictor = Predictor(
+        roberta,
+        Classify(chosen.name, logits=True),
+        on_long=on_long,
+        strategy=strategy,
+        tokens_per_batch=tokens_per_batch,
+        tensor_parallel=tensor_parallel,
+        max_length=max_length,
+    )
+    return _stream(path, layout, labels, predictor, chosen)
+
+
+def check_file(path: Path) -> None:
+    """Raises InputError where there is no file: worth asking before a model is loaded."""
+    if not path.exists():
+        raise InputError(f"{path} is no file; give one with gold labels, as GLUE has them")
+
+
+def _layout(path: Path, head: HeadConfig, task: str | None, columns: Columns) -> Task:
+    """A sentence head's file's, with the columns that are given."""
+    if task is not None and readers.task_name(task) == readers.CUSTOM:
+        texts = columns.texts or tables.usual_columns(path, None if columns.header else False, _format(path))
+        label, metrics = (*columns.label, "label")[0], default_metrics(head)
+        if head.problem == "regression":
+            return Task(readers.CUSTOM, texts, label, (), metrics, columns.header, "regression")
+        return Task(readers.CUSTOM, texts, label, columns.labels or head.label_names, metrics, columns.header)
+    layout = task_of(task or path)
+    header = layout.header and columns.header
+    label = columns.label[0] if columns.label else layout.label
+    return replace(layout, texts=columns.texts or layout.texts, label=label, header=header)
+
+
+def _stream(
+    path: Path, layout: Task, labels: tuple[str, ...], predictor: Predictor, head: HeadConfig
+) -> FileEvaluation:
+    judge: judging.Judge = judging.Classes(labels, layout.metrics) if labels else judging.Values(layout.metrics)
+    tally = Tally(path)
+
+    def gold_of(label: str) -> float | int | None:
+        return class_of(label, labels) if labels else _number(label)
+
+    windows = _windows(path, layout, gold_of, tally)
+    waiting: deque[Sequence[float | int]] = deque()
+
+    def texts() -> Iterator[list[Any]]:
+        for inputs, gold in windows:
+            waiting.append(gold)
+            yield inputs
+
+    for results in predictor.windows(texts()):
+        gold = waiting.popleft()
+        if rejected := next((result for result in results if isinstance(result, Rejected)), None):
+            raise InputError(f"{path}: {rejected.reason}")
+        if results:
+            judge.add(np.array(results, np.float64), np.array(gold))
+            tally.examples += len(results)
+    tally.cut = predictor.stats.cut
+    return FileEvaluation(layout.name, head.name, judge.evaluation(), tally)
+
+
+def _windows(
+    path: Path, layout: Task, gold_of: Callable[[str], float | int | None], tally: Tally
+) -> Iterator[tuple[list[Any], list[float | int]]]:
+    """The inputs and the gold of the rows that have some, a window at a time; the tally counts the others."""
+    header = None if layout.header else False
+    rows = tables.read_rows(path, layout.texts, keep=(layout.label,), header=header, format=_format(path))
+    while window := list(islice(rows, WINDOW)):
+        inputs: list[Any] = []
+        golds: list[float | int] = []
+        for row in window:
+            if isinstance(row, tables.BadRow):
+                tally.leave_out(f"{path}, line {row.line}", row.reason)
+                continue
+            *texts, label = row.values
+            if str(label) in layout.unlabeled:
+                tally.unlabeled += 1
+                continue
+            if (gold := gold_of(str(label))) is None:
+                raise InputError(
+                    f"{path}, line {row.line}: {label!r} is no label of {layout.name}; "
+                    "name the head's classes in order with --labels"
+                )
+            inputs.append(tuple(texts))
+            golds.append(gold)
+        yield inputs, golds
+
+
+def _examples(
+    roberta: Roberta,
+    path: Path,
+    head: HeadConfig,
+    task: str | None,
+    columns: Columns,
+    max_length: int | None,
+    tensor_parallel: int,
+) -> FileEvaluation:
+    """As fine-tuning reads and validates them."""
+    name = readers.CUSTOM if task is None else readers.task_name(task)
+    labels = columns.labels or (head.label_names if head.kind == "token" else ())
+    if len(labels) not in (0, head.num_classes) or name not in (readers.CUSTOM, *readers.CHOICE_TASKS):
+        raise InputError(
+            f"head {head.name!r} is of kind {head.kind}, with {head.num_classes} outputs; got the task {name} and "
+            f"{len(labels)} labels"
+        )
+    kind = "multi-label" if head.kind == "sentence" else head.kind
+    reader = readers.task_reader(
+        name, path, roberta.config, roberta.tokenizer,
+        kind=kind if name == readers.CUSTOM else None,
+        columns=replace(columns, labels=labels), head=head.name, max_length=max_length,
+    )  # fmt: skip
+    examples = reader.read(path)
+    mesh = sharding.mesh(tensor_parallel=tensor_parallel)
+    validation = Validation(
+        examples,
+        head.name,
+        config=roberta.config,
+        tokenizer=roberta.tokenizer,
+        labels=reader.labels,
+        metrics=reader.metrics,
+        batch_size=_ROWS * mesh.shape[sharding.DATA],
+        numerics=roberta.numerics,
+        mesh=mesh,
+    )
+    evaluation, _ = validation.evaluate(sharding.place(roberta.params, roberta.config, mesh))
+    return FileEvaluation(name, head.name, evaluation, examples.tally)
+
+
+def _format(path: Path) -> str | None:
+    return "tsv" if path.suffix == ".txt" else None  # a line of text has no gold label
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

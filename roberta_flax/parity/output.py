@@ -1,0 +1,48 @@
+"""A report as a directory: report.json, and report.html for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from roberta_flax.errors import InputError
+from roberta_flax.files import new_directory, write_bytes
+from roberta_flax.parity import html
+from roberta_flax.parity.report import Report
+
+REPORT, PAGE = "report.json", "report.html"
+
+
+def check_destination(output: Path) -> None:
+    """Raises InputError where there is something at `output` that is no report; a report may be replaced."""
+    try:
+        found = {path.name for path in output.iterdir()}
+        if not found:
+            return
+        is_report = found <= {REPORT, PAGE} and "schema" in json.loads((output / REPORT).read_text("utf-8"))
+    except FileNotFoundError:
+        if not output.exists() and not output.is_symlink():
+            return
+        is_report = False
+    except (OSError, ValueError, TypeError):
+        is_report = False
+    if not is_report:
+        raise InputError(f"{output} exists and is no report; remove it or choose another name")
+
+
+def write(report: Report, output: Path) -> str | None:
+    """Writes both files, in place of those that were there.
+
+    Returns:
+      Why there is no page, which needs matplotlib; None where there is one.
+    """
+    problem = None
+    with new_directory(output, replace=True) as folder:
+        write_bytes(folder / REPORT, report.to_json().encode())
+        try:
+            page = html.render(report)
+        except InputError as error:
+            problem = str(error)
+        else:
+            write_bytes(folder / PAGE, page.encode("utf-8", "backslashreplace"))
+    return problem

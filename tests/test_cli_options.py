@@ -1,0 +1,273 @@
+"""The options of the command line: groups, one vocabulary for all commands, and help that shows what is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import roberta_flax
+from roberta_flax import cli
+from roberta_flax.cli import groups, options
+from roberta_flax.datasets import readers
+from roberta_flax.datasets.layouts import TASKS
+from roberta_flax.datasets.recipes import PRETRAINING
+from roberta_flax.nn.attention import IMPLEMENTATIONS
+from roberta_flax.train.pretraining import Pretraining
+from roberta_flax.train.samples import Samples
+from tests.conftest import ROOT
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Colors(groups.Group, panel="Colors"):
+    """A color, and another."""
+
+    ink: Annotated[str, typer.Option("--ink", "-k", help="Color of [the ink].")] = "black"
+    paper: Annotated[str | None, typer.Option(help="Color of the paper.", show_default="none")] = None
+
+
+@dataclass(frozen=True)
+class Drawing(Colors, panel="Drawing"):
+    """What is drawn."""
+
+    shape: Annotated[list[str] | None, typer.Option(help="A shape."), groups.Formerly(("--form", "-f"))] = None
+    filled: Annotated[bool, typer.Option(help="Fill it.")] = False
+
+
+@pytest.fixture
+def draw():
+    """Runs a command with such options: what it was given, or what it printed."""
+    given: list[Any] = []
+
+    @groups.grouped
+    def command(
+        file: Annotated[str, typer.Argument(metavar="FILE", help="A file."), groups.Formerly(("--file",))],
+        drawing: Drawing = Drawing(ink="blue"),
+        copies: Annotated[int, typer.Option(help="How many.")] = 1,
+    ) -> None:
+        """Draw something [to a file]."""
+        given.append((file, drawing, copies))
+
+    app = typer.Typer(add_completion=False)
+    groups.add(app, "draw", command)
+
+    def draw(*arguments: str) -> Any:
+        given.clear()
+        result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
+        return given[0] if given else (result.exit_code, result.output)
+
+    return draw
+
+
+def test_a_command_gets_its_groups_filled_and_its_own_options(draw):
+    assert draw("a.png") == ("a.png", Drawing(ink="blue"), 1)
+    assert draw("a.png", "-k", "red", "--shape", "disk", "--shape", "box", "--filled", "--copies", "2") == (
+        "a.png",
+        Drawing(ink="red", shape=["disk", "box"], filled=True),
+        2,
+    )
+
+
+def test_former_names_are_read_as_the_present_ones(draw):
+    now = draw("a.png", "--shape", "disk", "--shape", "box")
+    assert draw("--file", "a.png", "--form", "disk", "-f", "box") == now
+    assert draw("--file=a.png", "--form=disk", "--shape", "box") == now
+    assert draw("--shape", "disk", "--shape", "box", "--", "--file")[0] == "--file"
+
+
+def test_help_has_a_panel_for_each_group_and_no_former_names(draw):
+    status, text = draw("--help")
+    assert status == 0
+    panels = [line.strip("╭─╮ \n") for line in text.splitlines() if line.startswith("╭")]
+    assert panels == ["Arguments", "Options", "Drawing", "Colors"]
+    assert "Color of [the ink]. [default: blue]" in text
+    assert "Color of the paper. [default: (none)]" in text
+    assert "Draw something [to a file]." in text
+    assert "--no-filled" not in text
+    assert "--form" not in text
+
+
+def test_wrong_usage_names_the_present_name(draw):
+    status, text = draw("--form", "disk")
+    assert status == 2
+    assert "FILE" in text
+
+
+def test_an_option_that_is_declared_twice_is_a_mistake():
+    def command(drawing: Drawing, ink: Annotated[str, typer.Option(help="Again.")] = "") -> None: ...
+
+    with pytest.raises(ValueError, match="declares ink twice"):
+        groups.grouped(command)
+
+
+# --- all commands -----------------------------------------------------------------------------------------------------
+
+COMMANDS = typer.main.get_command(cli.app).commands
+LOADING = ("predict", "evaluate", "mnli", "features", "fill-mask", "disambiguate", "finetune", "pretrain", "perplexity")
+TRAINING = ("finetune", "pretrain", "perplexity")  # an int8 network has no loss
+# what a flag says that has another meaning in one command
+OTHERWISE = {
+    ("convert", "--dtype"), ("parity", "--dtype"), ("finetune", "--seed"), ("perplexity", "--batch-size"),
+    ("export", "--head"), ("finetune", "--output"), ("pretrain", "--output"), ("preprocess", "--output"),
+    ("parity", "--output"), ("convert", "--strict"),
+}  # fmt: skip
+
+
+def parsed(command: str, *arguments: str) -> dict[str, Any]:
+    """What the command line makes of arguments, without running the command."""
+    return dict(COMMANDS[command].make_context(command, list(arguments)).params)
+
+
+def written_help(command: Any) -> list[str]:
+    """All that a command's help is to show, without the backslashes that say that a bracket is no markup."""
+    texts = [
+        command.help,
+        *(
+            text
+            for param in command.params
+            if not getattr(param, "hidden", False)
+            for text in (param.help, param.metavar)
+        ),
+    ]
+    return [text.replace("\\[", "[") for text in texts if text]
+
+
+def test_every_help_page_shows_what_is_written_and_waits_for_no_jax(tmp_path):
+    program = """
+import json, sys
+import typer
+from typer.testing import CliRunner
+from roberta_flax import cli
+pages = {name: CliRunner().invoke(cli.app, [name, "--help"]).output for name in cli.COMMANDS}
+pages[""] = CliRunner().invoke(cli.app, ["--help"]).output
+print(json.dumps({"pages": pages, "modules": sorted({"jax", "flax", "torch"}.intersection(sys.modules))}))
+"""
+    environment = {**os.environ, "TERMINAL_WIDTH": "2000", "COLUMNS": "2000"}  # no line of help is broken
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=True)
+    result = json.loads(done.stdout)
+    assert result["modules"] == []
+    for name, command in COMMANDS.items():
+        shown = " ".join(result["pages"][name].split())
+        assert f"{name} [OPTIONS]" in shown
+        for text in written_help(command):
+            assert " ".join(text.split()) in shown, name
+        assert written_help(command)[0].partition("\n")[0] in result["pages"][""]
+
+
+def test_brackets_are_shown():
+    page = CliRunner().invoke(cli.app, ["disambiguate", "--help"], env={"COLUMNS": "200"}).output
+    assert "pronoun in [brackets]" in page
+    page = CliRunner().invoke(cli.app, ["features", "--help"], env={"COLUMNS": "200"}).output
+    assert "[layers + 1, 1, time, hidden]" in page
+
+
+def test_a_flag_means_the_same_in_every_command():
+    helps: dict[str, set[str]] = {}
+    for name, command in COMMANDS.items():
+        for param in command.params:
+            for flag in param.opts:
+                if flag.startswith("--") and (name, flag) not in OTHERWISE:
+                    helps.setdefault(flag, set()).add(str(param.help))
+    assert {flag: texts for flag, texts in helps.items() if len(texts) > 1} == {}
+
+
+def test_every_command_that_loads_a_model_says_how_it_computes():
+    for name in LOADING:
+        flags = {flag for param in COMMANDS[name].params for flag in param.opts}
+        assert {"--model", "--dtype", "--precision", "--attention", "--cache-dir", "--json"} <= flags, name
+        assert ("--quantize" in flags) == (name not in TRAINING), name
+
+
+def test_files_that_are_read_come_first_as_input():
+    for name in ("predict", "evaluate", "features", "fill-mask", "finetune", "preprocess", "pretrain", "perplexity"):
+        first = COMMANDS[name].params[0]
+        assert str(first.metavar).startswith("INPUT"), name
+
+
+@pytest.mark.parametrize(
+    ("command", "former", "now"),
+    [
+        ("finetune", "--train a --valid b --task rte -o c --text x --text y --label z --updates 3 --warmup-updates 1 --lr 2",
+         "a --valid b --task rte -o c -c x --text-column y --label-column z --steps 3 --warmup-steps 1 --learning-rate 2"),
+        ("pretrain", "--data a --valid b -o c --max-update 9 --warmup-updates 1 --keep 2 --lr 2",
+         "a --valid b -o c --steps 9 --warmup-steps 1 --keep-checkpoints 2 --learning-rate 2"),
+        ("predict", "a.csv -o b --column x --column=y --keep z", "a.csv -o b -c x -c y --keep z"),
+        ("evaluate", "a --text x --label y", "a --text-column x --label-column y"),
+        ("features", "--input a.txt -o b", "a.txt -o b"),
+        ("features", "-i a.txt -o b", "a.txt -o b"),
+        ("fill-mask", "--input=a.txt -o b --column x", "a.txt -o b --text-column x"),
+        ("parity", "a --texts b --column x", "a --texts b --text-column x"),
+    ],
+)  # fmt: skip
+def test_commands_of_yesterday_are_understood(command, former, now):
+    assert parsed(command, *former.split()) == parsed(command, *now.split())
+
+
+def test_help_names_every_task_attention_and_hyperparameter_as_the_code_has_them():
+    task = next(param for param in COMMANDS["finetune"].params if "--task" in param.opts)
+    for name in (*TASKS, *readers.CHOICE_TASKS, readers.CUSTOM):
+        assert f" {name}" in task.help, name
+    kind = next(param for param in COMMANDS["finetune"].params if "--kind" in param.opts)
+    assert tuple(kind.metavar.split("|")) == readers.KINDS
+    attention = next(param for param in COMMANDS["mnli"].params if "--attention" in param.opts)
+    assert tuple(attention.metavar.split("|")) == IMPLEMENTATIONS
+
+
+def test_defaults_are_those_of_the_functions():
+    assert asdict(options.SampleOptions().samples(seed=1)) == asdict(Samples())
+    assert options.TrainingOptions.of(PRETRAINING).recipe(PRETRAINING) == PRETRAINING
+    assert options.TrainingOptions().recipe(PRETRAINING) == PRETRAINING
+    shown = parsed("pretrain", "a", "--valid", "b", "-o", "c")
+    python = {field.name: field.default for field in fields(Pretraining)}
+    for option, name in {"keep_checkpoints": "keep"}.items() | {
+        (name, name) for name in ("validate_every", "save_every", "log_every", "patience")
+    }:
+        assert shown[option] == python[name], option
+    assert (shown["steps"], shown["warmup_steps"]) == (PRETRAINING.total_steps, PRETRAINING.warmup_steps)
+
+
+# --- INPUT of features and fill-mask: a file, or as before a text -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "format", "expected"),
+    [
+        (["a.txt"], None, (Path("a.txt"), [])),
+        (["dir/a.jsonl.gz"], None, (Path("dir/a.jsonl.gz"), [])),
+        (["A.PARQUET"], None, (Path("A.PARQUET"), [])),
+        (["notes"], "txt", (Path("notes"), [])),
+        (["Hello world!"], None, (None, ["Hello world!"])),
+        (["Read e.g. this."], None, (None, ["Read e.g. this."])),
+        (["a", "b"], None, (None, ["a", "b"])),
+    ],
+)
+def test_an_input_is_a_file_by_its_name_and_otherwise_a_text(inputs, format, expected):
+    assert cli.jobs.file_or_texts(inputs, None, format) == expected
+
+
+def test_a_directory_is_a_file_of_texts_and_a_text_named_like_a_file_is_given_with_text(tmp_path):
+    assert cli.jobs.file_or_texts([str(tmp_path)], None, None) == (tmp_path, [])
+    assert cli.jobs.file_or_texts(None, ["a.txt"], None) == (None, ["a.txt"])
+    with pytest.raises(roberta_flax.InputError, match="of which 'b.txt' is a file"):
+        cli.jobs.file_or_texts(["a", "b.txt"], None, None)
+
+
+# --- the package ------------------------------------------------------------------------------------------------------
+
+
+def test_every_public_name_is_there_when_it_is_asked_for():
+    for name in roberta_flax.__all__:
+        assert getattr(roberta_flax, name) is not None
+    assert set(roberta_flax.__all__) == set(roberta_flax._MODULE_OF)
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        roberta_flax.laod  # noqa: B018

@@ -1,0 +1,138 @@
+"""evaluate(): a head judged by a labeled file, whichever way the file is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import roberta_flax
+from roberta_flax import InputError
+from roberta_flax.datasets import readers
+from roberta_flax.datasets.readers import Columns
+from roberta_flax.inference import evaluation
+from roberta_flax.inference.evaluation import evaluate
+from roberta_flax.metrics import evaluate_classes, evaluate_values
+from roberta_flax.nn.config import HeadConfig
+from roberta_flax.train.validation import Validation
+
+LABELS = ("contradiction", "neutral", "entailment")
+NOUNS = ("dog", "cat", "man", "woman", "table", "house", "garden", "train")
+PAIRS = [(f"The {a} is near the {b}.", f"The {b} sleeps.") for a in NOUNS for b in NOUNS[:3]]
+GOLD = [LABELS[i % 3] for i in range(len(PAIRS))]
+
+
+def with_head(roberta: roberta_flax.Roberta, head: HeadConfig) -> roberta_flax.Roberta:
+    config = dataclasses.replace(roberta.config, heads=(head,))
+    heads = roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]
+    return roberta_flax.Roberta(config, {**roberta.params, "heads": heads}, roberta.tokenizer)
+
+
+@pytest.fixture
+def mnli(tmp_path) -> Path:
+    """MNLI's columns, with a row that has no label, one that has no second sentence, and one of a wrong width."""
+    rows = [f"{a}\t{b}\t{label}" for (a, b), label in zip(PAIRS, GOLD, strict=True)]
+    rows[5:5] = ["a\tb\t-", "\t".join(("a", "b", "neutral", "more"))]
+    path = tmp_path / "dev_matched.tsv"
+    path.write_text("\n".join(("sentence1\tsentence2\tgold_label", *rows)) + "\n")
+    return path
+
+
+def test_a_sentence_head_is_judged_by_what_it_predicts(tiny, mnli):
+    found = evaluate(tiny, mnli)
+    predicted = [int(np.asarray(tiny.predict("mnli", tiny.encode(*pair))).argmax()) for pair in PAIRS]
+    expected = evaluate_classes(predicted, [LABELS.index(label) for label in GOLD], LABELS)
+    assert found.evaluation == expected
+    assert (found.task, found.head, found.to_json()["skipped"]) == ("mnli", "mnli", 2)
+    assert (found.tally.examples, found.tally.unlabelled, found.tally.unusable) == (len(PAIRS), 1, 1)
+    assert "line 8: " in found.tally.first
+
+
+def test_a_file_of_many_windows_is_judged_as_one(tiny, mnli, monkeypatch):
+    whole = evaluate(tiny, mnli)
+    monkeypatch.setattr(evaluation, "WINDOW", 3)
+    windows = evaluate(tiny, mnli)
+    assert windows.evaluation == whole.evaluation
+    assert windows.tally == whole.tally
+
+
+def test_streaming_agrees_with_the_validation_of_training(tiny, mnli):
+    reader = readers.task_reader("mnli", mnli, tiny.config, tiny.tokenizer)
+    examples = reader.read(mnli)
+    validation = Validation(
+        examples, "mnli", config=tiny.config, tokenizer=tiny.tokenizer, labels=reader.labels, metrics=reader.metrics
+    )
+    found = evaluate(tiny, mnli)
+    assert validation.evaluate(tiny.params)[0] == found.evaluation
+    assert examples.tally == found.tally
+
+
+def test_a_file_of_ones_own_is_judged_by_its_columns_and_the_heads_labels(tiny, tmp_path):
+    rows = [{"a": a, "b": b, "gold": label} for (a, b), label in zip(PAIRS, GOLD, strict=True)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = evaluate(tiny, path, task="custom", columns=Columns(("a", "b"), ("gold",)))
+    assert list(own.evaluation.metrics) == ["accuracy", "macro_f1"]
+    renamed = evaluate(tiny, path, task="mnli", columns=Columns(("a", "b"), ("gold",)))
+    assert own.evaluation.confusion == renamed.evaluation.confusion
+    turned = Columns(("a", "b"), ("gold",), tuple(reversed(LABELS)))
+    assert evaluate(tiny, path, task="custom", columns=turned).evaluation.labels == tuple(reversed(LABELS))
+
+
+def test_a_regression_is_judged_by_its_values(tiny, tmp_path):
+    model = with_head(tiny, HeadConfig("degree", 1, 64))
+    gold = [float(i % 5) for i in range(len(PAIRS))]
+    path = tmp_path / "own.csv"
+    path.write_text("text,score\n" + "".join(f"{a},{value}\n" for (a, _), value in zip(PAIRS, gold, strict=True)))
+    found = evaluate(model, path, task="custom", columns=Columns(label=("score",)))
+    values = [float(np.asarray(model.predict("degree", model.encode(a)))[0, 0]) for a, _ in PAIRS]
+    expected = evaluate_values(values, gold, ("pearson", "spearman", "mse"))
+    assert found.evaluation.metrics == pytest.approx(expected.metrics, abs=1e-5)  # float32, in batches of another shape
+    assert found.evaluation.count == len(PAIRS)
+
+
+def test_several_labels_are_judged_by_the_column_of_each(tiny, tmp_path):
+    model = with_head(tiny, HeadConfig("topics", 2, 64, problem="multi_label", labels=("red", "old")))
+    path = tmp_path / "own.csv"
+    gold = [(i % 2, i % 3 == 0) for i in range(len(PAIRS))]
+    path.write_text(
+        "text,red,old\n" + "".join(f"{a},{int(r)},{int(o)}\n" for (a, _), (r, o) in zip(PAIRS, gold, strict=True))
+    )
+    found = evaluate(model, path, columns=Columns(label=("red", "old")))
+    held = [model.predict_labels("topics", model.encode(a))[0] for a, _ in PAIRS]
+    predicted = [int(name in names) for names in held for name in ("red", "old")]
+    expected = evaluate_classes(predicted, np.array(gold, int).ravel(), ("0", "1"), ("f1", "accuracy"))
+    assert found.evaluation == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "none"}, "no head called 'none'"),
+        ({"task": "sts-b"}, "head 'mnli' is of single_label; sts-b is regression"),
+        ({"task": "rte"}, "rte has 2 classes"),
+        ({"task": "nothing"}, "no one task is named in 'nothing'"),
+        ({"columns": Columns(labels=("a", "b", "c"))}, "line 2: 'contradiction' is no label of mnli; name the head's classes"),
+        ({"on_long": "error", "max_length": 8}, "over the limit of 8"),
+        ({"strategy": "piles"}, "strategy must be one of buckets, packing"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named_in_one_line(tiny, mnli, options, message):
+    with pytest.raises(InputError) as error:
+        evaluate(tiny, mnli, **options)
+    assert message in str(error.value)
+
+
+def test_options_of_sentence_heads_are_refused_for_others(tiny, tmp_path):
+    model = with_head(tiny, HeadConfig("span", 2, 0, "span"))
+    with pytest.raises(InputError, match="no file; give one with gold labels"):
+        evaluate(model, tmp_path / "none.jsonl")
+    path = tmp_path / "questions.jsonl"
+    path.write_text("{}\n")
+    for options, name in (({"on_long": "window"}, "on_long"), ({"strategy": "packing"}, "strategy")):
+        with pytest.raises(InputError, match=f"{name} is for sentence heads of one label; 'span' is of kind span"):
+            evaluate(model, path, **options)
