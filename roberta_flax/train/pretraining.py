@@ -32,7 +32,7 @@ from roberta_flax.nn.numerics import Numerics
 from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train import directory as layout
 from roberta_flax.train import loop
-from roberta_flax.train.losses import masked_lm_loss
+from roberta_flax.train.losses import HostBatch, masked_lm_loss
 from roberta_flax.train.masked_batches import training_batches
 from roberta_flax.train.optimizer import recipe_optimizer
 from roberta_flax.train.progress import is_first_process
