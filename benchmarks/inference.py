@@ -4,7 +4,7 @@ One model (base, random weights, an MNLI head), one process, rounds in turn, med
 order, and a mix of lengths (log-normal, median 40 tokens, from 5 to 500). Every program is compiled before its first
 round; fairseq's and transformers' batches are in the order of the file, padded to their longest. JSON lines.
 
-Before that, tokenising alone, in one thread: what a Predictor's threads do (inference.encode_batch), beside tiktoken's
+Before that, tokenising alone, in one thread: what a Predictor's threads do (encoding.encode_batch), beside tiktoken's
 encode_ordinary alone on the same texts. And each work in fresh processes, without torch: peak resident memory (VmHWM of
 Linux's /proc, imports too), and compilations and their seconds, with an empty cache of programs ("cold") and with what
 that left in it ("warm").
@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks import fresh
 from roberta_flax import Classify, Predictor, Tokenizer, load
 from roberta_flax.convert import convert, export
-from roberta_flax.inference.predictor import TEXTS_PER_TASK, Stats
+from roberta_flax.inference.predictor import TEXTS_PER_CHUNK, Stats
 from roberta_flax.text.encoding import encode_batch
 from tests.references import RobertaModel, build, torch, write
 
@@ -132,8 +132,8 @@ def tokenising(tokenizer: Tokenizer, works: dict[str, Pairs]) -> None:
             raw(second)
 
     def ours(pairs: Pairs) -> None:
-        for start in range(0, len(pairs), TEXTS_PER_TASK):
-            encode_batch(tokenizer, pairs[start : start + TEXTS_PER_TASK], 512, "error")
+        for start in range(0, len(pairs), TEXTS_PER_CHUNK):
+            encode_batch(tokenizer, pairs[start : start + TEXTS_PER_CHUNK], 512, "error")
 
     for work, pairs in works.items():
         megabytes = sum(len(text.encode()) for pair in pairs for text in pair) / 1e6

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from roberta_flax.hub import Roberta
     from roberta_flax.inference.jobs import Job, Progress
     from roberta_flax.inference.predictor import Predictor
-    from roberta_flax.tasks.base import Work
+    from roberta_flax.tasks.base import Task
 
 Input = Annotated[
     Path | None, typer.Option("--input", "-i", help="A .jsonl, .csv, .tsv, .txt or .parquet file of texts.")
@@ -76,12 +76,12 @@ class Options:
     as_json: bool
 
 
-def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, options: Options) -> None:
+def run_job(loading: Loading, task_of: Callable[[Roberta], Task], file: Path, options: Options) -> None:
     """Runs a file through a model (jobs.run), with progress on stderr and a summary on stdout.
 
     Args:
       loading: which model.
-      work_of: what is asked of it.
+      task_of: what is asked of it.
       file: of texts.
       options: how.
     """
@@ -98,7 +98,7 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
     roberta = loading.load()
     predictor = Predictor(
         roberta,
-        work_of(roberta),
+        task_of(roberta),
         on_long=cast(Any, options.on_long),  # checked there
         strategy=cast(Any, options.strategy),
         tokens_per_batch=options.tokens_per_batch,
@@ -117,7 +117,8 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
     done = summary["this_run"]
     where = options.output if summary["joined"] else f"{job.parts} (other processes have parts to write)"
     print(
-        f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, {summary.get('cut', 0)} cut; "
+        f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, "
+        f"{summary.get('truncated', 0)} truncated; "
         f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
         f"padding {done['padding_share']:.1%}, {done['shapes']} shapes, {done['compilations']} compiled "
         f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
@@ -127,7 +128,7 @@ def run_job(loading: Loading, work_of: Callable[[Roberta], Work], file: Path, op
 
 
 def run_on_ray(
-    loading: Loading, work: Work, source: Path, options: Options, workers: int | None, gpus_per_worker: float
+    loading: Loading, task: Task, source: Path, options: Options, workers: int | None, gpus_per_worker: float
 ) -> None:
     """Runs a directory of Parquet files through a model on a Ray cluster (ray.predict_parquet)."""
     from roberta_flax.datasets import tables
@@ -143,8 +144,8 @@ def run_on_ray(
         source,
         options.output,
         model=loading.directory(),
-        work=work,
-        columns=options.columns or tables.usual_columns(source, None, "parquet"),
+        task=task,
+        text_columns=options.columns or tables.usual_columns(source, None, "parquet"),
         keep=options.keep,
         load={"dtype": loading.dtype, "precision": loading.precision, "quantize": loading.quantize},
         workers=workers,

@@ -101,9 +101,10 @@ def command(
         print_json({"task": layout.name, "head": chosen.name, "skipped": skipped, **result.to_json()})
         return
     print(result.to_text())
-    cut = f"; {predictor.stats.cut} were too long (--on-long {on_long})" if predictor.stats.cut else ""
-    if skipped or cut:
-        print(f"{skipped} rows without a gold label or a text were left out{cut}")
+    truncated = predictor.stats.truncated
+    too_long = f"; {truncated} were too long (--on-long {on_long})" if truncated else ""
+    if skipped or too_long:
+        print(f"{skipped} rows without a gold label or a text were left out{too_long}")
 
 
 def _judge_examples(
