@@ -53,18 +53,18 @@ class Stats:
     """Counts of what a Predictor has done, updated after each batch that the devices finish unless stated otherwise.
 
     Attributes:
-      texts: inputs that are done: those of which all sequences are, and rejected ones.
+      texts: inputs that are done: rejected, or with a result for each of their sequences.
       rejected: inputs without a result; updated after each window.
       truncated: inputs over the maximum length that were truncated or split into windows; updated after each window.
       sequences: sequences that the model has processed.
       tokens: tokens of these sequences, without padding.
-      slots: tokens of these batches, with padding.
+      slots: tokens in the batches, with padding.
       batches: batches that were run.
       shapes: the different shapes of batches. One program is compiled for each.
-      compilations: the compilations of these programs, as far as this process had not compiled them before.
+      compilations: the programs that this process had not compiled before.
       laid_out_texts, laid_out_slots: inputs and slots of all windows that have been laid out, whether done or not.
       seconds: time from the first input to the last result.
-      device_seconds: the part of this time in which the host only waited for the device, which worked at least so long.
+      device_seconds: time in which the host only waited for the device; the device worked at least this long.
     """
 
     texts: int = 0
@@ -191,7 +191,7 @@ class Predictor:
             max_positions.
 
         Raises:
-          InputError: an option is invalid, the model cannot do the task, or the devices do not divide the model.
+          InputError: an option is invalid, the model cannot do the task, or it cannot be divided over the devices.
         """
         for name, value, known in (("on_long", on_long, get_args(OnLong)), ("strategy", strategy, get_args(Strategy))):
             if value not in known and not (name == "strategy" and value is None):
