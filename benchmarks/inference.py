@@ -36,7 +36,7 @@ from references.fairseq import build, torch, write
 from references.fairseq import load as load_fairseq
 from roberta_flax import Classify, Predictor, Tokenizer, load
 from roberta_flax.convert import convert, export
-from roberta_flax.inference.predictor import TEXTS_PER_TASK, Stats
+from roberta_flax.inference.predictor import TEXTS_PER_CHUNK, Stats
 from roberta_flax.text.encoding import encode_batch
 
 FAIRSEQ_BATCH = 32
@@ -128,8 +128,8 @@ def tokenising(tokenizer: Tokenizer, works: dict[str, Pairs]) -> None:
             raw(second)
 
     def ours(pairs: Pairs) -> None:
-        for start in range(0, len(pairs), TEXTS_PER_TASK):
-            encode_batch(tokenizer, pairs[start : start + TEXTS_PER_TASK], 512, "error")
+        for start in range(0, len(pairs), TEXTS_PER_CHUNK):
+            encode_batch(tokenizer, pairs[start : start + TEXTS_PER_CHUNK], 512, "error")
 
     for work, pairs in works.items():
         megabytes = sum(len(text.encode()) for pair in pairs for text in pair) / 1e6

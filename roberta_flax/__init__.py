@@ -1,4 +1,4 @@
-"""RoBERTa in JAX: load a model, encode text, extract features, classify pairs, fill masks.
+"""RoBERTa-family encoders in JAX: load a model, encode text, extract features, classify pairs, fill masks.
 
 >>> import roberta_flax
 >>> roberta = roberta_flax.load("roberta.large.mnli")

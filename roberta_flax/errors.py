@@ -1,7 +1,7 @@
-"""Errors that the user can mend: one line each, saying what was given, what was expected, what to do.
+"""Errors that a user can fix. Each is one line that says what was given, what was expected and what to do.
 
-The command line prints these without a traceback and exits with status 1; anything else is a bug and
-keeps its traceback.
+The command line prints them without a traceback and exits with status 1. Any other exception is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ def shortened(text: str, length: int = 300) -> str:
 
 
 class RobertaFlaxError(Exception):
-    """Base of every error that roberta_flax and convert raise on purpose."""
+    """Base class of all errors that roberta_flax and convert raise on purpose."""
 
     def __str__(self) -> str:
-        """One line, whatever names and bytes of a user's files are quoted in it."""
+        """The message in one line: unprintable characters, which a file may contribute, are escaped."""
         return printable(super().__str__())
 
 
 class InputError(RobertaFlaxError, ValueError):
-    """Text, token ids or arguments that the model cannot take."""
+    """Text, token ids, arguments or files are invalid."""
 
 
 class CheckpointError(RobertaFlaxError, ValueError):
-    """A file or directory that is not the checkpoint it should be."""
+    """A file or directory is not the checkpoint that it should be, or cannot be written."""
 
 
 class DownloadError(RobertaFlaxError, OSError):
-    """A released file that could not be fetched whole."""
+    """A released file could not be downloaded completely."""
 
 
 class ParityError(RobertaFlaxError):
-    """Two implementations of a model that differ by more than rounding explains."""
+    """Two implementations of a model differ by more than rounding explains."""
 
 
 class DivergedError(RobertaFlaxError, FloatingPointError):
-    """A training run whose loss, gradient or state is not finite any more."""
+    """The loss, gradient or state of a training run is no longer finite."""
 
 
 class StoppedError(RobertaFlaxError):
-    """A training run that a signal stopped; what it did is saved.
+    """A signal stopped a training run. Its state is saved.
 
     Attributes:
-      signal: its number.
+      signal: number of the signal.
     """
 
     def __init__(self, message: str, signal: int) -> None:

@@ -1,4 +1,4 @@
-"""Files and directories that are whole or absent."""
+"""Writing of files and directories that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from roberta_flax.errors import CheckpointError, InputError, RobertaFlaxError
 
 PathLike = str | os.PathLike[str]
 
-PARTIAL_SUFFIX = ".partial"  # of the temporary name
-
-
-_REPLACED = "replaced"  # a directory on its way out, inside the one that takes its place
+PARTIAL_SUFFIX = ".partial"  # of the temporary directory that is renamed when it is complete
+_REPLACED = "replaced"  # the name of an old directory inside the new one, until it is removed
 
 
 def remove_partial(destination: Path) -> None:
-    """Removes what killed conversions to `destination` left; only for who knows that none is running."""
+    """Removes the temporary directories that killed processes left beside `destination`.
+
+    Call this only if no process is writing `destination`.
+    """
     for partial in destination.parent.glob(f".{glob.escape(destination.name)}-*{PARTIAL_SUFFIX}"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
 def new_directory(destination: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Gives a temporary directory beside `destination`, and renames it to `destination` if the block succeeds.
+    """Yields a temporary directory beside `destination`, and renames it to `destination` if the block succeeds.
 
-    Whatever happens, `destination` is either absent or whole.
+    Whatever happens, `destination` is either complete or absent.
 
     Args:
       destination: the directory to make.
-      replace: whether it takes the place of one that is there, which is removed then.
+      replace: whether to replace an existing directory.
 
     Raises:
-      CheckpointError: `destination` exists and is not to be replaced, or cannot be made there.
+      CheckpointError: `destination` exists and `replace` is false, or it cannot be written.
     """
     try:
         if not replace and (destination.exists() or destination.is_symlink()):
@@ -49,7 +50,7 @@ def new_directory(destination: Path, *, replace: bool = False) -> Iterator[Path]
         )
     except CheckpointError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: the name contains a null byte
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot write {destination}: {reason}") from None
     try:
@@ -59,13 +60,13 @@ def new_directory(destination: Path, *, replace: bool = False) -> Iterator[Path]
             destination.rename(temporary / _REPLACED)
         temporary.rename(destination)
         shutil.rmtree(destination / _REPLACED, ignore_errors=True)
-    except RobertaFlaxError:  # DownloadError is an OSError too, and says more
+    except RobertaFlaxError:  # DownloadError is also an OSError, and its message says more
         raise
     except OSError as error:
-        at_fault = Path(str(error.filename2 or error.filename or destination))  # the source's file, say, and not ours
-        ours = any(at_fault.is_relative_to(path) for path in (temporary, destination))
-        what = f"write {destination}" if ours else f"read or write {at_fault}"
-        raise CheckpointError(f"cannot {what}: {error.strerror or error}") from None
+        at_fault = Path(str(error.filename2 or error.filename or destination))  # may be a file that the block reads
+        is_inside = any(at_fault.is_relative_to(path) for path in (temporary, destination))
+        action = f"write {destination}" if is_inside else f"read or write {at_fault}"
+        raise CheckpointError(f"cannot {action}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -91,7 +92,7 @@ def read_text(path: PathLike) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Makes a file, which is on the disk when this returns."""
+    """Writes a new file, and returns when its content is on the disk."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
@@ -106,7 +107,7 @@ def _umask() -> int:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path` to write, which takes its place if the block succeeds and is removed if not."""
+    """Yields a temporary file beside `path`, which replaces `path` if the block succeeds and is removed otherwise."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -122,12 +123,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def differences(before: Any, now: Mapping[str, Any]) -> str | None:
-    """How a configuration differs from an earlier one, three keys at most, for an error's line; None where it does not.
+    """Describes how a configuration differs from an earlier one, for an error message.
 
-    Empty text of what is no record, or an empty one.
+    Args:
+      before: the earlier configuration, as JSON stored it.
+      now: the configuration.
+
+    Returns:
+      Text about up to three keys that differ; None if the two are equal. Empty text if `before` is not a dict, or both
+      are empty.
     """
     keys = sorted({*before, *now}) if isinstance(before, dict) else []
-    differ = [key for key in keys if before.get(key) != now.get(key)]
-    if keys and not differ:
+    differing = [key for key in keys if before.get(key) != now.get(key)]
+    if keys and not differing:
         return None
-    return ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differ[:3])
+    return ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differing[:3])

@@ -1,6 +1,6 @@
-"""Roberta, the object a user holds, and load(), which makes one. A thin shell over the other modules.
+"""load(), which loads a model, and Roberta, the object that it returns: a thin interface over the other modules.
 
-Methods have the names and meanings of fairseq's RobertaHubInterface.
+The methods of Roberta have the names and meanings of those of fairseq's RobertaHubInterface.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from roberta_flax.nn.model import Head
 from roberta_flax.nn.numerics import DTypeLike, Numerics, PrecisionLike
 from roberta_flax.nn.quantize import check_method, is_quantized
 from roberta_flax.nn.quantize import quantize as quantized
-from roberta_flax.tasks.classify import labels_of
-from roberta_flax.tasks.fill_mask import check_topk, fills, masked_ids
+from roberta_flax.tasks.classify import predicted_labels
+from roberta_flax.tasks.fill_mask import check_topk, encode_masked, filled_texts
 from roberta_flax.text import alignment, batching, words
 from roberta_flax.text.tokenizer import BOS, EOS, Tokenizer
 
@@ -41,11 +41,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WordFeatures:
-    """Features of a text's words.
+    """The words of a text and their features.
 
     Attributes:
-      words: their text, with `<s>` first and `</s>` last.
-      features: of each, [words, hidden]; or of the embedding and of every layer, [layers + 1, words, hidden].
+      words: the words, with `<s>` first and `</s>` last.
+      features: [words, hidden] from the last layer, or [layers + 1, words, hidden] from the embedding and all layers.
     """
 
     words: tuple[str, ...]
@@ -53,17 +53,16 @@ class WordFeatures:
 
 
 class Roberta:
-    """A RoBERTa with its tokenizer.
+    """A RoBERTa model with its tokenizer.
 
-    Token arguments are one sequence, [time], or rows of one length, [batch, time]: lists, numpy or JAX arrays.
-    Results are JAX arrays. A new object evaluates (no dropout) until `train` is called; fairseq's begins in
-    train mode.
+    Token ids are passed as one sequence, [time], or as rows of the same length, [batch, time]: a list, or a numpy or
+    JAX array. Results are JAX arrays. A model starts in eval mode, without dropout; fairseq's starts in train mode.
 
     Attributes:
-      config: RobertaConfig.
+      config: sizes and heads of the network.
       params: the parameter tree, nested dicts of arrays (docs/parameters.md).
-      tokenizer: Tokenizer.
-      numerics: Numerics, how the model computes.
+      tokenizer: the tokenizer.
+      numerics: how the model computes: dtype, precision, attention implementation.
     """
 
     def __init__(
@@ -76,7 +75,8 @@ class Roberta:
     ) -> None:
         if tokenizer.vocab_size != config.vocab_size:
             raise CheckpointError(
-                f"the tokenizer has {tokenizer.vocab_size} ids and the model {config.vocab_size}: not of one model"
+                f"the tokenizer has {tokenizer.vocab_size} ids, but the model has {config.vocab_size}; use the "
+                "tokenizer that belongs to the model"
             )
         self.config = config
         self.params = params
@@ -85,11 +85,11 @@ class Roberta:
         self._dropout_key: jax.Array | None = None
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
-        """Token ids, int32 [length], of a sentence or of several; see Tokenizer.encode."""
+        """Encodes a sentence, or several, as token ids, int32 [length]. See Tokenizer.encode."""
         return self.tokenizer.encode(text, *more, no_separator=no_separator)
 
     def decode(self, tokens: npt.ArrayLike) -> str | list[str]:
-        """The text of one sequence of token ids, or a list where it holds several; see Tokenizer.decode."""
+        """Decodes one sequence of token ids to its text, or to a list of several texts. See Tokenizer.decode."""
         return self.tokenizer.decode(tokens)
 
     @overload
@@ -101,13 +101,14 @@ class Roberta:
         self, tokens: npt.ArrayLike, return_all_hiddens: Literal[True]
     ) -> list[Float[Array, "batch time hidden"]]: ...
     def extract_features(self, tokens: npt.ArrayLike, return_all_hiddens: bool = False) -> Any:
-        """Features of the last layer, or with return_all_hiddens of the embedding and of every layer.
+        """Extracts the features of each token from the last layer or, with return_all_hiddens, from all layers.
 
         Returns:
-          [batch, time, hidden] in `dtype`; or a list of num_layers + 1 of them, first the embedding output.
+          [batch, time, hidden] in the compute dtype; with return_all_hiddens, a list of num_layers + 1 such arrays, the
+          embedding output first.
 
         Raises:
-          InputError: token ids that the model cannot take (see batching.check_tokens).
+          InputError: the token ids are invalid (see text.batching.check_tokens).
         """
         padded, (batch, time) = self._padded(tokens)
         if return_all_hiddens:
@@ -122,74 +123,75 @@ class Roberta:
     def word_features(
         self, text: str, spans: npt.ArrayLike | None = None, return_all_hiddens: bool = False
     ) -> WordFeatures:
-        """Features of a text's words: of spaCy's English tokenizer, or of any other's.
+        """Extracts the features of each word of a text, as split by spaCy's English tokenizer or by `spans`.
 
-        A token that reaches over several words is divided among them (see roberta_flax.text.alignment).
+        The features of a token that covers several words are divided among them (see roberta_flax.text.alignment).
 
         Args:
-          text: as `encode` takes it.
-          spans: where its words are: of each the first character and the one after the last, [words, 2], in order. By
-            spaCy if not given.
-          return_all_hiddens: the embedding's and every layer's output, not just the last.
+          text: the text.
+          spans: [words, 2], the begin (inclusive) and the end (exclusive) of each word in characters, in order. By
+            default spaCy finds the words.
+          return_all_hiddens: whether to return the features from the embedding and all layers, not just the last.
 
         Raises:
-          InputError: not text, or one that is too long; spans that are not in order and inside it; or spaCy is not
+          InputError: the text is not a str or too long; the spans are out of order or outside the text; or spaCy is not
             installed.
         """
-        places, features = self._word_features(text, spans, return_all_hiddens)
-        return WordFeatures((BOS, *(text[begin:end] for begin, end in places), EOS), jnp.asarray(features))
+        borders, features = self._word_features(text, spans, return_all_hiddens)
+        return WordFeatures((BOS, *(text[begin:end] for begin, end in borders), EOS), jnp.asarray(features))
 
     def extract_features_aligned_to_words(self, sentence: str, return_all_hiddens: bool = False) -> Any:
-        """Features of a sentence's words by spaCy's English tokenizer, as a spaCy Doc; see word_features.
+        """Extracts the features of each word of a sentence, as split by spaCy's English tokenizer, as a spaCy Doc.
 
-        As fairseq's hub gives them, `<s>` and `</s>` for words at the ends. (fairseq's stops with an error where a
-        character is several tokens, at most double spaces, and with return_all_hiddens.)
+        The result is that of fairseq's hub, with `<s>` and `</s>` as the first and last word. (fairseq fails if a
+        character is encoded as several tokens, at most double spaces, and with return_all_hiddens.)
 
         Returns:
-          spacy.tokens.Doc. Each token's `.vector` is a numpy array, which spaCy's own methods take: float32 (float64
-          where `dtype` is) [hidden], or with return_all_hiddens [layers + 1, hidden].
+          spacy.tokens.Doc. The `.vector` of each token is a numpy array, as spaCy's own methods need it: [hidden], or
+          with return_all_hiddens [layers + 1, hidden], in float32, or in float64 if that is the compute dtype.
 
         Raises:
-          InputError: as word_features.
+          InputError: as `word_features`.
         """
-        places, features = self._word_features(sentence, None, return_all_hiddens)
-        texts = [BOS, *(sentence[begin:end] for begin, end in places), EOS]
-        spaces = [True, *(sentence[end : end + 1] == " " for _, end in places[:-1]), *([True] if places else []), False]
-        return words.doc(texts, spaces, features)
+        borders, features = self._word_features(sentence, None, return_all_hiddens)
+        texts = [BOS, *(sentence[begin:end] for begin, end in borders), EOS]
+        spaces_inside = [sentence[end : end + 1] == " " for _, end in borders[:-1]]
+        spaces = [True, *spaces_inside, *([True] if borders else []), False]
+        return words.make_doc(texts, spaces, features)
 
     def _word_features(
         self, text: str, spans: npt.ArrayLike | None, return_all_hiddens: bool
     ) -> tuple[list[tuple[int, int]], npt.NDArray[Any]]:
-        """The words' places in the text, and their features: word_features, which see."""
-        tokens = self.tokenizer.spans(text)
+        """The begin and end of each word, and the features, as in `word_features`."""
+        token_spans = self.tokenizer.spans(text)
         ids = self.encode(text)
-        found = jnp.stack(self.extract_features(ids, True)) if return_all_hiddens else self.extract_features(ids)
-        places = words.spans(text) if spans is None else alignment.check_spans(spans, text)
-        weights = alignment.word_weights(places, tokens)
-        features = alignment.features_of_words(np.asarray(found).squeeze(-3), weights)
-        return [(begin, end) for begin, end in places.tolist()], features
+        outputs = jnp.stack(self.extract_features(ids, True)) if return_all_hiddens else self.extract_features(ids)
+        word_spans = words.spans(text) if spans is None else alignment.check_spans(spans, text)
+        weights = alignment.word_weights(word_spans, token_spans)
+        features = alignment.features_of_words(np.asarray(outputs).squeeze(-3), weights)
+        return [(begin, end) for begin, end in word_spans.tolist()], features
 
     def predict(
         self, head: str, tokens: npt.ArrayLike, return_logits: bool = False
     ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
-        """What a head says of each row: log-probabilities of its classes, or with return_logits its outputs.
+        """Predicts with a head: log-probabilities for each row or, with return_logits, the head's outputs.
 
-        By the head's kind and problem (see HeadConfig):
-          sentence  [batch, classes]: log-probabilities; each class's own where any number of them may hold; values as
-            they are of a regression, where fairseq gives the logarithm of a softmax over one number, zero
-          token     [batch, time, classes]: log-probabilities
-          span      [batch, time, 2]: log-probabilities of each token to be the start and to be the end
+        The result depends on the head's kind and problem (see HeadConfig):
+          sentence  [batch, classes]: log-probabilities of the classes, independent of each other in a multi-label head.
+            A regression returns its values; fairseq returns the logarithm of a softmax over one number, zero.
+          token     [batch, time, classes]: log-probabilities of the classes of each token.
+          span      [batch, time, 2]: log-probabilities that each token is the start, and the end, of the answer.
           choice    [batch, choices] from tokens [batch, choices, time], or [1, choices] from [choices, time]:
-            log-probabilities of the choices; -inf of rows of padding alone, which are none
-          pooler    [batch, hidden], as it is
+            log-probabilities of the choices. A row of padding alone is no choice, and gets -inf.
+          pooler    [batch, hidden]: the pooled features.
 
         Raises:
-          InputError: no such head (those there are are named), or token ids that the model cannot take.
+          InputError: the model has no such head, or the token ids are invalid.
         """
         config = self.config.head(head)
         choices = None
         if config.kind == "choice":
-            tokens, choices = _as_rows_of_choices(tokens)
+            tokens, choices = _flatten_choices(tokens)
         padded, (batch, time) = self._padded(tokens)
         function = forward.head_logits if return_logits else forward.head_log_probs
         predicted: Array = function(
@@ -202,39 +204,39 @@ class Roberta:
         return predicted[:batch] if predicted.ndim == 2 else predicted[:batch, :time]
 
     def predict_labels(self, head: str, tokens: npt.ArrayLike) -> list[Any]:
-        """The names of the classes that a sentence or token head finds, of each row.
+        """Predicts with a sentence or token head, and returns the names of the predicted classes of each row.
 
-        Names are the head's labels, or the classes' numbers as text where it has none.
+        The names are the head's labels or, if it has none, the indices of the classes as text.
 
         Returns:
-          For each row, of a sentence head the likeliest class's name, or the names of all that are likelier than not
-          where any number of classes may hold; of a token head the likeliest class's name for each token.
+          For each row, from a sentence head the name of the most likely class, or from a multi-label one a list of all
+          classes with a probability over one half; from a token head a list with the most likely class of each token.
 
         Raises:
-          InputError: as predict; and a head without classes: a regression, span, choice or pooler.
+          InputError: as `predict`; or the head has no classes (a regression, span, choice or pooler head).
         """
         config = self.config.head(head)
         if config.kind not in ("sentence", "token") or config.problem == "regression":
             what = "is a regression" if config.kind == "sentence" else f"is of kind {config.kind}"
-            raise InputError(f"head {head!r} {what} and has no classes to name; use predict()")
-        return [labels_of(config, scores) for scores in np.asarray(self.predict(head, tokens))]
+            raise InputError(f"head {head!r} {what} and has no classes; use predict()")
+        return [predicted_labels(config, scores) for scores in np.asarray(self.predict(head, tokens))]
 
     def register_classification_head(
         self, name: str, num_classes: int, inner_dim: int | None = None, *, seed: int | None = None
     ) -> None:
-        """Adds a freshly initialized sentence head, in the place of one of the same name.
+        """Adds a newly initialized sentence head, which replaces one of the same name.
 
-        Initialized as fairseq's are: uniform within 1 / sqrt(inputs), weights and biases. With one class it is a
+        Weights and biases are initialized as in fairseq, uniformly within 1 / sqrt(inputs). A head with one class is a
         regression.
 
         Args:
-          name: what predict() is to call it.
+          name: name of the head, for `predict`.
           num_classes: number of outputs.
-          inner_dim: width of its hidden layer; hidden_size if not given.
-          seed: of the initialization; a fresh one each time if not given.
+          inner_dim: width of the hidden layer; by default hidden_size.
+          seed: seed of the initialization; by default a new one for each call.
 
         Raises:
-          InputError: a name with a dot in it, or sizes that are not positive integers.
+          InputError: the name is empty or contains a dot, or a size is not a positive integer.
         """
         head = HeadConfig(name, num_classes, self.config.hidden_size if inner_dim is None else inner_dim)
         seed = int.from_bytes(os.urandom(4)) if seed is None else seed
@@ -244,30 +246,31 @@ class Roberta:
         self.params = {**self.params, "heads": {**self.params.get("heads", {}), name: params}}
 
     def fill_mask(self, masked_input: str, topk: int = 5) -> list[tuple[str, float, str]]:
-        """The likeliest tokens for the one `<mask>` in a text. Never uses dropout.
+        """Finds the most likely tokens for the one `<mask>` in a text. Never uses dropout.
 
-        As fairseq does it: whitespace before `<mask>` and at the end of the text is not seen by the model, and a
-        space before `<mask>` gives way to the token, which brings its own.
+        As in fairseq, whitespace before `<mask>` and at the end of the text is removed before the model sees it, and a
+        space before `<mask>` is replaced together with it, because a token includes the space before it.
 
         Args:
-          masked_input: text with exactly one `<mask>`.
-          topk: how many tokens, likeliest first.
+          masked_input: a text with exactly one `<mask>`.
+          topk: how many tokens to find.
 
         Returns:
-          (text with the token in it, probability, token's text) for each. `<s>`, `</s>` and `<pad>` have no text
-          and are left out where they are among the topk, so that there may be fewer.
+          (filled text, probability, token's text) for each token, the most likely first. There may be fewer than topk,
+          because `<s>`, `</s>` and `<pad>`, which have no text, are left out.
 
         Raises:
-          InputError: not exactly one `<mask>`, a text that is too long, or topk outside the vocabulary.
+          InputError: the text does not have exactly one `<mask>` or is too long, or topk is not from 1 to the size of
+            the vocabulary.
         """
         check_topk(topk, self.config)
-        tokens, position = masked_ids(self.tokenizer, masked_input)
+        tokens, position = encode_masked(self.tokenizer, masked_input)
         padded, _ = self._padded(tokens)
         positions = np.full((len(padded), 1), position, np.int32)
         probabilities, ids = forward.top_tokens(
             self.params, padded, positions, topk=topk, config=self.config, numerics=self.numerics
         )
-        return fills(self.tokenizer, masked_input, np.asarray(probabilities)[0, 0], np.asarray(ids)[0, 0])
+        return filled_texts(self.tokenizer, masked_input, np.asarray(probabilities)[0, 0], np.asarray(ids)[0, 0])
 
     def disambiguate_pronoun(
         self,
@@ -276,7 +279,7 @@ class Roberta:
         candidates: Sequence[str] | None = None,
         nlp: str | Callable[[str], Any] | None = None,
     ) -> bool | str:
-        """Which noun phrase a pronoun stands for; for roberta.large.wsc. Never uses dropout.
+        """Finds the noun phrase that a pronoun refers to, with roberta.large.wsc. Never uses dropout.
 
         >>> roberta.disambiguate_pronoun("The _trophy_ would not fit in the suitcase because [it] was too big.")
         True
@@ -284,13 +287,14 @@ class Roberta:
         'The trophy'
 
         Args:
-          sentence: with its pronoun in [brackets], and maybe a query between _underscores_.
-          candidates: what the pronoun may stand for; the sentence's noun phrases if not given, found by spaCy.
-          nlp: the spaCy pipeline that finds them, or its name; en_core_web_lg, as in fairseq, if not given.
+          sentence: a sentence with the pronoun in [brackets] and, optionally, a query between _underscores_.
+          candidates: phrases that the pronoun may refer to; by default the noun phrases that spaCy finds in the
+            sentence.
+          nlp: the spaCy pipeline that finds them, or its name; by default en_core_web_lg, as in fairseq.
 
         Returns:
-          Whether the query scores at least as much as every candidate; without a query the best candidate's text.
-          roberta_flax.tasks.pronouns.disambiguate gives the scores, too.
+          With a query, whether no candidate has a higher score; otherwise the candidate with the highest score.
+          roberta_flax.tasks.pronouns.disambiguate also returns the scores.
 
         Raises:
           InputError: as roberta_flax.tasks.pronouns.disambiguate.
@@ -300,46 +304,48 @@ class Roberta:
         return pronouns.disambiguate(self, sentence, candidates, nlp).answer
 
     def save(self, directory: PathLike, *, dtype: DTypeLike | None = None) -> None:
-        """Writes the model, heads and tokenizer included, as a directory that load() takes.
+        """Saves the model, with its heads and tokenizer, as a directory that load() accepts.
 
-        `roberta-flax export` makes a checkpoint for fairseq or transformers of it. Values are kept bit for bit.
+        `roberta-flax export` converts the directory to a checkpoint for fairseq or Transformers. Values are kept bit
+        for bit, unless another dtype is given.
 
         Args:
-          directory: to make; it must not exist. It appears when it is whole.
-          dtype: to store the parameters in: float32, bfloat16, float16, float64; their own if not given.
+          directory: the directory to write. It must not exist, and appears only when it is complete.
+          dtype: dtype to store the parameters in: float32, bfloat16, float16 or float64; by default their own.
 
         Raises:
-          InputError: parameters that do not fit the configuration or are quantized, or a dtype that they are not
-            stored in.
+          InputError: the parameters do not fit the configuration or are quantized, or the dtype is another one.
           CheckpointError: the directory exists or cannot be written.
         """
         if is_quantized(self.params):
-            raise InputError("quantized parameters are not stored; save the model before, and load it with quantize=")
-        found = converted.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
-        for name, counts in found.items():
+            raise InputError(
+                "quantized parameters cannot be saved; save the model without quantize=, and load it with quantize="
+            )
+        not_finite = converted.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
+        for name, counts in not_finite.items():
             logger.warning("%s: %s has values that are not finite: %s", directory, name, counts)
 
     def eval(self) -> Self:
-        """Turns dropout and LayerDrop off; returns the object itself."""
+        """Turns dropout and LayerDrop off, and returns the object itself."""
         self._dropout_key = None
         return self
 
     def train(self, mode: bool = True, *, seed: int = 0) -> Self:
-        """Turns dropout and LayerDrop on, or off with mode=False; returns the object itself.
+        """Turns dropout and LayerDrop on, or off with mode=False, and returns the object itself.
 
-        Each call of extract_features and predict then draws anew, from a sequence that `seed` determines.
+        Every call of extract_features and predict then draws new random numbers, in a sequence that `seed` determines.
         """
         self._dropout_key = jax.random.key(seed) if mode else None
         return self
 
     @property
     def training(self) -> bool:
-        """Whether dropout is on."""
+        """Whether dropout and LayerDrop are on."""
         return self._dropout_key is not None
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence, in tokens."""
+        """The maximum length of a sequence, in tokens."""
         return self.config.max_positions
 
     def _padded(self, tokens: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], tuple[int, int]]:
@@ -370,33 +376,33 @@ def load(
     checkpoint_file: str = "model.pt",
     bpe_dir: PathLike | None = None,
 ) -> Roberta:
-    """Loads a RoBERTa: a released one by name, one from fairseq's or transformers' files, or a converted one.
+    """Loads a RoBERTa model: a released one by name, a checkpoint of fairseq or Transformers, or a converted directory.
 
-    The first time, a released model is downloaded, and what is not converted yet is; the result is kept in the cache
-    and loaded from there ever after. Neither needs torch.
+    The first time, a released model is downloaded and a checkpoint converted; later loads read it from the cache.
+    PyTorch is not needed.
 
     Args:
-      name_or_path: a released name of download.MODELS, "roberta.large.mnli" say; or a fairseq directory, a .tar.gz of
-        one, a checkpoint file; a directory that transformers wrote, or "hf:org/name" for one on Hugging Face's hub; or
-        a directory made by `roberta-flax convert`.
-      dtype: of the computation's operands: float32, bfloat16, float16, float64 (with jax_enable_x64).
-      param_dtype: of the parameters in memory.
-      precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
-      attention: how attention is computed, one of attention.IMPLEMENTATIONS; the backend's default if not given.
-      quantize: "int8" for the products of the layers in int8 (see roberta_flax.nn.quantize).
-      cache_dir: the cache; otherwise ROBERTA_FLAX_CACHE, otherwise the platform's user cache.
-      sha256: what the archive or checkpoint must hash to, in hex.
-      checkpoint_file: the checkpoint's name in a fairseq directory or archive.
-      bpe_dir: where the tokenizer's files are, if not beside the checkpoint and not GPT-2's.
+      name_or_path: a released name of checkpoint.download.MODELS, such as "roberta.large.mnli"; a fairseq directory, a
+        .tar.gz of one, or a checkpoint file; a directory saved by Transformers, or "hf:org/name" for one on the Hugging
+        Face Hub; or a directory made by `roberta-flax convert`.
+      dtype: compute dtype: float32, bfloat16, float16, or float64 with jax_enable_x64.
+      param_dtype: dtype of the parameters in memory.
+      precision: precision of matrix products, as in jax.lax.Precision. Use "highest" for float32 parity on TPU and GPU.
+      attention: attention implementation, one of nn.attention.IMPLEMENTATIONS; by default the backend's.
+      quantize: "int8" to compute the layers' matrix products in int8 (see roberta_flax.nn.quantize).
+      cache_dir: directory of downloads and conversions; by default ROBERTA_FLAX_CACHE, then the user's cache directory.
+      sha256: expected SHA-256 of the archive or checkpoint, in hex.
+      checkpoint_file: name of the checkpoint in a fairseq directory or archive.
+      bpe_dir: directory of the tokenizer's files, if they are neither beside the checkpoint nor GPT-2's.
 
     Raises:
-      InputError: a dtype, precision, attention or quantize that is not known, or a bpe_dir that is no directory.
-      CheckpointError: the files are not a RoBERTa, are damaged, or something is missing.
-      DownloadError: a file could not be fetched; the message says which files to put where.
+      InputError: dtype, precision, attention or quantize has an unknown value, or bpe_dir is not a directory.
+      CheckpointError: the files are not a RoBERTa model, are damaged, or are incomplete.
+      DownloadError: a file could not be downloaded. The message says which file to put where.
     """
     numerics = Numerics(dtype, precision=precision, attention=attention)
     if attention == "cudnn" and jax.default_backend() != "gpu":
-        raise InputError(f"attention 'cudnn' needs an NVIDIA GPU, and JAX's backend is {jax.default_backend()}")
+        raise InputError(f"attention 'cudnn' needs an NVIDIA GPU, but JAX's backend is {jax.default_backend()}")
     parameters = Numerics(param_dtype=param_dtype).param_dtype
     if quantize is not None:
         check_method(quantize)
@@ -417,21 +423,21 @@ def load_tokenizer(
     checkpoint_file: str = "model.pt",
     bpe_dir: PathLike | None = None,
 ) -> Tokenizer:
-    """The tokenizer that load() would give the model; arguments and errors as there."""
+    """Loads the tokenizer of a model, without its parameters. Arguments and errors are those of `load`."""
     return Tokenizer.from_directory(
         resolve(name_or_path, cache_dir=cache_dir, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir)
     )
 
 
-def _as_rows_of_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:
-    """[batch * choices, time] and the number of choices, from [batch, choices, time] or [choices, time]."""
+def _flatten_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:
+    """Reshapes [batch, choices, time] or [choices, time] to [batch * choices, time]; also returns `choices`."""
     try:
         ids = np.asarray(tokens)
     except ValueError:
         ids = np.empty(0)
     if ids.ndim not in (2, 3) or ids.size == 0:
         raise InputError(
-            "a choice head takes rows of one length, [choices, time] or [batch, choices, time]; got shape "
+            "a choice head takes rows of equal length, [choices, time] or [batch, choices, time]; got shape "
             f"{ids.shape}; pad the choices with collate_tokens()"
         )
     return ids.reshape(-1, ids.shape[-1]), ids.shape[-2]

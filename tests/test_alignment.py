@@ -75,27 +75,27 @@ def test_features_are_summed_in_float32_and_keep_their_dtype_and_their_ends():
 
 
 @pytest.mark.parametrize(
-    ("places", "message"),
+    ("word_spans", "message"),
     [
-        ([(0, 2), (1, 3)], "in order and apart"),
-        ([(3, 4), (0, 2)], "in order and apart"),
-        ([(1, 1)], "non-empty"),
-        ([(2, 1)], "non-empty"),
-        ([(0, 6)], "within the text's 5 characters"),
-        ([(-1, 2)], "within the text"),
+        ([(0, 2), (1, 3)], "overlap or be out of order"),
+        ([(3, 4), (0, 2)], "overlap or be out of order"),
+        ([(1, 1)], "must not be empty"),
+        ([(2, 1)], "must not be empty"),
+        ([(0, 6)], "must lie within the 5 characters of the text"),
+        ([(-1, 2)], "must lie within"),
         ([(0.0, 1.0)], "got float64 of shape"),
         ([0, 1], r"got int64 of shape \(2,\)"),
         ([(0, 1), (2,)], "got object"),
-        ("ab", "places are integers"),
+        ("ab", "word spans must be integers"),
     ],
 )
-def test_places_of_words_that_cannot_be_are_refused_in_one_line(places, message):
+def test_invalid_word_spans_are_refused_in_one_line(word_spans, message):
     with pytest.raises(InputError, match=message) as error:
-        check_spans(places, "hello")
+        check_spans(word_spans, "hello")
     assert "\n" not in str(error.value)
 
 
-def test_places_of_words_are_taken_as_lists_and_arrays_and_may_be_none():
+def test_word_spans_may_be_lists_arrays_or_empty():
     assert check_spans([(0, 2), (2, 5)], "hello").tolist() == [[0, 2], [2, 5]]
     assert check_spans(np.array([[1, 5]], np.uint8), "hello").dtype == np.int64
     assert check_spans([], "hello").shape == (0, 2)

@@ -226,8 +226,8 @@ def test_a_file_of_pairs_is_predicted_by_its_usual_columns(run, tiny, tmp_path):
         f"roberta-flax: {tmp_path / 'out.jsonl'} exists already; remove it or choose another name\n",
     )
     shorter = ("--on-long", "truncate", "--max-length", "8", "--json")
-    summary = json.loads(run(*arguments[:3], tmp_path / "cut.jsonl", *arguments[4:], *shorter)[1])
-    assert (summary["rows"], summary["cut"]) == (3, 1)
+    summary = json.loads(run(*arguments[:3], tmp_path / "truncated.jsonl", *arguments[4:], *shorter)[1])
+    assert (summary["rows"], summary["truncated"]) == (3, 1)
     status, _, err = run(*arguments[:3], tmp_path / "strict.jsonl", *arguments[4:], "--strict")
     assert (status, "in.tsv, line 3: " in err) == (1, True)
 

@@ -28,7 +28,7 @@ TEXTS = ("A man is playing a guitar.", "Nobody sleeps.")
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([0] * 513, "513 tokens are longer than the 512 positions"),
+        ([0] * 513, "513 tokens exceed the model's maximum length of 512"),
         ([0, 581, 2], "token id 581 is outside the vocabulary of 581"),
         ([0, -1, 2], "token id -1 is outside"),
         ([0.0, 2.0], "must be integers, got float64"),
@@ -103,7 +103,7 @@ def test_words_of_any_tokenizer_have_features_and_need_no_spacy(tiny, monkeypatc
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a b " * 400, "longer than the 512 positions"),
+        ("a b " * 400, "exceed the model's maximum length of 512"),
         (None, "as str, got NoneType"),
         (["a"], "as str, got list"),
         ("\ud800", "lone surrogate"),
@@ -228,7 +228,7 @@ def test_collate_pads_on_the_right(tiny):
     [
         ("no mask", 5, "exactly one <mask>"), ("<mask> <mask>", 5, "exactly one"), (None, 5, "exactly one"),
         ("a <mask>", 0, "topk"), ("a <mask>", 582, "topk"), ("a <mask>", 2.0, "topk"),
-        ("x " * 600 + "<mask>", 5, "longer than the 512 positions"),
+        ("x " * 600 + "<mask>", 5, "exceed the model's maximum length of 512"),
     ],
 )  # fmt: skip
 def test_fill_mask_says_what_is_wrong(tiny, text, topk, message):

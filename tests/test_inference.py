@@ -68,31 +68,31 @@ def roberta(tiny: roberta_flax.Roberta) -> roberta_flax.Roberta:
     return tiny
 
 
-def one_at_a_time(roberta, work, item):
+def one_at_a_time(roberta, task, item):
     tokens = roberta.encode(*([item] if isinstance(item, str) else item))
-    if isinstance(work, Embed):
+    if isinstance(task, Embed):
         features = np.asarray(roberta.extract_features(tokens))[0]
-        return {"first": features[0], "mean": features.mean(axis=0), "tokens": features}[work.pooling]
-    return np.asarray(roberta.predict(work.head, tokens, work.logits))[0]
+        return {"first": features[0], "mean": features.mean(axis=0), "tokens": features}[task.pooling]
+    return np.asarray(roberta.predict(task.head, tokens, task.logits))[0]
 
 
-WORKS = [
+TASKS = [
     Classify("mnli"), Classify("mnli", logits=True), Classify("score"), Classify("topics"), Classify("tags"),
     Embed("first"), Embed("mean"), Embed("tokens"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("work", "strategy"),
-    [*((work, "buckets") for work in WORKS), *((work, "packing") for work in (Classify("mnli"), *WORKS[-4:]))],
+    ("task", "strategy"),
+    [*((task, "buckets") for task in TASKS), *((task, "packing") for task in (Classify("mnli"), *TASKS[-4:]))],
     ids=str,
 )
-def test_results_are_those_of_one_text_at_a_time_and_in_order(roberta, texts, work, strategy):
-    predictor = Predictor(roberta, work, strategy=strategy, window=17, tokens_per_batch=300)
+def test_results_are_those_of_one_text_at_a_time_and_in_order(roberta, texts, task, strategy):
+    predictor = Predictor(roberta, task, strategy=strategy, window=17, tokens_per_batch=300)
     results = list(predictor(iter(texts)))
     assert len(results) == len(texts)
     for item, result in zip(texts, results, strict=True):
-        expected = one_at_a_time(roberta, work, item)
+        expected = one_at_a_time(roberta, task, item)
         assert result.shape == expected.shape
         assert result.dtype == np.float32
         assert np.abs(result - expected).max() <= TOLERANCE, item
@@ -119,11 +119,11 @@ from roberta_flax import Classify, Embed, Predictor
 assert len(jax.devices()) == 8
 roberta = roberta_flax.load({str(tiny_directory)!r})
 texts = [" ".join(["word", "another", "dog"][i % 3] for i in range(3 + n % 2 * 9)) for n in range(67)]
-for work in (Classify("mnli"), Embed("tokens")):
-    one = list(Predictor(roberta, work, devices=jax.devices()[:1])(texts))
+for task in (Classify("mnli"), Embed("tokens")):
+    one = list(Predictor(roberta, task, devices=jax.devices()[:1])(texts))
     for tensor_parallel in (1, 2, 4):
         for strategy in ("buckets", "packing"):
-            eight = Predictor(roberta, work, tensor_parallel=tensor_parallel, strategy=strategy, tokens_per_batch=128)
+            eight = Predictor(roberta, task, tensor_parallel=tensor_parallel, strategy=strategy, tokens_per_batch=128)
             for a, b in zip(one, eight(texts), strict=True):
                 assert np.abs(a - b).max() <= {TOLERANCE}
 print("the same")
@@ -143,26 +143,26 @@ def test_devices_and_widths_that_do_not_divide_are_refused(tiny):
 
 def test_texts_that_are_too_long_are_refused_by_number_or_truncated_and_counted(tiny):
     texts = ["a b", "c " * 600, "d"]
-    with pytest.raises(InputError, match=r"input 1: 603 tokens, over the limit of 512"):
+    with pytest.raises(InputError, match=r"input 1: 603 tokens, over the maximum length of 512"):
         list(Predictor(tiny, Classify("mnli"))(texts))
     predictor = Predictor(tiny, Classify("mnli"), on_long="truncate")
     results = list(predictor(texts))
     ids = tiny.encode("c " * 600)
     expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:511], ids[-1:]])))[0]
     assert np.abs(results[1] - expected).max() <= TOLERANCE
-    assert predictor.stats.cut == 1
+    assert predictor.stats.truncated == 1
 
 
-def test_a_limit_below_the_models_is_that_of_every_way(tiny):
+def test_a_maximum_length_below_the_models_holds_for_every_way(tiny):
     text = "c " * 20
     ids = tiny.encode(text)
-    with pytest.raises(InputError, match=rf"input 0: {len(ids)} tokens, over the limit of 16"):
+    with pytest.raises(InputError, match=rf"input 0: {len(ids)} tokens, over the maximum length of 16"):
         list(Predictor(tiny, Classify("mnli"), max_length=16)([text]))
     predictor = Predictor(tiny, Classify("mnli"), on_long="truncate", max_length=16)
     (result,) = predictor([text])
     expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:15], ids[-1:]])))[0]
     assert np.abs(result - expected).max() <= TOLERANCE
-    assert predictor.stats.cut == 1
+    assert predictor.stats.truncated == 1
     windows = Predictor(tiny, Classify("mnli"), on_long="window", max_length=16)
     list(windows([text]))
     assert windows.stats.sequences > 1
@@ -183,34 +183,36 @@ def test_pairs_are_truncated_as_transformers_truncates_them(gpt2_tokenizer, gpt2
 
 
 @given(st.lists(st.integers(0, 700), min_size=1, max_size=4), st.integers(0, 600))
-def test_what_is_kept_fits_and_no_text_is_cut_below_a_shorter_one(lengths, room):
+def test_what_is_kept_fits_and_no_text_is_truncated_below_a_shorter_one(lengths, room):
     kept = longest_first(lengths, room)
     assert sum(kept) == min(sum(lengths), room)
     assert all(0 <= k <= n for k, n in zip(kept, lengths, strict=True))
-    cut = [k for k, n in zip(kept, lengths, strict=True) if k < n]
-    assert not cut or max(kept) - min(cut) <= 1
+    truncated = [k for k, n in zip(kept, lengths, strict=True) if k < n]
+    assert not truncated or max(kept) - min(truncated) <= 1
 
 
 def test_windows_slide_over_the_last_text_by_half_and_are_joined(roberta):
     long, given = " ".join(f"w{i}" for i in range(400)), "a question"
-    tokenizer, limit = roberta.tokenizer, roberta.config.max_positions
-    pieces = encode_texts(tokenizer, (given, long), limit, "window")
+    tokenizer, max_length = roberta.tokenizer, roberta.config.max_positions
+    windows = encode_texts(tokenizer, (given, long), max_length, "window")
     last, whole = tokenizer.encode_text(long), tokenizer.encode(given, long)
-    assert len(pieces) > 2
-    assert all(len(piece.ids) == limit for piece in pieces)
-    for piece in pieces:
-        assert (piece.ids[: piece.prefix] == whole[: piece.prefix]).all()
-        assert (piece.ids[piece.prefix : -1] == last[piece.begin : piece.end]).all()
-    covered = set(itertools.chain.from_iterable(range(piece.begin, piece.end) for piece in pieces))
+    assert len(windows) > 2
+    assert all(len(window.ids) == max_length for window in windows)
+    prefix = windows[0].prefix_length
+    for window in windows:
+        assert window.prefix_length == prefix
+        assert (window.ids[:prefix] == whole[:prefix]).all()
+        assert (window.ids[prefix:-1] == last[window.begin : window.end]).all()
+    covered = set(itertools.chain.from_iterable(range(window.begin, window.end) for window in windows))
     assert covered == set(range(len(last)))
 
-    logits = [np.asarray(roberta.predict("mnli", piece.ids))[0] for piece in pieces]
+    logits = [np.asarray(roberta.predict("mnli", window.ids))[0] for window in windows]
     (joined,) = Predictor(roberta, Classify("mnli"), on_long="window")([(given, long)])
     assert np.abs(joined - np.log(np.exp(logits).mean(axis=0))).max() <= TOLERANCE
     (tokens,) = Predictor(roberta, Embed("tokens"), on_long="window")([(given, long)])
     assert len(tokens) == len(whole)
-    features = [np.asarray(roberta.extract_features(piece.ids))[0] for piece in pieces]
-    assert np.abs(tokens[: pieces[0].prefix + 10] - features[0][: pieces[0].prefix + 10]).max() <= TOLERANCE
+    features = [np.asarray(roberta.extract_features(window.ids))[0] for window in windows]
+    assert np.abs(tokens[: prefix + 10] - features[0][: prefix + 10]).max() <= TOLERANCE
     assert np.abs(tokens[-10:] - features[-1][-10:]).max() <= TOLERANCE
     (mean,) = Predictor(roberta, Embed("mean"), on_long="window")([(given, long)])
     assert np.abs(mean - np.mean([f.mean(axis=0) for f in features], axis=0)).max() <= TOLERANCE
@@ -237,12 +239,12 @@ def test_inputs_that_are_encoded_together_are_what_they_are_alone(tiny):
 @pytest.mark.parametrize("before", [0, 100, 900])
 def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(tiny, before):
     text = "a " * before + "<mask>" + " b" * 700
-    with pytest.raises(InputError, match="over the limit of 512"):
+    with pytest.raises(InputError, match="over the maximum length of 512"):
         list(Predictor(tiny, FillMask(3))([text]))
-    ((piece,),) = FillMask(3).encode(tiny.tokenizer, [text], 512, "truncate")
-    assert len(piece.ids) == 512
-    assert piece.ids[piece.prefix] == tiny.tokenizer.mask_id
-    assert (piece.ids[0], piece.ids[-1]) == (tiny.tokenizer.bos_id, tiny.tokenizer.eos_id)
+    ((sequence,),) = FillMask(3).encode(tiny.tokenizer, [text], 512, "truncate")
+    assert len(sequence.ids) == 512
+    assert sequence.ids[sequence.prefix_length] == tiny.tokenizer.mask_id
+    assert (sequence.ids[0], sequence.ids[-1]) == (tiny.tokenizer.bos_id, tiny.tokenizer.eos_id)
     (filled,) = Predictor(tiny, FillMask(3), on_long="truncate")([text])
     assert len(filled) <= 3
     assert all(
@@ -258,10 +260,10 @@ def test_a_bad_input_keeps_its_place_in_a_window_and_others_have_their_results(t
     predictor = Predictor(tiny, Classify("mnli"))
     (results,) = predictor.windows([window])
     assert [isinstance(result, Rejected) for result in results] == [False, True, True, True, True, True, False]
-    assert results[1].reason == "expected a text or several, got int: '5'"
+    assert results[1].reason == "expected a text or a list of texts, got int: '5'"
     assert results[3].reason == "it was null"
     assert predictor.stats.to_json()["rejected"] == 5
-    with pytest.raises(InputError, match=r"input 1: expected a text or several, got int"):
+    with pytest.raises(InputError, match=r"input 1: expected a text or a list of texts, got int"):
         list(predictor(window))
 
 
@@ -281,14 +283,14 @@ def test_options_that_cannot_be_are_refused(tiny, options, message):
         Predictor(tiny, Embed(), **options)
 
 
-def test_work_that_the_model_cannot_do_is_refused(tiny):
+def test_a_task_that_the_model_cannot_do_is_refused(tiny):
     tiny.config = tiny.config.with_head(HeadConfig("span", 2, 0, "span"))
-    for work, message in (
+    for task, message in (
         (Classify("sst"), "no head called 'sst'"), (Classify("span"), "is of kind span"), (Embed("max"), "pooling must be one of"),
         (FillMask(0), "topk must be an integer"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            Predictor(tiny, work)
+            Predictor(tiny, task)
     with pytest.raises(InputError, match="give a list of texts"):
         list(Predictor(tiny, Embed())("text"))
 
@@ -302,27 +304,27 @@ class Watched(Classify):
 
     seen: list = dataclasses.field(default_factory=list)
 
-    def unpack(self, batch, pieces, arrays, config):
-        self.seen.append((batch.tokens.size, [len(piece.ids) for piece in pieces]))
-        return super().unpack(batch, pieces, arrays, config)
+    def unpack(self, batch, sequences, outputs, config):
+        self.seen.append((batch.tokens.size, [len(sequence.ids) for sequence in sequences]))
+        return super().unpack(batch, sequences, outputs, config)
 
 
 @pytest.mark.parametrize("strategy", ["buckets", "packing"])
 def test_what_is_said_to_be_done_is_what_has_come_from_the_device(tiny, strategy):
-    work = Watched("mnli")
-    predictor = Predictor(tiny, work, strategy=strategy, on_long="window", tokens_per_batch=256)
+    task = Watched("mnli")
+    predictor = Predictor(tiny, task, strategy=strategy, on_long="window", tokens_per_batch=256)
     texts = ["w " * (n % 90) for n in range(200)]
     told: list[int] = []
 
     def told_of_a_batch() -> None:
-        stats, lengths = predictor.stats, [length for _, some in work.seen for length in some]
-        assert (stats.batches, stats.slots) == (len(work.seen), sum(slots for slots, _ in work.seen))
+        stats, lengths = predictor.stats, [length for _, some in task.seen for length in some]
+        assert (stats.batches, stats.slots) == (len(task.seen), sum(slots for slots, _ in task.seen))
         assert (stats.texts, stats.sequences, stats.tokens) == (len(lengths), len(lengths), sum(lengths))
         told.append(stats.texts)
 
     for results in predictor.windows([texts, texts[:50]], told_of_a_batch):
         assert told[-1] >= len(results)
-    assert len(told) == predictor.stats.batches == len(work.seen) > 10
+    assert len(told) == predictor.stats.batches == len(task.seen) > 10
     assert told[-1] == 250
 
 
@@ -430,9 +432,9 @@ def test_every_sequence_is_laid_out_once_and_whole(lengths, tokens_per_batch, mu
     for batch in batching.lay_out(sequences, pack=pack, **options):
         rows, length = batch.tokens.shape
         assert rows % multiple == 0
-        assert rows <= batching.rows_of(length, tokens_per_batch, multiple)
+        assert rows <= batching.rows_per_batch(length, tokens_per_batch, multiple)
         used = np.zeros_like(batch.tokens, bool)
-        for number, row, segment, column in zip(batch.sequences, batch.row, batch.segment, batch.column, strict=True):
+        for number, row, segment, column in zip(batch.indices, batch.row, batch.segment, batch.column, strict=True):
             end = column + len(sequences[number])
             assert (batch.tokens[row, column:end] == sequences[number]).all()
             assert not used[row, column:end].any()
@@ -442,7 +444,7 @@ def test_every_sequence_is_laid_out_once_and_whole(lengths, tokens_per_batch, mu
                 assert batch.starts[row, segment] == column
         assert (batch.tokens[~used] == 1).all()
         assert batch.segments is None or (batch.segments[~used] == -1).all()
-        seen += batch.sequences.tolist()
+        seen += batch.indices.tolist()
     assert sorted(seen) == list(range(len(lengths)))
 
 
@@ -480,7 +482,7 @@ def test_a_sequence_does_not_see_its_neighbours(tiny):
     def features(*sequences):
         (batch,) = batching.lay_out(sequences, tokens_per_batch=256, pad_id=1, max_positions=512, pack=True)
         states = np.asarray(forward.features(tiny.params, batch.tokens, batch.segments, config=tiny.config))
-        place = batch.sequences.tolist().index(0)
+        place = batch.indices.tolist().index(0)
         row, column = batch.row[place], batch.column[place]
         return states[row, column : column + len(sequences[0])]
 

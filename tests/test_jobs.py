@@ -40,9 +40,9 @@ def pairs(tmp_path, sick_pairs) -> Path:
     return write_rows(tmp_path / "pairs.jsonl", rows)
 
 
-def run(roberta, work, source: Path, output: Path, texts=("premise", "hypothesis"), **options) -> dict:
+def run(roberta, task, source: Path, output: Path, texts=("premise", "hypothesis"), **options) -> dict:
     options = {"rows_per_part": 64, **options}
-    return jobs.run(jobs.Job(source, output, texts, **options), Predictor(roberta, work))
+    return jobs.run(jobs.Job(source, output, texts, **options), Predictor(roberta, task))
 
 
 def records(path: Path) -> list[dict]:
@@ -87,7 +87,7 @@ def test_features_are_a_memory_map_in_which_a_bad_row_is_nan(tiny, tmp_path):
     assert np.isnan(features).all(axis=1).tolist() == [False, True, False, False]
     expected = np.asarray(tiny.extract_features(tiny.encode("a dog")))[0].mean(axis=0)
     assert np.abs(features[0] - expected).max() <= TOLERANCE
-    with pytest.raises(InputError, match="a .npy file takes one vector a row"):
+    with pytest.raises(InputError, match="a .npy file holds one vector per row"):
         run(tiny, Embed("tokens"), source, tmp_path / "g.npy", ("text",))
 
 
@@ -127,16 +127,16 @@ def test_bad_rows_go_to_a_file_with_line_and_reason_and_do_not_stop_a_run(tiny, 
         rejects, ["5", "missing", "null", "UTF-8", "JSON", "surrogate", "tokens, over", ""], strict=True
     ):
         assert word in reject["reason"]
-    with pytest.raises(InputError, match=r"in.jsonl, line 2: column 'hypothesis'.*5.*as strict asks"):
+    with pytest.raises(InputError, match=r"in.jsonl, line 2: column 'hypothesis'.*5.*because strict is set"):
         run(tiny, Classify("mnli"), source, tmp_path / "strict.jsonl", rows_per_part=3, strict=True)
 
 
-def test_texts_that_are_too_long_are_cut_and_counted(tiny, tmp_path):
+def test_texts_that_are_too_long_are_shortened_and_counted(tiny, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * n} for n in (5, 600, 7, 700)])
     for on_long in ("truncate", "window"):
         job = jobs.Job(source, tmp_path / f"{on_long}.jsonl", ("text",), rows_per_part=1)
         summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long=on_long))
-        assert (summary["rows"], summary["rejected"], summary["cut"]) == (4, 0, 2)
+        assert (summary["rows"], summary["rejected"], summary["truncated"]) == (4, 0, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
@@ -194,7 +194,7 @@ def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs,
         ({"rows_per_part": 32}, "rows_per_part was 64 and is 32"), ({"keep": ()}, r"keep was \['id'\] and is \[\]"),
         ({"keep": ("id",), "model": {"model": "another"}}, "model was None and is 'another'"),
     ):  # fmt: skip
-        with pytest.raises(InputError, match=f"has parts of another run .*{message}.*; remove it to begin anew"):
+        with pytest.raises(InputError, match=f"has parts of a different job .*{message}.*; remove it to start over"):
             run(tiny, Classify("mnli"), pairs, output, **{"keep": ("id",), **change})
     with pytest.raises(InputError, match="max_length was 512 and is 64"):
         jobs.run(job, Predictor(tiny, Classify("mnli"), max_length=64))
@@ -281,10 +281,10 @@ import roberta_flax
 from pathlib import Path
 from roberta_flax import Classify, Predictor
 from roberta_flax.inference import jobs
-roberta, work = roberta_flax.load(model), Classify("mnli")
+roberta, task = roberta_flax.load(model), Classify("mnli")
 share = (jax.process_index(), jax.process_count())
 job = jobs.Job(Path(source), Path(output), ("premise", "hypothesis"), rows_per_part=64, share=share)
-summary = jobs.run(job, Predictor(roberta, work))
+summary = jobs.run(job, Predictor(roberta, task))
 print(summary["this_run"]["texts"])
 """
     import socket
@@ -308,7 +308,7 @@ def test_two_runs_of_the_same_job_do_not_write_into_each_other(tiny, pairs, tmp_
     job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
 
     def second(*_) -> None:
-        with pytest.raises(InputError, match="another process is writing .*out.jsonl already"):
+        with pytest.raises(InputError, match="another process is already writing .*out.jsonl"):
             jobs.run(job, Predictor(tiny, Classify("mnli")))
 
     jobs.run(job, Predictor(tiny, Classify("mnli")), second)
@@ -426,9 +426,9 @@ def test_outputs_that_cannot_be_written_say_so(tiny, pairs, tmp_path):
         run(tiny, Classify("mnli"), pairs, tmp_path / "out.xlsx")
     with pytest.raises(InputError, match="column 'label' cannot be kept"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", keep=("label",))
-    for work in (Classify("mnli"), Classify("mnli", logits=True), Embed("mean"), FillMask(2)):
-        fields, _ = jobs.answers(Predictor(tiny, work))
-        assert {"row", *fields} <= jobs.RESULT_NAMES
+    for task in (Classify("mnli"), Classify("mnli", logits=True), Embed("mean"), FillMask(2)):
+        schema, _ = jobs.result_format(Predictor(tiny, task))
+        assert {"row", *schema} <= jobs.RESULT_COLUMNS
     with pytest.raises(InputError, match="has no column 'nothing'|column 'nothing'"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "o.csv", ("nothing",), strict=True)
     with pytest.raises(InputError, match=r"none.jsonl"):

@@ -49,7 +49,7 @@ def kill_one():
 if kill == "kill":
     threading.Thread(target=kill_one, daemon=True).start()
 counts = roberta_flax.inference.ray.predict_parquet(
-    source, destination, model=model, work=Classify("mnli"), columns=["premise", "hypothesis"], workers=2, rows_per_batch=25
+    source, destination, model=model, task=Classify("mnli"), text_columns=["premise", "hypothesis"], workers=2, rows_per_batch=25
 )
 print(json.dumps({**counts, "killed": len(killed)}))
 """
@@ -90,12 +90,12 @@ def test_every_row_is_there_once_also_where_a_worker_is_killed(kill, source, tin
 def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory):
     import roberta_flax.inference.ray
 
-    options = {"model": tiny_directory, "work": Classify("mnli"), "columns": ["text"]}
+    options = {"model": tiny_directory, "task": Classify("mnli"), "text_columns": ["text"]}
     with pytest.raises(InputError, match="has no column 'text'; its columns are 'id', 'premise', 'hypothesis'"):
         roberta_flax.inference.ray.predict_parquet(source, tmp_path / "out", **options)
     labelled = tmp_path / "labelled.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": ["x"]}), labelled)
-    with pytest.raises(InputError, match="column 'label' cannot be kept: a result is called so"):
+    with pytest.raises(InputError, match="column 'label' cannot be kept: a result column has this name"):
         roberta_flax.inference.ray.predict_parquet(labelled, tmp_path / "out", **options)
     with pytest.raises(InputError, match="exists already"):
         roberta_flax.inference.ray.predict_parquet(source, tmp_path, **options)

@@ -288,7 +288,7 @@ print(np.asarray(programs["head_log_probs.mnli"]([0, 5, 6, 2]))[0].tolist())
 @pytest.mark.parametrize(
     ("name", "inputs", "message"),
     [
-        ("features", ([5] * 513,), "513 tokens are longer than the 512 positions"),
+        ("features", ([5] * 513,), "513 tokens exceed the model's maximum length of 512"),
         ("features", ([0, 581, 2],), "token id 581 is outside the vocabulary"),
         ("features", ([0, -1, 2],), "outside the vocabulary"),
         ("features", ([0.5, 2.0],), "integers"),

@@ -148,7 +148,7 @@ def test_encode_says_what_is_wrong_with_text(tiny, text, message):
         ("dict.txt", b"\xff\xfe", "not UTF-8"),
         ("dict.txt", "\u2581the 9\n".encode(), "dictionary of another tokenizer"),
         ("encoder.json", b"{", "is not JSON"),
-        ("encoder.json", b"[1]", "piece -> id"),
+        ("encoder.json", b"[1]", "maps each BPE piece to its id"),
         ("vocab.bpe", b"", "no merges"),
         ("vocab.bpe", b"#version\na b\nabc\n", "line 3: expected two BPE pieces, got 'abc'"),
     ],

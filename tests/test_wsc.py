@@ -59,13 +59,13 @@ def test_a_sentence_is_read_as_text_around_its_pronoun(sentence, expected):
         ("[He saw] him]", "mark one pronoun with"),
         ("The _cat sat as [it] was", "mark at most one query"),
         ("The _cat_ and _dog_ sat as [it] was", "mark at most one query"),
-        ("The _cat sat as [it] was_", "apart from each other"),
-        ("The cat sat as [_it_] was", "apart from each other"),
-        ("The cat sat as _[it]_ was", "apart from each other"),
-        ("The cat sat as [ ] was", "nothing in the pronoun's marks"),
-        ("The cat sat as [.] was", "nothing in the pronoun's marks"),
-        ("The __ sat as [it] was", "nothing in the query's marks"),
-        ("The\n_,_ sat as [it] was", "nothing in the query's marks"),
+        ("The _cat sat as [it] was_", "the query and the pronoun must not overlap"),
+        ("The cat sat as [_it_] was", "the query and the pronoun must not overlap"),
+        ("The cat sat as _[it]_ was", "the query and the pronoun must not overlap"),
+        ("The cat sat as [ ] was", "the pronoun is empty"),
+        ("The cat sat as [.] was", "the pronoun is empty"),
+        ("The __ sat as [it] was", "the query is empty"),
+        ("The\n_,_ sat as [it] was", "the query is empty"),
         (None, "as str, got NoneType"),
         (["[it]"], "as str, got list"),
     ],
@@ -92,10 +92,10 @@ def test_a_score_is_the_mean_log_probability_of_the_masked_tokens_alone_in_the_s
         for a in ("the", "a big old", "")
         for b in ["worm", "lawyer", "x", "city", "fish", "pie", "lamp", "bus", "oven", "table", "sheriff", "delivery"]
     ]
-    sequences = [pronouns.masked(schema, phrase, tiny.tokenizer) for phrase in phrases]
+    sequences = [pronouns.encode_with_phrase(schema, phrase, tiny.tokenizer) for phrase in phrases]
     assert len({len(positions) for _, positions in sequences}) > 4
-    assert len(phrases) > pronouns._ROWS
-    for (ids, positions), score in zip(sequences, pronouns.scores(tiny.train(seed=1), sequences), strict=True):
+    assert len(phrases) > pronouns._PHRASES_PER_BATCH
+    for (ids, positions), score in zip(sequences, pronouns.score_masked(tiny.train(seed=1), sequences), strict=True):
         assert ids[-1] == tiny.tokenizer.eos_id
         assert tiny.decode(ids) == schema.text(tiny.decode(ids[positions]).strip())
         seen = ids.copy()
@@ -151,7 +151,7 @@ def test_what_cannot_be_disambiguated_is_refused_in_one_line(tiny, monkeypatch):
         (tiny, SENTENCE, {"candidates": "the suitcase"}, "a non-empty list of str"),
         (tiny, SENTENCE, {"candidates": ["a", " "]}, "a non-empty list of str"),
         (tiny, SENTENCE, {"candidates": [1]}, "a non-empty list of str"),
-        (tiny, SENTENCE + " and so on" * 300, {"candidates": ["a"]}, "longer than the 512 positions"),
+        (tiny, SENTENCE + " and so on" * 300, {"candidates": ["a"]}, "exceed the model's maximum length of 512"),
         (headless, SENTENCE, {"candidates": ["a"]}, "no masked-LM head"),
     ):
         with pytest.raises(InputError, match=message) as error:

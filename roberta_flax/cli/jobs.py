@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from roberta_flax.hub import Roberta
     from roberta_flax.inference.jobs import Job, Progress
     from roberta_flax.inference.predictor import Predictor
-    from roberta_flax.tasks.base import Work
+    from roberta_flax.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,12 @@ class JobOptions:
         }
 
 
-def run(file: Path, work_of: Callable[[Roberta], Work], options: JobOptions, *, as_json: bool) -> None:
+def run(file: Path, task_of: Callable[[Roberta], Task], options: JobOptions, *, as_json: bool) -> None:
     """Runs a file through a model (inference.jobs), with progress on stderr and a summary on stdout.
 
     Args:
       file: of texts.
-      work_of: what is asked of the model.
+      task_of: makes the task from the model.
       options: how.
       as_json: whether the summary is JSON.
     """
@@ -163,7 +163,7 @@ def run(file: Path, work_of: Callable[[Roberta], Work], options: JobOptions, *, 
     header = False if given.no_header else None
     texts = tuple(given.text_column or tables.usual_columns(file, header, given.format))
     roberta = options.model.load()
-    predictor = Predictor(roberta, work_of(roberta), **options.predictor())
+    predictor = Predictor(roberta, task_of(roberta), **options.predictor())
     job = jobs.Job(
         file, destination, texts, tuple(output.keep or ()), header, given.format, options.model.note(),
         output.rows_per_part, output.strict, share,
@@ -176,7 +176,8 @@ def run(file: Path, work_of: Callable[[Roberta], Work], options: JobOptions, *, 
     done = summary["this_run"]
     where = destination if summary["joined"] else f"{job.parts} (parts of other processes are missing)"
     print(
-        f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, {summary.get('cut', 0)} truncated; "
+        f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, "
+        f"{summary.get('truncated', 0)} truncated; "
         f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
         f"padding {done['padding_share']:.1%}, {done['shapes']} shapes, {done['compilations']} compiled "
         f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
@@ -186,7 +187,7 @@ def run(file: Path, work_of: Callable[[Roberta], Work], options: JobOptions, *, 
 
 
 def run_on_ray(
-    source: Path, work: Work, options: JobOptions, *, workers: int | None, gpus_per_worker: float, as_json: bool
+    source: Path, task: Task, options: JobOptions, *, workers: int | None, gpus_per_worker: float, as_json: bool
 ) -> None:
     """Runs a directory of Parquet files through a model on a Ray cluster (inference.ray)."""
     from roberta_flax.datasets import tables
@@ -200,8 +201,8 @@ def run_on_ray(
         source,
         destination,
         model=options.model.directory(),
-        work=work,
-        columns=options.input.text_column or tables.usual_columns(source, None, "parquet"),
+        task=task,
+        text_columns=options.input.text_column or tables.usual_columns(source, None, "parquet"),
         keep=options.output.keep,
         load=options.model.arguments(),
         workers=workers,

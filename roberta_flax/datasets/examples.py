@@ -159,8 +159,8 @@ def sentence_examples(
         if str(label) in task.unlabeled:
             return []
         target = _class(label, labels) if labels else _number(task.label, label) / divisor
-        piece = encode_texts(tokenizer, texts, limit, "truncate")[0]
-        return [_Example([piece.ids], target, piece.cut)]
+        sequence = encode_texts(tokenizer, texts, limit, "truncate")[0]
+        return [_Example([sequence.ids], target, sequence.truncated)]
 
     rows = _table(path, task.texts, (task.label,), task.header)
     return _collect("sentence", Tally(Path(path)), rows, encode, np.int32 if labels else np.float32)
@@ -181,9 +181,9 @@ def multi_label_examples(
     """
 
     def encode(values: tuple[Any, ...]) -> list[_Example]:
-        piece = encode_texts(tokenizer, values[: len(texts)], limit, "truncate")[0]
+        sequence = encode_texts(tokenizer, values[: len(texts)], limit, "truncate")[0]
         held = [_holds(label, value) for label, value in zip(labels, values[len(texts) :], strict=True)]
-        return [_Example([piece.ids], held, piece.cut)]
+        return [_Example([sequence.ids], held, sequence.truncated)]
 
     return _collect("sentence", Tally(Path(path)), _table(path, texts, labels, header), encode, np.float32)
 
@@ -252,15 +252,16 @@ def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
         text, begin = answers[0] if answers else ("", 0)
         first = int(np.searchsorted(spans[:, 1], begin, side="right"))
         last = int(np.searchsorted(spans[:, 0], begin + len(text), side="left")) - 1
-        pieces = encode_texts(tokenizer, (question, context), limit, "window")
         found = []
-        for piece in pieces:
-            prefix, inside = piece.prefix, (piece.begin, piece.end)
-            if not piece.cut:
-                prefix, inside = len(piece.ids) - 1 - len(spans), (0, len(spans))
+        for sequence in encode_texts(tokenizer, (question, context), limit, "window"):
+            prefix, inside = sequence.prefix_length, (sequence.begin, sequence.end)
+            if not sequence.truncated:
+                prefix, inside = len(sequence.ids) - 1 - len(spans), (0, len(spans))
             there = bool(answers) and inside[0] <= first and last < inside[1]
             moved = prefix - inside[0]
-            found.append(_Example([piece.ids], (first + moved, last + moved) if there else (0, 0), piece.cut))
+            found.append(
+                _Example([sequence.ids], (first + moved, last + moved) if there else (0, 0), sequence.truncated)
+            )
             windows.append((len(questions), prefix, *inside))
         questions.append(Question(context, tuple(text for text, _ in answers)))
         return found

@@ -78,8 +78,8 @@ def _questions(record: dict[str, Any], names: tuple[str, str, str]) -> _Question
 
 
 def _joined(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
-    piece = encode_texts(tokenizer, texts, limit, "truncate")[0]
-    return piece.ids, piece.cut
+    sequence = encode_texts(tokenizer, texts, limit, "truncate")[0]
+    return sequence.ids, sequence.truncated
 
 
 def _questions_of_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str]) -> _Questions:

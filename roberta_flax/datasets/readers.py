@@ -18,7 +18,7 @@ from roberta_flax.datasets.recipes import recipe_of
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.encoding import limit_of
+from roberta_flax.text.encoding import resolve_max_length
 from roberta_flax.text.tokenizer import Tokenizer
 
 CUSTOM = "custom"
@@ -102,7 +102,7 @@ def task_reader(
         raise InputError(f"--kind is for --task {CUSTOM}; {task} has its own")
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    limit = limit_of(config, max_length)
+    limit = resolve_max_length(config, max_length)
     kind = "choice" if task in CHOICE_TASKS else kind or "classification"
     if len(columns.label) > 1 and kind != "multi-label":
         raise InputError("several label columns are for --kind multi-label; give one")

@@ -1,1 +1,1 @@
-"""Many texts through a model: Predictor, resumable jobs over files, Ray."""
+"""Batch inference: Predictor over any iterable of inputs, resumable jobs over files, and Ray."""

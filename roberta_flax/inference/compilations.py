@@ -1,4 +1,4 @@
-"""Compilations: how many programs JAX compiled, how many came from its persistent cache, and how long that took."""
+"""Counts the programs that JAX compiles or reads from its persistent cache, and measures how long that takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import jax.monitoring
 
-# jax._src.interpreters.pxla, around each compilation, those that the cache answers included; jax._src.compiler
+# Events of jax._src.interpreters.pxla, for each compilation, including those read from the cache; and of
+# jax._src.compiler.
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FROM_CACHE = "/jax/compilation_cache/cache_hits"
 
@@ -19,9 +20,9 @@ class Compilations:
     """What was compiled in `counted` blocks.
 
     Attributes:
-      programs: that were not compiled yet in this process.
+      programs: number of programs that this process had not compiled before.
       from_cache: how many of them were read from JAX's persistent cache.
-      seconds: spent in compiling and reading them; tracing, which no cache saves, is not in it.
+      seconds: time spent compiling and reading them, without tracing, which the cache does not save.
     """
 
     programs: int = 0
@@ -30,26 +31,26 @@ class Compilations:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Counts what this thread compiles in the block, and nothing of what other threads do."""
-        token = _counting.set(self)
+        """Counts what this thread compiles inside the block. Compilations of other threads are not counted."""
+        token = _active.set(self)
         try:
             yield
         finally:
-            _counting.reset(token)
+            _active.reset(token)
 
 
-_counting: ContextVar[Compilations | None] = ContextVar("counting", default=None)
+_active: ContextVar[Compilations | None] = ContextVar("active", default=None)
 
 
 def _on_duration(event: str, duration_secs: float, **_: str | int) -> None:
-    if event == _COMPILED and (counting := _counting.get()) is not None:
-        counting.programs += 1
-        counting.seconds += duration_secs
+    if event == _COMPILED and (compilations := _active.get()) is not None:
+        compilations.programs += 1
+        compilations.seconds += duration_secs
 
 
 def _on_event(event: str, **_: str | int) -> None:
-    if event == _FROM_CACHE and (counting := _counting.get()) is not None:
-        counting.from_cache += 1
+    if event == _FROM_CACHE and (compilations := _active.get()) is not None:
+        compilations.from_cache += 1
 
 
 jax.monitoring.register_event_duration_secs_listener(_on_duration)

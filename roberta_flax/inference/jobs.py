@@ -1,15 +1,16 @@
-"""run(): a file of texts in, a file of results out, through a Predictor; stopped at any moment, it goes on from there.
+"""Batch jobs: run() reads a file of texts and writes a file of results, and resumes where an earlier run stopped.
 
-Rows are taken in parts of a fixed number. A part's results depend on its rows alone, and are written beside OUTPUT:
+The rows of the input are processed in parts of a fixed size. The results of a part depend on its rows alone. While a
+job runs, its state is kept beside OUTPUT:
 
-  OUTPUT.parts/job.json        the run's configuration; a run resumes only with the same
-  OUTPUT.parts/00000007.json   what part 7 has: counts
-  OUTPUT.parts/00000007.rejects.jsonl   its rows that have no result, and why
-  OUTPUT.parts/00000007.part   its results; there when the two others are
+  OUTPUT.parts/job.json        the settings of the job; only a run with the same settings resumes it
+  OUTPUT.parts/00000007.json   the counts of part 7
+  OUTPUT.parts/00000007.rejects.jsonl   its rejected rows, with reasons
+  OUTPUT.parts/00000007.part   its results, written last: if this file exists, the part is complete
 
-At the end the parts are joined to OUTPUT, which appears when it is whole. So a run that was killed and started again
-ends with the bytes of one that was not. Several processes may share the work: each takes every n-th part, and whichever
-is the last joins them.
+At the end the parts are joined to OUTPUT, which appears only when it is complete. A job that was killed and resumed
+therefore produces the same bytes as one that was not. Several processes can share a job: with N processes, each takes
+every Nth part, and the last one to finish joins the parts.
 """
 
 from __future__ import annotations
@@ -23,52 +24,54 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import filelock
 import numpy as np
-import numpy.typing as npt
 
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError, require_positive
 from roberta_flax.files import differences, replacing
 from roberta_flax.inference.predictor import Predictor
 from roberta_flax.nn.config import HeadConfig
-from roberta_flax.tasks.classify import Classify, labels_of
+from roberta_flax.tasks.classify import Classify, predicted_labels
 from roberta_flax.tasks.embed import Embed
 from roberta_flax.tasks.fill_mask import FillMask
 from roberta_flax.text.encoding import Rejected
 
 ROWS_PER_PART = 8192
+Rows = Sequence[tables.Row | tables.BadRow]
+Schema = dict[str, tables.Kind]
+
 _PARTS_SUFFIX, _REJECTS_SUFFIX = ".parts", ".rejects.jsonl"
-_REJECT_SCHEMA: dict[str, tables.Kind] = {"row": "integer", "line": "integer", "reason": "text"}
+_REJECTS_SCHEMA: Schema = {"row": "integer", "line": "integer", "reason": "text"}
 _FEATURES = "features"
-# of the fields that `answers` gives, and the row's number
-RESULT_NAMES = frozenset(
+# The row number, and all columns that `result_format` defines.
+RESULT_COLUMNS = frozenset(
     ("row", _FEATURES, "label", "labels", "values", "log_probabilities", "logits", "texts", "tokens", "probabilities")
 )
-_COUNTS = ("rows", "rejected", "cut")
+_COUNTS = ("rows", "rejected", "truncated")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run over a file.
+    """The settings of a batch job.
 
     Attributes:
       input: a file that tables.read_rows reads.
-      output: .jsonl, .csv, .tsv or .parquet; of features .npy too.
-      texts: the columns of the texts, one or several of one input.
-      keep: columns that are passed through.
+      output: a .jsonl, .csv, .tsv or .parquet file to write; for features also .npy.
+      text_columns: the columns with text, one or several that form one input.
+      keep: the columns to copy to the output.
       header, format: as in tables.read_rows.
-      model: what the results depend on and the others do not say: the model's files, dtype, ...; kept in job.json.
-      rows_per_part: the rows that are done or not done together.
-      strict: a row without a result stops the run.
-      share: (this process, of how many).
+      model: what else the results depend on: the model's files, dtype, ... It is recorded in job.json.
+      rows_per_part: number of rows in a part, which is either complete or absent.
+      strict: whether to stop at the first rejected row.
+      share: (index of this process, number of processes).
     """
 
     input: Path
     output: Path
-    texts: tuple[str, ...]
+    text_columns: tuple[str, ...]
     keep: tuple[str, ...] = ()
     header: bool | None = None
     format: str | None = None
@@ -80,78 +83,83 @@ class Job:
     def __post_init__(self) -> None:
         require_positive(rows_per_part=self.rows_per_part)
         if not 0 <= self.share[0] < self.share[1]:
-            raise InputError(f"share must be (process, of how many) from 0 on, got {self.share}")
-        check_kept(self.keep)
+            raise InputError(f"share must be (index, number of processes), with index from 0; got {self.share}")
+        check_kept_columns(self.keep)
 
     @property
     def parts(self) -> Path:
+        """The directory of the parts."""
         return self.output.with_name(self.output.name + _PARTS_SUFFIX)
 
     @property
     def rejects(self) -> Path:
+        """The file of rejected rows."""
         return self.output.with_name(self.output.name + _REJECTS_SUFFIX)
 
 
-def check_kept(columns: Iterable[str]) -> None:
-    """Raises InputError for a column that is to be kept and has the name of a result."""
-    if clash := RESULT_NAMES.intersection(columns):
-        raise InputError(f"column {min(clash)!r} cannot be kept: a result is called so; rename it")
+def check_kept_columns(columns: Iterable[str]) -> None:
+    """Raises InputError if one of the columns to copy has the name of a result column."""
+    if clash := RESULT_COLUMNS.intersection(columns):
+        raise InputError(f"column {min(clash)!r} cannot be kept: a result column has this name; rename it")
 
 
 class Progress(Protocol):
-    """Called as a run proceeds."""
+    """A function that is told how far a run is."""
 
     def __call__(self, rows: int, predictor: Predictor) -> None:
-        """Of this process's share, `rows` are done: by the devices, not yet in a file all of them."""
+        """Reports progress.
+
+        Args:
+          rows: how many rows of this process's share the devices have finished. Not all of them need be in a file yet.
+          predictor: the predictor, with its stats.
+        """
 
 
 def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dict[str, Any]:
-    """Runs a job, or what is left of it.
+    """Runs a job, or the part of it that is not done yet.
 
     Args:
-      job: the input, the output, and how to run.
-      predictor: of Classify, Embed or FillMask, over the model that job.model describes.
-      progress: called at the beginning, after each batch, and after each part.
+      job: the settings.
+      predictor: a predictor for Classify, Embed or FillMask, over the model that job.model describes.
+      progress: called at the beginning, after each batch and after each part.
 
     Returns:
-      A summary: rows, rejected, cut, tokens, seconds, ... of the whole job, and what this run did of it; "joined" tells
-      whether OUTPUT is there, or waits for parts of other processes.
+      A summary. It has the counts of the whole job (rows, rejected, truncated) and those of this run ("this_run").
+      "joined" is true if OUTPUT has been written, and false if parts of other processes are missing.
 
     Raises:
-      InputError: a file that cannot be read or written, OUTPUT exists, parts of another run are there, or with `strict`
-        a row that has no result. What was done is kept.
+      InputError: a file cannot be read or written, OUTPUT exists, there are parts of a different job, or, with
+        `strict`, a row was rejected. Completed parts are kept.
     """
     begin = time.perf_counter()
-    parts = _Parts(job, _writer_of(job, predictor))
-    parts.begin(_run_config(job, predictor))
-    with _alone(job):
+    parts = _PartFiles(job, _make_writer(job, predictor))
+    parts.open(_run_config(job, predictor))
+    with _share_lock(job):
         return _run(job, parts, predictor, progress, begin)
 
 
-def _run(job: Job, parts: _Parts, predictor: Predictor, progress: Progress | None, begin: float) -> dict[str, Any]:
+def _run(job: Job, parts: _PartFiles, predictor: Predictor, progress: Progress | None, begin: float) -> dict[str, Any]:
     resumed = {number: parts.counts(number)["rows"] for number in sorted(parts.done)}
-    mine, of = job.share
-    begun_with = sum(rows for number, rows in resumed.items() if number % of == mine) - predictor.stats.texts
-    cut = predictor.stats.cut
-    waiting: deque[tuple[int, Sequence[tables.Row | tables.BadRow]]] = deque()
+    process, processes = job.share
+    rows_before = sum(rows for number, rows in resumed.items() if number % processes == process)
+    texts_before, truncated_before = predictor.stats.texts, predictor.stats.truncated
+    unwritten: deque[tuple[int, Rows]] = deque()
 
     def windows() -> Iterator[list[Any]]:
-        for number, rows in parts.to_do():
-            waiting.append((number, rows))
-            yield [
-                Rejected(row.reason) if isinstance(row, tables.BadRow) else _item(row, len(job.texts)) for row in rows
-            ]
+        for number, rows in parts.unfinished():
+            unwritten.append((number, rows))
+            yield [_input_of(row, len(job.text_columns)) for row in rows]
 
     def report() -> None:
         if progress is not None:
-            progress(begun_with + predictor.stats.texts, predictor)
+            progress(rows_before + predictor.stats.texts - texts_before, predictor)
 
     rows_done = sum(resumed.values())
     report()
     for results in predictor.windows(windows(), report):
-        number, rows = waiting.popleft()
-        parts.write(number, rows, results, predictor.stats.cut - cut)
-        cut = predictor.stats.cut
+        number, rows = unwritten.popleft()
+        parts.write(number, rows, results, predictor.stats.truncated - truncated_before)
+        truncated_before = predictor.stats.truncated
         rows_done += len(rows)
         report()
     joined = parts.join()
@@ -162,19 +170,22 @@ def _run(job: Job, parts: _Parts, predictor: Predictor, progress: Progress | Non
     return {**files, "joined": joined is not None, **counts, "seconds": seconds, "this_run": this_run}
 
 
-def _item(row: tables.Row, texts: int) -> Any:
-    """What the predictor takes: a text, or several of one input."""
-    return row.values[0] if texts == 1 else row.values[:texts]
+def _input_of(row: tables.Row | tables.BadRow, num_texts: int) -> Any:
+    """The input that the predictor takes for a row: a text, several texts, or a Rejected."""
+    if isinstance(row, tables.BadRow):
+        return Rejected(row.reason)
+    return row.values[0] if num_texts == 1 else row.values[:num_texts]
 
 
 def rows_in(job: Job) -> int | None:
-    """About how many rows this process's share of a job has, done or not; None where that cannot be told quickly."""
+    """Estimates the number of rows in this process's share of a job, or None if that would take long."""
     rows = _lines_in(job.input)
     if rows is None:
         return None
-    mine, of = job.share
-    whole, rest = divmod(rows, job.rows_per_part)
-    return len(range(mine, whole, of)) * job.rows_per_part + (rest if whole % of == mine else 0)
+    process, processes = job.share
+    whole_parts, rest = divmod(rows, job.rows_per_part)
+    own_parts = len(range(process, whole_parts, processes))
+    return own_parts * job.rows_per_part + (rest if whole_parts % processes == process else 0)
 
 
 def _lines_in(path: Path) -> int | None:
@@ -187,57 +198,64 @@ def _lines_in(path: Path) -> int | None:
             with path.open("rb") as file:
                 return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
     except (OSError, ImportError, ValueError):
-        pass  # reading says what is wrong, in its own words
+        pass  # reading the rows will raise an error with a better message
     return None
 
 
-class _Parts:
-    """A job's parts on disk."""
+class _PartFiles:
+    """The parts of a job on disk.
+
+    Attributes:
+      job: the settings of the job.
+      writer: writes the results of a part, and joins them.
+      done: numbers of the complete parts.
+      total: number of parts; None until the input has been read to its end.
+    """
 
     def __init__(self, job: Job, writer: _Writer) -> None:
         self.job = job
         self.writer = writer
         self.done: set[int] = set()
-        self.total: int | None = None  # known when the input has been read to its end
+        self.total: int | None = None
 
-    def begin(self, run_config: dict[str, Any]) -> None:
-        """Makes the directory of parts, or finds those of a run that was stopped."""
-        job, marker = self.job, self.job.parts / "job.json"
+    def open(self, run_config: dict[str, Any]) -> None:
+        """Makes the directory of parts, or finds the parts of a run that was stopped."""
+        job, config_file = self.job, self.job.parts / "job.json"
         text = json.dumps(run_config, indent=2, sort_keys=True) + "\n"
         try:
-            shutil.rmtree(_trash(job), ignore_errors=True)
-            if marker.is_file():
-                _require_same(job, json.loads(marker.read_text(encoding="utf-8")), json.loads(text))
+            shutil.rmtree(_joined_parts(job), ignore_errors=True)
+            if config_file.is_file():
+                _require_same(job, json.loads(config_file.read_text(encoding="utf-8")), json.loads(text))
             elif job.output.exists() or job.rejects.exists():
-                there = job.output if job.output.exists() else job.rejects
-                raise InputError(f"{there} exists already; remove it or choose another name")
+                existing = job.output if job.output.exists() else job.rejects
+                raise InputError(f"{existing} exists already; remove it or choose another name")
             else:
                 job.parts.mkdir(parents=True, exist_ok=True)
-                own = job.parts / f"job.{job.share[0]}.json"  # processes may begin at one moment
-                _write_text(own, text)
-                own.replace(marker)
+                own_file = job.parts / f"job.{job.share[0]}.json"  # several processes may start at once
+                _write_text(own_file, text)
+                own_file.replace(config_file)
             self.done = {int(file.stem) for file in job.parts.glob("*.part") if file.stem.isdecimal()}
         except (OSError, ValueError) as error:
             raise _unwritable(job.parts, error) from None
 
-    def to_do(self) -> Iterator[tuple[int, Sequence[tables.Row | tables.BadRow]]]:
-        """The rows of each part of this process's share that is not done yet, by its number."""
-        mine, of = self.job.share
-        first = next(i for i in itertools.count() if i not in self.done) if of == 1 else 0
+    def unfinished(self) -> Iterator[tuple[int, Rows]]:
+        """Yields the number and the rows of each part of this process's share that is not complete."""
+        process, processes = self.job.share
+        first = next(i for i in itertools.count() if i not in self.done) if processes == 1 else 0
         job, size = self.job, self.job.rows_per_part
         rows = tables.read_rows(
-            job.input, job.texts, keep=job.keep, header=job.header, format=job.format, start=first * size
+            job.input, job.text_columns, keep=job.keep, header=job.header, format=job.format, start=first * size
         )
         for number in itertools.count(first):
-            some = list(itertools.islice(rows, size))
-            if not some:
+            part = list(itertools.islice(rows, size))
+            if not part:
                 self.total = number
                 return
-            if number % of == mine and number not in self.done:
-                yield number, some
+            if number % processes == process and number not in self.done:
+                yield number, part
 
-    def write(self, number: int, rows: Sequence[tables.Row | tables.BadRow], results: Sequence[Any], cut: int) -> None:
-        """Writes a part: its rejects and counts, then its results."""
+    def write(self, number: int, rows: Rows, results: Sequence[Any], truncated: int) -> None:
+        """Writes a part: its rejected rows and its counts, then its results."""
         job = self.job
         rejects = [
             {"row": row.number, "line": row.line, "reason": result.reason}
@@ -246,15 +264,15 @@ class _Parts:
         ]
         if job.strict and rejects:
             first = rejects[0]
-            raise InputError(f"{job.input}, line {first['line']}: {first['reason']}. Stopped, as strict asks")
-        tables.write_part(self._file(number, _REJECTS_SUFFIX), rejects, _REJECT_SCHEMA, format="jsonl")
-        counts = {"rows": len(rows), "rejected": len(rejects), "cut": cut}
+            raise InputError(f"{job.input}, line {first['line']}: {first['reason']}. Stopped, because strict is set")
+        tables.write_part(self._file(number, _REJECTS_SUFFIX), rejects, _REJECTS_SCHEMA, format="jsonl")
+        counts = {"rows": len(rows), "rejected": len(rejects), "truncated": truncated}
         _write_text(self._file(number, ".json"), json.dumps(counts) + "\n")
         self.writer.write(self._file(number, ".part"), rows, results)
         self.done.add(number)
 
     def counts(self, number: int) -> dict[str, int]:
-        """What `write` noted of a part."""
+        """The counts of a complete part, as `write` recorded them."""
         try:
             counts: dict[str, int] = json.loads(self._file(number, ".json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -262,7 +280,12 @@ class _Parts:
         return counts
 
     def join(self) -> dict[str, int] | None:
-        """Makes OUTPUT of all parts and removes them; None, and nothing, where some are not there yet."""
+        """Joins all parts to OUTPUT and removes them.
+
+        Returns:
+          The counts of the whole job; {} if another process has joined the parts; None, and nothing is done, if
+          parts are missing.
+        """
         job = self.job
         assert self.total is not None, "the input has been read to its end"
         numbers = range(self.total)
@@ -272,40 +295,43 @@ class _Parts:
                     return {} if job.output.exists() else None
                 if not all(self._file(number, ".part").is_file() for number in numbers):
                     return None
-                counts = [self.counts(number) for number in numbers]
-                total = {key: sum(each[key] for each in counts) for key in _COUNTS}
+                part_counts = [self.counts(number) for number in numbers]
+                counts = {key: sum(part[key] for part in part_counts) for key in _COUNTS}
                 if not job.output.exists():
-                    if total["rejected"]:
-                        rejects = [self._file(number, _REJECTS_SUFFIX) for number in numbers]
-                        tables.join_parts(rejects, job.rejects, _REJECT_SCHEMA, format="jsonl")
-                    self.writer.join([self._file(number, ".part") for number in numbers], job.output)
-                trash = _trash(job)
-                job.parts.rename(trash)  # so that a run which is killed here is either to be joined or done
-                shutil.rmtree(trash)
+                    self._write_output(numbers, any_rejects=counts["rejected"] > 0)
+                joined = _joined_parts(job)
+                job.parts.rename(joined)  # atomic: a run that is killed here is either to be joined or done
+                shutil.rmtree(joined)
         except OSError as error:
             raise _unwritable(job.output, error) from None
         finally:
             with suppress(OSError):
                 job.parts.with_name(job.parts.name + ".lock").unlink()
-        return total
+        return counts
+
+    def _write_output(self, numbers: Sequence[int], *, any_rejects: bool) -> None:
+        if any_rejects:
+            rejects = [self._file(number, _REJECTS_SUFFIX) for number in numbers]
+            tables.join_parts(rejects, self.job.rejects, _REJECTS_SCHEMA, format="jsonl")
+        self.writer.join([self._file(number, ".part") for number in numbers], self.job.output)
 
     def _file(self, number: int, suffix: str) -> Path:
         return self.job.parts / f"{number:08d}{suffix}"
 
 
-def _trash(job: Job) -> Path:
-    """Where parts that have been joined are, until they are removed."""
+def _joined_parts(job: Job) -> Path:
+    """The directory that holds parts after they have been joined, until they are removed."""
     return job.parts.with_name(job.parts.name + ".done")
 
 
 @contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    """Lets no other process run the same share of the same job; the lock goes with the process."""
+def _share_lock(job: Job) -> Iterator[None]:
+    """Keeps other processes from running the same share of the same job. The lock ends with the process."""
     lock = filelock.FileLock(job.parts / f"share-{job.share[0]}.lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise InputError(f"another process is writing {job.output} already; wait for it, or stop it") from None
+        raise InputError(f"another process is already writing {job.output}; wait for it or stop it") from None
     except OSError as error:
         raise _unwritable(job.parts, error) from None
     try:
@@ -316,19 +342,19 @@ def _alone(job: Job) -> Iterator[None]:
 
 
 def _run_config(job: Job, predictor: Predictor) -> dict[str, Any]:
-    """What a part's bytes depend on."""
-    stat = job.input.stat() if job.input.exists() else None  # reading says what is wrong
+    """Everything that the bytes of a part depend on."""
+    stat = job.input.stat() if job.input.exists() else None  # if it is missing, reading the rows raises the error
     return {
         "input": str(job.input.resolve()),
         "input_size": stat and stat.st_size,
         "input_changed": stat and stat.st_mtime_ns,
-        "texts": list(job.texts),
+        "texts": list(job.text_columns),
         "keep": list(job.keep),
         "header": job.header,
         "format": job.format,
         "output": job.output.name,
         "rows_per_part": job.rows_per_part,
-        "work": [type(predictor.work).__name__, asdict(predictor.work)],  # type: ignore[call-overload]
+        "task": [type(predictor.task).__name__, asdict(predictor.task)],  # type: ignore[call-overload]
         **predictor.describe(),
         **job.model,
     }
@@ -337,7 +363,7 @@ def _run_config(job: Job, predictor: Predictor) -> dict[str, Any]:
 def _require_same(job: Job, before: Any, now: dict[str, Any]) -> None:
     if (changes := differences(before, now)) is not None:
         raise InputError(
-            f"{job.parts} has parts of another run ({changes}); remove it to begin anew, or name another output"
+            f"{job.parts} has parts of a different job ({changes}); remove it to start over, or choose another output"
         )
 
 
@@ -350,43 +376,43 @@ def _unwritable(path: Path, error: Exception) -> InputError:
     if isinstance(error, InputError):
         return error
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return InputError(f"cannot write {path}: {reason}; what was done is kept, run the same command again")
+    return InputError(f"cannot write {path}: {reason}; completed parts are kept, rerun the command to resume")
 
 
-# what is written of each kind of work
+# The format of the results of each task.
 
 
 class _Writer(Protocol):
-    def write(self, path: Path, rows: Sequence[tables.Row | tables.BadRow], results: Sequence[Any]) -> None:
-        """Writes a part; complete or absent."""
+    def write(self, path: Path, rows: Rows, results: Sequence[Any]) -> None:
+        """Writes the results of a part. The file is complete or absent."""
 
     def join(self, parts: Sequence[Path], output: Path) -> None:
-        """Makes the output of all parts; complete or absent."""
+        """Joins all parts to the output. The file is complete or absent."""
 
 
-def _writer_of(job: Job, predictor: Predictor) -> _Writer:
-    work = predictor.work
+def _make_writer(job: Job, predictor: Predictor) -> _Writer:
+    task = predictor.task
     if job.output.suffix == ".npy":
-        if not isinstance(work, Embed) or work.pooling == "tokens" or job.keep:
+        if not isinstance(task, Embed) or task.pooling == "tokens" or job.keep:
             raise InputError(
-                f"{job.output}: a .npy file takes one vector a row and nothing else; choose .parquet or .jsonl"
+                f"{job.output}: a .npy file holds one vector per row and nothing else; choose .parquet or .jsonl"
             )
         return _NpyWriter(predictor.config.hidden_size)
     return _TableWriter(job, predictor)
 
 
 class _TableWriter:
-    """A record for each row that has a result: its number, what is kept of it, and what the model says."""
+    """Writes a record for each row that was not rejected: its number, the columns to keep, and the result."""
 
     def __init__(self, job: Job, predictor: Predictor) -> None:
         self._format = tables.output_format(job.output)
-        self._keep, self._texts = job.keep, len(job.texts)
-        fields, self._say = answers(predictor)
-        self._schema: dict[str, tables.Kind] = {"row": "integer", **dict.fromkeys(job.keep, "scalar"), **fields}
+        self._keep, self._num_texts = job.keep, len(job.text_columns)
+        schema, self._to_record = result_format(predictor)
+        self._schema: Schema = {"row": "integer", **dict.fromkeys(job.keep, "scalar"), **schema}
 
-    def write(self, path: Path, rows: Sequence[tables.Row | tables.BadRow], results: Sequence[Any]) -> None:
+    def write(self, path: Path, rows: Rows, results: Sequence[Any]) -> None:
         records = (
-            {"row": row.number, **dict(zip(self._keep, row.values[self._texts :], strict=True)), **self._say(result)}
+            {"row": row.number, **self._kept(row), **self._to_record(result)}
             for row, result in zip(rows, results, strict=True)
             if isinstance(row, tables.Row) and not isinstance(result, Rejected)
         )
@@ -395,53 +421,63 @@ class _TableWriter:
     def join(self, parts: Sequence[Path], output: Path) -> None:
         tables.join_parts(parts, output, self._schema, format=self._format)
 
+    def _kept(self, row: tables.Row) -> dict[str, Any]:
+        return dict(zip(self._keep, row.values[self._num_texts :], strict=True))
 
-def answers(predictor: Predictor) -> tuple[dict[str, tables.Kind], Callable[[Any], dict[str, Any]]]:
-    """The fields of a predictor's results, and a function that takes one apart.
+
+def result_format(predictor: Predictor) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
+    """How the results of a predictor are written to a file.
+
+    Returns:
+      The columns with the kind of each, and a function that converts a result to a record of these columns.
 
     Raises:
-      InputError: work of a kind that is not known here.
+      InputError: the results of this task cannot be written to a file.
     """
-    match predictor.work:
+    match predictor.task:
         case Embed("tokens"):
             return {_FEATURES: "vectors"}, lambda features: {_FEATURES: features}
         case Embed():
             return {_FEATURES: "floats"}, lambda features: {_FEATURES: features}
         case FillMask():
-            fields: dict[str, tables.Kind] = {"texts": "texts", "tokens": "texts", "probabilities": "floats"}
-            return fields, lambda filled: {
-                "texts": [text for text, _, _ in filled],
-                "tokens": [token for _, _, token in filled],
-                "probabilities": np.array([probability for _, probability, _ in filled], np.float32),
-            }
+            return {"texts": "texts", "tokens": "texts", "probabilities": "floats"}, _filled_record
         case Classify(head, logits):
-            return _classes(predictor.config.head(head), logits)
+            return _classification_format(predictor.config.head(head), logits)
     raise InputError(
-        f"{type(predictor.work).__name__} is no work that a file can hold; expected Classify, Embed or FillMask"
+        f"results of {type(predictor.task).__name__} cannot be written to a file; expected Classify, Embed or FillMask"
     )
 
 
-def _classes(
-    head: HeadConfig, logits: bool
-) -> tuple[dict[str, tables.Kind], Callable[[npt.NDArray[Any]], dict[str, Any]]]:
+def _filled_record(filled: Sequence[tuple[str, float, str]]) -> dict[str, Any]:
+    return {
+        "texts": [text for text, _, _ in filled],
+        "tokens": [token for _, _, token in filled],
+        "probabilities": np.array([probability for _, probability, _ in filled], np.float32),
+    }
+
+
+def _classification_format(head: HeadConfig, logits: bool) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
     if head.problem == "regression":
         return {"values": "floats"}, lambda values: {"values": values}
-    scores = "logits" if logits else "log_probabilities"
+    scores_column = "logits" if logits else "log_probabilities"
+    scores_kind: tables.Kind = "vectors" if head.kind == "token" else "floats"
     several = head.kind == "token" or head.problem == "multi_label"
-    label, kind = ("labels", "texts") if several else ("label", "text")
-    fields = {label: kind, scores: "vectors" if head.kind == "token" else "floats"}
-    return cast(dict[str, tables.Kind], fields), lambda found: {
-        label: labels_of(head, found, logits=logits), scores: found,
-    }  # fmt: skip
+    label_column = "labels" if several else "label"
+    label_kind: tables.Kind = "texts" if several else "text"
+
+    def to_record(scores: Any) -> dict[str, Any]:
+        return {label_column: predicted_labels(head, scores, logits=logits), scores_column: scores}
+
+    return {label_column: label_kind, scores_column: scores_kind}, to_record
 
 
 class _NpyWriter:
-    """float32 [rows, hidden] for np.load(mmap_mode="r"); a row without a result is NaN."""
+    """Writes float32 [rows, hidden], for np.load(mmap_mode="r"). A row without a result is NaN."""
 
     def __init__(self, width: int) -> None:
         self._width = width
 
-    def write(self, path: Path, rows: Sequence[tables.Row | tables.BadRow], results: Sequence[Any]) -> None:
+    def write(self, path: Path, rows: Rows, results: Sequence[Any]) -> None:
         vectors = np.full((len(results), self._width), np.nan, np.float32)
         for vector, result in zip(vectors, results, strict=True):
             if not isinstance(result, Rejected):

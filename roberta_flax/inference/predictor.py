@@ -1,7 +1,8 @@
-"""Predictor: many texts through a model, in order, in a few compiled shapes, on all local devices.
+"""Predictor: runs a model over many inputs, in order, in a few compiled shapes, on all local devices.
 
-A window of texts at a time: encoded on host threads ahead of the device, laid out in batches (batching.lay_out), run,
-and given back in the order in which they came. What a window gives depends on its texts alone, and memory on its size.
+Inputs are processed one window at a time. Host threads encode a window ahead of the devices; its sequences are laid out
+in batches (batching.lay_out) and run, and the results are returned in the order of the inputs. The results of a window
+depend on its inputs alone, and the memory in use on its size.
 """
 
 from __future__ import annotations
@@ -26,47 +27,48 @@ from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.quantize import is_quantized
 from roberta_flax.prefetch import prefetched
-from roberta_flax.tasks.base import Work
+from roberta_flax.tasks.base import Task
 from roberta_flax.text import batching
 from roberta_flax.text.batching import TokenBatch
-from roberta_flax.text.encoding import Encoded, Item, OnLong, Piece, Rejected, limit_of
+from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
 
 Strategy = Literal["buckets", "packing"]
 
-WINDOW = 8192  # texts
-# About where throughput levels off: on CPUs by `python -m benchmarks.inference --sweep`, on TPU by what its compiler
-# guesses for v5e (docs/performance.md), elsewhere not measured.
+WINDOW = 8192  # inputs
+# Roughly where throughput levels off: on CPUs as measured by `python -m benchmarks.inference --sweep`, on TPU as
+# estimated by its compiler for v5e (docs/performance.md). Not measured elsewhere.
 TOKENS_PER_BATCH = {"cpu": 1024, "tpu": 4096}
 _TOKENS_PER_BATCH_ELSEWHERE = 32768
-# Whichever is faster: on CPUs by benchmarks.inference, elsewhere not measured.
+# The faster one: on CPUs as measured by benchmarks.inference. Not measured elsewhere.
 STRATEGY: dict[str, Strategy] = {"cpu": "packing"}
 _STRATEGY_ELSEWHERE: Strategy = "buckets"
-_PREPARED = 2  # windows that are encoded and laid out ahead of the devices
-_IN_FLIGHT = 2  # batches: one runs, one waits, so that the device never does
-TEXTS_PER_TASK = 256  # that a host thread encodes in one go
+_WINDOWS_AHEAD = 2  # windows that are encoded and laid out ahead of the devices
+_BATCHES_IN_FLIGHT = 2  # one runs while the next one waits, so that the device is never idle
+TEXTS_PER_CHUNK = 256  # inputs that a host thread encodes in one call
 
 
 @dataclass
 class Stats:
-    """What a Predictor has done. It grows with each batch that the devices have finished, where nothing else is said.
+    """Counts of what a Predictor has done, updated after each batch that the devices finish unless stated otherwise.
 
     Attributes:
-      texts: inputs that are done: all of their sequences, or rejected.
-      rejected: how many of them had no result; these are counted with their window.
-      cut: inputs that were too long, and truncated or cut into parts; counted with their window.
-      sequences, tokens: that the model saw.
-      slots: tokens with padding.
-      batches: that were run.
-      shapes: of batches, each of which is compiled for.
-      compilations: of them, those that this process had not compiled before.
-      laid_out_texts, laid_out_slots: the same of all windows that are encoded and laid out, be they done or not.
-      seconds: from the first input to the last result.
-      device_seconds: of them, how many the host did nothing but wait for the device: at least so long did that work.
+      texts: inputs that are done: rejected, or with a result for each of their sequences.
+      rejected: inputs without a result; updated after each window.
+      truncated: inputs over the maximum length that were truncated or split into windows; updated after each window.
+      sequences: sequences that the model has processed.
+      tokens: tokens of these sequences, without padding.
+      slots: tokens in the batches, with padding.
+      batches: batches that were run.
+      shapes: the different shapes of batches. One program is compiled for each.
+      compilations: the programs that this process had not compiled before.
+      laid_out_texts, laid_out_slots: inputs and slots of all windows that have been laid out, whether done or not.
+      seconds: time from the first input to the last result.
+      device_seconds: time in which the host only waited for the device; the device worked at least this long.
     """
 
     texts: int = 0
     rejected: int = 0
-    cut: int = 0
+    truncated: int = 0
     sequences: int = 0
     tokens: int = 0
     slots: int = 0
@@ -80,25 +82,26 @@ class Stats:
 
     @property
     def padding(self) -> float:
-        """The share of slots that hold padding."""
+        """The fraction of slots that hold padding."""
         return 1 - self.tokens / self.slots if self.slots else 0.0
 
     def share_done(self, texts: int) -> float:
-        """About which share of the work on `texts` inputs is done, from 0 to 1.
+        """Estimates the fraction of the computation for `texts` inputs that is done, from 0 to 1.
 
-        By slots, since the longest of a window go first; inputs that are not laid out yet count as the mean of others.
+        It is counted in slots, because the longest sequences of a window run first. Inputs that have not been laid out
+        count as many slots as the others do on average.
         """
         if not self.laid_out_slots:
             return 0.0
         return self.slots / self.laid_out_slots * min(self.laid_out_texts / max(texts, 1), 1.0)
 
     def to_json(self) -> dict[str, Any]:
-        """The numbers, and what follows from them."""
+        """The counts, with rates and shares derived from them, as values that JSON can hold."""
         rate = 1 / self.seconds if self.seconds else 0.0
         return {
             "texts": self.texts,
             "rejected": self.rejected,
-            "cut": self.cut,
+            "truncated": self.truncated,
             "sequences": self.sequences,
             "tokens": self.tokens,
             "padding_share": round(self.padding, 4),
@@ -116,34 +119,46 @@ class Stats:
 
 @dataclass
 class _Window:
-    """Some inputs on their way: what they became, and what is known of each."""
+    """A window of inputs on its way through the model.
+
+    Attributes:
+      inputs: the inputs.
+      sequences: the sequences of all inputs.
+      sequences_of_input: for each input, the indices of its sequences; none if it was rejected.
+      input_of_sequence: for each sequence, the index of its input.
+      pending_sequences: for each input, the number of its sequences that have no result yet.
+      results: for each sequence, its result, or None as long as it has none.
+      rejected: the rejected inputs, by index.
+      batches: the batches that the sequences are laid out in.
+      pending_batches: the number of batches that are not finished.
+    """
 
     inputs: Sequence[Any]
-    pieces: list[Piece]
-    owned: list[list[int]]  # of each input, the numbers of its pieces
-    owner: list[int]  # of each piece, the number of its input
-    to_come: list[int]  # of each input, how many of its pieces have no result yet
-    results: list[Any]  # of each piece
+    sequences: list[EncodedSequence]
+    sequences_of_input: list[list[int]]
+    input_of_sequence: list[int]
+    pending_sequences: list[int]
+    results: list[Any]
     rejected: dict[int, Rejected]
     batches: list[TokenBatch]
-    left: int  # batches that have no results yet
+    pending_batches: int
 
 
 class Predictor:
-    """Runs a model over many texts.
+    """Runs a task over many inputs.
 
     >>> predictor = roberta_flax.Predictor(roberta, roberta_flax.Classify("mnli"))
     >>> for log_probabilities in predictor(pairs): ...
 
     Attributes:
-      work: what it asks of the model.
-      stats: what was done so far.
+      task: what is asked of the model for each input.
+      stats: counts of what has been done so far.
     """
 
     def __init__(
         self,
         roberta: Roberta,
-        work: Work,
+        task: Task,
         *,
         on_long: OnLong = "error",
         strategy: Strategy | None = None,
@@ -157,30 +172,33 @@ class Predictor:
         """Places the parameters on the devices.
 
         Args:
-          roberta: the model; its dtype, precision and attention are used, and never dropout.
-          work: Classify, Embed or FillMask.
-          on_long: how to handle inputs over the maximum length; see encode_texts.
-          strategy: "buckets", a sequence a row, or "packing", several where they are short; packing on CPUs and buckets
-            elsewhere if not given.
-          window: how many inputs are looked at together, to be sorted by length.
-          tokens_per_batch: about how many tokens a batch has on each data-parallel device; a value for the backend if
-            not given.
-          devices: all local ones if not given.
-          tensor_parallel: how many devices share each layer's matrices; the others repeat the model.
-          threads: number of tokenizer threads.
-          max_length: the maximum length of an input in tokens, from SHORTEST_LIMIT; the model's max_positions if not
-            given.
+          roberta: the model. Its numerics are used; dropout never is.
+          task: Classify, Embed or FillMask.
+          on_long: how to handle inputs over the maximum length: "error" rejects them, "truncate" removes tokens from
+            the end of whichever text is longest, and "window" slides windows over the last text and combines their
+            results (see text.encoding.encode_texts).
+          strategy: "buckets" for one sequence per row, or "packing" for several short sequences per row. By default
+            packing on CPUs and buckets elsewhere.
+          window: number of inputs that are sorted by length together.
+          tokens_per_batch: approximate number of tokens in a batch on each data-parallel device. The default depends on
+            the backend.
+          devices: by default, all local devices.
+          tensor_parallel: number of devices that share each layer's matrices. If there are more devices, the model is
+            replicated over them, and they divide the rows of a batch.
+          threads: number of threads that encode text.
+          max_length: maximum length of an input in tokens, at least SMALLEST_MAX_LENGTH; by default the model's
+            max_positions.
 
         Raises:
-          InputError: what the model cannot do, or devices that do not divide it.
+          InputError: an option is invalid, the model cannot do the task, or it cannot be divided over the devices.
         """
         for name, value, known in (("on_long", on_long, get_args(OnLong)), ("strategy", strategy, get_args(Strategy))):
             if value not in known and not (name == "strategy" and value is None):
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         require_positive(window=window, threads=threads, tokens_per_batch=tokens_per_batch or 1)
-        work.check(roberta.config)
-        self._limit = limit_of(roberta.config, max_length)
-        self._roberta, self.work = roberta, work
+        task.check(roberta.config)
+        self._max_length = resolve_max_length(roberta.config, max_length)
+        self._roberta, self.task = roberta, task
         self._on_long, self._window, self._threads = on_long, window, threads
         self._mesh = sharding.mesh(devices, tensor_parallel)
         self._params = sharding.place(
@@ -193,20 +211,20 @@ class Predictor:
             "rows_multiple": rows,
             "pad_id": roberta.config.pad_id,
             "max_positions": roberta.config.max_positions,
-            "pack": (strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)) == "packing" and work.can_pack(),
+            "pack": (strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)) == "packing" and task.can_pack(),
         }
         self.stats = Stats()
 
     @property
     def config(self) -> RobertaConfig:
-        """The model's."""
+        """The model's configuration."""
         return self._roberta.config
 
     def describe(self) -> dict[str, Any]:
-        """What the bits of results depend on, beside the model's parameters and what is asked of it."""
+        """Everything that the bits of the results depend on, except the model's parameters and the task."""
         return {
             "on_long": self._on_long,
-            "max_length": self._limit,
+            "max_length": self._max_length,
             "dtype": str(self._roberta.numerics.dtype),
             "precision": str(self._roberta.numerics.precision),
             "attention": self._roberta.numerics.attention,
@@ -217,13 +235,13 @@ class Predictor:
             "jax": jax.__version__,
         }
 
-    def __call__(self, inputs: Iterable[Item]) -> Iterator[Any]:
-        """A result for each input, in order; what it is, `work` says.
+    def __call__(self, inputs: Iterable[TextInput]) -> Iterator[Any]:
+        """Yields a result for each input, in order. The task defines what a result is.
 
-        Inputs are taken a few windows ahead, so they may come without end.
+        Inputs are read a few windows ahead, so `inputs` may be endless.
 
         Raises:
-          InputError: an input that is no text or is too long; it names its number, from 0.
+          InputError: an input is not text or too long. The message gives its index, from 0.
         """
         number = 0
         for results in self.windows(_windows(inputs, self._window)):
@@ -236,111 +254,123 @@ class Predictor:
     def windows(
         self, windows: Iterable[Sequence[Any]], after_batch: Callable[[], None] = lambda: None
     ) -> Iterator[list[Any]]:
-        """For each window of inputs the list of their results, a Rejected for each that has none.
+        """Yields the results of each window of inputs, as a list with a Rejected for each input that has no result.
 
-        An input that is a Rejected already stays one. What a window gives does not depend on the others.
+        An input that is a Rejected already stays one. The results of a window do not depend on other windows.
 
         Args:
-          windows: of inputs.
-          after_batch: called whenever the devices have finished a batch, and `stats` has it.
+          windows: the inputs, in windows of any size.
+          after_batch: called after each batch that the devices finish, when `stats` includes it.
         """
         begin = time.perf_counter() - self.stats.seconds
-        waiting: deque[_Window] = deque()
-        running: deque[tuple[_Window, TokenBatch, Any]] = deque()
+        unfinished: deque[_Window] = deque()
+        in_flight: deque[tuple[_Window, TokenBatch, Any]] = deque()
 
-        def finish_first() -> None:
-            self._finish(*running.popleft())
+        def finish_oldest_batch() -> None:
+            self._finish_batch(*in_flight.popleft())
             self.stats.seconds = time.perf_counter() - begin
             after_batch()
 
-        def results_of_first() -> list[Any]:
-            results = self._results(waiting.popleft())
+        def finish_oldest_window() -> list[Any]:
+            results = self._finish_window(unfinished.popleft())
             self.stats.seconds = time.perf_counter() - begin
             return results
 
-        with closing(prefetched(map(self._prepare, windows), ahead=_PREPARED)) as prepared:
+        with closing(prefetched(map(self._prepare, windows), ahead=_WINDOWS_AHEAD)) as prepared:
             for window in prepared:
-                waiting.append(window)
+                unfinished.append(window)
                 self.stats.laid_out_texts += len(window.inputs)
                 self.stats.laid_out_slots += sum(batch.tokens.size for batch in window.batches)
                 for batch in window.batches:
-                    running.append((window, batch, self._start(window, batch)))
-                    if len(running) > _IN_FLIGHT:
-                        finish_first()
-                while waiting and not waiting[0].left:
-                    yield results_of_first()
-            while running:
-                finish_first()
-            while waiting:
-                yield results_of_first()
+                    in_flight.append((window, batch, self._start_batch(window, batch)))
+                    if len(in_flight) > _BATCHES_IN_FLIGHT:
+                        finish_oldest_batch()
+                while unfinished and not unfinished[0].pending_batches:
+                    yield finish_oldest_window()
+            while in_flight:
+                finish_oldest_batch()
+            while unfinished:
+                yield finish_oldest_window()
 
     def _prepare(self, inputs: Sequence[Any]) -> _Window:
-        """Encodes a window's inputs and lays them out; on the host, ahead of the device."""
-        chunks = [inputs[i : i + TEXTS_PER_TASK] for i in range(0, len(inputs), TEXTS_PER_TASK)]
+        """Encodes the inputs of a window and lays them out in batches, on the host and ahead of the devices."""
+        chunks = [inputs[i : i + TEXTS_PER_CHUNK] for i in range(0, len(inputs), TEXTS_PER_CHUNK)]
         with ThreadPoolExecutor(self._threads) as pool:
             encoded = list(itertools.chain.from_iterable(pool.map(self._encode, chunks)))
-        pieces: list[Piece] = []
-        owned: list[list[int]] = []
+        sequences: list[EncodedSequence] = []
+        sequences_of_input: list[list[int]] = []
         rejected: dict[int, Rejected] = {}
-        for number, found in enumerate(encoded):
-            if isinstance(found, Rejected):
-                rejected[number] = found
-                owned.append([])
+        for number, encoded_input in enumerate(encoded):
+            if isinstance(encoded_input, Rejected):
+                rejected[number] = encoded_input
+                sequences_of_input.append([])
             else:
-                owned.append(list(range(len(pieces), len(pieces) + len(found))))
-                pieces += found
-        batches = list(batching.lay_out([piece.ids for piece in pieces], **self._layout))
-        owner = [number for number, numbers in enumerate(owned) for _ in numbers]
-        nothing = [None] * len(pieces)
-        return _Window(inputs, pieces, owned, owner, list(map(len, owned)), nothing, rejected, batches, len(batches))
+                sequences_of_input.append(list(range(len(sequences), len(sequences) + len(encoded_input))))
+                sequences += encoded_input
+        batches = list(batching.lay_out([sequence.ids for sequence in sequences], **self._layout))
+        return _Window(
+            inputs,
+            sequences,
+            sequences_of_input,
+            input_of_sequence=[number for number, indices in enumerate(sequences_of_input) for _ in indices],
+            pending_sequences=list(map(len, sequences_of_input)),
+            results=[None] * len(sequences),
+            rejected=rejected,
+            batches=batches,
+            pending_batches=len(batches),
+        )
 
-    def _encode(self, inputs: Sequence[Any]) -> list[Encoded]:
-        return self.work.encode(self._roberta.tokenizer, inputs, self._limit, self._on_long)
+    def _encode(self, inputs: Sequence[Any]) -> list[EncodedInput]:
+        return self.task.encode(self._roberta.tokenizer, inputs, self._max_length, self._on_long)
 
-    def _start(self, window: _Window, batch: TokenBatch) -> Any:
+    def _start_batch(self, window: _Window, batch: TokenBatch) -> Any:
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
-        tokens = [sharding.place_rows(array, self._mesh) for array in arrays]
+        placed = [sharding.place_rows(array, self._mesh) for array in arrays]
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
-        pieces = [window.pieces[i] for i in batch.sequences]
+        sequences = [window.sequences[i] for i in batch.indices]
         with self.stats.compilations.counted():
-            return self.work.run(self._roberta, self._params, batch, tokens, pieces)
+            return self.task.run(self._roberta, self._params, batch, placed, sequences)
 
-    def _finish(self, window: _Window, batch: TokenBatch, started: Any) -> None:
+    def _finish_batch(self, window: _Window, batch: TokenBatch, outputs: Any) -> None:
+        """Waits for the outputs of a batch and stores the result of each of its sequences."""
         begin = time.perf_counter()
-        arrays = jax.tree.map(lambda array: _on_host(np.asarray(array)), started)
+        arrays = jax.tree.map(lambda array: _widen(np.asarray(array)), outputs)
         self.stats.device_seconds += time.perf_counter() - begin
-        pieces = [window.pieces[i] for i in batch.sequences]
-        results = self.work.unpack(batch, pieces, arrays, self._roberta.config)
-        for number, result in zip(batch.sequences, results, strict=True):
-            window.results[number] = result
-            window.to_come[window.owner[number]] -= 1
-            self.stats.texts += not window.to_come[window.owner[number]]
-        window.left -= 1
+        sequences = [window.sequences[i] for i in batch.indices]
+        results = self.task.unpack(batch, sequences, arrays, self._roberta.config)
+        for index, result in zip(batch.indices, results, strict=True):
+            window.results[index] = result
+            number = window.input_of_sequence[index]
+            window.pending_sequences[number] -= 1
+            self.stats.texts += not window.pending_sequences[number]
+        window.pending_batches -= 1
         self.stats.batches += 1
-        self.stats.sequences += len(pieces)
-        self.stats.tokens += sum(len(piece.ids) for piece in pieces)
+        self.stats.sequences += len(sequences)
+        self.stats.tokens += sum(len(sequence.ids) for sequence in sequences)
         self.stats.slots += batch.tokens.size
 
-    def _results(self, window: _Window) -> list[Any]:
+    def _finish_window(self, window: _Window) -> list[Any]:
+        """The result of each input of a window whose batches are all finished."""
         results: list[Any] = []
-        for number, owned in enumerate(window.owned):
-            if not owned:
+        for number, indices in enumerate(window.sequences_of_input):
+            if not indices:
                 results.append(window.rejected[number])
                 continue
-            parts = [window.pieces[i] for i in owned], [window.results[i] for i in owned]
-            results.append(self.work.result(window.inputs[number], *parts, self._roberta))
+            sequences = [window.sequences[i] for i in indices]
+            sequence_results = [window.results[i] for i in indices]
+            results.append(self.task.result(window.inputs[number], sequences, sequence_results, self._roberta))
+            self.stats.truncated += sequences[0].truncated
         self.stats.texts += len(window.rejected)
         self.stats.rejected += len(window.rejected)
-        self.stats.cut += sum(window.pieces[owned[0]].cut for owned in window.owned if owned)
         return results
 
 
-def _on_host(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """bfloat16 and float16 as float32, which every program reads; other numbers as they are."""
+def _widen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Converts bfloat16 and float16 to float32, which every program can read."""
     return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
-def _windows(inputs: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def _windows(inputs: Iterable[TextInput], size: int) -> Iterator[list[TextInput]]:
     if isinstance(inputs, str):
         raise InputError("expected texts, got one text; give a list of texts")
     iterator = iter(inputs)

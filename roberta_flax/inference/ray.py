@@ -1,14 +1,17 @@
-"""Where one machine is not enough: a model in every worker of a Ray cluster, over a Ray Data dataset.
+"""Batch inference on a Ray cluster: a model in every worker, over a Ray Data dataset. Needs the extra `ray`.
 
+>>> from roberta_flax.inference.ray import Predict
 >>> dataset = ray.data.read_parquet("texts/")
->>> options = {"model": "/shared/mnli", "work": roberta_flax.Classify("mnli"), "columns": ["premise", "hypothesis"]}
+>>> options = {
+...     "model": "/shared/mnli",
+...     "task": roberta_flax.Classify("mnli"),
+...     "text_columns": ["premise", "hypothesis"],
+... }
 >>> pool = ray.data.ActorPoolStrategy(size=8)
->>> results = dataset.map_batches(
-...     roberta_flax.ray.Predict, fn_constructor_kwargs=options, compute=pool, batch_format="pyarrow"
-... )
+>>> results = dataset.map_batches(Predict, fn_constructor_kwargs=options, compute=pool, batch_format="pyarrow")
 >>> results.write_parquet("predictions/")
 
-`predict_parquet` does that from one directory of Parquet files to another. Needs the extra `ray`.
+`predict_parquet` does this from one directory of Parquet files to another.
 """
 
 from __future__ import annotations
@@ -26,60 +29,61 @@ from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.inference import jobs
 from roberta_flax.inference.predictor import Predictor
-from roberta_flax.tasks.base import Work
+from roberta_flax.tasks.base import Task
 from roberta_flax.text.encoding import Rejected
 
 __all__ = ["Predict", "predict_parquet"]
 
 ROWS_PER_BATCH = 4096
-REASON = "rejected"  # the column that says why a row has no result
+REASON = "rejected"  # the column with the reason why a row has no result
 
 
 class Predict:
-    """What ray.data.Dataset.map_batches takes: rows of texts in, the same rows with results out, in the same order.
+    """A callable class for ray.data.Dataset.map_batches that adds results to rows of texts.
 
-    A batch is a pyarrow.Table (batch_format="pyarrow"). A row without a result has nulls, and the reason in "rejected".
+    Batches are pyarrow.Tables (batch_format="pyarrow"), and rows keep their order. If a row is rejected, its result
+    columns are null and the column "rejected" has the reason.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str],
-        work: Work,
-        columns: Sequence[str],
+        task: Task,
+        text_columns: Sequence[str],
         *,
         keep: Sequence[str] | None = None,
         load: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        """Loads the model, in the worker.
+        """Loads the model in the worker.
 
         Args:
-          model: what roberta_flax.load takes; a path must be one that every worker sees.
-          work: Classify, Embed or FillMask.
-          columns: of the texts, one or several of one input.
-          keep: columns to keep; all if not given.
+          model: a model that roberta_flax.load accepts. A path must exist on every worker.
+          task: Classify, Embed or FillMask.
+          text_columns: the columns with text, one or several that form one input.
+          keep: the columns to copy to the output; by default all.
           load: options of roberta_flax.load.
-          options: of roberta_flax.Predictor.
+          options: options of roberta_flax.Predictor.
         """
-        self._columns, self._keep = list(columns), keep
-        self._predictor = Predictor(hub.load(model, **(load or {})), work, **options)
-        self._fields, self._answer = jobs.answers(self._predictor)
+        self._text_columns, self._keep = list(text_columns), keep
+        self._predictor = Predictor(hub.load(model, **(load or {})), task, **options)
+        self._schema, self._to_record = jobs.result_format(self._predictor)
 
     def __call__(self, batch: Any) -> Any:
-        """A table with the columns that are kept, the results, and "rejected"."""
+        """Returns a table with the kept columns, the result columns, and "rejected"."""
         import pyarrow
 
-        texts = [batch.column(name).to_pylist() for name in self._columns]
-        items = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
-        results = [result for window in self._predictor.windows([items]) for result in window] if len(items) else []
-        nothing = dict.fromkeys(self._fields)
-        records = [nothing if isinstance(result, Rejected) else self._answer(result) for result in results]
+        texts = [batch.column(name).to_pylist() for name in self._text_columns]
+        inputs = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
+        results = [result for window in self._predictor.windows([inputs]) for result in window] if len(inputs) else []
+        no_result = dict.fromkeys(self._schema)
+        records = [no_result if isinstance(result, Rejected) else self._to_record(result) for result in results]
         reasons = [result.reason if isinstance(result, Rejected) else None for result in results]
-        kept = batch.select(batch.column_names if self._keep is None else list(self._keep))
-        found = tables.arrow_table("results", records, self._fields)
-        for name in found.column_names:
-            kept = kept.append_column(name, found.column(name))
-        return kept.append_column(REASON, pyarrow.array(reasons, pyarrow.string()))
+        output = batch.select(batch.column_names if self._keep is None else list(self._keep))
+        result_columns = tables.arrow_table("results", records, self._schema)
+        for name in result_columns.column_names:
+            output = output.append_column(name, result_columns.column(name))
+        return output.append_column(REASON, pyarrow.array(reasons, pyarrow.string()))
 
 
 def predict_parquet(
@@ -91,24 +95,26 @@ def predict_parquet(
     num_gpus: float = 0,
     **options: Any,
 ) -> dict[str, int]:
-    """Predicts every row of a directory of Parquet files (or of one file) into a directory of them.
+    """Runs Predict over a Parquet file, or a directory of them, and writes a directory of Parquet files.
 
-    Workers write their batches as they finish them, so rows are in no order: keep a column that identifies them. A
-    worker that dies is replaced, and what it had is done again. The destination appears when all rows are in it, once
-    each. Ray is started on this machine, or the cluster is joined that RAY_ADDRESS names.
+    Workers write batches as they finish them, so the rows come in no particular order: keep a column that identifies
+    them. If a worker dies, it is replaced and its batches are repeated. The destination appears when every row is in it
+    exactly once. Ray starts on this machine, or the cluster named in RAY_ADDRESS is joined.
 
     Args:
-      source, destination: on a file system that every worker sees; the destination must not exist.
-      workers: how many load the model; one less than Ray has CPUs, or as its GPUs allow with num_gpus, if not given.
-      rows_per_batch: that a worker takes at a time.
-      num_gpus: that each worker needs.
-      options: of Predict.
+      source: the Parquet file or directory, on a file system that all workers share.
+      destination: the directory to write, on a file system that all workers share. It must not exist.
+      workers: number of workers, each with its own copy of the model. The default is one less than Ray's number of
+        CPUs, or as many as its GPUs allow with num_gpus.
+      rows_per_batch: number of rows that a worker processes at a time.
+      num_gpus: number of GPUs that each worker needs.
+      options: arguments of Predict.
 
     Returns:
-      rows, rejected.
+      The number of "rows", and how many of them were "rejected".
 
     Raises:
-      InputError: ray is not installed, no Parquet files, a column that is not there, or the destination exists.
+      InputError: Ray is not installed, there are no Parquet files, a column is missing, or the destination exists.
     """
     ray = require("ray", "ray")
     require("ray.data", "ray")
@@ -116,11 +122,11 @@ def predict_parquet(
     if destination.exists():
         raise InputError(f"{destination} exists already; remove it or choose another name")
     names = tables.column_names(source, format="parquet") or []
-    if missing := [name for name in options["columns"] if name not in names]:
+    if missing := [name for name in options["text_columns"] if name not in names]:
         raise InputError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(map(repr, names))}")
     if clash := {REASON}.intersection(names):
-        raise InputError(f"{source} has a column {min(clash)!r}, which results have too; rename it")
-    jobs.check_kept(names if options.get("keep") is None else options["keep"])
+        raise InputError(f"{source} has a column {min(clash)!r}: a result column has this name; rename it")
+    jobs.check_kept_columns(names if options.get("keep") is None else options["keep"])
     ray.init(ignore_reinit_error=True, logging_level="warning")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -135,7 +141,7 @@ def predict_parquet(
             compute=ray.data.ActorPoolStrategy(size=workers),
             batch_size=rows_per_batch,
             batch_format="pyarrow",
-            num_cpus=min(1.0, max(0.1, (cpus - 1) / workers)),  # some are left to read and write
+            num_cpus=min(1.0, max(0.1, (cpus - 1) / workers)),  # the rest is left for reading and writing
             num_gpus=num_gpus,
         ).write_parquet(str(partial))
         written = ray.data.read_parquet(str(partial), columns=[REASON])

@@ -1,1 +1,1 @@
-"""What is asked of a model, one module a task: how inputs are tokenized, which function runs, what a result is."""
+"""Tasks, one per module: how inputs are tokenized, which function of the model runs, and what the result is."""

@@ -1,4 +1,4 @@
-"""What every task provides, and what several share."""
+"""The interface of a task, and functions that several tasks share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.text.batching import TokenBatch
-from roberta_flax.text.encoding import Encoded, OnLong, Piece
+from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong
 from roberta_flax.text.tokenizer import Tokenizer
 
 
 class Model(Protocol):
-    """What a task needs of a model: a roberta_flax.Roberta, or anything with its parts."""
+    """The parts of a model that a task uses; roberta_flax.Roberta has them."""
 
     @property
     def config(self) -> RobertaConfig: ...
@@ -30,47 +30,70 @@ class Model(Protocol):
     def numerics(self) -> Numerics: ...
 
 
-class Work(Protocol):
-    """What is asked of the model for each text."""
+class Task(Protocol):
+    """What is asked of a model for each input.
+
+    A Predictor encodes inputs as sequences (`encode`), runs the model on batches of sequences (`run`), splits the
+    outputs of each batch (`unpack`), and makes the result of each input from those of its sequences (`result`).
+    """
 
     def check(self, config: RobertaConfig) -> None:
-        """Raises InputError where the model cannot do it."""
+        """Raises InputError if a model of this configuration cannot do the task."""
 
-    def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
-        """For each input its sequences, at most `limit` tokens long, or why there are none."""
+    def encode(
+        self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
+    ) -> list[EncodedInput]:
+        """Encodes each input as sequences of at most `max_length` tokens, or rejects it."""
 
-    def run(self, model: Model, params: Any, batch: TokenBatch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
-        """Starts it on the device, on the batch's tokens, segments and starts; gives arrays that are there later."""
+    def run(
+        self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
+    ) -> Any:
+        """Starts the computation for a batch, and returns arrays that need not be ready yet.
 
-    def unpack(self, batch: TokenBatch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
-        """A result for each of the batch's sequences, of which `pieces` are in the same order."""
+        Args:
+          model: the model.
+          params: its parameters, on the devices.
+          batch: where each sequence is in the arrays.
+          arrays: the batch's tokens, and its segments and starts if it has them, on the devices.
+          sequences: the sequences of the batch, in the order of `batch.indices`.
+        """
 
-    def result(self, item: Any, pieces: Sequence[Piece], results: Sequence[Any], model: Model) -> Any:
-        """An input's result: its sequence's, or one of those of the parts of an input that is too long."""
+    def unpack(
+        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
+    ) -> list[Any]:
+        """Splits the outputs of `run`, as numpy arrays, into one result for each sequence."""
+
+    def result(
+        self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
+    ) -> Any:
+        """Makes the result of an input from those of its sequences: one, or several windows."""
 
     def can_pack(self) -> bool:
         """Whether several sequences may share a row."""
 
 
-def vectors_of(batch: TokenBatch, arrays: npt.NDArray[Any]) -> list[Any]:
-    """[rows, n] or [rows, segments, n] to one [n] a sequence."""
-    return list(arrays[batch.row] if batch.starts is None else arrays[batch.row, batch.segment])
+def unpack_vectors(batch: TokenBatch, outputs: npt.NDArray[Any]) -> list[Any]:
+    """Splits [rows, n], or [rows, segments, n] of a packed batch, into [n] for each sequence."""
+    return list(outputs[batch.row] if batch.starts is None else outputs[batch.row, batch.segment])
 
 
-def tokens_of(batch: TokenBatch, pieces: Sequence[Piece], arrays: npt.NDArray[Any]) -> list[Any]:
-    """[rows, length, n] to one [tokens, n] a sequence."""
+def unpack_tokens(batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: npt.NDArray[Any]) -> list[Any]:
+    """Splits [rows, length, n] into [tokens, n] for each sequence."""
     return [
-        arrays[row, column : column + len(piece.ids)]
-        for row, column, piece in zip(batch.row, batch.column, pieces, strict=True)
+        outputs[row, column : column + len(sequence.ids)]
+        for row, column, sequence in zip(batch.row, batch.column, sequences, strict=True)
     ]
 
 
-def stitched(pieces: Sequence[Piece], results: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Token results of sliding parts as those of the whole: each token's from the part where it is farthest inside."""
-    first, last = pieces[0], pieces[-1]
-    borders = [0, *((a.end + b.begin) // 2 for a, b in itertools.pairwise(pieces)), last.end]
-    inside = [
-        result[piece.prefix + begin - piece.begin : piece.prefix + end - piece.begin]
-        for piece, result, (begin, end) in zip(pieces, results, itertools.pairwise(borders), strict=True)
+def merge_windows(windows: Sequence[EncodedSequence], results: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Merges the token results of overlapping windows into those of the whole input.
+
+    The result of each token comes from the window in which the token is farthest from the edge.
+    """
+    first, last = windows[0], windows[-1]
+    borders = [0, *((a.end + b.begin) // 2 for a, b in itertools.pairwise(windows)), last.end]
+    kept = [
+        result[window.prefix_length + begin - window.begin : window.prefix_length + end - window.begin]
+        for window, result, (begin, end) in zip(windows, results, itertools.pairwise(borders), strict=True)
     ]
-    return np.concatenate([results[0][: first.prefix], *inside, results[-1][-1:]])
+    return np.concatenate([results[0][: first.prefix_length], *kept, results[-1][-1:]])

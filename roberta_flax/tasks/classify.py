@@ -1,4 +1,4 @@
-"""Sentence and token classification."""
+"""Classification of sentences and of tokens."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ import numpy.typing as npt
 from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.tasks.base import Model, stitched, tokens_of, vectors_of
+from roberta_flax.tasks.base import Model, merge_windows, unpack_tokens, unpack_vectors
 from roberta_flax.text.batching import TokenBatch
-from roberta_flax.text.encoding import Encoded, OnLong, Piece, encode_batch
+from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_batch
 from roberta_flax.text.tokenizer import Tokenizer
 
 
-def labels_of(head: HeadConfig, scores: npt.NDArray[Any], *, logits: bool = False) -> str | list[str]:
-    """The names of the classes that a sentence or token head finds in one input.
+def predicted_labels(head: HeadConfig, scores: npt.NDArray[Any], *, logits: bool = False) -> str | list[str]:
+    """Names the classes that a sentence or token head predicts for one input.
 
     Args:
-      head: one with classes: no regression.
-      scores: log-probabilities, float [classes], or of a token head [tokens, classes].
-      logits: whether they are the head's outputs instead.
+      head: a head with classes, not a regression.
+      scores: log-probabilities, float [classes], or [tokens, classes] from a token head.
+      logits: whether the scores are the head's outputs instead.
 
     Returns:
-      The likeliest class's name, of a token head a list with that of each token; or a list of all that are likelier
-      than not, where any number of classes may hold.
+      The name of the most likely class; a list with that of each token from a token head; or from a multi-label head,
+      a list of all classes whose probability is over one half.
     """
     names = head.label_names
     if head.kind == "token":
         return [names[i] for i in scores.argmax(axis=-1)]
     if head.problem == "multi_label":
-        even = 0.0 if logits else np.log(0.5)
-        return [name for name, score in zip(names, scores, strict=True) if score > even]
+        threshold = 0.0 if logits else np.log(0.5)
+        return [name for name, score in zip(names, scores, strict=True) if score > threshold]
     return names[int(scores.argmax())]
 
 
 @dataclass(frozen=True)
 class Classify:
-    """What a sentence or token head says: float32 [classes], or [tokens, classes].
+    """Classifies each input with a sentence head, or each of its tokens with a token head.
+
+    The result is float32 [classes], or [tokens, classes] from a token head.
 
     Attributes:
-      head: its name.
-      logits: its outputs; otherwise log-probabilities, or of a regression values, as in Roberta.predict.
+      head: name of the head.
+      logits: whether to return the head's outputs instead of log-probabilities or, from a regression, values. (See
+        Roberta.predict.)
     """
 
     head: str
@@ -55,28 +58,39 @@ class Classify:
     def check(self, config: RobertaConfig) -> None:
         kind = config.head(self.head).kind
         if kind not in ("sentence", "token"):
-            raise InputError(f"head {self.head!r} is of kind {kind}; in bulk there are sentence and token heads")
+            raise InputError(f"head {self.head!r} is of kind {kind}; Classify takes sentence and token heads")
 
-    def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
-        return encode_batch(tokenizer, items, limit, on_long)
+    def encode(
+        self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
+    ) -> list[EncodedInput]:
+        return encode_batch(tokenizer, inputs, max_length, on_long)
 
-    def run(self, model: Model, params: Any, batch: TokenBatch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
+    def run(
+        self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
+    ) -> Any:
         function = forward.head_logits if self.logits else forward.head_log_probs
-        return function(params, *tokens, head=self.head, config=model.config, numerics=model.numerics)
+        return function(params, *arrays, head=self.head, config=model.config, numerics=model.numerics)
 
-    def unpack(self, batch: TokenBatch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
+    def unpack(
+        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
+    ) -> list[Any]:
         if config.head(self.head).kind == "token":
-            return tokens_of(batch, pieces, arrays)
-        return vectors_of(batch, arrays)
+            return unpack_tokens(batch, sequences, outputs)
+        return unpack_vectors(batch, outputs)
 
-    def result(self, item: Any, pieces: Sequence[Piece], results: Sequence[Any], model: Model) -> Any:
+    def result(
+        self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
+    ) -> Any:
+        """Combines windows: the results of a token head are merged; probabilities, logits or values are averaged."""
         head = model.config.head(self.head)
         if len(results) == 1:
             return results[0]
         if head.kind == "token":
-            return stitched(pieces, results)
+            return merge_windows(sequences, results)
         mean = partial(np.mean, axis=0, dtype=np.float32)
-        return mean(results) if self.logits or head.problem == "regression" else np.log(mean(np.exp(results)))
+        if self.logits or head.problem == "regression":
+            return mean(results)
+        return np.log(mean(np.exp(results)))
 
     def can_pack(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Embeddings: features pooled to one vector per text, or per token."""
+"""Embeddings: the features of an input, pooled to one vector or for each token."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import numpy as np
 from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.tasks.base import Model, stitched, tokens_of, vectors_of
+from roberta_flax.tasks.base import Model, merge_windows, unpack_tokens, unpack_vectors
 from roberta_flax.text.batching import TokenBatch
-from roberta_flax.text.encoding import Encoded, OnLong, Piece, encode_batch
+from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_batch
 from roberta_flax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Embed:
-    """Features: float32 [hidden] of the "first" token or the "mean" of all, or [tokens, hidden] of all "tokens".
+    """Extracts the features of each input.
 
-    The mean is over every token of the sequence, `<s>` and `</s>` included.
+    Attributes:
+      pooling: "mean" or "first" for one vector, float32 [hidden]: the mean over all tokens, `<s>` and `</s>` included,
+        or the features of the first token; "tokens" for those of all tokens, float32 [tokens, hidden].
     """
 
     pooling: str = "mean"
@@ -30,25 +32,35 @@ class Embed:
         if self.pooling not in (*forward.POOLINGS, "tokens"):
             raise InputError(f"pooling must be one of {', '.join(forward.POOLINGS)}, tokens; got {self.pooling!r}")
 
-    def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
-        return encode_batch(tokenizer, items, limit, on_long)
+    def encode(
+        self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
+    ) -> list[EncodedInput]:
+        return encode_batch(tokenizer, inputs, max_length, on_long)
 
-    def run(self, model: Model, params: Any, batch: TokenBatch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
+    def run(
+        self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
+    ) -> Any:
         if self.pooling == "tokens":
-            return forward.features(params, *tokens[:2], config=model.config, numerics=model.numerics)
+            tokens_and_segments = arrays[:2]
+            return forward.features(params, *tokens_and_segments, config=model.config, numerics=model.numerics)
         return forward.pooled_features(
-            params, *tokens, pooling=self.pooling, config=model.config, numerics=model.numerics
+            params, *arrays, pooling=self.pooling, config=model.config, numerics=model.numerics
         )
 
-    def unpack(self, batch: TokenBatch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
-        return tokens_of(batch, pieces, arrays) if self.pooling == "tokens" else vectors_of(batch, arrays)
+    def unpack(
+        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
+    ) -> list[Any]:
+        return unpack_tokens(batch, sequences, outputs) if self.pooling == "tokens" else unpack_vectors(batch, outputs)
 
-    def result(self, item: Any, pieces: Sequence[Piece], results: Sequence[Any], model: Model) -> Any:
+    def result(
+        self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
+    ) -> Any:
+        """Combines windows: features of tokens are merged; vectors are averaged, means weighted by their tokens."""
         if len(results) == 1:
             return results[0]
         if self.pooling == "tokens":
-            return stitched(pieces, results)
-        weights = [len(piece.ids) if self.pooling == "mean" else 1 for piece in pieces]
+            return merge_windows(sequences, results)
+        weights = [len(sequence.ids) if self.pooling == "mean" else 1 for sequence in sequences]
         return np.average(results, axis=0, weights=weights).astype(np.float32)
 
     def can_pack(self) -> bool:

@@ -1,4 +1,4 @@
-"""Mask filling: the likeliest tokens for one `<mask>`."""
+"""Mask filling: the most likely tokens for one `<mask>`."""
 
 from __future__ import annotations
 
@@ -14,31 +14,49 @@ from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.tasks.base import Model
 from roberta_flax.text.batching import TokenBatch
-from roberta_flax.text.encoding import Encoded, OnLong, Piece, or_rejected, refuse_long
+from roberta_flax.text.encoding import EncodedInput, EncodedSequence, Ids, OnLong, encode_or_reject, too_long
 from roberta_flax.text.tokenizer import BOS, EOS, MASK, PAD, Tokenizer
 
 
 def check_topk(topk: Any, config: RobertaConfig) -> None:
-    """Raises InputError unless `topk` is a number of tokens of the vocabulary."""
+    """Raises InputError unless `topk` is an integer from 1 to the size of the vocabulary."""
     if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= config.vocab_size:
         raise InputError(f"topk must be an integer from 1 to the vocabulary's {config.vocab_size}, got {topk!r}")
 
 
-def masked_ids(tokenizer: Tokenizer, masked_input: Any) -> tuple[npt.NDArray[np.int32], int]:
-    """Token ids, [length], of a text with one `<mask>`, and the mask's position (RobertaHubInterface.fill_mask)."""
+def encode_masked(tokenizer: Tokenizer, masked_input: Any) -> tuple[Ids, int]:
+    """Encodes a text with one `<mask>` as fairseq does (RobertaHubInterface.fill_mask).
+
+    Returns:
+      The token ids, [length], and the position of the mask among them.
+
+    Raises:
+      InputError: not a text with exactly one `<mask>`.
+    """
     if not isinstance(masked_input, str) or masked_input.count(MASK) != 1:
         raise InputError(
-            f"fill_mask takes text with exactly one {MASK}, eg. 'He is a {MASK} guy'; got {str(masked_input)[:200]!r}"
+            f"expected a text with exactly one {MASK}, such as 'He is a {MASK} guy'; got {str(masked_input)[:200]!r}"
         )
     before, after = (tokenizer.encode_text(span.rstrip()) for span in masked_input.split(MASK))
     ids = np.concatenate([[tokenizer.bos_id], before, [tokenizer.mask_id], after, [tokenizer.eos_id]])
     return ids.astype(np.int32), 1 + len(before)
 
 
-def fills(
+def filled_texts(
     tokenizer: Tokenizer, masked_input: str, probabilities: npt.NDArray[Any], ids: npt.NDArray[Any]
 ) -> list[tuple[str, float, str]]:
-    """(text with the token in it, probability, token's text) for each of a mask's tokens that has a text."""
+    """Puts each of several tokens in place of the mask.
+
+    Args:
+      tokenizer: the model's tokenizer.
+      masked_input: the text with the mask.
+      probabilities: [topk], of each token.
+      ids: [topk], the tokens.
+
+    Returns:
+      (filled text, probability, token's text) for each token. `<s>`, `</s>` and `<pad>`, which have no text, are left
+      out.
+    """
     replaced = f" {MASK}" if f" {MASK}" in masked_input else MASK
     filled = []
     for probability, token_id in zip(probabilities.tolist(), ids.tolist(), strict=True):
@@ -50,7 +68,13 @@ def fills(
 
 @dataclass(frozen=True)
 class FillMask:
-    """The likeliest tokens for the one `<mask>` in a text: [(text, probability, token), ...] as Roberta.fill_mask."""
+    """Finds the most likely tokens for the one `<mask>` in each text.
+
+    The result is a list of (filled text, probability, token's text), as from Roberta.fill_mask.
+
+    Attributes:
+      topk: how many tokens to find.
+    """
 
     topk: int = 5
 
@@ -58,34 +82,48 @@ class FillMask:
         check_topk(self.topk, config)
         forward.check_lm_head(config)
 
-    def encode(self, tokenizer: Tokenizer, items: Sequence[Any], limit: int, on_long: OnLong) -> list[Encoded]:
-        """One sequence each; of a text that is too long, what stands around the mask."""
+    def encode(
+        self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
+    ) -> list[EncodedInput]:
+        """Encodes each text as one sequence; of a text over the maximum length, the part around the mask."""
 
-        def one(item: Any) -> list[Piece]:
-            ids, position = masked_ids(tokenizer, item)
-            if len(ids) <= limit:
-                return [Piece(ids, position)]
-            refuse_long(len(ids), limit, on_long)
-            inside = limit - 2
-            begin = min(max(position - inside // 2, 1), len(ids) - 1 - inside)
-            ids = np.concatenate([ids[:1], ids[begin : begin + inside], ids[-1:]])
-            return [Piece(ids, position + 1 - begin, cut=True)]
+        def encode_one(text: Any) -> list[EncodedSequence]:
+            ids, position = encode_masked(tokenizer, text)
+            if len(ids) <= max_length:
+                return [EncodedSequence(ids, position)]
+            if on_long == "error":
+                raise too_long(len(ids), max_length)
+            return [_around_mask(ids, position, max_length)]
 
-        return [or_rejected(one, item) for item in items]
+        return [encode_or_reject(encode_one, text) for text in inputs]
 
-    def run(self, model: Model, params: Any, batch: TokenBatch, tokens: Sequence[Any], pieces: Sequence[Piece]) -> Any:
+    def run(
+        self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
+    ) -> Any:
         positions = np.zeros((len(batch.tokens), 1), np.int32)
-        positions[batch.row, 0] = [piece.prefix for piece in pieces]
+        positions[batch.row, 0] = [sequence.prefix_length for sequence in sequences]
         return forward.top_tokens(
-            params, tokens[0], positions, topk=self.topk, config=model.config, numerics=model.numerics
+            params, arrays[0], positions, topk=self.topk, config=model.config, numerics=model.numerics
         )
 
-    def unpack(self, batch: TokenBatch, pieces: Sequence[Piece], arrays: Any, config: RobertaConfig) -> list[Any]:
-        probabilities, ids = arrays
+    def unpack(
+        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
+    ) -> list[Any]:
+        probabilities, ids = outputs
         return [(probabilities[row, 0], ids[row, 0]) for row in batch.row]
 
-    def result(self, item: Any, pieces: Sequence[Piece], results: Sequence[Any], model: Model) -> Any:
-        return fills(model.tokenizer, item, *results[0])
+    def result(
+        self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
+    ) -> Any:
+        return filled_texts(model.tokenizer, text_input, *results[0])
 
     def can_pack(self) -> bool:
         return False
+
+
+def _around_mask(ids: Ids, position: int, max_length: int) -> EncodedSequence:
+    """Keeps the tokens around the mask, with `<s>` and `</s>` at the ends."""
+    kept = max_length - 2
+    begin = min(max(position - kept // 2, 1), len(ids) - 1 - kept)
+    ids = np.concatenate([ids[:1], ids[begin : begin + kept], ids[-1:]])
+    return EncodedSequence(ids, position + 1 - begin, truncated=True)

@@ -1,4 +1,4 @@
-"""Span heads: the likeliest answer span."""
+"""Span heads: the most likely answer span."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 
 def best_span(scores: npt.NDArray[Any]) -> tuple[int, int]:
-    """The likeliest span: its first and its last token.
+    """Finds the most likely span, and returns its first and its last token.
 
     Args:
-      scores: of each token to be the start and to be the end, [tokens, 2]: log-probabilities or logits.
+      scores: [tokens, 2], log-probabilities or logits of each token to be the start, and to be the end.
     """
     joint = scores[:, None, 0] + scores[None, :, 1]
     start, end = np.unravel_index(np.where(np.tri(len(scores), k=-1), -np.inf, joint).argmax(), joint.shape)

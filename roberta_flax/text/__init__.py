@@ -1,1 +1,1 @@
-"""Text to token ids and back: tokenizers, sequences of a length the model takes, batches, word alignment."""
+"""Text to token ids and back: tokenizers, sequences within the maximum length, batches, alignment with words."""

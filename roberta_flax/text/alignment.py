@@ -1,9 +1,9 @@
-"""Features of tokens as features of words: which tokens stand for a word, and how much of each is the word's.
+"""Alignment of tokens with words, and the features of words computed from those of their tokens.
 
-The rule is fairseq's (fairseq/models/roberta/alignment_utils.py): a token that reaches over several words is divided
-evenly among them, and a word's features are the sum of its shares, so that the words' features add up to the tokens'.
-fairseq compares strings, and stops where they differ or where a token belongs to no word. Here characters are
-compared, and every text has an answer; where fairseq has one too, it is the same.
+The rule is fairseq's (fairseq/models/roberta/alignment_utils.py): a token that covers several words is divided evenly
+among them, and the features of a word are the sum of its shares, so that the features of all words add up to those of
+all tokens. fairseq compares strings, and fails if they differ or if a token belongs to no word. This module compares
+character positions, which works for every text; where fairseq gives an answer, it is the same.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ if TYPE_CHECKING:
 
 
 def check_spans(spans: npt.ArrayLike, text: str) -> Int[np.ndarray, "words 2"]:
-    """Words' places in a text as int64, checked.
+    """Checks the character spans of the words of a text, and returns them as int64.
 
     Args:
-      spans: for each word its first character and the one after its last, [words, 2].
-      text: that they are in.
+      spans: [words, 2], the begin (inclusive) and the end (exclusive) of each word.
+      text: the text that the spans refer to.
 
     Raises:
-      InputError: another shape, not integers, an empty word, words outside the text, that overlap or are out of order.
+      InputError: the spans have another shape, are not integers, are empty, lie outside the text, overlap or are out
+        of order.
     """
     try:
-        found = np.asarray(spans)
-    except ValueError:
-        found = np.asarray(None)
-    if found.size == 0:
+        array = np.asarray(spans)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if array.size == 0:
         return np.zeros((0, 2), np.int64)
-    if found.ndim != 2 or found.shape[1] != 2 or not np.issubdtype(found.dtype, np.integer):
+    if array.ndim != 2 or array.shape[1] != 2 or not np.issubdtype(array.dtype, np.integer):
         raise InputError(
-            f"words' places are integers [words, 2], first character and the one after the last; got {found.dtype} "
-            f"of shape {found.shape}"
+            f"word spans must be integers of shape [words, 2], the begin and end of each word in characters; got "
+            f"{array.dtype} of shape {array.shape}"
         )
-    borders = found.ravel().astype(np.int64)
+    borders = array.ravel().astype(np.int64)
     if borders[0] < 0 or borders[-1] > len(text) or (np.diff(borders) < np.arange(1, len(borders)) % 2).any():
         raise InputError(
-            f"words' places must be non-empty, in order and apart, within the text's {len(text)} characters; got "
-            f"{str(found.tolist())[:80]}"
+            f"word spans must not be empty, overlap or be out of order, and must lie within the {len(text)} characters "
+            f"of the text; got {str(array.tolist())[:80]}"
         )
     return borders.reshape(-1, 2)
 
@@ -52,42 +53,47 @@ def check_spans(spans: npt.ArrayLike, text: str) -> Int[np.ndarray, "words 2"]:
 def word_weights(
     words: Int[np.ndarray, "words 2"], tokens: Int[np.ndarray, "tokens 2"]
 ) -> Float[np.ndarray, "words tokens"]:
-    """Which share of each token's features each word has. Columns add up to 1.
+    """Returns the share of each token's features that goes to each word. Each column adds up to 1.
 
-    A token belongs to each word of which it covers a character. One that covers none (a space, between words or at
-    the end) belongs to the word that follows, and to the last where none does. A word that no token covers (characters
-    that sentencepiece drops) shares the token that follows, and the last where none does.
+    A token belongs to every word that it shares a character with. A token that shares none (a space between words or
+    at the end) belongs to the next word, or to the last word if there is no next one. A word without tokens
+    (characters that sentencepiece drops) gets a share of the next token, or of the last token if there is no next one.
 
     Args:
-      words: in order and apart: each word's first character, and the one after its last.
-      tokens: the same of each token, in order; they may overlap, where a character is several tokens, and be empty.
+      words: [words, 2], the begin (inclusive) and the end (exclusive) of each word in characters, in order and without
+        overlap.
+      tokens: [tokens, 2], the same for each token, in order. Token spans may be empty, and they overlap where several
+        tokens encode one character.
 
     Returns:
-      float64; of no tokens, or no words, an empty matrix.
+      float64 [words, tokens]; an empty matrix if there are no words or no tokens.
     """
-    member = (tokens[None, :, 0] < words[:, None, 1]) & (words[:, None, 0] < tokens[None, :, 1])
-    if member.size:
-        orphans = np.flatnonzero(~member.any(axis=0))
-        following = np.searchsorted(words[:, 1], tokens[orphans, 0], side="right")
-        member[np.minimum(following, len(words) - 1), orphans] = True
-        bare = np.flatnonzero(~member.any(axis=1))
-        following = np.searchsorted(tokens[:, 1], words[bare, 0], side="right")
-        member[bare, np.minimum(following, len(tokens) - 1)] = True
-    weights: npt.NDArray[np.float64] = member / np.maximum(member.sum(axis=0), 1)
+    belongs = (tokens[None, :, 0] < words[:, None, 1]) & (words[:, None, 0] < tokens[None, :, 1])
+    if belongs.size:
+        without_word = np.flatnonzero(~belongs.any(axis=0))
+        next_word = np.searchsorted(words[:, 1], tokens[without_word, 0], side="right")
+        belongs[np.minimum(next_word, len(words) - 1), without_word] = True
+        without_token = np.flatnonzero(~belongs.any(axis=1))
+        next_token = np.searchsorted(tokens[:, 1], words[without_token, 0], side="right")
+        belongs[without_token, np.minimum(next_token, len(tokens) - 1)] = True
+    weights: npt.NDArray[np.float64] = belongs / np.maximum(belongs.sum(axis=0), 1)
     return weights
 
 
 def features_of_words(
     features: npt.NDArray[Any], weights: Float[np.ndarray, "words tokens"]
 ) -> Float[np.ndarray, "*layers words_and_2 hidden"]:
-    """Words' features, `<s>` and `</s>` at the ends as they are, in the dtype of the tokens'.
+    """Sums the features of tokens over each word; `<s>` and `</s>` keep theirs.
 
-    Sums are made in float32 at least, on the host: an accelerator would round the factors of a product first.
+    The sums are computed in float32 or wider, and on the host, because an accelerator would round the operands first.
 
     Args:
-      features: of `<s>`, the tokens and `</s>`, [tokens + 2, hidden]; or [layers, tokens + 2, hidden].
-      weights: as word_weights gives them.
+      features: features of `<s>`, the tokens and `</s>`: [tokens + 2, hidden], or [layers, tokens + 2, hidden].
+      weights: the result of `word_weights`.
+
+    Returns:
+      Features of `<s>`, the words and `</s>`, in the dtype of `features`.
     """
     wide = features.astype(np.promote_types(np.float32, features.dtype))
-    shares: npt.NDArray[Any] = weights.astype(wide.dtype) @ wide[..., 1:-1, :]
-    return np.concatenate([wide[..., :1, :], shares, wide[..., -1:, :]], axis=-2).astype(features.dtype)
+    sums: npt.NDArray[Any] = weights.astype(wide.dtype) @ wide[..., 1:-1, :]
+    return np.concatenate([wide[..., :1, :], sums, wide[..., -1:, :]], axis=-2).astype(features.dtype)

@@ -1,4 +1,4 @@
-"""Texts to token sequences of a length that the model takes."""
+"""Encoding of texts as token sequences within the maximum length."""
 
 from __future__ import annotations
 
@@ -13,140 +13,178 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.text.tokenizer import Tokenizer
 
-OnLong = Literal["error", "truncate", "window"]
-
-
+OnLong = Literal["error", "truncate", "window"]  # what to do with an input over the maximum length
+TextInput = str | Sequence[str]  # a text, or several that form one input, such as a pair
 Ids = npt.NDArray[np.int32]
 
-
-Item = str | Sequence[str]  # a text, or several of one input: a pair
-
-
-SHORTEST_LIMIT = 8  # tokens that an input may have, at the least: two texts of two, and what joins them
+SMALLEST_MAX_LENGTH = 8  # room for two texts of two tokens each, with their special tokens
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """In the place of a result: why a text has none."""
+    """Takes the place of a result if an input cannot be used.
+
+    Attributes:
+      reason: why not, in one line.
+    """
 
     reason: str
 
 
-class Piece(NamedTuple):
-    """A sequence that the model sees: a whole input, or a part of one that is too long.
+class EncodedSequence(NamedTuple):
+    """A token sequence for the model: a whole input, or a part of an input over the maximum length.
 
     Attributes:
-      ids: with special tokens.
-      prefix: how many of them stand before the text that was cut, or before the mask.
-      begin, end: which of that text's tokens are in it.
-      cut: whether anything of the input is missing in it.
+      ids: int32 [length], special tokens included.
+      prefix_length: how many of these tokens come before the text that windows slide over, or before the mask.
+      begin, end: for a window, the range of that text's tokens that it holds.
+      truncated: whether tokens of the input are missing.
     """
 
     ids: Ids
-    prefix: int = 0
+    prefix_length: int = 0
     begin: int = 0
     end: int = 0
-    cut: bool = False
+    truncated: bool = False
 
 
-Encoded = list[Piece] | Rejected  # what an input becomes
+EncodedInput = list[EncodedSequence] | Rejected
 
 
-def encode_texts(tokenizer: Tokenizer, item: Item, limit: int, on_long: OnLong) -> list[Piece]:
-    """The sequences of a text or of several, as Tokenizer.encode joins them.
+def encode_texts(tokenizer: Tokenizer, texts: TextInput, max_length: int, on_long: OnLong) -> list[EncodedSequence]:
+    """Encodes one input: a text, or several that are joined as in Tokenizer.encode.
 
-    Of an input of over `limit` tokens, by `on_long`: none ("error"); one, cut token by token at the end of whichever
-    text is the longest then ("truncate"); or several, that slide over the last text by half of what there is room for
-    ("window").
+    If the input has over `max_length` tokens, `on_long` decides: "error" raises; "truncate" removes tokens one at a
+    time from the end of whichever text is longest; "window" returns several sequences, windows that slide over the
+    last text by half of the room that is left for it.
 
     Raises:
-      InputError: not text, or too long.
+      InputError: the input is not text, or it is too long.
     """
-    (found,) = encode_batch(tokenizer, [item], limit, on_long)
-    if isinstance(found, Rejected):
-        raise InputError(found.reason)
-    return found
+    (encoded,) = encode_batch(tokenizer, [texts], max_length, on_long)
+    if isinstance(encoded, Rejected):
+        raise InputError(encoded.reason)
+    return encoded
 
 
-def encode_batch(tokenizer: Tokenizer, items: Iterable[Item], limit: int, on_long: OnLong) -> list[Encoded]:
-    """`encode_texts` of each, or why it raises: one look-up for all that are not too long."""
-    whole: list[list[list[int]]] = []
+def encode_batch(
+    tokenizer: Tokenizer, inputs: Iterable[TextInput], max_length: int, on_long: OnLong
+) -> list[EncodedInput]:
+    """Encodes each input as `encode_texts` does, with a Rejected for each that `encode_texts` would raise for.
 
-    def shortened(item: Item) -> list[Piece]:
-        """The sequences of an input that is too long; none of one that is joined with the others."""
-        texts = [item] if isinstance(item, str) else item
-        if not isinstance(texts, (list, tuple)) or not texts:
-            raise InputError(f"expected a text or several, got {type(item).__name__}: {str(item)[:60]!r}")
-        parts = list(map(tokenizer.pieces, texts))
-        if sum(map(len, parts)) + _specials(parts) > limit:
-            return _shortened(tokenizer, parts, limit, on_long)
-        whole.append(parts)
+    All inputs within the maximum length are converted to ids in one lookup, which is faster than one by one.
+    """
+    fitting: list[list[list[int]]] = []  # the pieces of each input within the maximum length, by text
+
+    def encode_long(texts: TextInput) -> list[EncodedSequence]:
+        """Encodes an input over the maximum length; puts any other in `fitting` and returns nothing yet."""
+        pieces = _pieces_by_text(tokenizer, texts)
+        if _joined_length(pieces) > max_length:
+            return _shorten(tokenizer, pieces, max_length, on_long)
+        fitting.append(pieces)
         return []
 
-    encoded = [or_rejected(shortened, item) for item in items]
-    joined = iter(tokenizer.join_all(whole))
-    return [found or [Piece(next(joined))] for found in encoded]
+    encoded = [encode_or_reject(encode_long, texts) for texts in inputs]
+    joined = iter(tokenizer.join_all(fitting))
+    return [sequences or [EncodedSequence(next(joined))] for sequences in encoded]
 
 
-def or_rejected(encode: Callable[[Any], list[Piece]], item: Any) -> Encoded:
-    if isinstance(item, Rejected):
-        return item
+def encode_or_reject(encode: Callable[[Any], list[EncodedSequence]], texts: Any) -> EncodedInput:
+    """Calls `encode`, and turns its InputError into a Rejected. A Rejected in place of texts is returned unchanged."""
+    if isinstance(texts, Rejected):
+        return texts
     try:
-        return encode(item)
+        return encode(texts)
     except InputError as error:
         return Rejected(str(error))
 
 
-def _specials(parts: Sequence[list[int]]) -> int:
-    return 2 * len(parts)  # <s> a </s></s> b </s>
-
-
-def _shortened(tokenizer: Tokenizer, parts: Sequence[list[int]], limit: int, on_long: OnLong) -> list[Piece]:
-    specials = _specials(parts)
-    length = sum(map(len, parts)) + specials
-    refuse_long(length, limit, on_long)
-    if on_long == "truncate":
-        kept = longest_first([len(part) for part in parts], limit - specials)
-        return [Piece(tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)]), cut=True)]
-    *given, last = parts
-    room = limit - specials - sum(map(len, given))
-    if room < 2:
-        raise InputError(f"{length} tokens, and the texts before the last leave no room in {limit} to slide over it")
-    prefix = length - len(last) - 1
-    begins = [*range(0, len(last) - room, max(room // 2, 1)), len(last) - room]
-    return [
-        Piece(tokenizer.join([*given, last[begin : begin + room]]), prefix, begin, begin + room, cut=True)
-        for begin in begins
-    ]
+def too_long(length: int, max_length: int) -> InputError:
+    """The error for an input of `length` tokens if on_long is "error"."""
+    return InputError(
+        f"{length} tokens, over the maximum length of {max_length}; to shorten such inputs, set on_long (--on-long) to "
+        "truncate or window"
+    )
 
 
 def longest_first(lengths: Sequence[int], room: int) -> list[int]:
-    """How much of each text `room` holds: a token at a time goes from the longest, from the last of equals."""
+    """The lengths to truncate texts to so that together they have at most `room` tokens.
+
+    Tokens are removed one at a time from the text that is then the longest, or from the last of several such texts.
+    This is the truncation strategy "longest_first" of transformers' slow tokenizers.
+    """
     kept, excess = list(lengths), sum(lengths) - room
     while excess > 0:
         longest = max(range(len(kept)), key=lambda i: (kept[i], i))
         others = [length for i, length in enumerate(kept) if i != longest]
         surplus = kept[longest] - max(others, default=0)
-        cut = min(excess, max(surplus, 1))
-        kept[longest] -= cut
-        excess -= cut
+        removed = min(excess, max(surplus, 1))
+        kept[longest] -= removed
+        excess -= removed
     return kept
 
 
-def refuse_long(length: int, limit: int, on_long: OnLong) -> None:
-    if on_long == "error":
-        raise InputError(f"{length} tokens, over the limit of {limit}; see on_long (--on-long truncate or window)")
-
-
-def limit_of(config: RobertaConfig, max_length: int | None) -> int:
-    """How many tokens an input may have: max_length, or the model's max_positions.
+def resolve_max_length(config: RobertaConfig, max_length: int | None) -> int:
+    """Returns `max_length`, or the model's max_positions if it is None.
 
     Raises:
-      InputError: a max_length below SHORTEST_LIMIT, or more than the model has positions.
+      InputError: max_length is below SMALLEST_MAX_LENGTH or above the model's max_positions.
     """
-    limit = config.max_positions if max_length is None else max_length
-    if isinstance(limit, bool) or not isinstance(limit, int) or not SHORTEST_LIMIT <= limit <= config.max_positions:
+    resolved = config.max_positions if max_length is None else max_length
+    is_integer = isinstance(resolved, int) and not isinstance(resolved, bool)
+    if not is_integer or not SMALLEST_MAX_LENGTH <= resolved <= config.max_positions:
         raise InputError(
-            f"max_length must be from {SHORTEST_LIMIT} to the model's {config.max_positions}, got {limit!r}"
+            f"max_length must be from {SMALLEST_MAX_LENGTH} to the model's {config.max_positions}, got {resolved!r}"
         )
-    return limit
+    return resolved
+
+
+def _pieces_by_text(tokenizer: Tokenizer, texts: TextInput) -> list[list[int]]:
+    several = [texts] if isinstance(texts, str) else texts
+    if not isinstance(several, (list, tuple)) or not several:
+        raise InputError(f"expected a text or a list of texts, got {type(texts).__name__}: {str(texts)[:60]!r}")
+    return list(map(tokenizer.pieces, several))
+
+
+def _joined_length(pieces: Sequence[list[int]]) -> int:
+    return sum(map(len, pieces)) + _special_tokens(pieces)
+
+
+def _special_tokens(pieces: Sequence[list[int]]) -> int:
+    return 2 * len(pieces)  # <s> a </s></s> b </s>
+
+
+def _shorten(
+    tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int, on_long: OnLong
+) -> list[EncodedSequence]:
+    if on_long == "error":
+        raise too_long(_joined_length(pieces), max_length)
+    if on_long == "truncate":
+        return [_truncate(tokenizer, pieces, max_length)]
+    return _slide(tokenizer, pieces, max_length)
+
+
+def _truncate(tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int) -> EncodedSequence:
+    kept = longest_first([len(text) for text in pieces], max_length - _special_tokens(pieces))
+    ids = tokenizer.join([text[:length] for text, length in zip(pieces, kept, strict=True)])
+    return EncodedSequence(ids, truncated=True)
+
+
+def _slide(tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int) -> list[EncodedSequence]:
+    """Windows over the last text, each with all other texts before it."""
+    *others, last = pieces
+    length = _joined_length(pieces)
+    room = max_length - (length - len(last))
+    if room < 2:
+        raise InputError(
+            f"{length} tokens, over the maximum length of {max_length}, and the texts before the last leave no room to "
+            "slide windows over it"
+        )
+    prefix_length = length - len(last) - 1
+    begins = [*range(0, len(last) - room, max(room // 2, 1)), len(last) - room]
+    return [
+        EncodedSequence(
+            tokenizer.join([*others, last[begin : begin + room]]), prefix_length, begin, begin + room, truncated=True
+        )
+        for begin in begins
+    ]

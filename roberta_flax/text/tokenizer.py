@@ -1,16 +1,15 @@
-"""Text <-> token ids, exactly as fairseq: a BPE, then the fairseq dictionary.
+"""Text to token ids and back, exactly as in fairseq: a BPE followed by fairseq's dictionary.
 
-Three steps, each from its source in fairseq:
+There are three steps, each taken from its source in fairseq:
 
-1. `ByteLevelBPE`  text -> BPE pieces (fairseq/data/encoders/gpt2_bpe_utils.py, class Encoder); or
-   `SentencePiece` text -> sentencepiece's pieces, of XLM-R and CamemBERT (fairseq/data/encoders/sentencepiece_bpe.py)
-2. `Dictionary`    piece, as a word -> token id (fairseq/data/dictionary.py, class Dictionary)
-3. `Tokenizer`     `<s> a </s></s> b </s>` and back (fairseq/models/roberta/hub_interface.py)
+1. `ByteLevelBPE`   splits text into BPE pieces (fairseq/data/encoders/gpt2_bpe_utils.py, class Encoder), or
+   `SentencePiece`  into sentencepiece's, for XLM-R and CamemBERT (fairseq/data/encoders/sentencepiece_bpe.py).
+2. `Dictionary`     maps the symbol of each piece to a token id (fairseq/data/dictionary.py, class Dictionary).
+3. `Tokenizer`      joins texts as `<s> a </s></s> b </s>`, and decodes (fairseq/models/roberta/hub_interface.py).
 
-The merging of byte-level BPE is done by tiktoken. Its regular-expression engine carries its own Unicode tables,
-and fairseq splits with the `regex` package; so the character classes of the installed `regex` are spelled out,
-range by range, in the pattern that tiktoken compiles, and both split alike whatever Unicode version each was
-built for.
+tiktoken merges the pieces of byte-level BPE. Its regular-expression engine has Unicode tables of its own, while fairseq
+splits text with the `regex` package. The pattern that tiktoken compiles therefore spells out the character classes of
+the installed `regex`, range by range, so that both split alike whatever Unicode version each was built for.
 """
 
 from __future__ import annotations
@@ -43,21 +42,21 @@ SENTENCEPIECE_FILES = (DICTIONARY_FILE, SENTENCEPIECE_FILE)
 BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3  # Dictionary.__init__ adds these four first
 
-WORD_BOUNDARY = "\u2581"  # what sentencepiece writes for a space
+WORD_BOUNDARY = "\u2581"  # sentencepiece's character for a space
 MERGES_HEADER = "#version: 0.2\n"  # vocab.bpe's first line
-_NO_ID = -1  # of a BPE piece that encoder.json does not have
+_NO_ID = -1  # the token id of a BPE piece that is not in encoder.json
 
-# Merges known to be reachable (see ByteLevelBPE), so that checking them at every load is not needed:
-# GPT-2's own vocab.bpe, from dl.fbaipublicfiles.com/fairseq/gpt2_bpe/.
+# Merges that are known to be reachable (see ByteLevelBPE), which saves checking them at every load: GPT-2's own
+# vocab.bpe, from dl.fbaipublicfiles.com/fairseq/gpt2_bpe/.
 _REACHABLE_MERGES_SHA256 = frozenset({"1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"})
 
-# A regex engine that backtracks keeps a state for every character of a whitespace run that it may give back,
-# and tiktoken's gives up at a million of them. Longer runs than this are cut beforehand.
+# A backtracking regex engine keeps a state for every character of a whitespace run, and tiktoken's engine fails at a
+# million states. Runs of at least this length are therefore split before the text is encoded.
 _LONG_WHITESPACE_RUN = 100_000
 
 
 def byte_alphabet() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in GPT-2's files (bytes_to_unicode)."""
+    """The printable character that GPT-2's files write for each of the 256 bytes (bytes_to_unicode)."""
     printable = {
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -68,11 +67,11 @@ def byte_alphabet() -> list[str]:
 
 
 class Dictionary:
-    """fairseq's Dictionary as its masked-LM task builds it: four specials, the file's symbols, `<mask>`.
+    """fairseq's Dictionary as its masked-LM task builds it: four special symbols, those of the file, and `<mask>`.
 
     Attributes:
-      symbols: every symbol, in the order of its id.
-      index: symbol -> id.
+      symbols: all symbols, in the order of their ids.
+      index: the id of each symbol; the higher one if a symbol occurs twice.
     """
 
     def __init__(self, symbols: Iterable[str] = ()) -> None:
@@ -92,10 +91,10 @@ class Dictionary:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Dictionary:
-        """Reads dict.txt: one `symbol count` a line, `#fairseq:overwrite` after it where a symbol comes twice.
+        """Reads dict.txt: lines of `symbol count`, with `#fairseq:overwrite` after it if the symbol is a repeated one.
 
         Raises:
-          CheckpointError: the file is missing, is not UTF-8, or has a line of another form.
+          CheckpointError: the file is missing or not UTF-8, or has a line of another form.
         """
         path = Path(path)
         symbols: list[str] = []
@@ -110,14 +109,14 @@ class Dictionary:
             if symbol in seen and not overwrite:
                 raise CheckpointError(
                     f"{path}, line {number}: {symbol!r} is in the dictionary already; "
-                    "fairseq takes a second one only with '#fairseq:overwrite' after it"
+                    "fairseq accepts a repeated symbol only with '#fairseq:overwrite' after it"
                 )
             seen.add(symbol)
             symbols.append(symbol)
         return cls(symbols)
 
     def to_text(self) -> str:
-        """dict.txt, as `read` reads it and fairseq's Dictionary.load; the counts, which are of no use, are 0."""
+        """The content of a dict.txt for `read` and fairseq's Dictionary.load. Counts are not used; all are 0."""
         seen = {BOS, PAD, EOS, UNK}
         lines = []
         for symbol in self.symbols[len(seen) :]:
@@ -127,66 +126,71 @@ class Dictionary:
 
 
 class BPE(Protocol):
-    """How a model cuts text into the symbols of its dictionary."""
+    """The part of a tokenizer that splits text into pieces. Each piece has a symbol in the model's dictionary."""
 
     @property
     def symbols(self) -> set[str]:
-        """Its pieces, as a dictionary has them."""
+        """The symbols of all pieces."""
         ...
 
     def token_ids(self, index: Mapping[str, int]) -> list[int]:
-        """The token id of each of its pieces, by a dictionary's index."""
+        """The token id of every piece, from a dictionary's index of symbols."""
         ...
 
-    def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
-        """A function from text to the numbers of its pieces: places in `token_ids`.
+    def piece_encoder(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
+        """Makes the function that splits text into pieces, for a dictionary with this index of symbols.
 
-        Where it looks a symbol up that is none of the pieces, it gives `len(token_ids)` and the symbol's token id more.
+        The function returns the number of each piece, its index in `token_ids`. If a part of the text is looked up in
+        the dictionary directly, its number is its token id plus `len(token_ids)`.
         """
         ...
 
-    def bytes_of(self, symbol: str) -> bytes:
-        """A symbol as it stands in text."""
+    def symbol_bytes(self, symbol: str) -> bytes:
+        """The bytes that a symbol contributes to decoded text."""
         ...
 
-    def text_of(self, joined: bytes) -> str:
-        """The text of several symbols' bytes."""
+    def decode_bytes(self, joined: bytes) -> str:
+        """The text of the joined bytes of several symbols."""
         ...
 
-    def text_of_one(self, symbol: str) -> str:
-        """The text of a symbol inside a sentence, with the space before it that it may bring."""
+    def symbol_text(self, symbol: str) -> str:
+        """The text of a symbol inside a sentence, including the space before it if it has one."""
         ...
 
     def spans(self, text: str) -> npt.NDArray[np.int64]:
-        """Of each piece of `text`, its first character there and the one after its last: [pieces, 2]."""
+        """The begin (inclusive) and end (exclusive) of each piece of `text`, in characters: [pieces, 2]."""
         ...
 
     def files(self) -> dict[str, bytes]:
-        """What `Tokenizer.from_directory` makes it of again: content by file name."""
+        """The files that `Tokenizer.from_directory` reads this BPE from: content by file name."""
         ...
 
-    def rules(self, index: Mapping[str, int]) -> tuple[Any, ...]:
-        """What the function that `bind` gives depends on."""
+    def definition(self, index: Mapping[str, int]) -> tuple[Any, ...]:
+        """All that decides how text is encoded, given this index: BPEs with equal definitions encode alike."""
         ...
 
 
 class ByteLevelBPE:
-    """GPT-2's byte-level BPE from encoder.json (piece -> BPE id) and vocab.bpe (merges, best first).
+    """GPT-2's byte-level BPE, from encoder.json (piece -> BPE id) and vocab.bpe (merges, best first).
 
-    fairseq merges by a list of pairs; tiktoken merges any two neighbors whose concatenation is in the
-    vocabulary. The two agree if every merge is reachable: encoded alone, the bytes of its result end as that
-    one piece. (Merges inside a span do not depend on what surrounds it unless one crosses its border, and the
-    last state before the whole piece is then the pair that the list names.) Trained vocabularies are reachable.
-    For any other, `merge` walks the list of pairs as fairseq does, slower.
+    fairseq merges pairs from a list; tiktoken merges any two neighbors whose concatenation is in the vocabulary. They
+    agree if every merge is reachable, that is, if its result, encoded alone, becomes that one piece. (Merges inside a
+    span do not depend on what surrounds it unless one crosses its border, and the last state before the whole piece is
+    then the pair that is in the list.) Trained vocabularies are reachable. For any other, `merge` applies the list of
+    pairs as fairseq does, which is slower.
+
+    Attributes:
+      pieces: the bytes of each piece, by its number: the 256 single bytes, then the result of each merge.
+      bpe_ids: the BPE id of each piece; None if encoder.json lacks it.
     """
 
     def __init__(self, encoder: dict[str, int], merges: Sequence[tuple[bytes, bytes]], reachable: bool = False) -> None:
         """Builds the encoder.
 
         Args:
-          encoder: piece, in GPT-2's byte alphabet -> BPE id.
-          merges: pairs of pieces, as bytes, in order of rank.
-          reachable: true where the merges are known to be reachable; they are checked otherwise.
+          encoder: the BPE id of each piece, which is written in GPT-2's byte alphabet.
+          merges: pairs of pieces, as bytes, in the order of their rank.
+          reachable: whether the merges are known to be reachable; if not, they are checked.
         """
         alphabet = byte_alphabet()
         self._encoder = encoder
@@ -201,93 +205,95 @@ class ByteLevelBPE:
             self._tiktoken = tiktoken.Encoding(
                 "byte-level-bpe", pat_str=_tiktoken_pattern(), mergeable_ranks=self._rank, special_tokens={}
             )
-        self._encode: Callable[[str], list[int]] = self._tiktoken.encode_ordinary if self._tiktoken else self._walk
+        self._encode: Callable[[str], list[int]] = (
+            self._tiktoken.encode_ordinary if self._tiktoken else self._encode_by_pairs
+        )
 
     @classmethod
     def read(cls, encoder_json: str | os.PathLike[str], vocab_bpe: str | os.PathLike[str]) -> ByteLevelBPE:
         """Reads encoder.json and vocab.bpe.
 
         Raises:
-          CheckpointError: a file is missing or is not what its name says.
+          CheckpointError: a file is missing or malformed.
         """
         encoder = _read_encoder_json(Path(encoder_json))
         text = _read_text(Path(vocab_bpe))
-        # get_encoder: the first line is a version, and what follows the last line break is not read
+        # as in get_encoder: the first line is a version, and anything after the last line break is ignored
         lines = text.split("\n")[1:-1]
-        byte_of = _byte_of()
+        byte_values = _byte_values()
         merges = []
         for number, line in enumerate(lines, start=2):
             pair = line.split()
-            if len(pair) != 2 or not all(character in byte_of for character in line.replace(" ", "")):
+            if len(pair) != 2 or not all(character in byte_values for character in line.replace(" ", "")):
                 raise CheckpointError(f"{vocab_bpe}, line {number}: expected two BPE pieces, got {line[:80]!r}")
-            merges.append((bytes(byte_of[c] for c in pair[0]), bytes(byte_of[c] for c in pair[1])))
+            merges.append((bytes(byte_values[c] for c in pair[0]), bytes(byte_values[c] for c in pair[1])))
         if not merges:
             raise CheckpointError(f"{vocab_bpe}: no merges in it; expected GPT-2's vocab.bpe format")
         digest = hashlib.sha256(text.encode()).hexdigest()
         return cls(encoder, merges, reachable=digest in _REACHABLE_MERGES_SHA256)
 
     def encode(self, text: str) -> list[int]:
-        """The pieces of `text`, as indices into `pieces`."""
+        """The numbers of the pieces of `text`: indices into `pieces`."""
         if len(text) <= _LONG_WHITESPACE_RUN:
             return self._encode(text)
-        return [i for part in _cut_long_whitespace(text) for i in self._encode(part)]
+        return [number for part in _split_long_whitespace(text) for number in self._encode(part)]
 
-    def _walk(self, text: str) -> list[int]:
-        pieces = _split_pattern().findall(text)
-        return [self._rank[merged] for piece in pieces for merged in self.merge(piece.encode())]
+    def _encode_by_pairs(self, text: str) -> list[int]:
+        words = _split_pattern().findall(text)
+        return [self._rank[piece] for word in words for piece in self.merge(word.encode())]
 
-    def merge(self, piece: bytes) -> tuple[bytes, ...]:
-        """The BPE of one piece of split text, by the list of pairs (Encoder.bpe)."""
-        if piece in self._merged:
-            return self._merged[piece]
-        parts = [bytes([byte]) for byte in piece]
+    def merge(self, word: bytes) -> tuple[bytes, ...]:
+        """The pieces of one word of split text, from the list of pairs (Encoder.bpe)."""
+        if word in self._merged:
+            return self._merged[word]
+        parts = [bytes([byte]) for byte in word]
         while len(parts) > 1:
             best = min(itertools.pairwise(parts), key=lambda pair: self._pair_rank.get(pair, math.inf))
             if best not in self._pair_rank:
                 break
             parts = _merge_pair(parts, best)
         if len(self._merged) < 100_000:
-            self._merged[piece] = tuple(parts)
+            self._merged[word] = tuple(parts)
         return tuple(parts)
 
-    def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
-        missing = {number for number, i in enumerate(self.bpe_ids) if i is None}
+    def piece_encoder(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
+        missing = {number for number, bpe_id in enumerate(self.bpe_ids) if bpe_id is None}
         if not missing:
             return self.encode
 
-        def numbers(text: str) -> list[int]:
-            pieces = self.encode(text)
-            if not missing.isdisjoint(pieces):
-                piece = next(self.pieces[number] for number in pieces if number in missing)
+        def encode_and_check(text: str) -> list[int]:
+            numbers = self.encode(text)
+            if not missing.isdisjoint(numbers):
+                piece = next(self.pieces[number] for number in numbers if number in missing)
                 raise InputError(f"text needs the BPE piece {piece!r}, which this model's {ENCODER_FILE} does not have")
-            return pieces
+            return numbers
 
-        return numbers
+        return encode_and_check
 
-    def rules(self, index: Mapping[str, int]) -> tuple[Any, ...]:
+    def definition(self, index: Mapping[str, int]) -> tuple[Any, ...]:
         return list(self._pair_rank), self.token_ids(index)
 
     def token_ids(self, index: Mapping[str, int]) -> list[int]:
-        return [_NO_ID if i is None else index.get(str(i), UNK_ID) for i in self.bpe_ids]
+        return [_NO_ID if bpe_id is None else index.get(str(bpe_id), UNK_ID) for bpe_id in self.bpe_ids]
 
-    def bytes_of(self, symbol: str) -> bytes:
-        piece = self._piece_of.get(symbol)
-        if piece is None or any(character not in _byte_of() for character in piece):
+    def symbol_bytes(self, symbol: str) -> bytes:
+        piece = self._piece_by_symbol.get(symbol)
+        if piece is None or any(character not in _byte_values() for character in piece):
             return symbol.encode()
-        return bytes(_byte_of()[character] for character in piece)
+        return bytes(_byte_values()[character] for character in piece)
 
-    def text_of(self, joined: bytes) -> str:
+    def decode_bytes(self, joined: bytes) -> str:
         return joined.decode("utf-8", errors="replace")
 
-    def text_of_one(self, symbol: str) -> str:
-        return self.text_of(self.bytes_of(symbol))
+    def symbol_text(self, symbol: str) -> str:
+        return self.decode_bytes(self.symbol_bytes(symbol))
 
     def spans(self, text: str) -> npt.NDArray[np.int64]:
         lengths = np.array([len(self.pieces[number]) for number in self.encode(text)], np.int64)
         ends = np.cumsum(lengths)
         begins_character = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
-        character_of = np.cumsum(begins_character) - 1  # of each byte of UTF-8
-        return np.stack([character_of[ends - lengths], character_of[ends - 1] + 1], axis=1)
+        character_of_byte = np.cumsum(begins_character) - 1
+        return np.stack([character_of_byte[ends - lengths], character_of_byte[ends - 1] + 1], axis=1)
 
     def files(self) -> dict[str, bytes]:
         alphabet = byte_alphabet()
@@ -299,12 +305,12 @@ class ByteLevelBPE:
 
     @property
     def symbols(self) -> set[str]:
-        """The BPE ids, as a dictionary has them."""
-        return set(self._piece_of)
+        """The BPE ids in decimal, as fairseq's dictionary has them."""
+        return set(self._piece_by_symbol)
 
     @cached_property
-    def _piece_of(self) -> dict[str, str]:
-        return {str(i): piece for piece, i in self._encoder.items()}
+    def _piece_by_symbol(self) -> dict[str, str]:
+        return {str(bpe_id): piece for piece, bpe_id in self._encoder.items()}
 
     def _every_merge_is_reachable(self, merges: Sequence[tuple[bytes, bytes]]) -> bool:
         known = set(self.pieces[:256])
@@ -316,10 +322,18 @@ class ByteLevelBPE:
 
 
 class SentencePiece:
-    """A sentencepiece model; its pieces are the dictionary's symbols."""
+    """A sentencepiece model, whose pieces are themselves the symbols of the dictionary.
+
+    Attributes:
+      pieces: all pieces, in the order of their ids in the model.
+    """
 
     def __init__(self, model: bytes) -> None:
-        """Loads a serialized sentencepiece model; ValueError where it is none."""
+        """Loads a serialized sentencepiece model.
+
+        Raises:
+          ValueError: the bytes are not a sentencepiece model, or one without pieces.
+        """
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor()
@@ -330,15 +344,15 @@ class SentencePiece:
             raise ValueError(str(error).strip() or "it cannot be parsed") from None
         if not self.pieces:
             raise ValueError("it has no pieces")
-        # dictionary.encode_line splits at whitespace, which no piece of a model trained with the defaults has in it
-        self._one_word_each = all(piece.split() == [piece] for piece in self.pieces)
+        # fairseq's dictionary.encode_line splits at whitespace, which the pieces of a model trained with defaults lack
+        self._pieces_are_words = all(piece.split() == [piece] for piece in self.pieces)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> SentencePiece:
         """Reads sentencepiece.bpe.model.
 
         Raises:
-          CheckpointError: it is missing or not a sentencepiece model.
+          CheckpointError: the file is missing or not a sentencepiece model.
         """
         with reading(path):
             content = Path(path).read_bytes()
@@ -347,36 +361,36 @@ class SentencePiece:
         except ValueError as error:
             raise CheckpointError(f"{path} is not a sentencepiece model: {error}") from None
 
-    def bind(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
+    def piece_encoder(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
         unknown = self._processor.unk_id()
-        beyond = len(self.pieces)
+        first_token_number = len(self.pieces)
 
-        def numbers(text: str) -> list[int]:
-            pieces: list[int] = self._processor.Encode(text, out_type=int)
-            if self._one_word_each and unknown not in pieces:
-                return pieces
-            # an unknown piece stands for itself in the text, and is looked up as such
+        def encode(text: str) -> list[int]:
+            numbers: list[int] = self._processor.Encode(text, out_type=int)
+            if self._pieces_are_words and unknown not in numbers:
+                return numbers
+            # fairseq looks up the text of each piece in the dictionary, that of unknown pieces too
             words = " ".join(self._processor.Encode(text, out_type=str)).split()
-            return [beyond + index.get(word, UNK_ID) for word in words]
+            return [first_token_number + index.get(word, UNK_ID) for word in words]
 
-        return numbers
+        return encode
 
-    def rules(self, index: Mapping[str, int]) -> tuple[Any, ...]:
+    def definition(self, index: Mapping[str, int]) -> tuple[Any, ...]:
         return self._processor.serialized_model_proto(), self.token_ids(index)
 
     def token_ids(self, index: Mapping[str, int]) -> list[int]:
         return [index.get(piece, UNK_ID) for piece in self.pieces]
 
-    def bytes_of(self, symbol: str) -> bytes:
+    def symbol_bytes(self, symbol: str) -> bytes:
         return symbol.replace(" ", "").replace(WORD_BOUNDARY, " ").encode()
 
-    def text_of(self, joined: bytes) -> str:
+    def decode_bytes(self, joined: bytes) -> str:
         return joined.decode().strip()
 
-    def text_of_one(self, symbol: str) -> str:
-        # RobertaHubInterface.fill_mask: decode() has stripped the space
+    def symbol_text(self, symbol: str) -> str:
+        # as in RobertaHubInterface.fill_mask: decoding strips the space, which is put back
         space = " " if symbol.startswith(WORD_BOUNDARY) else ""
-        return space + self.text_of(self.bytes_of(symbol))
+        return space + self.decode_bytes(self.symbol_bytes(symbol))
 
     def spans(self, text: str) -> npt.NDArray[np.int64]:
         offsets = self._processor.Encode(text, out_type="offset_mapping")["offsets"]
@@ -387,18 +401,19 @@ class SentencePiece:
 
     @property
     def symbols(self) -> set[str]:
-        """The pieces."""
+        """The symbols of all pieces: the pieces themselves."""
         return set(self.pieces)
 
 
 class Tokenizer:
-    """A model's tokenizer: text to the token ids that index its embedding, and back.
+    """A model's tokenizer, from text to the token ids that index the model's embedding, and back.
 
     Attributes:
-      dictionary: symbols and their ids.
-      vocab_size: number of token ids, specials and `<mask>` included.
-      bos_id, pad_id, eos_id, unk_id, mask_id: ids of `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>` in encoded text. (0, 1,
-        2, 3 but in CamemBERT, whose dictionary has `<s>` and `</s>` a second time.)
+      dictionary: the symbols and their ids.
+      bpe: the part that splits text into pieces.
+      vocab_size: number of token ids, including special tokens and `<mask>`.
+      bos_id, pad_id, eos_id, unk_id, mask_id: ids of `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>` in encoded text. The
+        first four are 0, 1, 2 and 3, except in CamemBERT, whose dictionary contains `<s>` and `</s>` a second time.
     """
 
     pad_id = PAD_ID
@@ -409,14 +424,14 @@ class Tokenizer:
         self.bpe = bpe
         self.vocab_size = len(dictionary)
         self.bos_id, self.eos_id, self.mask_id = (dictionary.index[symbol] for symbol in (BOS, EOS, MASK))
-        self._numbers = bpe.bind(dictionary.index)
-        of_pieces = bpe.token_ids(dictionary.index)
-        # int32 [pieces + vocab_size]: token ids by the numbers that `pieces` gives; beyond them each stands for itself
-        self._id_of = np.array([*of_pieces, *range(self.vocab_size)], np.int32)
-        self._bos, self._eos = len(of_pieces) + self.bos_id, len(of_pieces) + self.eos_id
-        self._one_eos, self._two_eos = (self._eos,), (self._eos, self._eos)
+        self._encode_pieces = bpe.piece_encoder(dictionary.index)
+        piece_ids = bpe.token_ids(dictionary.index)
+        # int32 [pieces + vocab_size]: the token id of each piece number, followed by each token id itself
+        self._id_of_number = np.array([*piece_ids, *range(self.vocab_size)], np.int32)
+        self._bos_number, self._eos_number = len(piece_ids) + self.bos_id, len(piece_ids) + self.eos_id
+        self._one_eos, self._two_eos = (self._eos_number,), (self._eos_number, self._eos_number)
         self._bytes = [
-            b"" if symbol in (BOS, PAD, EOS) else symbol.encode() if symbol in (UNK, MASK) else bpe.bytes_of(symbol)
+            b"" if symbol in (BOS, PAD, EOS) else symbol.encode() if symbol in (UNK, MASK) else bpe.symbol_bytes(symbol)
             for symbol in dictionary.symbols
         ]
 
@@ -427,20 +442,20 @@ class Tokenizer:
         encoder_json: str | os.PathLike[str],
         vocab_bpe: str | os.PathLike[str],
     ) -> Tokenizer:
-        """Reads a model's dict.txt and its BPE's encoder.json and vocab.bpe.
+        """Reads a model's dict.txt, and encoder.json and vocab.bpe of its BPE.
 
         Raises:
-          CheckpointError: a file is missing or malformed, or the dictionary is not one over this BPE.
+          CheckpointError: a file is missing or malformed, or the dictionary belongs to another BPE.
         """
-        return cls._of(dictionary, encoder_json, ByteLevelBPE.read(encoder_json, vocab_bpe))
+        return cls._from_bpe(dictionary, encoder_json, ByteLevelBPE.read(encoder_json, vocab_bpe))
 
     @classmethod
     def from_sentencepiece(cls, dictionary: str | os.PathLike[str], model: str | os.PathLike[str]) -> Tokenizer:
-        """Reads a model's dict.txt and its sentencepiece model; raises CheckpointError as `from_files`."""
-        return cls._of(dictionary, model, SentencePiece.read(model))
+        """Reads a model's dict.txt and its sentencepiece model. Raises CheckpointError as `from_files` does."""
+        return cls._from_bpe(dictionary, model, SentencePiece.read(model))
 
     @classmethod
-    def _of(
+    def _from_bpe(
         cls,
         dictionary: str | os.PathLike[str],
         bpe_file: str | os.PathLike[str],
@@ -449,47 +464,50 @@ class Tokenizer:
         symbols = Dictionary.read(dictionary)
         if bpe.symbols.isdisjoint(symbols.symbols[4:]):
             raise CheckpointError(
-                f"{dictionary} has no piece of {bpe_file} among its {len(symbols)} symbols: it is the dictionary "
-                "of another tokenizer; give the files of one model together"
+                f"none of the {len(symbols)} symbols of {dictionary} is a piece of {bpe_file}: it is the dictionary of "
+                "another tokenizer; put the files of one model together"
             )
         return cls(symbols, bpe)
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
-        """Reads a tokenizer's files from `directory`; raises CheckpointError as `from_files`."""
+        """Reads a tokenizer's files from `directory`. Raises CheckpointError as `from_files` does."""
         folder = Path(directory)
         if (folder / SENTENCEPIECE_FILE).is_file():
             return cls.from_sentencepiece(*(folder / name for name in SENTENCEPIECE_FILES))
         return cls.from_files(*(folder / name for name in BYTE_LEVEL_FILES))
 
     def files(self) -> dict[str, bytes]:
-        """The files that `from_directory` reads: content by name."""
+        """The files that `from_directory` reads: content by file name."""
         return {DICTIONARY_FILE: self.dictionary.to_text().encode(), **self.bpe.files()}
 
     def is_same_as(self, other: Tokenizer) -> bool:
-        """Whether the two give every text the same ids, and all ids the same text, from whichever files."""
+        """Whether both tokenizers encode every text to the same ids, and decode all ids to the same text.
+
+        Their files may differ.
+        """
         return self._definition() == other._definition()
 
     def fingerprint(self) -> str:
-        """A SHA-256 in hex, the same for tokenizers that are (is_same_as); files of token ids name theirs by it."""
+        """A SHA-256 in hex, equal for tokenizers that are the same (`is_same_as`). Files of token ids record it."""
         return hashlib.sha256(repr(self._definition()).encode()).hexdigest()
 
     def _definition(self) -> tuple[Any, ...]:
         specials = (self.bos_id, self.eos_id, self.mask_id)
-        return type(self.bpe).__name__, specials, self._bytes, self.bpe.rules(self.dictionary.index)
+        return type(self.bpe).__name__, specials, self._bytes, self.bpe.definition(self.dictionary.index)
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
         """Encodes a sentence, or several, as fairseq's hub does.
 
-        `<s> a </s>` for one; `<s> a </s></s> b </s>` for two, and so on; with no_separator, `<s> a </s> b </s>`.
-        BPE pieces begin with their space, so 'world' and ' world' differ. Text is text: the characters
-        `<mask>` or `</s>` in it become ordinary pieces. The length is not limited here.
+        The result is `<s> a </s>` for one sentence and `<s> a </s></s> b </s>` for two, or `<s> a </s> b </s>` with
+        no_separator. A BPE piece includes the space before it, so 'world' and ' world' differ. Special tokens are not
+        recognized in text: the characters `<mask>` or `</s>` become ordinary pieces. The length is not limited here.
 
         Returns:
           int32 [length].
 
         Raises:
-          InputError: something that is not a str, or text with lone surrogates, which has no UTF-8 form.
+          InputError: an argument is not a str, or has a lone surrogate, which cannot be encoded as UTF-8.
         """
         sentences = [self.pieces(text)]
         if more:
@@ -497,73 +515,78 @@ class Tokenizer:
         return self.join(sentences, no_separator=no_separator)
 
     def encode_text(self, text: str) -> npt.NDArray[np.int32]:
-        """Token ids of `text` alone, with no special tokens: int32 [length]. Raises as `encode`."""
-        return self._id_of.take(np.array(self.pieces(text), np.intp))
+        """Encodes `text` alone, without special tokens: int32 [length]. Raises InputError as `encode` does."""
+        return self._id_of_number.take(np.array(self.pieces(text), np.intp))
 
     def pieces(self, text: str) -> list[int]:
-        """The pieces of `text`, one for each of its token ids, as numbers that `join` takes. Raises as `encode`."""
+        """Splits `text` into pieces and returns their numbers, one for each token id, as `join` accepts them.
+
+        Raises InputError as `encode` does.
+        """
         if not isinstance(text, str):
             raise InputError(f"expected text as str, got {type(text).__name__}: {str(text)[:60]!r}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which has "
-                "no UTF-8 form; decode the source with errors='replace' first"
+                f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which "
+                "cannot be encoded as UTF-8; decode the source with errors='replace' first"
             ) from None
-        return self._numbers(text)
+        return self._encode_pieces(text)
 
     def spans(self, text: str) -> npt.NDArray[np.int64]:
-        """Which characters of `text` each of its tokens, as of `encode_text`, stands for.
+        """The characters of `text` that each token of `encode_text` stands for.
 
-        A space that a token brings is one of its characters. Where a character is several tokens, each stands for it.
+        The space at the beginning of a token is one of its characters. If a character is encoded as several tokens,
+        each of them stands for it.
 
         Returns:
-          int64 [length, 2]: the first character, and the one after the last.
+          int64 [length, 2], the begin (inclusive) and the end (exclusive) of each token.
 
         Raises:
-          InputError: as `encode`; or the text has a piece that is no single token, as with sentencepiece may be.
+          InputError: as `encode`, or a piece of the text is several tokens, which can happen with sentencepiece.
         """
         count = len(self.pieces(text))
         spans = self.bpe.spans(text)
         if len(spans) != count:
-            raise InputError(f"text has pieces with whitespace inside, which are several tokens: {text[:60]!r}")
+            raise InputError(f"a piece of the text contains whitespace, and so is several tokens: {text[:60]!r}")
         return spans
 
     def join(self, sentences: Sequence[list[int]], *, no_separator: bool = False) -> npt.NDArray[np.int32]:
-        """The token ids of one sentence or more, given by their `pieces`, as `encode` joins them: int32 [length]."""
+        """Joins sentences, each given as its `pieces`, and returns token ids as `encode` does: int32 [length]."""
         return self.join_all([sentences], no_separator=no_separator)[0]
 
     def join_all(
         self, inputs: Iterable[Sequence[list[int]]], *, no_separator: bool = False
     ) -> list[npt.NDArray[np.int32]]:
-        """`join` of each of several inputs: views, [length] each, of one array.
+        """Joins each of several inputs as `join` does. The results, [length] each, are views of one array.
 
-        One look-up for all: what numpy costs a call is a good part of what BPE costs a short sentence.
+        All ids are looked up in one call of numpy, because the cost of a call is a good part of the cost of BPE on a
+        short sentence.
         """
         separator = self._one_eos if no_separator else self._two_eos
         numbers: list[int] = []
         borders = [0]
         for first, *others in inputs:
-            numbers.append(self._bos)
+            numbers.append(self._bos_number)
             numbers += first
             for sentence in others:
                 numbers += separator
                 numbers += sentence
-            numbers.append(self._eos)
+            numbers.append(self._eos_number)
             borders.append(len(numbers))
-        ids = self._id_of.take(numbers) if numbers else np.empty(0, np.int32)
+        ids = self._id_of_number.take(numbers) if numbers else np.empty(0, np.int32)
         return [ids[begin:end] for begin, end in itertools.pairwise(borders)]
 
     def decode(self, tokens: npt.ArrayLike) -> str | list[str]:
-        """The text of one sequence of token ids, [length]; a list of texts where `</s></s>` separates several.
+        """Decodes one sequence of token ids, [length]: a text, or a list of texts if `</s></s>` separates several.
 
-        `<s>`, `</s>` and padding have no text; `<unk>` and `<mask>` come back as those characters. Bytes that
-        are not UTF-8 become U+FFFD. (fairseq's own decode stops with an error at padding and at the
-        dictionary's filler words; here a padded row decodes, and a filler word is its own name.)
+        `<s>`, `</s>` and padding have no text; `<unk>` and `<mask>` decode to those characters. Bytes that are not
+        UTF-8 become U+FFFD. Unlike fairseq's decode, which fails at padding and at the dictionary's filler words, this
+        one decodes padded rows, and a filler word to its name.
 
         Raises:
-          InputError: not one non-empty sequence of integers, or an id outside the vocabulary.
+          InputError: the argument is not one non-empty sequence of integers, or an id is outside the vocabulary.
         """
         ids = np.asarray(tokens)
         if ids.ndim != 1 or ids.size == 0:
@@ -577,16 +600,16 @@ class Tokenizer:
         return sentences[0] if len(sentences) == 1 else sentences
 
     def token_text(self, token_id: int) -> str:
-        """What one token adds to a text, with the space before it that it may bring."""
+        """The text of one token inside a sentence, including the space before it if it has one."""
         symbol = self.dictionary.symbols[token_id]
-        return symbol if symbol in (UNK, MASK) else self.bpe.text_of_one(symbol)
+        return symbol if symbol in (UNK, MASK) else self.bpe.symbol_text(symbol)
 
     def _text(self, ids: npt.NDArray[Any]) -> str:
-        return self.bpe.text_of(b"".join(self._bytes[i] for i in ids.tolist()))
+        return self.bpe.decode_bytes(b"".join(self._bytes[i] for i in ids.tolist()))
 
 
 def check_token_ids(ids: npt.NDArray[Any], vocab_size: int) -> None:
-    """Raises InputError unless `ids` are integers in [0, vocab_size): JAX would clamp an index silently."""
+    """Raises InputError unless `ids` are integers in [0, vocab_size). JAX would silently clamp others."""
     if not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"token ids must be integers, got {ids.dtype}; encode text with encode()")
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
@@ -595,7 +618,7 @@ def check_token_ids(ids: npt.NDArray[Any], vocab_size: int) -> None:
 
 
 def _read_encoder_json(path: Path) -> dict[str, int]:
-    """Reads encoder.json, BPE piece -> BPE id; raises CheckpointError where it is not that."""
+    """Reads encoder.json, the BPE id of each piece. Raises CheckpointError if it is something else."""
     try:
         encoder = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
@@ -603,15 +626,14 @@ def _read_encoder_json(path: Path) -> dict[str, int]:
             raise
         raise CheckpointError(f"{path} is not JSON: {error}") from None
     if not isinstance(encoder, dict) or not all(type(i) is int for i in encoder.values()):
-        raise CheckpointError(f"{path}: expected one JSON object, BPE piece -> id")
+        raise CheckpointError(f"{path}: expected one JSON object that maps each BPE piece to its id")
     return encoder
 
 
 def _read_text(path: Path) -> str:
     if not os.path.exists(path):
         raise CheckpointError(
-            f"{path} is missing; a model's tokenizer needs {', '.join(BYTE_LEVEL_FILES)}, or "
-            f"{', '.join(SENTENCEPIECE_FILES)}"
+            f"{path} is missing; a tokenizer needs {', '.join(BYTE_LEVEL_FILES)}, or {', '.join(SENTENCEPIECE_FILES)}"
         )
     return read_text(path)
 
@@ -625,7 +647,8 @@ def _is_integer(text: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _byte_of() -> dict[str, int]:
+def _byte_values() -> dict[str, int]:
+    """The byte that each character of GPT-2's byte alphabet stands for."""
     return {character: byte for byte, character in enumerate(byte_alphabet())}
 
 
@@ -644,16 +667,17 @@ def _merge_pair(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
 
 @lru_cache(maxsize=1)
 def _split_pattern() -> regex.Pattern[str]:
-    """The pattern by which fairseq splits text before merging (Encoder.pat)."""
+    """The pattern that fairseq splits text with before it merges (Encoder.pat)."""
     return regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
 
 @lru_cache(maxsize=1)
 def _tiktoken_pattern() -> str:
-    """The same language as `_split_pattern`, for tiktoken: explicit classes, and possessive where that is equal.
+    """A pattern for tiktoken that splits as `_split_pattern` does.
 
-    `\\s+(?!\\S)|\\s+` takes a run of whitespace whole at the end of the text, else all but its last character,
-    else a lone character: the last three alternatives.
+    Character classes are explicit, and quantifiers possessive where that matches the same. The last three alternatives
+    stand for `\\s+(?!\\S)|\\s+`, which takes a run of whitespace as a whole at the end of the text, otherwise all of it
+    but the last character, otherwise a single character.
     """
     letter, number, space = (_ranges(name) for name in (r"\p{L}", r"\p{N}", r"\s"))
     return (
@@ -663,7 +687,7 @@ def _tiktoken_pattern() -> str:
 
 
 def _ranges(character_class: str) -> str:
-    """The code points of one of the `regex` package's classes, as the inside of a bracket expression."""
+    """The code points of a character class of the `regex` package, as the inside of a bracket expression."""
     runs = regex.finditer(f"{character_class}+", _all_characters())
     return "".join(rf"\x{{{ord(run[0][0]):X}}}-\x{{{ord(run[0][-1]):X}}}" for run in runs)
 
@@ -673,8 +697,8 @@ def _all_characters() -> str:
     return code_points[(code_points < 0xD800) | (code_points > 0xDFFF)].tobytes().decode("utf-32-le")
 
 
-def _cut_long_whitespace(text: str) -> list[str]:
-    """Cuts `text` before the last character of every very long whitespace run: there `_split_pattern` splits too."""
+def _split_long_whitespace(text: str) -> list[str]:
+    """Splits `text` before the last character of every very long whitespace run, where `_split_pattern` splits too."""
     run = rf"(?<!\s)\s{{{_LONG_WHITESPACE_RUN},}}+(?=\S)"
-    cuts = [match.end() - 1 for match in regex.finditer(run, text)]
-    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    borders = [match.end() - 1 for match in regex.finditer(run, text)]
+    return [text[begin:end] for begin, end in zip([0, *borders], [*borders, len(text)], strict=True)]

@@ -1,4 +1,4 @@
-"""What spaCy does for features of words: it finds the words, and its Doc holds the result. An optional extra."""
+"""Words as spaCy's English tokenizer splits them, and features of words as a spaCy Doc. Needs the extra `words`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def english() -> Any:
-    """spaCy's blank English pipeline, whose tokenizer needs no model (alignment_utils.spacy_nlp)."""
+    """spaCy's blank English pipeline, which tokenizes without a model (alignment_utils.spacy_nlp in fairseq)."""
     return require("spacy.lang.en", "words").English()
 
 
 def spans(text: str) -> Int[np.ndarray, "words 2"]:
-    """Of each of a text's words by spaCy's English tokenizer the first character, and the one after the last.
+    """Splits a text into words and returns the begin (inclusive) and end (exclusive) of each, in characters.
 
-    The space after a word is not one of its characters; further whitespace is a word of its own.
+    The single space after a word does not belong to it; any further whitespace is a word of its own.
     """
-    found = [(word.idx, word.idx + len(word)) for word in english().tokenizer(text)]
-    return np.array(found, np.int64).reshape(-1, 2)
+    borders = [(word.idx, word.idx + len(word)) for word in english().tokenizer(text)]
+    return np.array(borders, np.int64).reshape(-1, 2)
 
 
-def doc(words: Sequence[str], spaces: Sequence[bool], vectors: Float[np.ndarray, "*layers words hidden"]) -> Any:
-    """A spaCy Doc of these words, each with a space after it or none, whose tokens' `.vector` is theirs, float32."""
+def make_doc(words: Sequence[str], spaces: Sequence[bool], vectors: Float[np.ndarray, "*layers words hidden"]) -> Any:
+    """Makes a spaCy Doc whose tokens have these vectors.
+
+    Args:
+      words: the text of each word.
+      spaces: whether a space follows each word.
+      vectors: for each word, the value of its `.vector`; float32 in the Doc, or float64 if these are.
+    """
     wide = vectors.astype(np.promote_types(np.float32, vectors.dtype))
     made = require("spacy.tokens", "words").Doc(english().vocab, words=list(words), spaces=list(spaces))
     made.user_token_hooks["vector"] = lambda token: wide[..., token.i, :]

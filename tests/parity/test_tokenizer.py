@@ -112,8 +112,8 @@ def test_pairs_and_more_are_joined_as_fairseq_does(gpt2_tokenizer, fairseq_hub, 
 def test_batch_inference_gives_pairs_the_ids_that_fairseq_gives_them(gpt2_tokenizer, fairseq_hub, sick_pairs):
     awkward = zip(AWKWARD, reversed(AWKWARD), strict=True)
     items = [*sick_pairs[:500], *awkward, ("a", "b", " c", ""), ["", ""], *AWKWARD]
-    for item, (piece,) in zip(items, encode_batch(gpt2_tokenizer, items, 10_000, "error"), strict=True):
-        assert piece.ids.tolist() == fairseq_hub.encode(*([item] if isinstance(item, str) else item))
+    for item, (sequence,) in zip(items, encode_batch(gpt2_tokenizer, items, 10_000, "error"), strict=True):
+        assert sequence.ids.tolist() == fairseq_hub.encode(*([item] if isinstance(item, str) else item))
 
 
 def test_text_comes_back(gpt2_tokenizer, fairseq_hub):

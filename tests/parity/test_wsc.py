@@ -89,12 +89,12 @@ def test_candidates_masks_scores_and_answers_are_fairseqs(both, sentence):
     phrases = pronouns.noun_phrases(nlp(schema.text()), schema.query)
     assert len(phrases) >= 2
     found = [
-        pronouns.masked(schema, phrase, ours.tokenizer)
+        pronouns.encode_with_phrase(schema, phrase, ours.tokenizer)
         for phrase in [*([] if schema.query is None else [schema.query]), *phrases]
     ]
     assert [(ids.tolist(), positions.tolist()) for ids, positions in found] == expected
     scores = their_scores(task, model, expected)
-    np.testing.assert_allclose(pronouns.scores(ours, found), scores, atol=LOG_PROBABILITY, rtol=0)
+    np.testing.assert_allclose(pronouns.score_masked(ours, found), scores, atol=LOG_PROBABILITY, rtol=0)
     top = sorted(scores)[-2:]
     assert top[1] - top[0] > 2 * LOG_PROBABILITY, "too near for the two to agree by more than luck"
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_pronouns_at_which_fairseq_stops_are_read_where_they_are(both, sentence)
     schema = pronouns.read_schema(sentence)
     filled = " ".join(sentence.replace(sentence[sentence.index("[") : sentence.index("]") + 1], phrase).split())
     assert schema.text(phrase) == filled
-    ids, positions = pronouns.masked(schema, phrase, ours.tokenizer)
+    ids, positions = pronouns.encode_with_phrase(schema, phrase, ours.tokenizer)
     assert ours.decode(ids[positions]).strip() == phrase
     assert ours.disambiguate_pronoun(sentence, nlp=nlp) in pronouns.noun_phrases(nlp(schema.text()))
 
