@@ -557,7 +557,7 @@ def test_a_tasks_columns_are_those_of_its_file(name):
 
 @pytest.mark.parametrize("name", ["mnli", "snli"])
 def test_a_pair_without_a_gold_label_is_left_out(name):
-    assert "-" in task_of(name).unlabelled  # SNLI's README.txt: "should not be included when evaluating"
+    assert "-" in task_of(name).unlabeled  # SNLI's README.txt: "should not be included when evaluating"
     assert class_of("-", TASKS[name].labels) is None
 
 

@@ -150,7 +150,7 @@ def test_texts_that_are_too_long_are_refused_by_number_or_truncated_and_counted(
     ids = tiny.encode("c " * 600)
     expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:511], ids[-1:]])))[0]
     assert np.abs(results[1] - expected).max() <= TOLERANCE
-    assert predictor.stats.cut == 1
+    assert predictor.stats.truncated == 1
 
 
 def test_a_limit_below_the_models_is_that_of_every_way(tiny):
@@ -162,7 +162,7 @@ def test_a_limit_below_the_models_is_that_of_every_way(tiny):
     (result,) = predictor([text])
     expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:15], ids[-1:]])))[0]
     assert np.abs(result - expected).max() <= TOLERANCE
-    assert predictor.stats.cut == 1
+    assert predictor.stats.truncated == 1
     windows = Predictor(tiny, Classify("mnli"), on_long="window", max_length=16)
     list(windows([text]))
     assert windows.stats.sequences > 1

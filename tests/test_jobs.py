@@ -138,7 +138,7 @@ def test_texts_that_are_too_long_are_cut_and_counted(tiny, tmp_path):
     for on_long in ("truncate", "window"):
         job = jobs.Job(source, tmp_path / f"{on_long}.jsonl", ("text",), rows_per_part=1)
         summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long=on_long))
-        assert (summary["rows"], summary["rejected"], summary["cut"]) == (4, 0, 2)
+        assert (summary["rows"], summary["rejected"], summary["truncated"]) == (4, 0, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])

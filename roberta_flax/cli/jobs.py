@@ -176,8 +176,9 @@ def run(file: Path, work_of: Callable[[Roberta], Work], options: JobOptions, *, 
     done = summary["this_run"]
     where = destination if summary["joined"] else f"{job.parts} (parts of other processes are missing)"
     print(
-        f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, {summary.get('cut', 0)} truncated; "
-        f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
+        f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, "
+        f"{summary.get('truncated', 0)} truncated; {summary['seconds']:.1f} s, "
+        f"{done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
         f"padding {done['padding_share']:.1%}, {done['shapes']} shapes, {done['compilations']} compiled "
         f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
     )

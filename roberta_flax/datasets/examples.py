@@ -1,7 +1,7 @@
-"""Labelled files as tokenised examples, for every kind of head.
+"""Labeled files as tokenized examples, for every kind of head.
 
 A file is read once and kept in a few arrays (Examples). Rows that cannot be used are left out, and inputs that are too
-long are cut; Examples.tally says how many. roberta_flax.train.batches makes batches of them.
+long are truncated; Examples.tally says how many. roberta_flax.train.batches makes batches of them.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Tally:
     Attributes:
       path: the file.
       examples: that were made of them.
-      cut: of these, those that were too long and lost tokens; and of spans, windows of a context that was too long.
-      unlabelled: rows left out because they say that they have no label (evaluation.Task.unlabelled).
+      truncated: of these, those that were too long and lost tokens; of spans, windows of a context that was too long.
+      unlabeled: rows left out because they say that they have no label (layouts.Task.unlabeled).
       unusable: rows left out because of what is in them.
       first: where the first of the unusable is, and why it is unusable.
     """
 
     path: Path
     examples: int = 0
-    cut: int = 0
-    unlabelled: int = 0
+    truncated: int = 0
+    unlabeled: int = 0
     unusable: int = 0
     first: str = ""
 
@@ -57,12 +57,12 @@ class Tally:
     def to_text(self) -> str:
         """One line."""
         parts = [f"{self.path}: {self.examples} examples"]
-        if self.cut:
-            parts.append(f"{self.cut} of them cut, too long")
-        if self.unlabelled:
-            parts.append(f"{self.unlabelled} rows without a label left out")
+        if self.truncated:
+            parts.append(f"{self.truncated} truncated")
+        if self.unlabeled:
+            parts.append(f"{self.unlabeled} without a label left out")
         if self.unusable:
-            parts.append(f"{self.unusable} rows left out that cannot be used, the first is {self.first}")
+            parts.append(f"{self.unusable} unusable rows left out; the first is {self.first}")
         return "; ".join(parts)
 
 
@@ -75,7 +75,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Tokenised examples of one file, for one kind of head.
+    """Tokenized examples of one file, for one kind of head.
 
     Attributes:
       kind: of the head, as in HeadConfig.
@@ -130,7 +130,7 @@ class _Example(NamedTuple):
 
     sequences: list[Ids]
     target: Any
-    cut: bool = False
+    truncated: bool = False
 
 
 class _UnknownLabel(Exception):  # noqa: N818
@@ -145,9 +145,9 @@ def sentence_examples(
     Args:
       path: a file that tables.read_rows reads; a .txt file has tabs between its columns.
       task: its layout.
-      labels: the gold string of each class, in their order (see evaluation.class_of); () for a regression.
+      labels: the gold string of each class, in their order (see layouts.class_of); () for a regression.
       tokenizer: of the model.
-      limit: the longest sequence; of longer ones the longest text is cut, as in inference.encode_texts.
+      limit: the longest sequence; of longer ones the longest text is truncated, as in encoding.encode_texts.
       divisor: what a regression's values are divided by.
 
     Raises:
@@ -156,11 +156,11 @@ def sentence_examples(
 
     def encode(values: tuple[Any, ...]) -> list[_Example]:
         *texts, label = values
-        if str(label) in task.unlabelled:
+        if str(label) in task.unlabeled:
             return []
         target = _class(label, labels) if labels else _number(task.label, label) / divisor
         piece = encode_texts(tokenizer, texts, limit, "truncate")[0]
-        return [_Example([piece.ids], target, piece.cut)]
+        return [_Example([piece.ids], target, piece.truncated)]
 
     rows = _table(path, task.texts, (task.label,), task.header)
     return _collect("sentence", Tally(Path(path)), rows, encode, np.int32 if labels else np.float32)
@@ -183,7 +183,7 @@ def multi_label_examples(
     def encode(values: tuple[Any, ...]) -> list[_Example]:
         piece = encode_texts(tokenizer, values[: len(texts)], limit, "truncate")[0]
         held = [_holds(label, value) for label, value in zip(labels, values[len(texts) :], strict=True)]
-        return [_Example([piece.ids], held, piece.cut)]
+        return [_Example([piece.ids], held, piece.truncated)]
 
     return _collect("sentence", Tally(Path(path)), _table(path, texts, labels, header), encode, np.float32)
 
@@ -198,7 +198,7 @@ def token_examples(
     Args:
       path: the file.
       words, tags: the keys of the two lists.
-      labels: the tags in the order of their classes (see evaluation.class_of).
+      labels: the tags in the order of their classes (see layouts.class_of).
       tokenizer: of the model.
       limit: the longest sequence; words beyond it have no part.
 
@@ -231,7 +231,7 @@ def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
 
     As SQuAD has them: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}}, or the
     answers as a list of {"text": ..., "answer_start": ...}. The target is the first answer. A context that is too long
-    slides by in windows, as in inference.encode_texts; where the answer is not in one, or there is none (no answers, as
+    slides by in windows, as in encoding.encode_texts; where the answer is not in one, or there is none (no answers, as
     SQuAD 2.0 has), its target is the first token, `<s>`, as in BERT's run_squad.py.
 
     Args:
@@ -256,11 +256,11 @@ def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
         found = []
         for piece in pieces:
             prefix, inside = piece.prefix, (piece.begin, piece.end)
-            if not piece.cut:
+            if not piece.truncated:
                 prefix, inside = len(piece.ids) - 1 - len(spans), (0, len(spans))
             there = bool(answers) and inside[0] <= first and last < inside[1]
             moved = prefix - inside[0]
-            found.append(_Example([piece.ids], (first + moved, last + moved) if there else (0, 0), piece.cut))
+            found.append(_Example([piece.ids], (first + moved, last + moved) if there else (0, 0), piece.truncated))
             windows.append((len(questions), prefix, *inside))
         questions.append(Question(context, tuple(text for text, _ in answers)))
         return found
@@ -286,12 +286,12 @@ def choice_examples(
 
     By `framing`:
       choice         objects of a JSONL file with a text, a list of choices, and the right one's number or letter, under
-                     the names given: `<s> text </s></s> choice </s>`, cut as in inference.encode_texts
+                     the names given: `<s> text </s></s> choice </s>`, truncated as in encoding.encode_texts
       commonsenseqa  CommonsenseQA's own files: `<s> Q: question </s> A: choice </s>`
-                     (fairseq/examples/roberta/commonsense_qa/commonsense_qa_task.py), cut likewise
+                     (fairseq/examples/roberta/commonsense_qa/commonsense_qa_task.py), truncated likewise
       race           a directory of RACE's own files, or JSONL of their objects or of objects with one question each
-                     (article, question, options, answer): `<s> question option </s></s> article </s>`, an option cut
-                     after MAX_OPTION_LENGTH tokens and the whole at its end, `</s>` with it
+                     (article, question, options, answer): `<s> question option </s></s> article </s>`, an option
+                     truncated after MAX_OPTION_LENGTH tokens and the whole at its end, `</s>` with it
                      (fairseq/examples/roberta/preprocess_RACE.py, fairseq/tasks/sentence_ranking.py)
 
     Args:
@@ -313,8 +313,8 @@ def choice_examples(
             if len(candidates) < 2:
                 raise InputError(f"{len(candidates)} choices, expected two or more")
             number = _choice(answer, len(candidates))
-            sequences, cuts = zip(*choice_inputs(framing, before, candidates, tokenizer, limit), strict=True)
-            made.append(_Example(list(sequences), number, any(cuts)))
+            sequences, truncated = zip(*choice_inputs(framing, before, candidates, tokenizer, limit), strict=True)
+            made.append(_Example(list(sequences), number, any(truncated)))
         return made
 
     return _collect("choice", Tally(Path(path)), found.rows(path), encode, np.int32)
@@ -366,8 +366,8 @@ def _collect(
         except InputError as error:
             tally.leave_out(where, str(error))
             continue
-        tally.unlabelled += not found
-        tally.cut += sum(example.cut for example in found)
+        tally.unlabeled += not found
+        tally.truncated += sum(example.truncated for example in found)
         examples += found
     tally.examples = len(examples)
     if not examples:

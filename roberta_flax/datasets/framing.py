@@ -79,7 +79,7 @@ def _asked(record: dict[str, Any], names: tuple[str, str, str]) -> _Asked:
 
 def _joined(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
     piece = encode_texts(tokenizer, texts, limit, "truncate")[0]
-    return piece.ids, piece.cut
+    return piece.ids, piece.truncated
 
 
 def _asked_by_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str]) -> _Asked:
@@ -133,7 +133,7 @@ class Framing:
       rows: of a file.
       read: a row's questions, by the keys of what is given, the choices, and the right one.
       pair: the two texts that a choice makes with what is given.
-      join: their sequence, of at most so many tokens, and whether it was cut.
+      join: their sequence, of at most so many tokens, and whether it was truncated.
     """
 
     given: tuple[str, ...]

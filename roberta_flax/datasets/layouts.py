@@ -16,7 +16,7 @@ from roberta_flax.nn.config import HeadConfig
 
 @dataclass(frozen=True)
 class Task:
-    """A labelled file's layout and how it is judged. The columns of GLUE's files are parted by tabs, without quoting.
+    """A labeled file's layout and how it is judged. The columns of GLUE's files are parted by tabs, without quoting.
 
     Attributes:
       name: the name that task_of() takes.
@@ -29,7 +29,7 @@ class Task:
       header: whether the file's first line names the columns.
       problem: what the head's outputs are, as HeadConfig.problem.
       meanings: what datasets' glue.py calls the classes, in the order of `labels`, where the file has only numbers.
-      unlabelled: gold strings of rows that are left out: "-" where annotators did not agree (SNLI's README.txt).
+      unlabeled: gold strings of rows that are left out: "-" where annotators did not agree (SNLI's README.txt).
     """
 
     name: str
@@ -40,7 +40,7 @@ class Task:
     header: bool = True
     problem: Literal["single_label", "regression"] = "single_label"
     meanings: tuple[str, ...] = ()
-    unlabelled: tuple[str, ...] = ()
+    unlabeled: tuple[str, ...] = ()
 
 
 _SENTENCES = ("sentence1", "sentence2")
@@ -65,8 +65,8 @@ _SICK = ("sentence_A", "sentence_B")
 # Marelli et al., 2014 (SemEval task 1). No mse for sts-b: fairseq's heads are trained on its scores divided by 5.
 # GLUE's diagnostic set (ax) is not here, as its gold labels are not public.
 _TASKS = (
-    Task("mnli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabelled=("-",)),
-    Task("snli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabelled=("-",)),
+    Task("mnli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabeled=("-",)),
+    Task("snli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabeled=("-",)),
     Task("qnli", ("question", "sentence"), "label", _RTE, ("accuracy",)),
     Task("rte", _SENTENCES, "label", _RTE, ("accuracy",)),
     Task("wnli", _SENTENCES, "label", _BINARY, ("accuracy",), meanings=("not_entailment", "entailment")),

@@ -63,7 +63,7 @@ class TaskReader:
 
 
 def task_name(task: str) -> str:
-    """The name of a task in evaluation.TASKS ("sst2" is "sst-2"), of CHOICE_TASKS, or "custom"; else InputError."""
+    """The name of a task in layouts.TASKS ("sst2" is "sst-2"), of CHOICE_TASKS, or "custom"; else InputError."""
     name = task.casefold()
     if name in (*CHOICE_TASKS, CUSTOM):
         return name

@@ -53,7 +53,7 @@ class FileEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name, for json.dumps; "skipped", how many rows were left out."""
-        skipped = self.tally.unusable + self.tally.unlabelled
+        skipped = self.tally.unusable + self.tally.unlabeled
         return {"task": self.task, "head": self.head, "skipped": skipped, **self.evaluation.to_json()}
 
     def to_text(self) -> str:
@@ -168,7 +168,7 @@ def _stream(
         if results:
             judge.add(np.array(results, np.float64), np.array(gold))
             tally.examples += len(results)
-    tally.cut = predictor.stats.cut
+    tally.truncated = predictor.stats.truncated
     return FileEvaluation(layout.name, head.name, judge.evaluation(), tally)
 
 
@@ -186,8 +186,8 @@ def _windows(
                 tally.leave_out(f"{path}, line {row.line}", row.reason)
                 continue
             *texts, label = row.values
-            if str(label) in layout.unlabelled:
-                tally.unlabelled += 1
+            if str(label) in layout.unlabeled:
+                tally.unlabeled += 1
                 continue
             if (gold := gold_of(str(label))) is None:
                 raise InputError(

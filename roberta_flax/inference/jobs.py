@@ -47,7 +47,7 @@ _FEATURES = "features"
 RESULT_NAMES = frozenset(
     ("row", _FEATURES, "label", "labels", "values", "log_probabilities", "logits", "texts", "tokens", "probabilities")
 )
-_COUNTS = ("rows", "rejected", "cut")
+_COUNTS = ("rows", "rejected", "truncated")
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dic
       progress: called at the beginning, after each batch, and after each part.
 
     Returns:
-      A summary: rows, rejected, cut, tokens, seconds, ... of the whole job, and what this run did of it; "joined" tells
-      whether OUTPUT is there, or waits for parts of other processes.
+      A summary: rows, rejected, truncated, tokens, seconds, ... of the whole job, and what this run did of it; "joined"
+      tells whether OUTPUT is there, or waits for parts of other processes.
 
     Raises:
       InputError: a file that cannot be read or written, OUTPUT exists, parts of another run are there, or with `strict`
@@ -133,7 +133,7 @@ def _run(job: Job, parts: _Parts, predictor: Predictor, progress: Progress | Non
     resumed = {number: parts.counts(number)["rows"] for number in sorted(parts.done)}
     mine, of = job.share
     begun_with = sum(rows for number, rows in resumed.items() if number % of == mine) - predictor.stats.texts
-    cut = predictor.stats.cut
+    truncated = predictor.stats.truncated
     waiting: deque[tuple[int, Sequence[tables.Row | tables.BadRow]]] = deque()
 
     def windows() -> Iterator[list[Any]]:
@@ -151,8 +151,8 @@ def _run(job: Job, parts: _Parts, predictor: Predictor, progress: Progress | Non
     report()
     for results in predictor.windows(windows(), report):
         number, rows = waiting.popleft()
-        parts.write(number, rows, results, predictor.stats.cut - cut)
-        cut = predictor.stats.cut
+        parts.write(number, rows, results, predictor.stats.truncated - truncated)
+        truncated = predictor.stats.truncated
         rows_done += len(rows)
         report()
     joined = parts.join()
@@ -237,7 +237,9 @@ class _Parts:
             if number % of == mine and number not in self.done:
                 yield number, some
 
-    def write(self, number: int, rows: Sequence[tables.Row | tables.BadRow], results: Sequence[Any], cut: int) -> None:
+    def write(
+        self, number: int, rows: Sequence[tables.Row | tables.BadRow], results: Sequence[Any], truncated: int
+    ) -> None:
         """Writes a part: its rejects and counts, then its results."""
         job = self.job
         rejects = [
@@ -249,7 +251,7 @@ class _Parts:
             first = rejects[0]
             raise InputError(f"{job.input}, line {first['line']}: {first['reason']}. Stopped, as strict asks")
         tables.write_part(self._file(number, _REJECTS_SUFFIX), rejects, _REJECT_SCHEMA, format="jsonl")
-        counts = {"rows": len(rows), "rejected": len(rejects), "cut": cut}
+        counts = {"rows": len(rows), "rejected": len(rejects), "truncated": truncated}
         _write_text(self._file(number, ".json"), json.dumps(counts) + "\n")
         self.writer.write(self._file(number, ".part"), rows, results)
         self.done.add(number)
@@ -351,7 +353,7 @@ def _unwritable(path: Path, error: Exception) -> InputError:
     if isinstance(error, InputError):
         return error
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return InputError(f"cannot write {path}: {reason}; what was done is kept, run the same command again")
+    return InputError(f"cannot write {path}: {reason}; finished parts are kept; rerun the command to resume")
 
 
 # what is written of each kind of work

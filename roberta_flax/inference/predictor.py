@@ -54,7 +54,7 @@ class Stats:
     Attributes:
       texts: inputs that are done: all of their sequences, or rejected.
       rejected: how many of them had no result; these are counted with their window.
-      cut: inputs that were too long, and truncated or cut into parts; counted with their window.
+      truncated: inputs that were too long, and lost tokens or became several parts; counted with their window.
       sequences, tokens: that the model saw.
       slots: tokens with padding.
       batches: that were run.
@@ -67,7 +67,7 @@ class Stats:
 
     texts: int = 0
     rejected: int = 0
-    cut: int = 0
+    truncated: int = 0
     sequences: int = 0
     tokens: int = 0
     slots: int = 0
@@ -99,7 +99,7 @@ class Stats:
         return {
             "texts": self.texts,
             "rejected": self.rejected,
-            "cut": self.cut,
+            "truncated": self.truncated,
             "sequences": self.sequences,
             "tokens": self.tokens,
             "padding_share": round(self.padding, 4),
@@ -333,7 +333,7 @@ class Predictor:
             results.append(self.work.result(window.inputs[number], *parts, self._roberta))
         self.stats.texts += len(window.rejected)
         self.stats.rejected += len(window.rejected)
-        self.stats.cut += sum(window.pieces[owned[0]].cut for owned in window.owned if owned)
+        self.stats.truncated += sum(window.pieces[owned[0]].truncated for owned in window.owned if owned)
         return results
 
 

@@ -69,7 +69,7 @@ class FillMask:
             inside = limit - 2
             begin = min(max(position - inside // 2, 1), len(ids) - 1 - inside)
             ids = np.concatenate([ids[:1], ids[begin : begin + inside], ids[-1:]])
-            return [Piece(ids, position + 1 - begin, cut=True)]
+            return [Piece(ids, position + 1 - begin, truncated=True)]
 
         return [or_rejected(one, item) for item in items]
 

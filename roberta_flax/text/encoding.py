@@ -37,16 +37,16 @@ class Piece(NamedTuple):
 
     Attributes:
       ids: with special tokens.
-      prefix: how many of them stand before the text that was cut, or before the mask.
+      prefix: how many of them stand before the text that was truncated, or before the mask.
       begin, end: which of that text's tokens are in it.
-      cut: whether anything of the input is missing in it.
+      truncated: whether anything of the input is missing in it.
     """
 
     ids: Ids
     prefix: int = 0
     begin: int = 0
     end: int = 0
-    cut: bool = False
+    truncated: bool = False
 
 
 Encoded = list[Piece] | Rejected  # what an input becomes
@@ -55,9 +55,9 @@ Encoded = list[Piece] | Rejected  # what an input becomes
 def encode_texts(tokenizer: Tokenizer, item: Item, limit: int, on_long: OnLong) -> list[Piece]:
     """The sequences of a text or of several, as Tokenizer.encode joins them.
 
-    Of an input of over `limit` tokens, by `on_long`: none ("error"); one, cut token by token at the end of whichever
-    text is the longest then ("truncate"); or several, that slide over the last text by half of what there is room for
-    ("window").
+    Of an input of over `limit` tokens, by `on_long`: none ("error"); one, truncated token by token at the end of
+    whichever text is the longest then ("truncate"); or several, that slide over the last text by half of what there is
+    room for ("window").
 
     Raises:
       InputError: not text, or too long.
@@ -107,7 +107,7 @@ def _shortened(tokenizer: Tokenizer, parts: Sequence[list[int]], limit: int, on_
     refuse_long(length, limit, on_long)
     if on_long == "truncate":
         kept = longest_first([len(part) for part in parts], limit - specials)
-        return [Piece(tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)]), cut=True)]
+        return [Piece(tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)]), truncated=True)]
     *given, last = parts
     room = limit - specials - sum(map(len, given))
     if room < 2:
@@ -115,7 +115,7 @@ def _shortened(tokenizer: Tokenizer, parts: Sequence[list[int]], limit: int, on_
     prefix = length - len(last) - 1
     begins = [*range(0, len(last) - room, max(room // 2, 1)), len(last) - room]
     return [
-        Piece(tokenizer.join([*given, last[begin : begin + room]]), prefix, begin, begin + room, cut=True)
+        Piece(tokenizer.join([*given, last[begin : begin + room]]), prefix, begin, begin + room, truncated=True)
         for begin in begins
     ]
 
@@ -127,9 +127,9 @@ def longest_first(lengths: Sequence[int], room: int) -> list[int]:
         longest = max(range(len(kept)), key=lambda i: (kept[i], i))
         others = [length for i, length in enumerate(kept) if i != longest]
         surplus = kept[longest] - max(others, default=0)
-        cut = min(excess, max(surplus, 1))
-        kept[longest] -= cut
-        excess -= cut
+        dropped = min(excess, max(surplus, 1))
+        kept[longest] -= dropped
+        excess -= dropped
     return kept
 
 

@@ -55,7 +55,7 @@ def test_sicks_pairs_are_encoded_as_encode_does_and_have_its_labels(gpt2_tokeniz
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     found = sentence_examples(path, TASKS["sick"], TASKS["sick"].labels, gpt2_tokenizer, LIMIT)
     assert len(found) == found.tally.examples == len(rows)
-    assert (found.tally.cut, found.tally.unusable, found.tally.unlabelled) == (0, 0, 0)
+    assert (found.tally.truncated, found.tally.unusable, found.tally.unlabeled) == (0, 0, 0)
     order = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
     assert found.targets.tolist() == [order.index(row[4]) for row in rows]
     for number in (0, 7, 4000):
@@ -78,8 +78,8 @@ def test_rows_without_agreement_and_malformed_ones_are_left_out_and_told(tokeniz
     )
     found = sentence_examples(path, TASKS["mnli"], TASKS["mnli"].labels, tokenizer, LIMIT)
     assert found.targets.tolist() == [0, 1]
-    assert (found.tally.unlabelled, found.tally.unusable) == (1, 2)
-    assert f"2 rows left out that cannot be used, the first is {path}, line 4: 1 column" in found.tally.to_text()
+    assert (found.tally.unlabeled, found.tally.unusable) == (1, 2)
+    assert f"2 unusable rows left out; the first is {path}, line 4: 1 column" in found.tally.to_text()
 
 
 def test_a_label_that_is_none_of_the_tasks_is_an_error_with_its_line(tokenizer, tmp_path):
@@ -102,8 +102,8 @@ def test_texts_that_are_too_long_are_cut_as_in_inference_and_counted(tokenizer, 
     path = written(tmp_path / "l.jsonl", {"a": pair[0], "b": pair[1], "y": 1}, {"a": "short", "b": "", "y": 0})
     task = Task("custom", ("a", "b"), "y", ("0", "1"), ("accuracy",))
     found = sentence_examples(path, task, ("0", "1"), tokenizer, 40)
-    assert found.tally.cut == 1
-    assert found.tally.to_text() == f"{path}: 2 examples; 1 of them cut, too long"
+    assert found.tally.truncated == 1
+    assert found.tally.to_text() == f"{path}: 2 examples; 1 truncated"
     assert found.sequences([0])[0].tolist() == encode_texts(tokenizer, pair, 40, "truncate")[0].ids.tolist()
 
 
@@ -200,7 +200,7 @@ def test_the_first_token_of_each_word_has_its_tag(gpt2_tokenizer, tmp_path):
 def test_tags_of_words_beyond_the_limit_are_left_out_and_counted(tokenizer, tmp_path):
     path = written(tmp_path / "t.jsonl", {"words": ["dog"] * 60, "tags": [0, 1] * 30}, {"words": ["a"], "tags": [1]})
     found = token_examples(path, "words", "tags", ("B", "I"), tokenizer, 20)
-    assert found.tally.cut == 1
+    assert found.tally.truncated == 1
     assert len(found.sequences([0])[0]) == 20
     assert found.targets[found.offsets[1] :].tolist()[:2] == [-1, 1]
 
@@ -265,7 +265,7 @@ def test_a_long_context_slides_by_and_the_answer_is_found_in_its_windows(tokeniz
     path = written(tmp_path / "s.jsonl", squad("What?", "Ibirapuera", context))
     found = span_examples(path, tokenizer, 64)
     assert len(found) > 5
-    assert found.tally.cut == len(found)
+    assert found.tally.truncated == len(found)
     inside = 0
     for number, (start, end) in enumerate(found.targets.tolist()):
         (tokens,) = found.sequences([number])
@@ -432,7 +432,7 @@ def test_races_ids_are_fairseqs(fairseq_examples, race, tiny_source, tokenizer, 
     )
     assert found == expected
     assert len(ours) == 3
-    assert ours.tally.cut == 1
+    assert ours.tally.truncated == 1
     assert max(len(sequence) for choices, _ in found for sequence in choices) == LIMIT
     # the same articles as JSONL, and with one question an object
     (tmp_path / "lines").mkdir()
