@@ -262,11 +262,11 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
     assert sum(map(sum, result["confusion"])) == 30
     text = run("evaluate", folder / "dev_matched.tsv", "-m", TINY)[1]
     assert text.startswith(f"accuracy {right / 30:.4f} (95 % interval ")
-    assert "1 rows without a label left out" in text
+    assert "1 without a label left out" in text
     short = run("evaluate", folder / "dev_matched.tsv", "-m", TINY, "--max-length", "10")[1]
-    cut = sum(len(tiny.encode(*pair)) > 10 for pair in sick_pairs[:30])
-    assert cut > 0
-    assert f"; {cut} of them cut, too long" in short
+    long = sum(len(tiny.encode(*pair)) > 10 for pair in sick_pairs[:30])
+    assert long > 0
+    assert f"; {long} truncated" in short
     refused = run("evaluate", folder / "dev_matched.tsv", "-m", TINY, "--max-length", "1000")
     assert (refused[0], "max_length must be from 8 to the model's 512, got 1000" in refused[2]) == (1, True)
     (folder / "dev_matched.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tmaybe\n")

@@ -48,7 +48,7 @@ def test_a_sentence_head_is_judged_by_what_it_predicts(tiny, mnli):
     expected = evaluate_classes(predicted, [LABELS.index(label) for label in GOLD], LABELS)
     assert found.evaluation == expected
     assert (found.task, found.head, found.to_json()["skipped"]) == ("mnli", "mnli", 2)
-    assert (found.tally.examples, found.tally.unlabelled, found.tally.unusable) == (len(PAIRS), 1, 1)
+    assert (found.tally.examples, found.tally.unlabeled, found.tally.unusable) == (len(PAIRS), 1, 1)
     assert "line 8: " in found.tally.first
 
 

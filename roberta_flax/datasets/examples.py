@@ -1,7 +1,7 @@
 """Labeled files as tokenized examples, for every kind of head.
 
 A file is read once and kept in a few arrays (Examples). Rows that cannot be used are left out, and inputs that are too
-long are cut; Examples.tally says how many. roberta_flax.train.batches makes batches of them.
+long are truncated; Examples.tally says how many. roberta_flax.train.batches makes batches of them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Tally:
         if self.unlabeled:
             parts.append(f"{self.unlabeled} rows without a label left out")
         if self.unusable:
-            parts.append(f"{self.unusable} rows left out that cannot be used, the first is {self.first}")
+            parts.append(f"{self.unusable} unusable rows left out; the first is {self.first}")
         return "; ".join(parts)
 
 
@@ -75,7 +75,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Tokenised examples of one file, for one kind of head.
+    """Tokenized examples of one file, for one kind of head.
 
     Attributes:
       kind: of the head, as in HeadConfig.
@@ -130,7 +130,7 @@ class _Example(NamedTuple):
 
     sequences: list[Ids]
     target: Any
-    cut: bool = False
+    truncated: bool = False
 
 
 class _UnknownLabel(Exception):  # noqa: N818
@@ -289,10 +289,10 @@ def choice_examples(
       choice         objects of a JSONL file with a text, a list of choices, and the right one's number or letter, under
                      the names given: `<s> text </s></s> choice </s>`, cut as in encoding.encode_texts
       commonsenseqa  CommonsenseQA's own files: `<s> Q: question </s> A: choice </s>`
-                     (fairseq/examples/roberta/commonsense_qa/commonsense_qa_task.py), cut likewise
+                     (fairseq/examples/roberta/commonsense_qa/commonsense_qa_task.py), truncated likewise
       race           a directory of RACE's own files, or JSONL of their objects or of objects with one question each
-                     (article, question, options, answer): `<s> question option </s></s> article </s>`, an option cut
-                     after MAX_OPTION_LENGTH tokens and the whole at its end, `</s>` with it
+                     (article, question, options, answer): `<s> question option </s></s> article </s>`, an option
+                     truncated after MAX_OPTION_LENGTH tokens and the whole at its end, `</s>` with it
                      (fairseq/examples/roberta/preprocess_RACE.py, fairseq/tasks/sentence_ranking.py)
 
     Args:
@@ -314,8 +314,8 @@ def choice_examples(
             if len(candidates) < 2:
                 raise InputError(f"{len(candidates)} choices, expected two or more")
             number = _choice(answer, len(candidates))
-            sequences, cuts = zip(*choice_inputs(framing, before, candidates, tokenizer, limit), strict=True)
-            made.append(_Example(list(sequences), number, any(cuts)))
+            sequences, truncated = zip(*choice_inputs(framing, before, candidates, tokenizer, limit), strict=True)
+            made.append(_Example(list(sequences), number, any(truncated)))
         return made
 
     return _collect("choice", Tally(Path(path)), found.rows(path), encode, np.int32)

@@ -133,7 +133,7 @@ class Framing:
       rows: of a file.
       read: a row's questions, by the keys of what is given, the choices, and the right one.
       pair: the two texts that a choice makes with what is given.
-      join: their sequence, of at most so many tokens, and whether it was cut.
+      join: their sequence, of at most so many tokens, and whether it was truncated.
     """
 
     given: tuple[str, ...]

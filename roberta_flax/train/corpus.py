@@ -288,7 +288,7 @@ class Corpus:
             )
 
     def blocks(self, break_mode: str, tokens_per_sample: int, *, bos_id: int) -> Blocks:
-        """The corpus cut into sequences for the model, as fairseq's masked_lm task does.
+        """The corpus as sequences for the model, as fairseq's masked_lm task does.
 
         Args:
           break_mode: one of BREAK_MODES:
@@ -309,7 +309,7 @@ class Corpus:
         if not fits.any():
             raise InputError(
                 f"{self.path} has no block of at most {tokens_per_sample} tokens in break mode {break_mode!r}; take "
-                "'none', or cut its lines"
+                "'none', or split its lines"
             )
         return Blocks(self.tokens, starts[fits], ends[fits], bos_id, int((~fits).sum()))
 

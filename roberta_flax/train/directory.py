@@ -61,7 +61,8 @@ def unwritable(path: Path, error: Exception) -> InputError:
     """The error for a file of a run that cannot be written."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
     return InputError(
-        f"cannot write {path}: {reason}; what was saved is kept: make room, or mend it, and run the same command again"
+        f"cannot write {path}: {reason}; saved checkpoints are kept; make room or fix the cause, and rerun the command "
+        "to resume"
     )
 
 
@@ -102,7 +103,8 @@ def _require_same(directory: Path, run: Path, now: Mapping[str, Any]) -> None:
         raise InputError(f"cannot read {run}: {error}; remove {directory} or choose another directory") from None
     if (changes := differences(before, now)) is not None:
         raise InputError(
-            f"{directory} has another run ({changes}); ask for the same to go on, or choose another directory"
+            f"{directory} has another run ({changes}); rerun it with the same options to resume it, or choose another "
+            "directory"
         )
 
 

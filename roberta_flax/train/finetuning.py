@@ -292,7 +292,7 @@ class FineTuning:
                 self.training.tally.to_text(),
                 self.validation.tally.to_text(),
                 f"{self.recipe.source}: {self.total_steps} steps of {size} examples, {self.warmup_steps} of them "
-                f"warm-up; {-(-len(self.training) // size)} make an epoch",
+                f"warm-up; {-(-len(self.training) // size)} steps an epoch",
             )
         )
 
@@ -402,7 +402,8 @@ class SeedResults:
             lines.append(f"median {best.best_metric} {statistics.median(r.best for r in self.results):.4f}")
         ended = "" if best.stopped == "done" else ", stopped early"
         lines.append(
-            f"{self.best_model}: the best of {best.steps} steps{ended}, after {best.best_step}; loss {best.loss:.4f}"
+            f"{self.best_model}: best model, of step {best.best_step} of {best.steps}{ended}; validation loss "
+            f"{best.loss:.4f}"
         )
         return "\n".join((*lines, best.evaluation.to_text()))
 

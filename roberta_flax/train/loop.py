@@ -321,7 +321,7 @@ class _Loop:
                 self.checkpoints.wait()
                 raise StoppedError(
                     f"{signal.name}: stopped after {step} of {plan.total_steps} steps, which are saved in "
-                    f"{self.directory}; to go on, run the same command again",
+                    f"{self.directory}; rerun the command to resume",
                     signal,
                 )
 
@@ -436,8 +436,8 @@ class _Loop:
             else (f"the last good checkpoint is {self.checkpoints.directory / str(latest)}")
         )
         return (
-            f"{where}. The same command would come to the same: in another directory, lower the learning rate, warm up "
-            "for longer or clip the gradients"
+            f"{where}. The same command would diverge again: start in another directory with a lower learning rate, a "
+            "longer warm-up, or clipped gradients"
         )
 
 

@@ -1,4 +1,4 @@
-"""fairseq's optimiser for RoBERTa, under its names, as optax transformations."""
+"""fairseq's optimizer for RoBERTa, under its names, as optax transformations."""
 
 from __future__ import annotations
 

@@ -209,8 +209,8 @@ class Result:
         if self.loss is None:
             return f"{self.model.parent}: {self.steps} steps; no validation gave a number, so there is no best model"
         return (
-            f"{self.model}: validation loss {self.loss:.4f}, perplexity {self.perplexity:.2f}, after "
-            f"{self.best_step} of {self.steps} steps"
+            f"{self.model}: validation loss {self.loss:.4f}, perplexity {self.perplexity:.2f}, of step "
+            f"{self.best_step} of {self.steps}"
         )
 
 

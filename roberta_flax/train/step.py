@@ -1,4 +1,4 @@
-"""One training step: gradients of a loss, and what an optimiser makes of them, as one jitted function.
+"""One training step: gradients of a loss, and what an optimizer makes of them, as one jitted function.
 
 optimizer = adam(polynomial_decay(1e-5, warmup_steps=7432, total_steps=123873), config=config)
 train_step = make_train_step(head_loss("mnli", config=config), optimizer)
@@ -150,7 +150,7 @@ def make_eval_step(loss: Loss) -> Callable[[Params, Batch], tuple[Float[Array, "
 def init_optimizer(
     optimizer: optax.GradientTransformation, params: Params, freeze: Sequence[str] = ()
 ) -> optax.OptState:
-    """An optimiser's state for the parameters that make_train_step(freeze=freeze) trains; frozen ones take no memory.
+    """An optimizer's state for the parameters that make_train_step(freeze=freeze) trains; frozen ones take no memory.
 
     Moments are divided over devices as the parameters are: zeros_like, outside of jit, keeps an array's sharding.
     """

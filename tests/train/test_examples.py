@@ -102,8 +102,8 @@ def test_texts_that_are_too_long_are_cut_as_in_inference_and_counted(tokenizer, 
     path = written(tmp_path / "l.jsonl", {"a": pair[0], "b": pair[1], "y": 1}, {"a": "short", "b": "", "y": 0})
     task = Task("custom", ("a", "b"), "y", ("0", "1"), ("accuracy",))
     found = sentence_examples(path, task, ("0", "1"), tokenizer, 40)
-    assert found.tally.cut == 1
-    assert found.tally.to_text() == f"{path}: 2 examples; 1 of them cut, too long"
+    assert found.tally.truncated == 1
+    assert found.tally.to_text() == f"{path}: 2 examples; 1 truncated"
     assert found.sequences([0])[0].tolist() == encode_texts(tokenizer, pair, 40, "truncate")[0].ids.tolist()
 
 
@@ -200,7 +200,7 @@ def test_the_first_token_of_each_word_has_its_tag(gpt2_tokenizer, tmp_path):
 def test_tags_of_words_beyond_the_limit_are_left_out_and_counted(tokenizer, tmp_path):
     path = written(tmp_path / "t.jsonl", {"words": ["dog"] * 60, "tags": [0, 1] * 30}, {"words": ["a"], "tags": [1]})
     found = token_examples(path, "words", "tags", ("B", "I"), tokenizer, 20)
-    assert found.tally.cut == 1
+    assert found.tally.truncated == 1
     assert len(found.sequences([0])[0]) == 20
     assert found.targets[found.offsets[1] :].tolist()[:2] == [-1, 1]
 
@@ -265,7 +265,7 @@ def test_a_long_context_slides_by_and_the_answer_is_found_in_its_windows(tokeniz
     path = written(tmp_path / "s.jsonl", squad("What?", "Ibirapuera", context))
     found = span_examples(path, tokenizer, 64)
     assert len(found) > 5
-    assert found.tally.cut == len(found)
+    assert found.tally.truncated == len(found)
     inside = 0
     for number, (start, end) in enumerate(found.targets.tolist()):
         (tokens,) = found.sequences([number])
@@ -432,7 +432,7 @@ def test_races_ids_are_fairseqs(fairseq_examples, race, tiny_source, tokenizer, 
     )
     assert found == expected
     assert len(ours) == 3
-    assert ours.tally.cut == 1
+    assert ours.tally.truncated == 1
     assert max(len(sequence) for choices, _ in found for sequence in choices) == LIMIT
     # the same articles as JSONL, and with one question an object
     (tmp_path / "lines").mkdir()

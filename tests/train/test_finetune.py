@@ -76,7 +76,7 @@ def test_sst2_learns_and_predict_and_evaluate_take_the_best_model(finetune, run,
     summary, err = finetune(sentiment, tmp_path / "o", "--task", "sst2", "--steps", "40", "--validate-every", "10")
     assert summary["metrics"] == {"accuracy": 1.0}
     assert (summary["task"], summary["head"], summary["steps"]) == ("sst-2", "sst-2", 40)
-    assert "config/finetuning/sst_2.yaml: 40 steps of 8 examples, 2 of them warm-up; 2 make an epoch" in err
+    assert "config/finetuning/sst_2.yaml: 40 steps of 8 examples, 2 of them warm-up; 2 steps an epoch" in err
     best = tmp_path / "o" / "best"
     config = converted.read_config(best)
     assert config.heads == (HeadConfig("sst-2", 2, 64, labels=("negative", "positive")),)
@@ -204,7 +204,7 @@ def test_spans_learn_over_windows_and_where_there_is_none(finetune, run, tmp_pat
     summary, err = finetune(train, tmp_path / "o", *options)
     assert summary["count"] == len(rows)
     assert summary["training"]["examples"] > len(rows)
-    tally = re.search(r"\d+ examples; \d+ of them cut, too long", err)
+    tally = re.search(r"\d+ examples; \d+ truncated", err)
     assert tally
     assert summary["metrics"] == {"exact_match": 1.0, "f1": 1.0}
     status, out, err = run("evaluate", train, "--model", tmp_path / "o" / "best", "--json")

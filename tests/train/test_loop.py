@@ -237,7 +237,7 @@ def test_a_signal_ends_a_run_after_the_update_and_the_same_command_goes_on(undis
     assert signal.getsignal(number) == before
     assert str(stopped.value) == (
         f"{number.name}: stopped after 13 of 60 steps, which are saved in {tmp_path / 'run'}; "
-        "to go on, run the same command again"
+        "rerun the command to resume"
     )
     assert steps(tmp_path / "run")[-1] == 13
     small.train(tmp_path / "run")
@@ -403,7 +403,9 @@ except InputError as error:
     arguments = [sys.executable, "-c", program, str(directory), "1000"]  # bytes of a file
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=CPU, check=False)
     assert done.returncode == 1
-    message = r"cannot write {}: {}; what was saved is kept: make room, or mend it, and run the same command again"
+    message = (
+        r"cannot write {}: {}; saved checkpoints are kept; make room or fix the cause, and rerun the command to resume"
+    )
     assert re.fullmatch(message.format(directory / "checkpoints", ".*File too large.*") + "\n", done.stderr), (
         done.stderr
     )
