@@ -36,7 +36,7 @@ class Tally:
     Attributes:
       path: the file.
       examples: that were made of them.
-      cut: of these, those that were too long and lost tokens; and of spans, windows of a context that was too long.
+      truncated: of these, those that were too long and lost tokens; of spans, windows of a context that was too long.
       unlabeled: rows left out because they say that they have no label (layouts.Task.unlabeled).
       unusable: rows left out because of what is in them.
       first: where the first of the unusable is, and why it is unusable.
@@ -44,7 +44,7 @@ class Tally:
 
     path: Path
     examples: int = 0
-    cut: int = 0
+    truncated: int = 0
     unlabeled: int = 0
     unusable: int = 0
     first: str = ""
@@ -57,10 +57,10 @@ class Tally:
     def to_text(self) -> str:
         """One line."""
         parts = [f"{self.path}: {self.examples} examples"]
-        if self.cut:
-            parts.append(f"{self.cut} of them cut, too long")
+        if self.truncated:
+            parts.append(f"{self.truncated} truncated")
         if self.unlabeled:
-            parts.append(f"{self.unlabeled} rows without a label left out")
+            parts.append(f"{self.unlabeled} without a label left out")
         if self.unusable:
             parts.append(f"{self.unusable} unusable rows left out; the first is {self.first}")
         return "; ".join(parts)
@@ -147,7 +147,7 @@ def sentence_examples(
       task: its layout.
       labels: the gold string of each class, in their order (see layouts.class_of); () for a regression.
       tokenizer: of the model.
-      limit: the longest sequence; of longer ones the longest text is cut, as in encoding.encode_texts.
+      limit: the longest sequence; of longer ones the longest text is truncated, as in encoding.encode_texts.
       divisor: what a regression's values are divided by.
 
     Raises:
@@ -287,7 +287,7 @@ def choice_examples(
 
     By `framing`:
       choice         objects of a JSONL file with a text, a list of choices, and the right one's number or letter, under
-                     the names given: `<s> text </s></s> choice </s>`, cut as in encoding.encode_texts
+                     the names given: `<s> text </s></s> choice </s>`, truncated as in encoding.encode_texts
       commonsenseqa  CommonsenseQA's own files: `<s> Q: question </s> A: choice </s>`
                      (fairseq/examples/roberta/commonsense_qa/commonsense_qa_task.py), truncated likewise
       race           a directory of RACE's own files, or JSONL of their objects or of objects with one question each
@@ -368,7 +368,7 @@ def _collect(
             tally.leave_out(where, str(error))
             continue
         tally.unlabeled += not found
-        tally.cut += sum(example.cut for example in found)
+        tally.truncated += sum(example.truncated for example in found)
         examples += found
     tally.examples = len(examples)
     if not examples:

@@ -168,7 +168,7 @@ def _stream(
         if results:
             judge.add(np.array(results, np.float64), np.array(gold))
             tally.examples += len(results)
-    tally.cut = predictor.stats.truncated
+    tally.truncated = predictor.stats.truncated
     return FileEvaluation(layout.name, head.name, judge.evaluation(), tally)
 
 

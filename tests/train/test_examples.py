@@ -55,7 +55,7 @@ def test_sicks_pairs_are_encoded_as_encode_does_and_have_its_labels(gpt2_tokeniz
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     found = sentence_examples(path, TASKS["sick"], TASKS["sick"].labels, gpt2_tokenizer, LIMIT)
     assert len(found) == found.tally.examples == len(rows)
-    assert (found.tally.cut, found.tally.unusable, found.tally.unlabeled) == (0, 0, 0)
+    assert (found.tally.truncated, found.tally.unusable, found.tally.unlabeled) == (0, 0, 0)
     order = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
     assert found.targets.tolist() == [order.index(row[4]) for row in rows]
     for number in (0, 7, 4000):
@@ -79,7 +79,7 @@ def test_rows_without_agreement_and_malformed_ones_are_left_out_and_told(tokeniz
     found = sentence_examples(path, TASKS["mnli"], TASKS["mnli"].labels, tokenizer, LIMIT)
     assert found.targets.tolist() == [0, 1]
     assert (found.tally.unlabeled, found.tally.unusable) == (1, 2)
-    assert f"2 rows left out that cannot be used, the first is {path}, line 4: 1 column" in found.tally.to_text()
+    assert f"2 unusable rows left out; the first is {path}, line 4: 1 column" in found.tally.to_text()
 
 
 def test_a_label_that_is_none_of_the_tasks_is_an_error_with_its_line(tokenizer, tmp_path):
