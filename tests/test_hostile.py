@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
+import itertools
 import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -15,7 +18,7 @@ import sys
 import tarfile
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert not (tmp_path / "it-ran").exists()
 
 
-def refusal(read: Callable[[], Any]) -> str:
+def refusal(read: Callable[[], Any], memory: int = MEMORY) -> str:
     """The one line with which something is refused, in bounded memory."""
     tracemalloc.start()
     try:
@@ -59,7 +62,7 @@ def refusal(read: Callable[[], Any]) -> str:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < MEMORY, f"{peak} bytes"
+    assert peak < memory, f"{peak} bytes"
     message = str(error.value)
     assert "\n" not in message
     assert len(message) < 4000
@@ -245,6 +248,124 @@ def test_a_large_number_in_the_memo_takes_no_room(tmp_path, data):
     assert peak < MEMORY
 
 
+def text(content: str) -> bytes:
+    return b"X" + struct.pack("<I", len(content.encode())) + content.encode()
+
+
+def integer(number: int) -> bytes:
+    return b"\x8a" + bytes([16]) + number.to_bytes(16, "little", signed=True)
+
+
+MANY = 30_000
+LONG = text("a" * 500_000)
+ONES = b"(" + b"K\x01" * MANY
+FLOAT_STORAGE = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+
+
+def call(module_and_name: bytes, arguments: bytes) -> bytes:
+    """A pickle that calls one function many times with the same arguments, and keeps what it gives."""
+    return b"c" + module_and_name + b"\nq\x000" + arguments + b"q\x010(l" + b"h\x00h\x01Ra" * MANY + b"."
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        call(b"_codecs\nencode", b"(" + LONG + b"X\x06\x00\x00\x00latin1t"),
+        call(b"collections\nOrderedDict", b"((" + b"(K\x01K\x02t" * MANY + b"lt"),
+        call(b"collections\nOrderedDict", b"((" + b"".join(integer(i) + b"N" for i in range(MANY)) + b"dt"),
+        call(b"builtins\nset", b"(" + ONES + b"lt"),
+        call(b"__builtin__\nset", b"(" + ONES + b"tt"),
+        call(b"argparse\nNamespace", ONES + b"t"),
+        b"cargparse\nNamespace\nq\x000" + ONES + b"tq\x010(l" + b"h\x00h\x01\x81a" * MANY + b".",  # NEWOBJ
+        b"cargparse\nNamespace\nq\x000" + ONES + b"tq\x010(l" + b"h\x00h\x01}\x92a" * MANY + b".",  # NEWOBJ_EX
+        ONES + b"tq\x010}" + b"h\x01Ns" * MANY + b".",  # a key that is hashed again and again
+        ONES + b"tq\x010(" + b"h\x01N" * MANY + b"d.",
+        ONES + b"tq\x010\x8f(" + b"h\x01" * MANY + b"\x90.",
+        ONES + b"tq\x010(" + b"h\x01" * MANY + b"\x91.",
+        LONG + b"q\x010" + LONG + b"q\x020}" + b"h\x01Nsh\x02Ns" * MANY + b".",  # compared again and again
+        text("fairseq") + b"q\x010" + LONG + b"q\x020(l" + b"h\x01h\x02\x93a" * MANY + b".",  # a long class name
+        b"(" + FLOAT_STORAGE + LONG + b"X\x03\x00\x00\x00cpuK\x08tq\x010(l" + b"h\x01Qa" * MANY + b".",
+    ],
+    ids=lambda data: repr(data[:30]),
+)
+def test_what_a_pickle_makes_of_little_again_and_again_is_counted(tmp_path, data):
+    """Each asks for gigabytes, or for minutes, in under 1.3 MB."""
+    assert len(data) < 1_300_000
+    assert re.search(r"makes more than its size allows|no storage", refused_pickle(tmp_path, data))
+
+
+@pytest.mark.parametrize("operation", [b"\x8f", b"(", b"\x94", b")R0h\x00"])
+def test_a_pickle_of_millions_of_operations_in_a_small_file_is_refused(tmp_path, operation):
+    """Empty sets, marks, things to remember, records: under 300 bytes each."""
+    data = b"cargparse\nNamespace\nq\x00" + operation * 1_300_000 + b"."
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", data)
+    message = refusal(lambda: torch_file.load(tmp_path / "m.pt"), memory=(len(data) + (300 << 20)))
+    assert "asks for more work than its size allows" in message
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [i * (2**61 - 1) for i in range(1, MANY)],  # which all have the hash 0
+        [-i * (2**61 - 1) - 5 for i in range(1, MANY)],
+        [1 << 120],
+    ],
+)
+def test_keys_that_are_numbers_made_to_collide(tmp_path, keys):
+    data = b"}(" + b"".join(integer(key) + b"N" for key in keys) + b"u."
+    assert "a key that is a number of over 60 bits" in refused_pickle(tmp_path, data)
+
+
+def test_keys_that_are_tuples_made_to_collide_are_looked_up_under_no_hash(tmp_path):
+    """The hashes of -1 and -2 are the same: so are those of all tuples of them."""
+    keys = list(itertools.islice(itertools.product((-1, -2), repeat=14), 5000))
+    assert len({hash(key) for key in keys}) == 1
+    loaded = load_pickle(tmp_path, pickle.dumps(dict.fromkeys(keys), 2))
+    assert len({hash(key) for key in loaded}) == 5000
+    assert [key.arguments for key in loaded] == keys
+
+
+def test_a_shape_of_very_many_axes_is_refused_before_it_is_looked_at(tmp_path):
+    shape = b"(" + b"K\x01" * 100 + b"t"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00" + shape + shape + b"\x89)tR."
+    assert "a tensor of 100 axes" in refused_pickle(tmp_path, tensor)
+
+
+@pytest.mark.parametrize("zip_format", [False, True])
+def test_a_checkpoint_of_robertas_size_needs_little_of_its_budget(tmp_path, monkeypatch, zip_format):
+    """roberta.large with Adam's moments, but for the values; and it would do with what a small file may, too."""
+    layer = {f"{part}.{kind}": 0 for part in ("q", "k", "v", "out", "fc1", "fc2", "norm1", "norm2") for kind in "wb"}
+    names = [f"decoder.sentence_encoder.layers.{i}.self_attn.{name}" for i in range(24) for name in layer]
+    names += [f"decoder.{i}" for i in range(9)]
+    state = {name: torch.zeros(2, 2) for name in names}
+    moments = {i: {"step": 1, "exp_avg": torch.zeros(2, 2), "exp_avg_sq": torch.zeros(2, 2)} for i in range(len(names))}
+    optimizer = {"state": moments, "param_groups": [{"lr": 1e-3, "params": list(moments)}]}
+    saved = {
+        "args": argparse.Namespace(**dict(state_of_arguments())),
+        "model": state,
+        "last_optimizer_state": optimizer,
+    }
+    torch.save(saved, tmp_path / "m.pt", _use_new_zipfile_serialization=zip_format)
+    size = 355_411_033 * 4 * 3  # bytes of its parameters and their moments
+    budget = torch_file.Budget.of(size)
+    allowed = budget.operations, budget.size
+    monkeypatch.setattr(torch_file.Budget, "of", lambda _: budget)
+    torch_file.load(tmp_path / "m.pt")
+    operations, earned = allowed[0] - budget.operations, 2 * (tmp_path / "m.pt").stat().st_size
+    used = allowed[1] + earned - budget.size  # with what the file's storages have not earned: an upper bound
+    print(f"{operations} operations of {allowed[0]}, at most {used} bytes of {allowed[1]}")
+    assert operations < torch_file.Budget.of(0).operations / 20
+    assert operations < allowed[0] / 300
+    assert used < allowed[1] / 20
+
+
+def state_of_arguments() -> Iterator[tuple[str, Any]]:
+    """As many as fairseq's trainer has."""
+    for i in range(200):
+        yield f"argument_number_{i}", [i, None, True, f"value {i}", 0.1, [0.9, 0.98]][i % 6]
+
+
 def test_what_fuzzing_found(tmp_path):
     """Cases from tests/fuzz_reader.py, each once an exception that was not a CheckpointError."""
     scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'f1'\nK\x00K\x01tRC\x01atR"  # no such float
@@ -287,9 +408,49 @@ def test_a_zip_file_whose_members_expand_come_twice_or_are_not_what_they_say(sou
         at = content.rindex(b"PK\x01\x02") + 20
         (source / "model.pt").write_bytes(content[:at] + struct.pack("<II", size, size) + content[at + 8 :])
         assert "damaged" in refusal(lambda: convert(source, tmp_path / "converted"))
+    at = content.rindex(b"PK\x05\x06") + 12  # the directory's size
+    (source / "model.pt").write_bytes(content[:at] + struct.pack("<I", 1 << 31) + content[at + 4 :])
+    assert "damaged" in refusal(lambda: convert(source, tmp_path / "converted"))
     at = content.rindex(b"PK\x01\x02") + 42  # the member's place in the file
     (source / "model.pt").write_bytes(content[:at] + struct.pack("<I", 1 << 31) + content[at + 4 :])
     assert "damaged" in refusal(lambda: convert(source, tmp_path / "converted"))
+
+
+def test_a_zip_file_of_very_many_members(tmp_path):
+    """Their directory alone is larger than any checkpoint's, and each entry makes an object."""
+    name = b"m/data/0"
+    entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", *[0] * 6, *[0] * 3, len(name), *[0] * 4, 0, 0) + name
+    count = 200_000
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 65535, 65535, count * len(entry), 4, 0)
+    (tmp_path / "m.pt").write_bytes(b"PK\x03\x04" + entry * count + end)
+    assert "its directory claims" in refusal(lambda: torch_file.load(tmp_path / "m.pt"))
+
+
+def test_a_damaged_value_is_found_by_the_checksum_of_its_member(source, tmp_path):
+    """One bit of a weight, which no shape and no size would tell of."""
+    saved = torch.load(source / "model.pt", weights_only=False)
+    torch.save(saved, source / "model.pt")
+    convert(source, tmp_path / "whole")
+    with zipfile.ZipFile(source / "model.pt") as archive:
+        member = max(archive.infolist(), key=lambda member: member.file_size)
+    content = bytearray((source / "model.pt").read_bytes())
+    content[member.header_offset + 30 + len(member.filename) + 1000] ^= 1
+    (source / "model.pt").write_bytes(content)
+    message = refusal(lambda: convert(source, tmp_path / "damaged"))
+    assert f"{member.filename!r} has another checksum; copy it again" in message
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_file_that_torch_wrote_without_checksums_is_read(source, tmp_path):
+    saved = torch.load(source / "model.pt", weights_only=False)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(saved, source / "model.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(source / "model.pt") as archive:
+        assert {member.CRC for member in archive.infolist()} == {0}
+    convert(source, tmp_path / "converted")
 
 
 def test_tensors_that_share_their_values_do_not_make_a_model_larger_than_its_file(source, tmp_path):
@@ -635,7 +796,7 @@ def test_a_tokenizer_json_that_makes_no_sense(tmp_path, tokenizer):
 WORKER = """
 import sys
 from pathlib import Path
-from convert import convert
+from roberta_flax.convert import convert
 source, folder = map(Path, sys.argv[1:])
 print("ready", flush=True)
 for number in range(1000):
