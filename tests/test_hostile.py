@@ -181,6 +181,21 @@ def test_shapes_and_strides_that_reach_out_of_their_storage_or_count_for_ever(tm
     assert "damaged" in refused_pickle(tmp_path, tensor + b".")
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides"), [([1, 2], [1 << 61, 1]), ([0, 5], [1 << 61, 1]), ([1], [1 << 61]), ([], [])]
+)
+def test_strides_that_are_never_taken_may_be_any_number(tmp_path, shape, strides):
+    numbers = [b"(" + b"".join(map(long, part)) + b"t" for part in (shape, strides)]
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + long(0) + numbers[0] + numbers[1] + b"\x89)tR"
+    assert load_pickle(tmp_path, tensor + b".").read().shape == tuple(shape)
+
+
+def test_a_shape_with_a_zero_in_it_has_no_sizes_beyond_numpys(tmp_path):
+    numbers = [b"(" + b"".join(map(long, part)) + b"t" for part in ([0, 1 << 40, 1 << 40], [1, 1, 1])]
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + long(0) + numbers[0] + numbers[1] + b"\x89)tR"
+    assert "damaged: a tensor of shape (0, 1099511627776" in refused_pickle(tmp_path, tensor + b".")
+
+
 def doubling(depth: int, make: bytes) -> bytes:
     """A pickle of an object that holds the one before it twice, `depth` times over: 2**depth things to walk."""
     data = b"K\x00q\x000"  # remembered, and taken off the stack
@@ -502,6 +517,32 @@ def test_stretched_tensors_in_the_parts_of_a_model(source, tmp_path):
     assert "not stored whole: decoder.sentence_encoder.layer_norm" in refusal(lambda: convert(source, tmp_path / "out"))
 
 
+def test_metadata_of_shards_that_repeat_themselves(source, tmp_path):
+    """One list of names in one dictionary of tensors in one module, a thousand times each: a billion names in 10 kB."""
+    saved = torch.load(source / "model.pt", weights_only=False)
+    count = 1000
+    described = {"names": ["weight"] * count, "shapes": [[0]] * count, "padding": 0}
+    module = {"fsdp_path": "", "params": {f"flat{i}": described for i in range(count)}, "no_broadcast_optim_state": False,
+              "shared_param_info": []}  # fmt: skip
+    empty = {**described, "names": [], "shapes": []}
+    long = {
+        **module,
+        "fsdp_path": "a" * 100_000,
+        "params": {"flat0": {**described, "names": [*map(str, range(count))]}},
+    }
+    for what in (module, {**module, "params": dict.fromkeys(module["params"], empty)}, long):
+        metadata = {"param_metadata": [what] * count, "buffer_names": []}
+        flat = {
+            f"{prefix}flat{i}": torch.zeros(0)
+            for i in range(count)
+            for prefix in ("", f"{long['fsdp_path']}.")[: 1 + (i == 0)]
+        }
+        torch.save({**saved, "model": flat, "fsdp_metadata": metadata}, source / "model-shard0.pt")
+        assert "metadata that do not fit" in refusal(
+            lambda: convert(source, tmp_path / "out", checkpoint_file="model-shard0.pt")
+        )
+
+
 @pytest.mark.parametrize("name", ["embeddings.token_type_embeddings", "lm_head.decoder", "embeddings.position_ids"])
 def test_stretched_tensors_in_a_file_of_transformers(tmp_path, name):
     folder = transformers_directory(tmp_path / "source", '{"model_type": "roberta", "num_hidden_layers": 1}')
@@ -656,6 +697,10 @@ def array(shape: Any, dtype: Any, content: bytes) -> msgpack.ExtType:
     return msgpack.ExtType(1, msgpack.packb((shape, dtype, content)))
 
 
+def chunked(shape: Any, chunks: Any) -> dict[str, Any]:
+    return {"__msgpack_chunked_array__": True, "shape": shape, "chunks": chunks}
+
+
 @pytest.mark.parametrize(
     "tree",
     [
@@ -664,6 +709,13 @@ def array(shape: Any, dtype: Any, content: bytes) -> msgpack.ExtType:
         {"a": array([1.5], "float32", b"1234")}, {"a": msgpack.ExtType(2, b"x")}, {"a": msgpack.ExtType(77, b"os.system")},
         {"a": 5}, [1, 2], {"a": {"__msgpack_chunked_array__": True}}, 5,
         {"a": {"__msgpack_chunked_array__": True, "shape": {"0": 1 << 40}, "chunks": {"0": array([1], "float32", b"1234")}}},
+        {"a": chunked({"0": -1}, {"0": array([1], "float32", b"1234")})}, {"a": chunked({"0": 1}, {"0": {}})},
+        {"a": chunked({"0": 2}, {"0": array([1], "float32", b"1234"), "1": array([1], "float16", b"12")})},
+        {"a": chunked(array([1], "float32", b"1234"), {})}, {"a": chunked({str(i): 1 for i in range(70)}, {"0": array([1], "float32", b"1234")})},
+        {"a": array([1] * 100, "float32", b"1234")}, {"a": array([1 << 63] * 100_000, "float32", b"1234")},
+        {"a": array([[[[[1]]]]], "float32", b"1234")}, {"a": array([1], {"a": 1}, b"1234")}, {"a": array([0, 1 << 62, 1 << 62], "float32", b"")},
+        {"a" * 2000: array([1], "float32", b"1234")}, {"a": array([1], "float32" * 100, b"1234")},
+        {f"{i}": {f"{j}": {} for j in range(20)} for i in range(4000)}, {str(i): {} for i in range(5000)},
     ],
 )  # fmt: skip
 def test_flax_files_that_are_not_what_they_claim(tmp_path, tree):
@@ -673,7 +725,8 @@ def test_flax_files_that_are_not_what_they_claim(tmp_path, tree):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01", b"\x81\xa1a" * 5000 + b"\x01", b"\x91" * 100_000, b"\x80\x80"],
+    [b"", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01", b"\x81\xa1a" * 5000 + b"\x01", b"\x91" * 100_000, b"\x80\x80",
+     b"\xdd\x00\x10\x00\x00" * 1000 + bytes(1 << 20), b"\x81\xa1a" + b"\xdf\x00\x10\x00\x00\xa1a" * 1000 + bytes(1 << 20)],
 )  # fmt: skip
 def test_flax_files_that_are_damaged(tmp_path, content):
     (tmp_path / "flax_model.msgpack").write_bytes(content)
@@ -691,6 +744,9 @@ def test_flax_files_that_are_damaged(tmp_path, content):
         {"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
         {}, [1], "x", {"a": 1},
+        {"a": {"dtype": "F32", "shape": [1] * 100 + [2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [1] * 200_000 + [2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [0, 1 << 62, 1 << 62], "data_offsets": [0, 0]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
     ],
 )  # fmt: skip
 def test_safetensors_files_that_are_not_what_they_claim(tmp_path, header):
@@ -705,6 +761,23 @@ def test_safetensors_files_that_are_not_what_they_claim(tmp_path, header):
 def test_safetensors_files_that_are_damaged(tmp_path, content):
     (tmp_path / "model.safetensors").write_bytes(content)
     refusal(lambda: read_tensors(tmp_path / "model.safetensors"))
+
+
+def test_a_safetensors_header_larger_than_any_models(tmp_path):
+    """100 MB of it, which the library itself would take, becomes gigabytes of objects."""
+    tensors = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"a": "x" * (17 << 20)}}
+    header = json.dumps(tensors).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert "its header has 1782" in refusal(lambda: read_tensors(tmp_path / "model.safetensors"), memory=1 << 20)
+
+
+def test_names_of_a_flax_file_that_are_long_and_shared_by_many_tensors(tmp_path):
+    """A megabyte of names, which would be written out for each of 60,000 tensors."""
+    leaves: Any = {str(i): {str(j): array([], "float32", b"1234") for j in range(15)} for i in range(4000)}
+    for level in range(20):
+        leaves = {f"{level:x}" * 900: leaves}
+    (tmp_path / "flax_model.msgpack").write_bytes(msgpack.packb(leaves))
+    refusal(lambda: msgpack_file.tensors(tmp_path / "flax_model.msgpack"), memory=200 << 20)
 
 
 def transformers_directory(folder: Path, config: str, tokenizer: str = "{}") -> Path:

@@ -35,6 +35,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.checkpoint.tensors import MAX_AXES, is_countable
 from roberta_flax.errors import CheckpointError
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -73,7 +74,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {  # by torch's names
     },
 }
 
-_MAX_AXES = 8
 _MAX_COUNT = 1 << 62  # elements, offsets, strides; a number that can be printed and added to others
 _MAX_LINE = 1 << 16  # of a pickle's text opcodes: a global's name, a decimal number
 _MAX_PICKLE = 1 << 27  # bytes of a pickle, which holds names and numbers, and no values of tensors
@@ -182,8 +182,14 @@ class Tensor:
         elements = self.storage.read()
         if self.dtype != elements.dtype:
             elements = elements[: elements.nbytes // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
+        if math.prod(self.shape) == 0:
+            return np.empty(self.shape, self.dtype)
         raw = elements[self.offset :].view(np.dtype((np.void, self.dtype.itemsize)))  # numpy strides no float8
-        strides = [stride * self.dtype.itemsize for stride in self.strides]
+        # the stride of an axis of one element is never taken, and may be any number
+        strides = [
+            stride * self.dtype.itemsize if size > 1 else 0
+            for size, stride in zip(self.shape, self.strides, strict=True)
+        ]
         values = np.lib.stride_tricks.as_strided(raw, self.shape, strides, writeable=False).view(self.dtype)
         if self.conjugate:
             values = np.conjugate(values)
@@ -689,12 +695,14 @@ def _tensor(storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.d
     """A tensor over a storage, with the bounds checked."""
     if not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
         raise CheckpointError("it is damaged: a tensor without a shape")
-    if len(shape) > _MAX_AXES or len(shape) != len(strides):
+    if len(shape) > MAX_AXES or len(shape) != len(strides):
         raise CheckpointError(f"it is damaged: a tensor of {len(shape)} axes and {len(strides)} strides")
     numbers = (offset, *shape, *strides)
     count = storage.count * storage.dtype.itemsize // dtype.itemsize
     if not all(type(n) is int and 0 <= n < _MAX_COUNT for n in numbers):
         raise CheckpointError("it is damaged: a tensor's shape is not made of counts")
+    if not is_countable(shape):
+        raise CheckpointError(f"it is damaged: a tensor of shape {tuple(shape)}")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= count:
         raise CheckpointError(f"it is damaged: a tensor of shape {tuple(shape)} reaches past its {count} elements")
