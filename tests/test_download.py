@@ -299,6 +299,14 @@ def test_a_server_that_always_breaks_is_given_up_on(server, tmp_path):
     assert len(server.requests) == download.ATTEMPTS
 
 
+def test_a_server_whose_file_is_another_with_each_part_is_given_up_on(server, tmp_path):
+    server.cut_after, server.part_etag = [CUT, None] * 20, '"two"'
+    server.headers = {"Content-Length": str(len(CONTENT) + 1)}
+    with pytest.raises(DownloadError, match="cannot download"):
+        download.fetch(f"{server.url}/f", tmp_path / "f")
+    assert len(server.requests) < 20
+
+
 def test_a_wrong_sha256_deletes_the_file(server, tmp_path):
     with pytest.raises(DownloadError, match="expected 00; it was deleted"):
         download.fetch(f"{server.url}/f", tmp_path / "f", sha256="00")

@@ -11,7 +11,9 @@ import logging
 import os
 import pickle
 import re
+import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -861,6 +863,51 @@ UNIGRAM = [["<s>", 0], ["<pad>", 0], ["</s>", 0], ["<unk>", 0], ["a", -1], ["b",
 def test_a_tokenizer_json_that_makes_no_sense(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     refusal(lambda: hf_tokenizer.read([tmp_path], "roberta", 8, []))
+
+
+# a full disk
+
+
+def program(*arguments: object, stdout: Any = subprocess.PIPE, largest: int | None = None) -> tuple[int, str]:
+    """Runs the command line, where no file can be larger than `largest` bytes: (exit status, stderr)."""
+
+    def limit() -> None:
+        if largest is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write fails, as on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    command = [sys.executable, "-c", "from roberta_flax.cli import main; main()", *map(str, arguments)]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, preexec_fn=limit, check=False)
+    return done.returncode, done.stderr
+
+
+def one_line(said: str) -> str:
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("roberta-flax: ")]
+    return line
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tiny_directory):
+    with Path("/dev/full").open("w") as full:
+        code, said = program("encode", "hi", "-m", tiny_directory, stdout=full)
+    assert (code, said) == (1, "roberta-flax: cannot write the output: No space left on device\n")
+
+
+def test_an_output_that_nobody_reads_is_no_fault(tiny_directory):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        _, said = program("encode", "hi", "-m", tiny_directory, stdout=closed)
+    assert said == ""
+
+
+@pytest.mark.parametrize("command", ["convert", "fairseq", "huggingface"])
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tiny_directory, tiny_source, tmp_path, command):
+    arguments = ["convert", tiny_source] if command == "convert" else ["export", "--to", command, tiny_directory]
+    code, said = program(*arguments, tmp_path / "made", largest=100_000)
+    assert code == 1
+    assert "cannot write" in one_line(said)
+    assert list(tmp_path.iterdir()) == []
 
 
 # being stopped

@@ -66,7 +66,7 @@ GPT2_BPE_SHA256 = {
 MIRROR_VARIABLE = "ROBERTA_FLAX_MIRROR"
 CACHE_VARIABLE = "ROBERTA_FLAX_CACHE"
 
-ATTEMPTS = 5  # in a row without a byte gained
+ATTEMPTS = 5  # in a row without a byte more than there ever was
 BACKOFF_SECONDS = 0.5  # doubled after each attempt
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two reads
 _CHUNK = 1 << 16  # what a broken connection loses at most
@@ -246,9 +246,8 @@ class _UselessError(Exception):
 
 
 def _fetch_part(wanted: _Wanted) -> None:
-    failures = 0
+    failures, most = 0, _size(wanted.part)
     while True:
-        before = _size(wanted.part)
         try:
             return _attempt(wanted)
         except (
@@ -257,7 +256,8 @@ def _fetch_part(wanted: _Wanted) -> None:
             requests.Timeout,
             requests.exceptions.ChunkedEncodingError,
         ) as e:
-            failures = 1 if _size(wanted.part) > before else failures + 1
+            received = _size(wanted.part)
+            failures, most = 1 if received > most else failures + 1, max(most, received)
             if failures >= ATTEMPTS:
                 raise DownloadError(f"cannot download {wanted.url}: {_reason(e)}") from None
             time.sleep(BACKOFF_SECONDS * 2 ** (failures - 1))

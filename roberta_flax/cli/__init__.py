@@ -6,8 +6,12 @@ line; 2 for wrong usage; 128 and the signal's number where a signal stopped a tr
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -30,7 +34,9 @@ from roberta_flax.cli import (
     pretrain,
     verify,
 )
-from roberta_flax.errors import RobertaFlaxError, StoppedError
+from roberta_flax.errors import InputError, RobertaFlaxError, StoppedError
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     name="roberta-flax",
@@ -63,7 +69,8 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     logging.getLogger("roberta_flax").setLevel(logging.INFO)
     try:
-        app()
+        with _output_written():
+            app()
     except StoppedError as stopped:
         print(f"roberta-flax: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)  # as a shell says it of a process that a signal ended
@@ -73,3 +80,20 @@ def main() -> None:
     except KeyboardInterrupt:
         print("roberta-flax: stopped; a run over a file goes on with the same command", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _output_written() -> Iterator[None]:
+    """Writes out what was printed; InputError where that cannot be, as on a full disk."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if isinstance(error, RobertaFlaxError) or error.errno not in (*_CANNOT_WRITE, errno.EPIPE):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's last flush goes
+        if error.errno == errno.EPIPE:  # nobody reads any more: no fault
+            sys.exit(1)
+        raise InputError(f"cannot write the output: {error.strerror}") from None
