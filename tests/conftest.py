@@ -28,6 +28,7 @@ import pytest
 
 import roberta_flax
 from roberta_flax.checkpoint import download
+from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.convert import convert
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -118,7 +119,7 @@ def sentencepiece_model(sick_pairs: list[tuple[str, str]]) -> bytes:
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The random model, unpacked: a fairseq directory with its own BPE files."""
     folder = tmp_path_factory.mktemp("source") / "unpacked"
-    download.extract_archive(TINY, folder)
+    extract_archive(TINY, folder)
     return folder / "roberta.random"
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import roberta_flax
 from roberta_flax import CheckpointError, DownloadError, InputError
@@ -225,6 +226,41 @@ def test_strided_shared_and_empty_tensors_read_as_torch_reads_them(tmp_path):
             values = loaded[name].read()
             assert values.shape == tuple(tensor.shape)
             assert (values.astype(np.float32) == tensor.detach().float().numpy()).all(), name
+
+
+@pytest.mark.parametrize("zip_format", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64])
+def test_views_that_turn_the_sign_read_as_torch_reads_them(tmp_path, dtype, zip_format):
+    """A negative view, a conjugate one, and the imaginary part of a conjugate, where a negative view comes from."""
+    whole = torch.arange(12).reshape(3, 4)
+    conjugate = torch.complex(whole.float(), whole.float() + 1).conj()
+    assert conjugate.imag.is_neg()
+    assert conjugate.is_conj()
+    for view in (
+        torch._neg_view(whole.to(dtype)[1:, ::2]),
+        torch._neg_view(whole.to(dtype).T),
+        conjugate,
+        conjugate.imag,
+    ):
+        torch.save({"view": view}, tmp_path / "t.pt", _use_new_zipfile_serialization=zip_format)
+        values = torch_file.load(tmp_path / "t.pt")["view"].read()
+        expected = view.resolve_conj().resolve_neg()
+        assert values.dtype.name == str(view.dtype).removeprefix("torch.")
+        assert (values.astype(np.complex128) == expected.to(torch.complex128).numpy()).all()
+
+
+def test_views_of_dtypes_without_a_storage_of_their_own_that_turn_the_sign(tmp_path):
+    """torch._utils._rebuild_tensor_v3. torch itself cannot resolve such a view, so the values are worked by hand."""
+    torch.save(torch._neg_view(torch.tensor([1, 2, 3]).to(torch.uint16)), tmp_path / "t.pt")
+    assert torch_file.load(tmp_path / "t.pt").read().tolist() == [65535, 65534, 65533]
+
+
+def test_a_weight_that_is_a_negative_view_is_converted_with_its_sign(source, tmp_path):
+    name, path = "decoder.sentence_encoder.layers.0.fc1.bias", "layers.0.feed_forward.intermediate.bias"
+    values = torch.arange(1, 129, dtype=torch.float32)
+    spoil(source, lambda checkpoint: checkpoint["model"].update({name: torch._neg_view(values)}))
+    directory = convert(source, tmp_path / "converted")
+    assert (load_file(directory / "model.safetensors")[path] == -values.numpy()).all()
 
 
 def spoil(source: Path, change) -> None:

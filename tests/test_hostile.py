@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
+import itertools
 import json
 import logging
 import os
 import pickle
+import re
+import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tarfile
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +55,7 @@ def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert not (tmp_path / "it-ran").exists()
 
 
-def refusal(read: Callable[[], Any]) -> str:
+def refusal(read: Callable[[], Any], memory: int = MEMORY) -> str:
     """The one line with which something is refused, in bounded memory."""
     tracemalloc.start()
     try:
@@ -59,7 +64,7 @@ def refusal(read: Callable[[], Any]) -> str:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < MEMORY, f"{peak} bytes"
+    assert peak < memory, f"{peak} bytes"
     message = str(error.value)
     assert "\n" not in message
     assert len(message) < 4000
@@ -178,6 +183,21 @@ def test_shapes_and_strides_that_reach_out_of_their_storage_or_count_for_ever(tm
     assert "damaged" in refused_pickle(tmp_path, tensor + b".")
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides"), [([1, 2], [1 << 61, 1]), ([0, 5], [1 << 61, 1]), ([1], [1 << 61]), ([], [])]
+)
+def test_strides_that_are_never_taken_may_be_any_number(tmp_path, shape, strides):
+    numbers = [b"(" + b"".join(map(long, part)) + b"t" for part in (shape, strides)]
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + long(0) + numbers[0] + numbers[1] + b"\x89)tR"
+    assert load_pickle(tmp_path, tensor + b".").read().shape == tuple(shape)
+
+
+def test_a_shape_with_a_zero_in_it_has_no_sizes_beyond_numpys(tmp_path):
+    numbers = [b"(" + b"".join(map(long, part)) + b"t" for part in ([0, 1 << 40, 1 << 40], [1, 1, 1])]
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + long(0) + numbers[0] + numbers[1] + b"\x89)tR"
+    assert "damaged: a tensor of shape (0, 1099511627776" in refused_pickle(tmp_path, tensor + b".")
+
+
 def doubling(depth: int, make: bytes) -> bytes:
     """A pickle of an object that holds the one before it twice, `depth` times over: 2**depth things to walk."""
     data = b"K\x00q\x000"  # remembered, and taken off the stack
@@ -245,6 +265,124 @@ def test_a_large_number_in_the_memo_takes_no_room(tmp_path, data):
     assert peak < MEMORY
 
 
+def text(content: str) -> bytes:
+    return b"X" + struct.pack("<I", len(content.encode())) + content.encode()
+
+
+def integer(number: int) -> bytes:
+    return b"\x8a" + bytes([16]) + number.to_bytes(16, "little", signed=True)
+
+
+MANY = 30_000
+LONG = text("a" * 500_000)
+ONES = b"(" + b"K\x01" * MANY
+FLOAT_STORAGE = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+
+
+def call(module_and_name: bytes, arguments: bytes) -> bytes:
+    """A pickle that calls one function many times with the same arguments, and keeps what it gives."""
+    return b"c" + module_and_name + b"\nq\x000" + arguments + b"q\x010(l" + b"h\x00h\x01Ra" * MANY + b"."
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        call(b"_codecs\nencode", b"(" + LONG + b"X\x06\x00\x00\x00latin1t"),
+        call(b"collections\nOrderedDict", b"((" + b"(K\x01K\x02t" * MANY + b"lt"),
+        call(b"collections\nOrderedDict", b"((" + b"".join(integer(i) + b"N" for i in range(MANY)) + b"dt"),
+        call(b"builtins\nset", b"(" + ONES + b"lt"),
+        call(b"__builtin__\nset", b"(" + ONES + b"tt"),
+        call(b"argparse\nNamespace", ONES + b"t"),
+        b"cargparse\nNamespace\nq\x000" + ONES + b"tq\x010(l" + b"h\x00h\x01\x81a" * MANY + b".",  # NEWOBJ
+        b"cargparse\nNamespace\nq\x000" + ONES + b"tq\x010(l" + b"h\x00h\x01}\x92a" * MANY + b".",  # NEWOBJ_EX
+        ONES + b"tq\x010}" + b"h\x01Ns" * MANY + b".",  # a key that is hashed again and again
+        ONES + b"tq\x010(" + b"h\x01N" * MANY + b"d.",
+        ONES + b"tq\x010\x8f(" + b"h\x01" * MANY + b"\x90.",
+        ONES + b"tq\x010(" + b"h\x01" * MANY + b"\x91.",
+        LONG + b"q\x010" + LONG + b"q\x020}" + b"h\x01Nsh\x02Ns" * MANY + b".",  # compared again and again
+        text("fairseq") + b"q\x010" + LONG + b"q\x020(l" + b"h\x01h\x02\x93a" * MANY + b".",  # a long class name
+        b"(" + FLOAT_STORAGE + LONG + b"X\x03\x00\x00\x00cpuK\x08tq\x010(l" + b"h\x01Qa" * MANY + b".",
+    ],
+    ids=lambda data: repr(data[:30]),
+)
+def test_what_a_pickle_makes_of_little_again_and_again_is_counted(tmp_path, data):
+    """Each asks for gigabytes, or for minutes, in under 1.3 MB."""
+    assert len(data) < 1_300_000
+    assert re.search(r"makes more than its size allows|no storage", refused_pickle(tmp_path, data))
+
+
+@pytest.mark.parametrize("operation", [b"\x8f", b"(", b"\x94", b")R0h\x00"])
+def test_a_pickle_of_millions_of_operations_in_a_small_file_is_refused(tmp_path, operation):
+    """Empty sets, marks, things to remember, records: under 300 bytes each."""
+    data = b"cargparse\nNamespace\nq\x00" + operation * 1_300_000 + b"."
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", data)
+    message = refusal(lambda: torch_file.load(tmp_path / "m.pt"), memory=(len(data) + (300 << 20)))
+    assert "asks for more work than its size allows" in message
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [i * (2**61 - 1) for i in range(1, MANY)],  # which all have the hash 0
+        [-i * (2**61 - 1) - 5 for i in range(1, MANY)],
+        [1 << 120],
+    ],
+)
+def test_keys_that_are_numbers_made_to_collide(tmp_path, keys):
+    data = b"}(" + b"".join(integer(key) + b"N" for key in keys) + b"u."
+    assert "a key that is a number of over 60 bits" in refused_pickle(tmp_path, data)
+
+
+def test_keys_that_are_tuples_made_to_collide_are_looked_up_under_no_hash(tmp_path):
+    """The hashes of -1 and -2 are the same: so are those of all tuples of them."""
+    keys = list(itertools.islice(itertools.product((-1, -2), repeat=14), 5000))
+    assert len({hash(key) for key in keys}) == 1
+    loaded = load_pickle(tmp_path, pickle.dumps(dict.fromkeys(keys), 2))
+    assert len({hash(key) for key in loaded}) == 5000
+    assert [key.arguments for key in loaded] == keys
+
+
+def test_a_shape_of_very_many_axes_is_refused_before_it_is_looked_at(tmp_path):
+    shape = b"(" + b"K\x01" * 100 + b"t"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00" + shape + shape + b"\x89)tR."
+    assert "a tensor of 100 axes" in refused_pickle(tmp_path, tensor)
+
+
+@pytest.mark.parametrize("zip_format", [False, True])
+def test_a_checkpoint_of_robertas_size_needs_little_of_its_budget(tmp_path, monkeypatch, zip_format):
+    """roberta.large with Adam's moments, but for the values; and it would do with what a small file may, too."""
+    layer = {f"{part}.{kind}": 0 for part in ("q", "k", "v", "out", "fc1", "fc2", "norm1", "norm2") for kind in "wb"}
+    names = [f"decoder.sentence_encoder.layers.{i}.self_attn.{name}" for i in range(24) for name in layer]
+    names += [f"decoder.{i}" for i in range(9)]
+    state = {name: torch.zeros(2, 2) for name in names}
+    moments = {i: {"step": 1, "exp_avg": torch.zeros(2, 2), "exp_avg_sq": torch.zeros(2, 2)} for i in range(len(names))}
+    optimizer = {"state": moments, "param_groups": [{"lr": 1e-3, "params": list(moments)}]}
+    saved = {
+        "args": argparse.Namespace(**dict(state_of_arguments())),
+        "model": state,
+        "last_optimizer_state": optimizer,
+    }
+    torch.save(saved, tmp_path / "m.pt", _use_new_zipfile_serialization=zip_format)
+    size = 355_411_033 * 4 * 3  # bytes of its parameters and their moments
+    budget = torch_file.Budget.of(size)
+    allowed = budget.operations, budget.size
+    monkeypatch.setattr(torch_file.Budget, "of", lambda _: budget)
+    torch_file.load(tmp_path / "m.pt")
+    operations, earned = allowed[0] - budget.operations, 2 * (tmp_path / "m.pt").stat().st_size
+    used = allowed[1] + earned - budget.size  # with what the file's storages have not earned: an upper bound
+    print(f"{operations} operations of {allowed[0]}, at most {used} bytes of {allowed[1]}")
+    assert operations < torch_file.Budget.of(0).operations / 20
+    assert operations < allowed[0] / 300
+    assert used < allowed[1] / 20
+
+
+def state_of_arguments() -> Iterator[tuple[str, Any]]:
+    """As many as fairseq's trainer has."""
+    for i in range(200):
+        yield f"argument_number_{i}", [i, None, True, f"value {i}", 0.1, [0.9, 0.98]][i % 6]
+
+
 def test_what_fuzzing_found(tmp_path):
     """Cases from tests/fuzz_reader.py, each once an exception that was not a CheckpointError."""
     scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'f1'\nK\x00K\x01tRC\x01atR"  # no such float
@@ -287,9 +425,49 @@ def test_a_zip_file_whose_members_expand_come_twice_or_are_not_what_they_say(sou
         at = content.rindex(b"PK\x01\x02") + 20
         (source / "model.pt").write_bytes(content[:at] + struct.pack("<II", size, size) + content[at + 8 :])
         assert "damaged" in refusal(lambda: convert(source, tmp_path / "converted"))
+    at = content.rindex(b"PK\x05\x06") + 12  # the directory's size
+    (source / "model.pt").write_bytes(content[:at] + struct.pack("<I", 1 << 31) + content[at + 4 :])
+    assert "damaged" in refusal(lambda: convert(source, tmp_path / "converted"))
     at = content.rindex(b"PK\x01\x02") + 42  # the member's place in the file
     (source / "model.pt").write_bytes(content[:at] + struct.pack("<I", 1 << 31) + content[at + 4 :])
     assert "damaged" in refusal(lambda: convert(source, tmp_path / "converted"))
+
+
+def test_a_zip_file_of_very_many_members(tmp_path):
+    """Their directory alone is larger than any checkpoint's, and each entry makes an object."""
+    name = b"m/data/0"
+    entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", *[0] * 6, *[0] * 3, len(name), *[0] * 4, 0, 0) + name
+    count = 200_000
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 65535, 65535, count * len(entry), 4, 0)
+    (tmp_path / "m.pt").write_bytes(b"PK\x03\x04" + entry * count + end)
+    assert "its directory claims" in refusal(lambda: torch_file.load(tmp_path / "m.pt"))
+
+
+def test_a_damaged_value_is_found_by_the_checksum_of_its_member(source, tmp_path):
+    """One bit of a weight, which no shape and no size would tell of."""
+    saved = torch.load(source / "model.pt", weights_only=False)
+    torch.save(saved, source / "model.pt")
+    convert(source, tmp_path / "whole")
+    with zipfile.ZipFile(source / "model.pt") as archive:
+        member = max(archive.infolist(), key=lambda member: member.file_size)
+    content = bytearray((source / "model.pt").read_bytes())
+    content[member.header_offset + 30 + len(member.filename) + 1000] ^= 1
+    (source / "model.pt").write_bytes(content)
+    message = refusal(lambda: convert(source, tmp_path / "damaged"))
+    assert f"{member.filename!r} has another checksum; copy it again" in message
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_file_that_torch_wrote_without_checksums_is_read(source, tmp_path):
+    saved = torch.load(source / "model.pt", weights_only=False)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(saved, source / "model.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(source / "model.pt") as archive:
+        assert {member.CRC for member in archive.infolist()} == {0}
+    convert(source, tmp_path / "converted")
 
 
 def test_tensors_that_share_their_values_do_not_make_a_model_larger_than_its_file(source, tmp_path):
@@ -339,6 +517,32 @@ def test_stretched_tensors_in_the_parts_of_a_model(source, tmp_path):
         torch.save({**saved, "model": {**saved["model"], **part}}, source / f"model-model_part-{i}.pt")
     (source / "model.pt").unlink()
     assert "not stored whole: decoder.sentence_encoder.layer_norm" in refusal(lambda: convert(source, tmp_path / "out"))
+
+
+def test_metadata_of_shards_that_repeat_themselves(source, tmp_path):
+    """One list of names in one dictionary of tensors in one module, a thousand times each: a billion names in 10 kB."""
+    saved = torch.load(source / "model.pt", weights_only=False)
+    count = 1000
+    described = {"names": ["weight"] * count, "shapes": [[0]] * count, "padding": 0}
+    module = {"fsdp_path": "", "params": {f"flat{i}": described for i in range(count)}, "no_broadcast_optim_state": False,
+              "shared_param_info": []}  # fmt: skip
+    empty = {**described, "names": [], "shapes": []}
+    long = {
+        **module,
+        "fsdp_path": "a" * 100_000,
+        "params": {"flat0": {**described, "names": [*map(str, range(count))]}},
+    }
+    for what in (module, {**module, "params": dict.fromkeys(module["params"], empty)}, long):
+        metadata = {"param_metadata": [what] * count, "buffer_names": []}
+        flat = {
+            f"{prefix}flat{i}": torch.zeros(0)
+            for i in range(count)
+            for prefix in ("", f"{long['fsdp_path']}.")[: 1 + (i == 0)]
+        }
+        torch.save({**saved, "model": flat, "fsdp_metadata": metadata}, source / "model-shard0.pt")
+        assert "metadata that do not fit" in refusal(
+            lambda: convert(source, tmp_path / "out", checkpoint_file="model-shard0.pt")
+        )
 
 
 @pytest.mark.parametrize("name", ["embeddings.token_type_embeddings", "lm_head.decoder", "embeddings.position_ids"])
@@ -495,6 +699,10 @@ def array(shape: Any, dtype: Any, content: bytes) -> msgpack.ExtType:
     return msgpack.ExtType(1, msgpack.packb((shape, dtype, content)))
 
 
+def chunked(shape: Any, chunks: Any) -> dict[str, Any]:
+    return {"__msgpack_chunked_array__": True, "shape": shape, "chunks": chunks}
+
+
 @pytest.mark.parametrize(
     "tree",
     [
@@ -503,6 +711,13 @@ def array(shape: Any, dtype: Any, content: bytes) -> msgpack.ExtType:
         {"a": array([1.5], "float32", b"1234")}, {"a": msgpack.ExtType(2, b"x")}, {"a": msgpack.ExtType(77, b"os.system")},
         {"a": 5}, [1, 2], {"a": {"__msgpack_chunked_array__": True}}, 5,
         {"a": {"__msgpack_chunked_array__": True, "shape": {"0": 1 << 40}, "chunks": {"0": array([1], "float32", b"1234")}}},
+        {"a": chunked({"0": -1}, {"0": array([1], "float32", b"1234")})}, {"a": chunked({"0": 1}, {"0": {}})},
+        {"a": chunked({"0": 2}, {"0": array([1], "float32", b"1234"), "1": array([1], "float16", b"12")})},
+        {"a": chunked(array([1], "float32", b"1234"), {})}, {"a": chunked({str(i): 1 for i in range(70)}, {"0": array([1], "float32", b"1234")})},
+        {"a": array([1] * 100, "float32", b"1234")}, {"a": array([1 << 63] * 100_000, "float32", b"1234")},
+        {"a": array([[[[[1]]]]], "float32", b"1234")}, {"a": array([1], {"a": 1}, b"1234")}, {"a": array([0, 1 << 62, 1 << 62], "float32", b"")},
+        {"a" * 2000: array([1], "float32", b"1234")}, {"a": array([1], "float32" * 100, b"1234")},
+        {f"{i}": {f"{j}": {} for j in range(20)} for i in range(4000)}, {str(i): {} for i in range(5000)},
     ],
 )  # fmt: skip
 def test_flax_files_that_are_not_what_they_claim(tmp_path, tree):
@@ -512,7 +727,8 @@ def test_flax_files_that_are_not_what_they_claim(tmp_path, tree):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01", b"\x81\xa1a" * 5000 + b"\x01", b"\x91" * 100_000, b"\x80\x80"],
+    [b"", b"\xc1", b"\xdf\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01", b"\x81\xa1a" * 5000 + b"\x01", b"\x91" * 100_000, b"\x80\x80",
+     b"\xdd\x00\x10\x00\x00" * 1000 + bytes(1 << 20), b"\x81\xa1a" + b"\xdf\x00\x10\x00\x00\xa1a" * 1000 + bytes(1 << 20)],
 )  # fmt: skip
 def test_flax_files_that_are_damaged(tmp_path, content):
     (tmp_path / "flax_model.msgpack").write_bytes(content)
@@ -530,6 +746,9 @@ def test_flax_files_that_are_damaged(tmp_path, content):
         {"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
         {}, [1], "x", {"a": 1},
+        {"a": {"dtype": "F32", "shape": [1] * 100 + [2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [1] * 200_000 + [2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [0, 1 << 62, 1 << 62], "data_offsets": [0, 0]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
     ],
 )  # fmt: skip
 def test_safetensors_files_that_are_not_what_they_claim(tmp_path, header):
@@ -544,6 +763,23 @@ def test_safetensors_files_that_are_not_what_they_claim(tmp_path, header):
 def test_safetensors_files_that_are_damaged(tmp_path, content):
     (tmp_path / "model.safetensors").write_bytes(content)
     refusal(lambda: read_tensors(tmp_path / "model.safetensors"))
+
+
+def test_a_safetensors_header_larger_than_any_models(tmp_path):
+    """100 MB of it, which the library itself would take, becomes gigabytes of objects."""
+    tensors = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"a": "x" * (17 << 20)}}
+    header = json.dumps(tensors).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert "its header has 1782" in refusal(lambda: read_tensors(tmp_path / "model.safetensors"), memory=1 << 20)
+
+
+def test_names_of_a_flax_file_that_are_long_and_shared_by_many_tensors(tmp_path):
+    """A megabyte of names, which would be written out for each of 60,000 tensors."""
+    leaves: Any = {str(i): {str(j): array([], "float32", b"1234") for j in range(15)} for i in range(4000)}
+    for level in range(20):
+        leaves = {f"{level:x}" * 900: leaves}
+    (tmp_path / "flax_model.msgpack").write_bytes(msgpack.packb(leaves))
+    refusal(lambda: msgpack_file.tensors(tmp_path / "flax_model.msgpack"), memory=200 << 20)
 
 
 def transformers_directory(folder: Path, config: str, tokenizer: str = "{}") -> Path:
@@ -627,6 +863,51 @@ UNIGRAM = [["<s>", 0], ["<pad>", 0], ["</s>", 0], ["<unk>", 0], ["a", -1], ["b",
 def test_a_tokenizer_json_that_makes_no_sense(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     refusal(lambda: hf_tokenizer.read([tmp_path], "roberta", 8, []))
+
+
+# a full disk
+
+
+def program(*arguments: object, stdout: Any = subprocess.PIPE, largest: int | None = None) -> tuple[int, str]:
+    """Runs the command line, where no file can be larger than `largest` bytes: (exit status, stderr)."""
+
+    def limit() -> None:
+        if largest is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write fails, as on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    command = [sys.executable, "-c", "from roberta_flax.cli import main; main()", *map(str, arguments)]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, preexec_fn=limit, check=False)
+    return done.returncode, done.stderr
+
+
+def one_line(said: str) -> str:
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("roberta-flax: ")]
+    return line
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tiny_directory):
+    with Path("/dev/full").open("w") as full:
+        code, said = program("encode", "hi", "-m", tiny_directory, stdout=full)
+    assert (code, said) == (1, "roberta-flax: cannot write the output: No space left on device\n")
+
+
+def test_an_output_that_nobody_reads_is_no_fault(tiny_directory):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        _, said = program("encode", "hi", "-m", tiny_directory, stdout=closed)
+    assert said == ""
+
+
+@pytest.mark.parametrize("command", ["convert", "fairseq", "huggingface"])
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tiny_directory, tiny_source, tmp_path, command):
+    arguments = ["convert", tiny_source] if command == "convert" else ["export", "--to", command, tiny_directory]
+    code, said = program(*arguments, tmp_path / "made", largest=100_000)
+    assert code == 1
+    assert "cannot write" in one_line(said)
+    assert list(tmp_path.iterdir()) == []
 
 
 # being stopped

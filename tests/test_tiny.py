@@ -22,7 +22,7 @@ from recipes.tiny.released import model_file, state_dict, tokenizer_files, train
 from recipes.tiny.scenes import Doing, Scene, Subject, Thing
 from recipes.tiny.words import CONTRADICTION, ENTAILMENT, NEUTRAL, inflect
 from roberta_flax import HeadConfig, RobertaConfig
-from roberta_flax.checkpoint import download
+from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.nn.config import MNLI_LABELS
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -110,7 +110,7 @@ def test_no_pair_that_measures_the_model_is_among_those_it_was_trained_on():
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("embedded")
-    download.extract_archive(ARCHIVE, folder / "unpacked")
+    extract_archive(ARCHIVE, folder / "unpacked")
     return folder / "unpacked" / NAME
 
 

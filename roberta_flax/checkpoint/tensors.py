@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -41,6 +41,12 @@ _ALIGNMENT = 64  # bytes; XLA's CPU backend takes an array as it is where it beg
 
 
 _CHUNK = 1 << 22  # elements written at a time
+
+
+MAX_AXES = 8  # of a tensor in a file; a RoBERTa's have two
+
+
+_MAX_HEADER = 1 << 24  # bytes of a safetensors file's header, about 120 a tensor
 
 
 _TILE = 128  # rows and columns of a transpose copied at a time, so that both sides stay in the cache
@@ -210,18 +216,31 @@ class StoredTensor:
         return raw.view(self.dtype).reshape(self.shape).astype(dtype, copy=False)
 
 
+def is_countable(shape: Sequence[int]) -> bool:
+    """Whether numpy has arrays of a shape: of one with a zero in it too, the other sizes count."""
+    return math.prod(size or 1 for size in shape) < 1 << 56
+
+
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name; their values are not read yet.
 
     Raises:
-      CheckpointError: it is missing, damaged, or has tensors in a dtype that is neither floating point nor integers.
+      CheckpointError: it is missing, damaged, or has tensors in a dtype that is neither floating point nor integers,
+        or of more than 8 axes.
     """
     try:
-        with safe_open(path, framework="numpy") as file:  # checks the header: offsets, sizes, no gap, no overlap
-            names = list(file.keys())
         with path.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
+            if _MAX_HEADER < length < path.stat().st_size:
+                raise CheckpointError(
+                    f"{path} is damaged or meant to harm: its header has {length} bytes, over the {_MAX_HEADER} that "
+                    "any model's has"
+                )
+            with safe_open(path, framework="numpy") as file:  # checks the header: offsets, sizes, no gap, no overlap
+                names = list(file.keys())
             header = json.loads(raw.read(length))
+    except CheckpointError:
+        raise
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or cut short ({error}); convert or copy it again") from None
     except OSError as error:
@@ -231,6 +250,10 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
         entry = header[name]
         if (dtype := _READ_DTYPES.get(entry["dtype"])) is None:
             raise CheckpointError(f"{path} has {name[:200]} in {entry['dtype']}; expected {', '.join(STORED_DTYPES)}")
-        offset = 8 + length + entry["data_offsets"][0]
-        tensors[name] = StoredTensor(path, dtype, tuple(entry["shape"]), offset)
+        shape = tuple(entry["shape"])
+        if len(shape) > MAX_AXES or not is_countable(shape):
+            raise CheckpointError(
+                f"{path} is damaged: {name[:200]} has {len(shape)} axes, {str(shape[:MAX_AXES])[:200]}"
+            )
+        tensors[name] = StoredTensor(path, dtype, shape, 8 + length + entry["data_offsets"][0])
     return tensors

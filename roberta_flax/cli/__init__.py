@@ -6,8 +6,12 @@ line; 2 for wrong usage; 128 and the signal's number where a signal stopped a tr
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -31,7 +35,9 @@ from roberta_flax.cli import (
     pretrain,
     verify,
 )
-from roberta_flax.errors import RobertaFlaxError, StoppedError
+from roberta_flax.errors import InputError, RobertaFlaxError, StoppedError
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 COMMANDS = {
     "convert": convert,
@@ -74,7 +80,8 @@ def run(app: typer.Typer, program: str) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     logging.getLogger("roberta_flax").setLevel(logging.INFO)
     try:
-        app(prog_name=program)
+        with _output_written():
+            app(prog_name=program)
     except StoppedError as stopped:
         print(f"{program}: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)  # as a shell says it of a process that a signal ended
@@ -84,3 +91,20 @@ def run(app: typer.Typer, program: str) -> None:
     except KeyboardInterrupt:
         print(f"{program}: interrupted; rerun the command to resume a run over a file", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _output_written() -> Iterator[None]:
+    """Writes out what was printed; InputError where that cannot be, as on a full disk."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if isinstance(error, RobertaFlaxError) or error.errno not in (*_CANNOT_WRITE, errno.EPIPE):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's last flush goes
+        if error.errno == errno.EPIPE:  # nobody reads any more: no fault
+            sys.exit(1)
+        raise InputError(f"cannot write the output: {error.strerror}") from None

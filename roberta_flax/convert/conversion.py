@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from roberta_flax.checkpoint import converted, download
+from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.checkpoint.tensors import NonFinite, stored_dtype
 from roberta_flax.convert import fairseq, huggingface, shards
 from roberta_flax.convert.source import Source
@@ -188,7 +189,7 @@ def open_source(
     if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
         with tempfile.TemporaryDirectory(prefix="roberta-flax-") as temporary:
             folder = Path(temporary) / "archive"
-            download.extract_archive(path, folder)
+            extract_archive(path, folder)
             inside = list(folder.iterdir())
             source_files = _source_files(
                 inside[0] if len(inside) == 1 and inside[0].is_dir() else folder, checkpoint_file

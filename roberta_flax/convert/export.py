@@ -189,10 +189,21 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
         "last_optimizer_state": None,
     }
-    torch.save(saved, directory / "model.pt")
+    _save(torch, saved, directory / "model.pt")
     for name in (DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, SENTENCEPIECE_FILE):
         if (model.directory / name).is_file():
             shutil.copyfile(model.directory / name, directory / name)
+
+
+def _save(torch: Any, saved: Mapping[str, Any], path: Path) -> None:
+    try:
+        torch.save(saved, path)
+    except RuntimeError as error:  # of its C++ writer, which does not say why it could not write
+        reason = " ".join(str(error).split("\n", 1)[0].split())[:200]
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise CheckpointError(
+            f"torch cannot write {path.name} ({reason}); {free:.1f} MB are free on its disk"
+        ) from None
 
 
 def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, LazyTensor]:

@@ -1,14 +1,15 @@
 """Reads what flax.serialization.to_bytes wrote: the flax_model.msgpack files that transformers 5 orphaned.
 
 Arrays are extension objects: type 1, and inside it a packed (shape, dtype's name, bytes). One of over 1 GiB is a map of
-chunks (flax/serialization.py: _ndarray_to_bytes, _chunk). Nothing in such a file can run.
+chunks (flax/serialization.py: _ndarray_to_bytes, _chunk). Nothing in such a file can run. Its names, maps and shapes
+are bounded, so that what is made of a file is no more than a few times its size.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor, Values
+from roberta_flax.checkpoint.tensors import MAX_AXES, STORED_DTYPES, LazyTensor, Values
 from roberta_flax.convert.views import transposed
 from roberta_flax.errors import CheckpointError, shortened
 
 _NDARRAY = 1  # flax.serialization._MsgpackExtType.ndarray
 _CHUNKED = "__msgpack_chunked_array__"
 _MAX_DEPTH = 32
+_MAX_NAME = 1000  # characters of a tensor's name, its maps' among them
+_MAX_MAP = 4096  # entries of a map: layers, most often
+_MAX_ENTRIES = 1 << 16  # of all maps together
 _DTYPES = {dtype.name: dtype for dtype in [*STORED_DTYPES.values(), np.dtype(np.int32), np.dtype(np.int64)]}
 
 
@@ -40,9 +44,14 @@ def tensors(path: Path) -> dict[str, LazyTensor]:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
             memoryview(content) as view,
         ):
-            tree = msgpack.unpackb(view, ext_hook=_array, strict_map_key=True, raw=False)
+            tree = msgpack.unpackb(
+                view, ext_hook=_array, object_pairs_hook=_counted_maps(), strict_map_key=True, raw=False,
+                max_str_len=_MAX_NAME, max_bin_len=0, max_array_len=0, max_map_len=_MAX_MAP,
+            )  # fmt: skip
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    except MemoryError:
+        raise CheckpointError(f"{path} needs more memory than there is") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # msgpack has many: ExtraData, StackError, FormatError, UnicodeDecodeError...
@@ -52,10 +61,26 @@ def tensors(path: Path) -> dict[str, LazyTensor]:
     return dict(_named(path, tree, (), 0))
 
 
+def _counted_maps() -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Makes a map of its entries, as long as there are not too many in all."""
+    left = _MAX_ENTRIES
+
+    def counted(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal left
+        left -= 1 + len(entries)
+        if left < 0:
+            raise CheckpointError(f"it is damaged or meant to harm: it has over {_MAX_ENTRIES} entries")
+        return dict(entries)
+
+    return counted
+
+
 def _array(code: int, data: bytes) -> npt.NDArray[Any]:
     if code != _NDARRAY:
         raise CheckpointError("it is damaged: it has an object that is not an array")
-    shape, dtype_name, content = msgpack.unpackb(data, raw=False)
+    shape, dtype_name, content = msgpack.unpackb(
+        data, raw=False, max_array_len=MAX_AXES, max_map_len=0, max_str_len=80, max_ext_len=0
+    )
     dtype = _DTYPES.get(dtype_name)
     if dtype is None or not all(type(size) is int and size >= 0 for size in shape):
         raise CheckpointError(f"it is damaged: an array of {str(dtype_name)[:80]}")
@@ -73,7 +98,7 @@ def _named(path: Path, tree: Any, names: tuple[str, ...], depth: int) -> Iterato
         called = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(leaf, leaf)
         values: LazyTensor = Values(tree)
         yield ".".join([*parents, called]), transposed(values) if leaf == "kernel" and tree.ndim == 2 else values
-    elif isinstance(tree, dict) and depth < _MAX_DEPTH:
+    elif isinstance(tree, dict) and depth < _MAX_DEPTH and sum(map(len, names)) < _MAX_NAME:
         for name, part in tree.items():
             yield from _named(path, part, (*names, str(name)), depth + 1)
     else:
@@ -83,8 +108,11 @@ def _named(path: Path, tree: Any, names: tuple[str, ...], depth: int) -> Iterato
 def _joined(path: Path, chunked: dict[str, Any]) -> npt.NDArray[Any]:
     """An array of over 1 GiB, which flax cuts into flat chunks."""
     try:
-        shape = [chunked["shape"][str(i)] for i in range(len(chunked["shape"]))]
-        chunks = [chunked["chunks"][str(i)] for i in range(len(chunked["chunks"]))]
+        shape, chunks = ([part[str(i)] for i in range(len(part))] for part in (chunked["shape"], chunked["chunks"]))
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError("a shape that is not made of counts")
+        if not all(isinstance(chunk, np.ndarray) for chunk in chunks) or len({chunk.dtype for chunk in chunks}) != 1:
+            raise ValueError("chunks that are not arrays of one dtype")
         return np.concatenate(chunks).reshape(shape)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: an array in chunks that do not join ({error!r:.100})") from None

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roberta_flax.checkpoint.tensors import LazyTensor
+from roberta_flax.checkpoint.tensors import MAX_AXES, LazyTensor
 from roberta_flax.convert import torch_file
 from roberta_flax.convert.source import check_stored, equal
 from roberta_flax.convert.views import joined, reshaped_slice, rows
@@ -29,6 +29,7 @@ _ROWS = re.compile(
     r"|classification_heads\.[^.]+\.dense\.(weight|bias))"
 )
 _COLUMNS = re.compile(r"(.*\.)?(out_proj|fc2)\.weight")
+_MAX_PATH = 1000  # characters of a module's place in the model
 _NOT_DIVIDED = re.compile(r"(.*\.)?classification_heads\.[^.]+\.out_proj\.(weight|bias)")
 
 
@@ -105,29 +106,45 @@ def _joined(files: Sequence[Path], name: str, pieces: Sequence[LazyTensor], coun
 
 
 def _unflattened(parts: Sequence[Mapping[str, LazyTensor]], metadata: Sequence[Any]) -> dict[str, LazyTensor]:
-    """fairscale's FullyShardedDataParallel.consolidate_shard_weights, without reading a value."""
+    """fairscale's FullyShardedDataParallel.consolidate_shard_weights, without reading a value.
+
+    Every name may come once: metadata whose parts are the same object many times over end at the first that does twice.
+    """
     whole: dict[str, LazyTensor] = {}
+    flat_names: set[str] = set()
+
+    def add(name: str, tensor: LazyTensor) -> None:
+        if name in whole:
+            raise ValueError(f"{name} is there twice")
+        whole[name] = tensor
+
     for index, module in enumerate(metadata[0]["param_metadata"]):
-        prefix = f"{module['fsdp_path']}." if module["fsdp_path"] else ""
+        fsdp_path = module["fsdp_path"] or ""
+        if len(fsdp_path) > _MAX_PATH:
+            raise ValueError(f"a path of {len(fsdp_path)} characters")
+        prefix = f"{fsdp_path}." if fsdp_path else ""
         for flat_name, described in module["params"].items():
+            if prefix + flat_name in flat_names:
+                raise ValueError(f"{flat_name} is there twice")
+            flat_names.add(prefix + flat_name)
             flat: list[LazyTensor] = []
             for part, part_metadata in zip(parts, metadata, strict=True):
                 tensor = part[prefix + flat_name]
                 padding = part_metadata["param_metadata"][index]["params"][flat_name]["padding"]
-                if len(tensor.shape) != 1 or not 0 <= padding <= tensor.shape[0]:
+                if len(tensor.shape) != 1 or type(padding) is not int or not 0 <= padding <= tensor.shape[0]:
                     raise ValueError(f"{flat_name} is not flat")
                 flat.append(rows(tensor, 0, tensor.shape[0] - padding))
                 if module["no_broadcast_optim_state"]:  # not divided: every shard has it whole
                     break
             start, length = 0, sum(tensor.shape[0] for tensor in flat)
             for name, shape in zip(described["names"], described["shapes"], strict=True):
-                if not all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
+                if len(shape) > MAX_AXES or not all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
                     raise ValueError(f"{name} has no shape")
-                whole[prefix + name] = reshaped_slice(flat, start, tuple(shape))
+                add(prefix + name, reshaped_slice(flat, start, tuple(shape)))
                 start += math.prod(shape)
             if start != length:
                 raise ValueError(f"{flat_name} has {length} elements and its tensors {start}")
         for source, destination in module["shared_param_info"]:
-            whole[prefix + destination] = whole[prefix + source]
+            add(prefix + destination, whole[prefix + source])
     whole |= {name: parts[0][name] for name in metadata[0]["buffer_names"] if name in parts[0]}
     return whole

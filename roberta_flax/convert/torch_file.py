@@ -11,8 +11,8 @@ Two layouts, told apart by their first bytes:
 (torch/serialization.py: _save, _legacy_save.) Storages are memory-mapped and read when asked for.
 
 Hostile files are bounded too: nothing is allocated by what a file merely claims, no size is taken from a compressed
-member, and what is shared or nested in a pickle is never walked twice. tests/fuzz_reader.py looks for exceptions to
-that.
+member, what is shared or nested in a pickle is never walked twice, and each thing that a pickle asks for is counted
+against a `Budget` that grows with the file. tests/fuzz_reader.py looks for exceptions to that.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, ItemsView, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import IO, Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.checkpoint.tensors import MAX_AXES, is_countable
 from roberta_flax.errors import CheckpointError, shortened
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -72,9 +74,13 @@ _DTYPES: dict[str, np.dtype[Any]] = {  # by torch's names
     },
 }
 
-_MAX_AXES = 8
 _MAX_COUNT = 1 << 62  # elements, offsets, strides; a number that can be printed and added to others
 _MAX_LINE = 1 << 16  # of a pickle's text opcodes: a global's name, a decimal number
+_MAX_PICKLE = 1 << 27  # bytes of a pickle, which holds names and numbers, and no values of tensors
+_MAX_DIRECTORY = 1 << 23  # bytes of a zip file's directory, about 80 a tensor
+_MAX_INT_KEY = 2**61 - 2  # above it integers begin to share their hashes (sys.hash_info.modulus)
+_BLOCK = 1 << 20  # bytes read at a time for a checksum
+_MAX_NAME = 300  # of a name out of the file, in a message
 _UNCOMPRESSED_ONLY = "torch writes its members uncompressed"
 
 # Packages whose classes only hold values: they become Records. Nothing of theirs is imported or called.
@@ -119,44 +125,78 @@ _INERT_NAMES = {
 }
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Storage:
-    """A run of elements in the file."""
+    """A run of elements in the file.
+
+    Attributes:
+      dtype: of an element.
+      count: of elements.
+      path: the file.
+      offset: where they begin, in bytes; known for a legacy file only after its pickle has been read.
+      unchecked: the zip member that they are in, until its checksum has been compared.
+    """
 
     dtype: np.dtype[Any]
     count: int
     path: Path
-    offset: int | None = None  # in bytes; known for a legacy file only after its pickle has been read
+    offset: int | None = None
+    unchecked: zipfile.ZipInfo | None = None
 
     def read(self) -> npt.NDArray[Any]:
-        """The elements, memory-mapped: [count]."""
+        """The elements, memory-mapped: [count]. CheckpointError where they are not those that were written."""
         if self.count == 0:
             return np.empty(0, self.dtype)
         assert self.offset is not None, "a storage is placed before its tensors are given out"
+        if self.unchecked is not None:
+            with self.path.open("rb") as file:
+                _check_sum(self.path, file, self.unchecked, self.offset)
+            self.unchecked = None
         return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=(self.count,))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class StridedTensor:
-    """A strided view of a storage."""
+    """A strided view of a storage.
+
+    Attributes:
+      storage: what it is a view of.
+      offset: of its first element there.
+      shape: its sizes.
+      strides: in elements.
+      dtype: the storage's, or what its bytes are taken for.
+      conjugate, negative: whether its values are the conjugates, the negatives, of what is stored (torch's views by
+        conj() and, of such a view, imag).
+    """
 
     storage: Storage
     offset: int
     shape: tuple[int, ...]
-    strides: tuple[int, ...]  # in elements
-    dtype: np.dtype[Any]  # the storage's, or what its bytes are taken for
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+    conjugate: bool = False
+    negative: bool = False
 
     def read(self) -> npt.NDArray[Any]:
-        """The elements, as a read-only view of the memory-mapped file."""
+        """The elements, as a read-only view of the memory-mapped file; a copy where they are not as they are stored."""
         elements = self.storage.read()
         if self.dtype != elements.dtype:
             elements = elements[: elements.nbytes // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
+        if math.prod(self.shape) == 0:
+            return np.empty(self.shape, self.dtype)
         raw = elements[self.offset :].view(np.dtype((np.void, self.dtype.itemsize)))  # numpy strides no float8
-        strides = [stride * self.dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(raw, self.shape, strides, writeable=False).view(self.dtype)
+        # the stride of an axis of one element is never taken, and may be any number
+        strides = [
+            stride * self.dtype.itemsize if size > 1 else 0
+            for size, stride in zip(self.shape, self.strides, strict=True)
+        ]
+        values = np.lib.stride_tricks.as_strided(raw, self.shape, strides, writeable=False).view(self.dtype)
+        if self.conjugate:
+            values = np.conjugate(values)
+        return np.negative(values) if self.negative else values
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Record:
     """An object of a class that is not loaded: what it is called, and what the pickle says of it."""
 
@@ -174,8 +214,40 @@ class Record:
     def __setitem__(self, key: Any, value: Any) -> None:
         self.items.append((key, value))
 
-    def __hash__(self) -> int:
-        return id(self)
+
+@dataclass(slots=True)
+class Budget:
+    """What the pickles of a file may ask for, before they are refused.
+
+    Work and memory stay within it whatever the opcodes are, since each opcode costs one operation (a microsecond, and
+    at most some 300 bytes: an empty set, a number remembered), and what an opcode makes, copies, hashes or compares
+    beyond that costs bytes.
+
+    An honest checkpoint is far from both. Its operations go with the number of its tensors, about 40 each, and tensors
+    are large: roberta.large with Adam's two moments, 1,179 tensors of 4.3 GB, takes 45 thousand operations of the 17.7
+    million that it may, and under 0.6 MB of 17; a model whose tensors are as many and tiny still has a million
+    operations. (`pytest -s tests/test_hostile.py -k robertas_size` prints them.)
+
+    Attributes:
+      operations: opcodes left: 2**20, and one more for 256 bytes of the file.
+      size: bytes left: 16 MiB, and two more for each byte of pickle that is read.
+    """
+
+    operations: int
+    size: int = 1 << 24
+
+    @classmethod
+    def of(cls, file_size: int) -> Budget:
+        """The budget of a file of so many bytes."""
+        return cls((1 << 20) + file_size // 256)
+
+    def use(self, size: int, operations: int = 0) -> None:
+        """Takes bytes and operations."""
+        self.size -= size
+        self.operations -= operations
+        if self.size < 0 or self.operations < 0:
+            what = "makes more" if self.size < 0 else "asks for more work"
+            raise CheckpointError(f"it is damaged or meant to harm: its pickle {what} than its size allows")
 
 
 def load(path: Path) -> Any:
@@ -192,7 +264,9 @@ def load(path: Path) -> Any:
         raise _naming(path, error) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # a damaged file can fail in any way: IndexError, KeyError, MemoryError, BadZipFile...
+    except MemoryError:
+        raise CheckpointError(f"{path} needs more memory than there is") from None
+    except Exception as error:  # a damaged file can fail in any way: IndexError, KeyError, BadZipFile...
         raise _damaged(path, error) from None
 
 
@@ -214,7 +288,8 @@ def layout_of(path: Path) -> Callable[[Path, IO[bytes]], Any]:
 
 def _load_zip(path: Path, file: IO[bytes]) -> Any:
     size = path.stat().st_size
-    with zipfile.ZipFile(file) as archive:
+    storages: dict[tuple[str, np.dtype[Any], int], Storage] = {}
+    with zipfile.ZipFile(_SmallReads(file)) as archive:
         members = _members(path, archive)
         pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
@@ -225,6 +300,8 @@ def _load_zip(path: Path, file: IO[bytes]) -> Any:
             raise CheckpointError(f"{path} was written on a big-endian machine, which is not supported")
 
         def storage_of(dtype: np.dtype[Any], key: str, count: int) -> Storage:
+            if (known := storages.get((key, dtype, count))) is not None:
+                return known
             member = members.get(f"{root}data/{key}")
             if member is None:
                 raise CheckpointError(f"{path} is damaged: it has no storage {shortened(key)!r}")
@@ -233,9 +310,28 @@ def _load_zip(path: Path, file: IO[bytes]) -> Any:
                     f"{path} is damaged: storage {shortened(key)!r} should hold {count} x {dtype}; "
                     f"it has {member.file_size} bytes"
                 )
-            return Storage(dtype, count, path, _member_offset(path, file, member, size))
+            offset = _member_offset(path, file, member, size)
+            storages[key, dtype, count] = storage = Storage(dtype, count, path, offset, member)
+            return storage
 
-        return _unpickle(io.BytesIO(_content(path, file, members[pickles[0]], size)), storage_of)
+        data = _content(path, file, members[pickles[0]], size)
+        return _unpickle(io.BytesIO(data), storage_of, Budget.of(size))
+
+
+class _SmallReads:
+    """A zip file as zipfile reads it, whose directory is only read where it is no larger than a checkpoint's."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, count: int = -1) -> bytes:
+        if count > _MAX_DIRECTORY:
+            raise CheckpointError(
+                f"it is damaged or meant to harm: its directory claims {count} bytes, over the {_MAX_DIRECTORY} that "
+                "any checkpoint's has"
+            )
+        return self._file.read(count)
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -270,15 +366,31 @@ def _member_offset(path: Path, file: IO[bytes], member: zipfile.ZipInfo, size: i
 
 
 def _content(path: Path, file: IO[bytes], member: zipfile.ZipInfo, size: int) -> bytes:
-    file.seek(_member_offset(path, file, member, size))
-    content = file.read(member.file_size)
-    if zlib.crc32(content) != member.CRC:
+    """A member's bytes; not of a storage, which is read by tensors."""
+    offset = _member_offset(path, file, member, size)
+    if member.file_size > _MAX_PICKLE:
+        raise CheckpointError(f"{path} is damaged: {shortened(member.filename)!r} has {member.file_size} bytes")
+    _check_sum(path, file, member, offset)
+    file.seek(offset)
+    return file.read(member.file_size)
+
+
+def _check_sum(path: Path, file: IO[bytes], member: zipfile.ZipInfo, offset: int) -> None:
+    """Raises CheckpointError where a member, whose bytes begin at `offset`, has another checksum than it names."""
+    if member.CRC == 0:  # torch.serialization.set_crc32_options(False)
+        return
+    file.seek(offset)
+    found, left = 0, member.file_size
+    while left and (block := file.read(min(left, _BLOCK))):
+        found, left = zlib.crc32(block, found), left - len(block)
+    if found != member.CRC:
         raise CheckpointError(f"{path} is damaged: {shortened(member.filename)!r} has another checksum; copy it again")
-    return content
 
 
 def _load_legacy(path: Path, file: IO[bytes]) -> Any:
     storages: dict[str, Storage] = {}
+    size = path.stat().st_size
+    budget = Budget.of(size)
 
     def storage_of(dtype: np.dtype[Any], key: str, count: int) -> Storage:
         storage = storages.setdefault(key, Storage(dtype, count, path))
@@ -289,18 +401,17 @@ def _load_legacy(path: Path, file: IO[bytes]) -> Any:
     def no_storage(*_: Any) -> Storage:
         raise CheckpointError(f"{path} is damaged: a storage where none can be")
 
-    magic, protocol, system = (_unpickle(file, no_storage) for _ in range(3))
+    magic, protocol, system = (_unpickle(file, no_storage, budget) for _ in range(3))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
         raise CheckpointError(f"{path} is of an unknown version of torch's format")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{path} was written on a big-endian machine, which is not supported")
-    loaded = _unpickle(file, storage_of)
-    keys = _unpickle(file, no_storage)
+    loaded = _unpickle(file, storage_of, budget)
+    keys = _unpickle(file, no_storage, budget)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
         raise CheckpointError(f"{path} is damaged: its storages do not match its tensors")
     if len(keys) != len(storages):
         raise CheckpointError(f"{path} is damaged: it has a storage twice")
-    size = path.stat().st_size
     for key in keys:
         storage = storages[key]
         header = file.read(8)
@@ -321,22 +432,29 @@ def _load_legacy(path: Path, file: IO[bytes]) -> Any:
 class _Input:
     """What the unpickler reads from: never more than is there, and no line without an end."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], budget: Budget) -> None:
         self._file = file
+        self._budget = budget
         position = file.tell()
-        self._end = file.seek(0, io.SEEK_END)
+        self._left = min(file.seek(0, io.SEEK_END) - position, _MAX_PICKLE)
         file.seek(position)
 
     def read(self, count: int) -> bytes:
-        if count > self._end - self._file.tell():
-            raise EOFError("it ends early")
+        self._take(count)
         return self._file.read(count)
 
     def readline(self) -> bytes:
         line = self._file.readline(_MAX_LINE)
         if not line.endswith(b"\n"):
             raise EOFError("a line in it has no end")
+        self._take(len(line))
         return line
+
+    def _take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise EOFError(f"it ends early, or has over {_MAX_PICKLE} bytes of pickle")
+        self._budget.size += 2 * count
 
 
 # The pure-Python machine, for three reasons: its memo is a dict, where the C one allocates as many slots as a number in
@@ -344,10 +462,23 @@ class _Input:
 _Machine: Any = pickle._Unpickler
 
 
+def _counted(operation: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An opcode's operation, taken from the budget first."""
+
+    def run(machine: _Unpickler) -> None:
+        machine._budget.use(0, operations=1)
+        operation(machine)
+
+    return run
+
+
 class _Unpickler(_Machine):  # type: ignore[misc]
-    def __init__(self, file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage]) -> None:
-        super().__init__(_Input(file), encoding="utf-8")
+    def __init__(
+        self, file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage], budget: Budget
+    ) -> None:
+        super().__init__(_Input(file, budget), encoding="utf-8")
         self._storage_of = storage_of
+        self._budget = budget
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _REBUILDERS:
@@ -358,7 +489,8 @@ class _Unpickler(_Machine):  # type: ignore[misc]
             return _DataType(_DTYPES[name])
         package = module.partition(".")[0]
         if package in _INERT_PACKAGES or (module, name) in _INERT_NAMES:
-            return _record_class(f"{module}.{name}")
+            self._budget.use(len(module) + len(name))
+            return _RecordType(f"{module}.{name}")
         raise CheckpointError(
             f"it asks for {shortened(f'{module}.{name}')}, which no RoBERTa checkpoint needs; nothing of it was run. "
             "Do not load this file with torch.load either, unless you trust who wrote it"
@@ -369,6 +501,7 @@ class _Unpickler(_Machine):  # type: ignore[misc]
             case ("storage", _StorageType(dtype), str() as key, str(), int() as count, *rest) if (
                 0 <= count < _MAX_COUNT and rest in ([], [None])
             ):
+                self._budget.use(len(key))
                 return self._storage_of(dtype, key, count)
         raise CheckpointError("it is damaged: it has a reference that is not a tensor's storage")
 
@@ -386,54 +519,125 @@ class _Unpickler(_Machine):  # type: ignore[misc]
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
-        _set_items(self.stack[-1], items[::2], items[1::2])
+        _set_items(self._budget, self.stack[-1], items[::2], items[1::2])
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        _set_items(self.stack[-1], [key], [value])
+        _set_items(self._budget, self.stack[-1], [key], [value])
 
     def load_dict(self) -> None:
         items = self.pop_mark()
-        self.append(_set_items({}, items[::2], items[1::2]))
+        self.append(_set_items(self._budget, {}, items[::2], items[1::2]))
+
+    def load_append(self) -> None:
+        item = self.stack.pop()
+        _extend(self.stack[-1], [item])
+
+    def load_appends(self) -> None:
+        items = self.pop_mark()
+        _extend(self.stack[-1], items)
 
     def load_additems(self) -> None:
         items = self.pop_mark()
-        self.stack[-1].update(map(_hashable, items))
+        target = self.stack[-1]
+        if not isinstance(target, set):
+            raise CheckpointError(f"it is damaged: elements for {type(target).__name__}, which has none")
+        target.update(_key(self._budget, item) for item in items)
 
     def load_frozenset(self) -> None:
         items = self.pop_mark()  # which makes another stack the one to append to
-        self.append(frozenset(map(_hashable, items)))
+        self.append(frozenset(_key(self._budget, item) for item in items))
+
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.append(self._call(function, arguments))
+
+    def load_newobj(self) -> None:
+        arguments, kind = self.stack.pop(), self.stack.pop()
+        self.append(self._instance(kind, arguments))
+
+    def load_newobj_ex(self) -> None:
+        keywords, arguments, kind = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        if not isinstance(keywords, dict):
+            raise CheckpointError("it is damaged: an object made from arguments that are none")
+        self.append(self._instance(kind, arguments))  # an inert record does without keywords
+
+    def _instantiate(self, kind: Any, arguments: Any) -> None:  # of INST and OBJ
+        self.append(self._call(kind, tuple(arguments)))
+
+    def _instance(self, kind: Any, arguments: Any) -> Any:
+        if not isinstance(kind, _RecordType):
+            raise CheckpointError("it is damaged: an object of what is no class")
+        return self._call(kind, arguments)
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        """What a call makes: a Record, or what one of our own functions gives."""
+        if not isinstance(arguments, tuple):
+            raise CheckpointError("it is damaged: a call without arguments")
+        self._budget.use(8 * len(arguments))  # copied
+        if isinstance(function, _RecordType):
+            return Record(function.class_name, arguments)
+        if isinstance(function, FunctionType):  # find_class gives out no others than those of _REBUILDERS
+            return function(self._budget, *arguments)
+        raise CheckpointError(f"it is damaged: a call of {type(function).__name__}, which is no function")
 
     def refused(self) -> None:
         raise CheckpointError("it is damaged: a buffer, which torch never writes")
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **_Machine.dispatch,
-        pickle.BUILD[0]: load_build,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-        pickle.DICT[0]: load_dict,
-        pickle.ADDITEMS[0]: load_additems,
-        pickle.FROZENSET[0]: load_frozenset,
-        pickle.BYTEARRAY8[0]: refused,  # allocates what it claims
-        pickle.NEXT_BUFFER[0]: refused,
-        pickle.READONLY_BUFFER[0]: refused,
+        code: _counted(operation)
+        for code, operation in {
+            **_Machine.dispatch,
+            pickle.BUILD[0]: load_build,
+            pickle.SETITEM[0]: load_setitem,
+            pickle.SETITEMS[0]: load_setitems,
+            pickle.DICT[0]: load_dict,
+            pickle.APPEND[0]: load_append,
+            pickle.APPENDS[0]: load_appends,
+            pickle.ADDITEMS[0]: load_additems,
+            pickle.FROZENSET[0]: load_frozenset,
+            pickle.REDUCE[0]: load_reduce,
+            pickle.NEWOBJ[0]: load_newobj,
+            pickle.NEWOBJ_EX[0]: load_newobj_ex,
+            pickle.BYTEARRAY8[0]: refused,  # allocates what it claims
+            pickle.NEXT_BUFFER[0]: refused,
+            pickle.READONLY_BUFFER[0]: refused,
+        }.items()
     }
 
 
-def _set_items(target: Any, keys: Any, values: Any) -> Any:
+def _set_items(budget: Budget, target: Any, keys: Any, values: Any) -> Any:
     if not isinstance(target, dict | Record):
         raise CheckpointError(f"it is damaged: items for {type(target).__name__}, which has none")
     for key, value in zip(keys, values, strict=True):
-        target[_hashable(key)] = value
+        target[_key(budget, key)] = value
     return target
 
 
-def _hashable(key: Any) -> Any:
-    """A key whose hash costs no more than its size: tuples of tuples, shared, would take forever."""
-    plain_key = isinstance(key, str | bytes | int | float | Record) or key is None
-    if plain_key or (isinstance(key, tuple) and all(isinstance(part, str | bytes | int | float) for part in key)):
-        return key
+def _extend(target: Any, items: list[Any]) -> None:
+    if not isinstance(target, list | Record):
+        raise CheckpointError(f"it is damaged: elements for {type(target).__name__}, which has none")
+    target.extend(items)
+
+
+def _key(budget: Budget, key: Any) -> Any:
+    """A key, whose hash costs no more than its size, and shares it with no others.
+
+    Text is hashed once, with a seed of the process's own, and compared; a number is as it is. A tuple would be hashed
+    anew each time, by a rule that is known: it becomes a Record, under which nothing is looked up.
+    """
+    match key:
+        case str() | bytes():
+            budget.use(len(key))
+            return key
+        case int() if abs(key) > _MAX_INT_KEY:
+            raise CheckpointError("it is damaged: a key that is a number of over 60 bits")
+        case int() | float() | Record() | None:
+            return key
+        case tuple():
+            budget.use(32 * len(key))  # each part is looked at
+            if all(isinstance(part, str | bytes | int | float) for part in key):
+                return Record("builtins.tuple", key)
     raise CheckpointError(f"it is damaged: a key of type {type(key).__name__}")
 
 
@@ -447,69 +651,109 @@ class _DataType:
     dtype: np.dtype[Any]
 
 
-def _record_class(class_name: str) -> type[Record]:
-    """A class of its own for each name and file, whose instances are Records whatever they are made from."""
+@dataclass(frozen=True)
+class _RecordType:
+    """A class whose objects become Records, whatever they are made from."""
 
-    def new(cls: type[Record], *arguments: Any, **_: Any) -> Record:
-        record = object.__new__(cls)
-        Record.__init__(record, class_name, arguments)
-        return record
-
-    return type("Record", (Record,), {"__new__": new, "__init__": lambda *_, **__: None})
+    class_name: str
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> StridedTensor:
+def _rebuild_tensor(
+    _budget: Budget,
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _grad: Any = None,
+    _hooks: Any = None,
+    metadata: Any = None,
+) -> StridedTensor:
     """torch._utils._rebuild_tensor and _rebuild_tensor_v2."""
     if not isinstance(storage, Storage):
         raise CheckpointError("it is damaged: a tensor without a storage")
-    return _tensor(storage, offset, shape, strides, storage.dtype)
+    return _tensor(storage, offset, shape, strides, storage.dtype, metadata)
 
 
 def _rebuild_tensor_v3(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, data_type: Any, *_: Any
+    _budget: Budget,
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    _grad: Any,
+    _hooks: Any,
+    data_type: Any,
+    metadata: Any = None,
 ) -> StridedTensor:
     """torch._utils._rebuild_tensor_v3: an untyped storage's bytes, for dtypes that have no storage of their own."""
     if not isinstance(storage, Storage) or storage.dtype != np.uint8 or not isinstance(data_type, _DataType):
         raise CheckpointError("it is damaged: a tensor without a storage or a dtype")
-    return _tensor(storage, offset, shape, strides, data_type.dtype)
+    return _tensor(storage, offset, shape, strides, data_type.dtype, metadata)
 
 
-def _tensor(storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.dtype[Any]) -> StridedTensor:
+def _tensor(
+    storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.dtype[Any], metadata: Any
+) -> StridedTensor:
     """A tensor over a storage, with the bounds checked."""
+    if not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
+        raise CheckpointError("it is damaged: a tensor without a shape")
+    if len(shape) > MAX_AXES or len(shape) != len(strides):
+        raise CheckpointError(f"it is damaged: a tensor of {len(shape)} axes and {len(strides)} strides")
     numbers = (offset, *shape, *strides)
     count = storage.count * storage.dtype.itemsize // dtype.itemsize
     if not all(type(n) is int and 0 <= n < _MAX_COUNT for n in numbers):
         raise CheckpointError("it is damaged: a tensor's shape is not made of counts")
-    if len(shape) > _MAX_AXES or len(shape) != len(strides):
-        raise CheckpointError(f"it is damaged: a tensor of {len(shape)} axes and {len(strides)} strides")
+    if not is_countable(shape):
+        raise CheckpointError(f"it is damaged: a tensor of shape {tuple(shape)}")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= count:
         raise CheckpointError(f"it is damaged: a tensor of shape {tuple(shape)} reaches past its {count} elements")
-    return StridedTensor(storage, offset, tuple(shape), tuple(strides), dtype)
+    return StridedTensor(storage, offset, tuple(shape), tuple(strides), dtype, *_views(metadata, dtype))
 
 
-def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
+def _views(metadata: Any, dtype: np.dtype[Any]) -> tuple[bool, bool]:
+    """Whether a tensor is a conjugate and a negative view (torch._utils.set_tensor_metadata)."""
+    if metadata is None:
+        return False, False
+    if not isinstance(metadata, dict) or len(metadata) > 2 or not metadata.keys() <= {"conj", "neg"}:
+        raise CheckpointError("it has a tensor with metadata other than conj and neg, which may change its values")
+    conjugate, negative = (bool(metadata.get(key)) for key in ("conj", "neg"))
+    if (conjugate and dtype.kind != "c") or (negative and dtype.kind == "b"):
+        raise CheckpointError(f"it is damaged: a conjugate or negative view of {dtype}")
+    return conjugate, negative
+
+
+def _rebuild_parameter(_budget: Budget, tensor: Any, *_: Any) -> Any:
     return tensor
 
 
-def _bytes_from_latin1(text: Any, encoding: Any) -> bytes:
+def _bytes_from_latin1(budget: Budget, text: Any, encoding: Any) -> bytes:
     """_codecs.encode, by which protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise CheckpointError("it is damaged: bytes in an encoding other than latin1")
+    budget.use(len(text))
     return text.encode("latin1")
 
 
-def _ordered_dict(items: Any = ()) -> Any:
+def _ordered_dict(budget: Budget, items: Any = ()) -> Any:
     """collections.OrderedDict."""
-    pairs = list(items.items() if isinstance(items, dict) else items)
-    return _set_items(OrderedDict(), [key for key, _ in pairs], [value for _, value in pairs])
+    pairs = _elements(budget, items.items() if isinstance(items, dict) else items)
+    return _set_items(budget, OrderedDict(), [key for key, _ in pairs], [value for _, value in pairs])
 
 
-def _set(items: Any = ()) -> set[Any]:
-    return set(map(_hashable, items))
+def _set(budget: Budget, items: Any = ()) -> set[Any]:
+    return {_key(budget, item) for item in _elements(budget, items)}
 
 
-_REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
+def _elements(budget: Budget, items: Any) -> list[Any]:
+    """What a collection is made from, its cost charged: an entry of a dict or set takes some 200 bytes."""
+    if not isinstance(items, list | tuple | set | frozenset | ItemsView):
+        raise CheckpointError(f"it is damaged: a collection of {type(items).__name__}")
+    budget.use(200 * len(items))
+    return list(items)
+
+
+_REBUILDERS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
@@ -517,15 +761,15 @@ _REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("_codecs", "encode"): _bytes_from_latin1,
     ("collections", "OrderedDict"): _ordered_dict,
-    ("collections", "defaultdict"): _record_class("collections.defaultdict"),
-    ("collections", "Counter"): _record_class("collections.Counter"),
+    ("collections", "defaultdict"): _RecordType("collections.defaultdict"),
+    ("collections", "Counter"): _RecordType("collections.Counter"),
     ("builtins", "set"): _set,
     ("__builtin__", "set"): _set,
 }
 
 
-def _unpickle(file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage]) -> Any:
-    return _Unpickler(file, storage_of).load()
+def _unpickle(file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage], budget: Budget) -> Any:
+    return _Unpickler(file, storage_of, budget).load()
 
 
 def _naming(path: Path, error: CheckpointError) -> CheckpointError:
@@ -587,10 +831,14 @@ def _opened(value: Any, inside: Callable[[Any], Any]) -> Any:
             return inside(value.arguments[0])
         return value
     if isinstance(value, dict):
-        return {
-            key if isinstance(key, str | int) else _hashable(inside(key)): inside(item) for key, item in value.items()
-        }
+        return {_plain_key(key, inside): inside(item) for key, item in value.items()}
     return [inside(item) for item in value]
+
+
+def _plain_key(key: Any, inside: Callable[[Any], Any]) -> Any:
+    """An enum's member by its value; other keys as they are."""
+    opened = inside(key) if isinstance(key, Record) else key
+    return opened if isinstance(opened, str | int | float | bytes) else key
 
 
 def tensors(state: Any) -> Iterator[tuple[str, StridedTensor]]:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from roberta_flax.checkpoint.download import extract_archive
+from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.convert import convert
 from roberta_flax.hub import load
 from roberta_flax.nn.config import MNLI_LABELS
