@@ -16,7 +16,7 @@ from roberta_flax.files import new_directory, write_bytes
 
 if TYPE_CHECKING:
     from roberta_flax.parity import Report
-    from roberta_flax.parity.run import Progress
+    from roberta_flax.parity.model_comparison import Progress
 
 _REPORT = "report.json"
 _PAGE = "report.html"
@@ -97,7 +97,7 @@ def command(
     from roberta_flax import parity
     from roberta_flax.errors import ParityError
     from roberta_flax.parity.report import divergence
-    from roberta_flax.parity.terminal import print_report
+    from roberta_flax.parity.report_terminal import print_report
 
     if columns and texts is None:
         raise typer.BadParameter("it says which columns of --texts hold text; give --texts too", param_hint="--column")
@@ -133,7 +133,7 @@ def command(
     if as_json:
         sys.stdout.write(report.to_json())
     else:
-        print_report(report, Console(), all_points=all_points)
+        print_report(report, Console(), all_tensors=all_points)
     if not report.passed:
         raise ParityError("; ".join(line for run in report.runs if (line := divergence(run)) is not None))
 
@@ -180,12 +180,12 @@ def _check_output(output: Path) -> None:
 def _write(report: Report, output: Path) -> None:
     """Both files, in the place of those that were there; without matplotlib a line on stderr and report.json alone."""
     from roberta_flax.errors import InputError
-    from roberta_flax.parity import html
+    from roberta_flax.parity import report_html
 
     with new_directory(output, replace=True) as folder:
         write_bytes(folder / _REPORT, report.to_json().encode())
         try:
-            page = html.render(report)
+            page = report_html.render(report)
         except InputError as error:
             print(f"{output / _PAGE} was not written, {_REPORT} was: {error}", file=sys.stderr)
         else:

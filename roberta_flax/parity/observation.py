@@ -23,7 +23,7 @@ from roberta_flax.nn.model import tokens_at
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import quantize
 from roberta_flax.nn.tree import flatten
-from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.points import GRADIENTS, has_log_probabilities
 from roberta_flax.train.losses import head_loss, masked_lm_loss
 
@@ -72,7 +72,7 @@ class Subject:
             self.stored: str = stored
 
     def observe(
-        self, batch: Batch, gradients: bool = False, points: Collection[str] | None = None
+        self, batch: ParityBatch, gradients: bool = False, points: Collection[str] | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """The values at each point, in the shapes that points.py gives.
 
@@ -90,7 +90,7 @@ class Subject:
                 found |= self._losses(batch, gradients)
             return {point: np.asarray(value) for point, value in found.items()}
 
-    def _inside(self, batch: Batch) -> dict[str, Array]:
+    def _inside(self, batch: ParityBatch) -> dict[str, Array]:
         # "xla": scores are there where they are computed at once
         numerics = dataclasses.replace(self._numerics, attention="xla", observed=True)
         values: dict[str, Array] = _inside(
@@ -101,7 +101,7 @@ class Subject:
                 values[point] = value.reshape(*batch.positions.shape, -1)
         return values
 
-    def _results(self, batch: Batch) -> dict[str, Array]:
+    def _results(self, batch: ParityBatch) -> dict[str, Array]:
         """What the public functions give: with the attention that was asked for, and the last layer cut short."""
         config, numerics = self.config, self._numerics
         found: dict[str, Array] = {}
@@ -121,7 +121,7 @@ class Subject:
                 found[f"{point}.log_probabilities"] = log_probabilities
         return found
 
-    def _losses(self, batch: Batch, gradients: bool) -> dict[str, Array]:
+    def _losses(self, batch: ParityBatch, gradients: bool) -> dict[str, Array]:
         given = {
             "tokens": batch.tokens,
             "positions": batch.positions,

@@ -34,7 +34,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import abstract_params
 from roberta_flax.nn.tree import flatten
-from roberta_flax.parity.inputs import Batch
+from roberta_flax.parity.inputs import ParityBatch
 
 _ATTENTION = tuple(f"attention.{part}" for part in ("query", "key", "value", "scores", "weights", "context", "output"))
 _FEED_FORWARD = tuple(f"feed_forward.{part}" for part in ("intermediate", "activation", "output"))
@@ -68,7 +68,7 @@ def chosen_points(config: RobertaConfig, gradients: bool, patterns: Sequence[str
     points = all_points(config, gradients)
     for pattern in patterns:
         if not any(fnmatchcase(point, pattern) for point in points):
-            raise InputError(f"no point matches {pattern!r}; this model's are {', '.join(points[:12])}, ...")
+            raise InputError(f"no tensor matches {pattern!r}; this model's are {', '.join(points[:12])}, ...")
     return [point for point in points if not patterns or any(fnmatchcase(point, each) for each in patterns)]
 
 
@@ -77,7 +77,7 @@ def has_log_probabilities(head: HeadConfig) -> bool:
     return head.kind not in ("choice", "pooler") and head.problem != "regression"
 
 
-def counted(point: str, batch: Batch, config: RobertaConfig) -> npt.NDArray[np.bool_]:
+def counted(point: str, batch: ParityBatch, config: RobertaConfig) -> npt.NDArray[np.bool_]:
     """Which numbers of a point's value are compared; to be broadcast from the left against its shape."""
     is_token: npt.NDArray[np.bool_] = np.not_equal(batch.tokens, config.pad_id)
     part = point.rpartition(".")[2]
