@@ -1,9 +1,9 @@
-"""The forward pass on a CPU beside torch's, fairseq's, onnxruntime's and FlaxRoberta's: python -m benchmarks.forward
+"""Compare the forward pass on a CPU with torch, fairseq, onnxruntime and FlaxRoberta: python -m benchmarks.forward
 
-One model with random weights, in every peer; features of all tokens from token ids, no padding; one process, rounds in
-turn, medians. A JSON line for each shape, dtype and runner, with its speed over each peer's. Then, on SICK's pairs, how
-near bfloat16 and int8 are to float32: the cosine of features, and how often the MNLI head (random too) says the same.
-Needs the extra benchmarks.
+All peers run one model with random weights: from token ids without padding to the features of all tokens. They share
+one process and take turns; the benchmark prints medians. A line of JSON for each shape, dtype and runner has its speed
+over that of each peer. Then the benchmark shows on SICK's pairs how close bfloat16 and int8 are to float32: the cosine
+of features, and how often the MNLI head (random too) chooses the same label. Needs the extra "benchmarks".
 
   python -m benchmarks.forward BPE_DIR SICK_FILE [--size base|large] [--dtypes D ...] [--shapes BxT ...] [--rounds N]
 """
@@ -23,7 +23,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.inference import fairseq_hub, in_turn, line, sick_pairs
+from benchmarks.inference import fairseq_hub, sick_pairs
+from benchmarks.measurement import median_seconds, print_record
 from references.fairseq import torch
 from roberta_flax import collate_tokens, load
 from roberta_flax.convert import convert, export
@@ -31,11 +32,11 @@ from roberta_flax.nn import forward
 
 SHAPES = ("1x32", "8x128", "4x512", "32x64")
 DTYPES = ("float32", "bfloat16", "int8")
-Run = Callable[[npt.NDArray[np.int32]], Any]
+Runner = Callable[[npt.NDArray[np.int32]], Any]  # of token ids [batch, time]
 
 
-def ours(directory: Path, dtype: str) -> dict[str, Run]:
-    """The features, and an MNLI head, which needs the last layer for the first token only."""
+def roberta_flax_runners(directory: Path, dtype: str) -> dict[str, Runner]:
+    """Returns runners for the features, and for an MNLI head, which needs the last layer for the first token only."""
     quantize, compute = ("int8", "bfloat16") if dtype == "int8" else (None, dtype)
     roberta = load(directory, dtype=compute, quantize=quantize)
     params = forward.operands(roberta.params, compute)
@@ -49,7 +50,7 @@ def ours(directory: Path, dtype: str) -> dict[str, Run]:
     }
 
 
-def transformers_torch(directory: Path, dtype: str) -> Run:
+def transformers_runner(directory: Path, dtype: str) -> Runner:
     from transformers import RobertaModel
 
     model = RobertaModel.from_pretrained(directory, add_pooling_layer=False, dtype=getattr(torch, dtype)).eval()
@@ -61,7 +62,7 @@ def transformers_torch(directory: Path, dtype: str) -> Run:
     return run
 
 
-def fairseq(hub: Any) -> Run:
+def fairseq_runner(hub: Any) -> Runner:
     def run(tokens: npt.NDArray[np.int32]) -> Any:
         with torch.inference_mode():
             return hub.extract_features(torch.from_numpy(tokens).long())
@@ -69,7 +70,7 @@ def fairseq(hub: Any) -> Run:
     return run
 
 
-def flax_roberta(directory: Path, dtype: str) -> Run:
+def flax_roberta_runner(directory: Path, dtype: str) -> Runner:
     from transformers import FlaxRobertaModel
 
     model = FlaxRobertaModel.from_pretrained(directory, from_pt=True, dtype=dtype, add_pooling_layer=False)
@@ -78,7 +79,7 @@ def flax_roberta(directory: Path, dtype: str) -> Run:
     return lambda tokens: jax.block_until_ready(apply(params, tokens))
 
 
-def onnxruntime_session(directory: Path, folder: Path, quantized: bool) -> Run:
+def onnxruntime_runner(directory: Path, folder: Path, quantized: bool) -> Runner:
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from transformers import RobertaModel
@@ -102,72 +103,78 @@ def onnxruntime_session(directory: Path, folder: Path, quantized: bool) -> Run:
     return run
 
 
-def peers(dtype: str, directory: Path, folder: Path, hub: Any) -> dict[str, Run]:
-    """What is compared with, in its best form of that dtype."""
+def peer_runners(dtype: str, directory: Path, folder: Path, hub: Any) -> dict[str, Runner]:
+    """Returns the peers of a dtype, each in its fastest form."""
     if dtype == "int8":
-        return {"onnxruntime": onnxruntime_session(directory, folder, quantized=True)}
-    runs = {
-        "transformers, torch": transformers_torch(directory, dtype),
-        "fairseq": fairseq(hub.to(getattr(torch, dtype))),
-        "transformers, FlaxRoberta": flax_roberta(directory, dtype),
+        return {"onnxruntime": onnxruntime_runner(directory, folder, quantized=True)}
+    runners = {
+        "transformers, torch": transformers_runner(directory, dtype),
+        "fairseq": fairseq_runner(hub.to(getattr(torch, dtype))),
+        "transformers, FlaxRoberta": flax_roberta_runner(directory, dtype),
     }
-    return runs | ({"onnxruntime": onnxruntime_session(directory, folder, False)} if dtype == "float32" else {})
+    if dtype == "float32":
+        runners["onnxruntime"] = onnxruntime_runner(directory, folder, quantized=False)
+    return runners
 
 
-def compare(dtype: str, shapes: Sequence[str], rounds: int, own: dict[str, Run], others: dict[str, Run]) -> None:
+def compare_speed(
+    dtype: str, shapes: Sequence[str], rounds: int, runners: dict[str, Runner], peers: dict[str, Runner]
+) -> None:
+    """Times all runners on random tokens of each shape, and prints a line for each."""
     random = np.random.default_rng(0)
     for shape in shapes:
         batch, length = map(int, shape.split("x"))
         tokens = random.integers(10, 50000, (batch, length)).astype(np.int32)
-        runs = {name: partial(run, tokens) for name, run in (own | others).items()}
-        seconds = in_turn(rounds, runs, steady=True)  # the first calls compile
+        functions = {name: partial(run, tokens) for name, run in (runners | peers).items()}
+        seconds = median_seconds(rounds, functions, warm_up=True)  # the first calls compile
         for name, median in seconds.items():
-            ratios = {f"over {peer}": seconds[peer] / median for peer in others} if name in own else {}
-            line(shape=shape, dtype=dtype, runner=name, sequences_per_second=batch / median, **ratios)
+            ratios = {f"over {peer}": seconds[peer] / median for peer in peers} if name in runners else {}
+            print_record(shape=shape, dtype=dtype, runner=name, sequences_per_second=batch / median, **ratios)
 
 
-def nearness(directory: Path, pairs: Sequence[tuple[str, str]], dtypes: Sequence[str]) -> None:
-    """Cosine of every token's features, and agreement of labels, with float32's."""
+def compare_accuracy(directory: Path, pairs: Sequence[tuple[str, str]], dtypes: Sequence[str]) -> None:
+    """Prints the cosine of the features of every token, and the agreement of labels, with float32."""
+    roberta = load(directory)
 
-    def answers(dtype: str) -> tuple[Any, Any]:
+    def features_and_labels(dtype: str) -> tuple[Any, Any]:
         features, labels = [], []
-        runs = ours(directory, dtype)
+        runners = roberta_flax_runners(directory, dtype)
         for start in range(0, len(pairs), 16):
             rows = [roberta.encode(*pair) for pair in pairs[start : start + 16]]
             tokens = collate_tokens(rows)
-            states = np.asarray(runs["roberta-flax"](tokens), np.float64)
-            features += [state[: len(row)] for state, row in zip(states, rows, strict=True)]
-            labels += np.asarray(runs["roberta-flax, MNLI head"](tokens)).argmax(-1).tolist()
+            padded = np.asarray(runners["roberta-flax"](tokens), np.float64)
+            features += [row_features[: len(row)] for row_features, row in zip(padded, rows, strict=True)]
+            labels += np.asarray(runners["roberta-flax, MNLI head"](tokens)).argmax(-1).tolist()
         return np.concatenate(features), np.array(labels)
 
-    roberta = load(directory)
-    exact, labels = answers("float32")
+    expected, expected_labels = features_and_labels("float32")
     for dtype in dtypes:
         if dtype != "float32":
-            near, said = answers(dtype)
-            cosines = (exact * near).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(near, axis=-1)
-            line(
+            actual, labels = features_and_labels(dtype)
+            dot_products = (expected * actual).sum(-1)
+            cosines = dot_products / np.linalg.norm(expected, axis=-1) / np.linalg.norm(actual, axis=-1)
+            print_record(
                 dtype=dtype,
                 cosine_mean=float(cosines.mean()),
                 cosine_1st_percentile=float(np.percentile(cosines, 1)),
                 cosine_min=float(cosines.min()),
-                same_label=float((labels == said).mean()),
+                same_label=float((labels == expected_labels).mean()),
                 pairs=len(pairs),
             )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bpe_dir", type=Path)
-    parser.add_argument("sick", type=Path)
+    parser.add_argument("bpe_dir", type=Path, help="directory with dict.txt, encoder.json and vocab.bpe")
+    parser.add_argument("sick", type=Path, help="SICK's file of pairs")
     parser.add_argument("--size", choices=("base", "large"), default="base")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--shapes", nargs="+", default=SHAPES)
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="batch size x length")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--pairs", type=int, default=64, help="of SICK, for nearness")
+    parser.add_argument("--pairs", type=int, default=64, help="number of SICK's pairs to compare accuracy on")
     options = parser.parse_args()
 
-    logging.disable(logging.WARNING)  # fairseq and hydra say much
+    logging.disable(logging.WARNING)  # fairseq and hydra log a lot
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(prefix="benchmark-forward-") as temporary:
         folder = Path(temporary)
@@ -175,10 +182,10 @@ def main() -> None:
         directory = convert(folder / "fairseq", folder / "converted")
         export(directory, folder / "transformers", to="huggingface")
         for dtype in options.dtypes:
-            others = peers(dtype, folder / "transformers", folder, hub)
-            compare(dtype, options.shapes, options.rounds, ours(directory, dtype), others)
+            peers = peer_runners(dtype, folder / "transformers", folder, hub)
+            compare_speed(dtype, options.shapes, options.rounds, roberta_flax_runners(directory, dtype), peers)
         if options.pairs:
-            nearness(directory, sick_pairs(options.sick, options.pairs), options.dtypes)
+            compare_accuracy(directory, sick_pairs(options.sick, options.pairs), options.dtypes)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,27 @@
-"""`from roberta_flax import load` beside `import jax, flax.nnx`, each in a fresh process, in turn.
-
-python -m benchmarks.import_time
-"""
+"""Time `from roberta_flax import load` and `import jax, flax.nnx` in new processes: python -m benchmarks.import_time"""
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-import time
+from functools import partial
+
+from benchmarks.measurement import median_seconds
 
 ROUNDS = 7
 STATEMENTS = ("import jax, flax.nnx", "from roberta_flax import load")
 
 
+def import_in_fresh_process(statement: str) -> None:
+    subprocess.run([sys.executable, "-c", statement], check=True)
+
+
 def main() -> None:
-    """Measures and prints medians, and their ratio."""
-    seconds: dict[str, list[float]] = {statement: [] for statement in STATEMENTS}
-    for _ in range(ROUNDS + 1):
-        for statement in STATEMENTS:
-            begin = time.perf_counter()
-            subprocess.run([sys.executable, "-c", statement], check=True)
-            seconds[statement].append(time.perf_counter() - begin)
-    medians = {statement: statistics.median(times[1:]) for statement, times in seconds.items()}
+    """Measures and prints the medians and their ratio."""
+    functions = {statement: partial(import_in_fresh_process, statement) for statement in STATEMENTS}
+    median_seconds(1, functions)  # reads the files into the cache of the disk
+    medians = median_seconds(ROUNDS, functions)
     ratio = medians[STATEMENTS[1]] / medians[STATEMENTS[0]]
     print(json.dumps({**{name: round(median, 3) for name, median in medians.items()}, "ratio": round(ratio, 3)}))
 

@@ -1,8 +1,9 @@
-"""How far base or large is from PyTorch in each dtype, and how far rounding may bring it.
+"""Measure how far base or large is from PyTorch in each dtype, and how far rounding may move it.
 
-The numbers of docs/parity.md. A fairseq model with random weights (no bias zero, no scale one) is written, converted,
-and compared with fairseq itself at every named value, on the built-in rows of 1 to 512 tokens. A JSON line a dtype:
-errors of some values, the largest part of its bound that any value takes up, and the decisions that agree.
+Prints the numbers of docs/parity.md. The benchmark writes a fairseq model with random weights (no bias is zero, no
+scale is one), converts it, and compares every named tensor with fairseq itself, on the built-in rows of 1 to 512
+tokens. It prints a line of JSON for each dtype: errors of some tensors, the largest ratio of an error to its tolerance,
+and the decisions that agree.
 
   python -m benchmarks.parity BPE_DIR [--size large] [--dtypes float64 float32 ...] [--gradients]
 """
@@ -17,30 +18,30 @@ import time
 import warnings
 from pathlib import Path
 
-from benchmarks.inference import line
+from benchmarks.measurement import print_record
 from references.fairseq import build, write
 from roberta_flax.parity import Report, Run, compare
 from roberta_flax.parity.rounding import DTYPES
 
-SHOWN = ("embeddings.output", "layers.0.output", "features", "lm_head.logits", "heads.mnli.log_probabilities")
+SHOWN_TENSORS = ("embeddings.output", "layers.0.output", "features", "lm_head.logits", "heads.mnli.log_probabilities")
 
 
-def show(report: Report, run: Run) -> None:
-    furthest = max(run.points, key=lambda point: point.of_bound)
-    shown = {point: run.point(point) for point in SHOWN}
-    gradients = [point for point in run.points if point.point.startswith("gradients.")]
-    line(
+def print_run(report: Report, run: Run) -> None:
+    worst = max(run.tensors, key=lambda tensor: tensor.tolerance_ratio)
+    shown = {name: run.tensor(name) for name in SHOWN_TENSORS}
+    gradients = [tensor for tensor in run.tensors if tensor.name.startswith("gradients.")]
+    print_record(
         dtype=run.dtype,
         passed=run.passed,
-        points=len(run.points),
-        max_abs={name: float(f"{point.max_abs:.3g}") for name, point in shown.items()},
-        relative={name: float(f"{point.relative:.3g}") for name, point in shown.items()},
-        bound={name: float(f"{point.bound_max:.3g}") for name, point in shown.items()},
+        tensors=len(run.tensors),
+        max_abs={name: float(f"{tensor.max_abs:.3g}") for name, tensor in shown.items()},
+        relative={name: float(f"{tensor.relative:.3g}") for name, tensor in shown.items()},
+        tolerance={name: float(f"{tensor.max_abs_tolerance:.3g}") for name, tensor in shown.items()},
         cosine_of_features=shown["features"].cosine,
-        largest_part_of_a_bound=furthest.of_bound,
-        at=furthest.point,
-        gradients_part_of_a_bound=max((point.of_bound for point in gradients), default=None),
-        decisions={each.point: f"{each.agreed} of {each.count}, {each.ties} ties" for each in run.decisions},
+        largest_tolerance_ratio=worst.tolerance_ratio,
+        at=worst.name,
+        largest_tolerance_ratio_of_gradients=max((tensor.tolerance_ratio for tensor in gradients), default=None),
+        decisions={each.tensor: f"{each.agreed} of {each.count}, {each.ties} ties" for each in run.decisions},
         seconds=run.seconds,
         reference=report.reference["name"],
     )
@@ -48,11 +49,11 @@ def show(report: Report, run: Run) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bpe_dir", type=Path)
+    parser.add_argument("bpe_dir", type=Path, help="directory with dict.txt, encoder.json and vocab.bpe")
     parser.add_argument("--size", choices=("base", "large"), default="base")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--reference", default="fairseq")
-    parser.add_argument("--gradients", action="store_true")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="compute dtypes of the Flax model")
+    parser.add_argument("--reference", default="fairseq", help="reference to compare with")
+    parser.add_argument("--gradients", action="store_true", help="compare gradients too")
     options = parser.parse_args()
 
     logging.disable(logging.WARNING)
@@ -70,8 +71,8 @@ def main() -> None:
             cache_dir=Path(temporary) / "cache",
         )
         for run in report.runs:
-            show(report, run)
-        line(size=options.size, passed=report.passed, seconds_in_all=time.perf_counter() - begin)
+            print_run(report, run)
+        print_record(size=options.size, passed=report.passed, total_seconds=time.perf_counter() - begin)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Seconds to the first answer of `roberta-flax mnli` in fresh processes: python -m benchmarks.startup BPE_DIR
+"""Time the first answer of `roberta-flax mnli` in fresh processes: python -m benchmarks.startup BPE_DIR
 
-Import, load, compile and run, of a converted model with random weights whose files are in the disk's cache; cold, with
-nothing compiled yet, and warm, with the programs that an earlier run left in the cache. Beside it the same from
-transformers' FlaxRobertaForSequenceClassification (4.57), its programs kept by JAX in the same way. Medians.
+A process imports, loads, compiles and runs a converted model with random weights, whose files are in the cache of the
+disk. Cold means that nothing is compiled yet; warm, that an earlier run left its programs in the cache. The peer is
+FlaxRobertaForSequenceClassification of transformers (4.57), whose programs JAX caches in the same way. Prints medians.
 
   python -m benchmarks.startup BPE_DIR [--size base|large] [--rounds N]
 """
@@ -20,11 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.inference import fairseq_hub, line
+from benchmarks.inference import fairseq_hub
+from benchmarks.measurement import print_record
 from roberta_flax.convert import convert, export
 
 PAIR = ("A man is sleeping.", "Nobody is awake.")
-PEER = """
+PEER_PROGRAM = """
 import sys, jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 from transformers import AutoTokenizer, FlaxRobertaForSequenceClassification
@@ -37,7 +38,7 @@ print(jax.jit(lambda params, inputs: model(**inputs, params=params).logits)(mode
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bpe_dir", type=Path)
+    parser.add_argument("bpe_dir", type=Path, help="directory with dict.txt, encoder.json and vocab.bpe")
     parser.add_argument("--size", choices=("base", "large"), default="base")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -47,33 +48,50 @@ def main() -> None:
         folder = Path(temporary)
         fairseq_hub(folder / "fairseq", options.bpe_dir, f"roberta_{options.size}")
         model = convert(folder / "fairseq", folder / "converted")
-        from transformers import FlaxRobertaForSequenceClassification
-
-        hf = export(model, folder / "hf", to="huggingface")
-        FlaxRobertaForSequenceClassification.from_pretrained(hf, from_pt=True).save_pretrained(hf)  # its own format
-
         program = str(Path(sys.executable).parent / "roberta-flax")
         commands = {
             "roberta-flax mnli": [program, "mnli", *PAIR, "--model", str(model)],
-            "transformers, FlaxRoberta": [sys.executable, "-c", PEER, str(hf), *PAIR],
+            "transformers, FlaxRoberta": [
+                sys.executable,
+                "-c",
+                PEER_PROGRAM,
+                str(export_for_flax(model, folder)),
+                *PAIR,
+            ],
         }
         seconds: dict[tuple[str, str], list[float]] = {}
         for _ in range(options.rounds):
             for name, command in commands.items():
-                cache = folder / "cache"
-                shutil.rmtree(cache, ignore_errors=True)
-                own = {
-                    "ROBERTA_FLAX_CACHE": str(cache),
-                    "JAX_COMPILATION_CACHE_DIR": str(cache),
-                    "JAX_PLATFORMS": "cpu",
-                }
-                for state in ("cold", "warm"):
-                    begin = time.perf_counter()
-                    subprocess.run(command, check=True, env={**os.environ, **own}, capture_output=True)
-                    seconds.setdefault((name, state), []).append(time.perf_counter() - begin)
+                for state, elapsed in time_cold_and_warm(command, folder / "cache").items():
+                    seconds.setdefault((name, state), []).append(elapsed)
         for (name, state), times in seconds.items():
             median = statistics.median(times)
-            line(what=name, size=options.size, compiled_programs=state, seconds=round(median, 2))
+            print_record(what=name, size=options.size, compiled_programs=state, seconds=round(median, 2))
+
+
+def export_for_flax(model: Path, folder: Path) -> Path:
+    """Exports a converted model in the format of transformers' Flax classes."""
+    from transformers import FlaxRobertaForSequenceClassification
+
+    exported = export(model, folder / "transformers", to="huggingface")
+    FlaxRobertaForSequenceClassification.from_pretrained(exported, from_pt=True).save_pretrained(exported)
+    return exported
+
+
+def time_cold_and_warm(command: list[str], cache: Path) -> dict[str, float]:
+    """Returns the seconds that a command takes with an empty cache of programs, and then with the cache it filled."""
+    shutil.rmtree(cache, ignore_errors=True)
+    environment = {
+        "ROBERTA_FLAX_CACHE": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PLATFORMS": "cpu",
+    }
+    seconds = {}
+    for state in ("cold", "warm"):
+        begin = time.perf_counter()
+        subprocess.run(command, check=True, env={**os.environ, **environment}, capture_output=True)
+        seconds[state] = time.perf_counter() - begin
+    return seconds
 
 
 if __name__ == "__main__":

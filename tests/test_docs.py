@@ -34,7 +34,7 @@ OTHERS_OPTIONS = {
     "--rounds": "the benchmarks",
     "--shapes": "benchmarks.train",
     "--sweep": "benchmarks.inference",
-    "--tokenising": "benchmarks.inference",
+    "--tokenizing": "benchmarks.inference",
 }
 
 

@@ -14,7 +14,7 @@ from roberta_flax.cli.groups import Formerly, grouped
 from roberta_flax.cli.options import TEXT_COLUMN, Attention, FileOptions, Json, Precision, keep_programs
 
 if TYPE_CHECKING:
-    from roberta_flax.parity.run import Progress
+    from roberta_flax.parity.model_comparison import Progress
 
 Backend = Literal["cpu", "gpu", "tpu"]
 Reference = Literal["builtin", "fairseq", "transformers"]
@@ -99,7 +99,7 @@ def command(
     from roberta_flax.parity.inputs import read_texts
     from roberta_flax.parity.output import PAGE, REPORT, check_destination, write
     from roberta_flax.parity.report import divergence
-    from roberta_flax.parity.terminal import print_report
+    from roberta_flax.parity.report_terminal import print_report
 
     if text_column and texts is None:
         raise typer.BadParameter("it names columns of --texts; give --texts too", param_hint="--text-column")
@@ -133,7 +133,7 @@ def command(
     if as_json:
         sys.stdout.write(report.to_json())
     else:
-        print_report(report, Console(), all_points=all_points)
+        print_report(report, Console(), all_tensors=all_points)
     if not report.passed:
         raise ParityError("; ".join(line for run in report.runs if (line := divergence(run)) is not None))
 

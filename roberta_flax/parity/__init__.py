@@ -1,15 +1,15 @@
-"""Numerical parity with PyTorch: the same inputs through torch and through Flax, compared at every named value."""
+"""Numerical parity with PyTorch: run the same inputs through torch and through Flax, and compare every named tensor."""
 
-from roberta_flax.parity.check import assert_parity
-from roberta_flax.parity.report import DecisionResult, Place, PointResult, Report, Run, TokenError, read_report
-from roberta_flax.parity.run import compare, compare_subject
+from roberta_flax.parity.assertion import assert_parity
+from roberta_flax.parity.model_comparison import compare, compare_subject
+from roberta_flax.parity.report import DecisionResult, Element, Report, Run, TensorResult, TokenError, read_report
 
 __all__ = [
     "DecisionResult",
-    "Place",
-    "PointResult",
+    "Element",
     "Report",
     "Run",
+    "TensorResult",
     "TokenError",
     "assert_parity",
     "compare",

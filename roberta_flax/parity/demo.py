@@ -95,9 +95,9 @@ def compare_with_torch(checkpoint: Path, tokens: Any, features: Any, pairs: Any,
     """The largest differences from torch, which reads the same checkpoint by itself."""
     import torch
 
-    from roberta_flax.parity.torch_network import TorchReference
+    from roberta_flax.parity.torch_network import TorchRoberta
 
-    reference = TorchReference.from_checkpoint(checkpoint)
+    reference = TorchRoberta.from_checkpoint(checkpoint)
     with torch.inference_mode():
         torch_features = reference.features(torch.from_numpy(tokens)[None].long()).numpy()
         pair_features = reference.features(torch.from_numpy(pairs).long())

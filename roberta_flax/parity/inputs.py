@@ -1,4 +1,4 @@
-"""What both sides are given: batches of token ids, and what the losses are taken of."""
+"""The inputs of both sides: batches of token ids, and the targets of the losses."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.batching import check_tokens, collate_tokens, pad_rows
+from roberta_flax.text.batching import check_tokens, collate_tokens
 from roberta_flax.text.tokenizer import Tokenizer
 
-_RAGGED = ((1, 2, 3, 5, 8, 13, 21, 34), (64, 65, 127))  # lengths of the rows of a batch
+_RAGGED_LENGTHS = ((1, 2, 3, 5, 8, 13, 21, 34), (64, 65, 127))  # of the rows, for each batch
 _BUILT_IN_SEED = 0
-_SELECTED = 8  # positions of a row that meet the vocabulary
-_ROWS = 8  # of a batch of texts
+_POSITIONS_PER_ROW = 8  # at which the LM head is evaluated
+_ROWS_PER_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class ParityBatch:
 
     Attributes:
       tokens: int32 [batch, time].
-      positions: int32 [batch, selected], where the LM head is asked: first, last, masks, and some between.
-      targets: int32 [batch, selected], what the LM head is to say there.
-      weights: float32 [batch, selected], 1, or 0 where a row has fewer.
-      head_targets: by head, as roberta_flax.train.losses takes them; of sentence heads.
+      positions: int32 [batch, selected], where the LM head is evaluated: the first token, the last one, the masks, and
+        some in between.
+      targets: int32 [batch, selected], the target tokens of the LM head.
+      weights: float32 [batch, selected]: 1, or 0 for the rest of a row with fewer positions.
+      head_targets: targets by name of a sentence head, as roberta_flax.train.losses takes them.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -41,48 +42,48 @@ class ParityBatch:
     head_targets: Mapping[str, npt.NDArray[np.generic]]
 
 
-def built_in(config: RobertaConfig, special_ids: Sequence[int]) -> list[ParityBatch]:
-    """Ragged rows of 1 to max_positions tokens, with and without padding, and every special id among them.
+def built_in_batches(config: RobertaConfig, special_ids: Sequence[int]) -> list[ParityBatch]:
+    """Returns ragged rows of 1 to max_positions random tokens, with and without padding, and every special id.
 
     Args:
-      config: the model's.
-      special_ids: ids that the rows contain whatever else is drawn; padding's is not among them.
+      config: configuration of the model.
+      special_ids: ids that the rows must contain; the padding id is ignored.
     """
     random = np.random.default_rng(_BUILT_IN_SEED)
     longest = config.max_positions
     specials = [i for i in special_ids if i != config.pad_id]
-    drawn = np.array([i for i in range(config.vocab_size) if i != config.pad_id], np.int32)
+    vocabulary = np.array([i for i in range(config.vocab_size) if i != config.pad_id], np.int32)
     batches = []
-    for lengths in (*_RAGGED, (longest - 1,), (longest,)):
+    for lengths in (*_RAGGED_LENGTHS, (longest - 1,), (longest,)):
         rows = []
         for length in sorted({max(1, min(length, longest)) for length in lengths}):
-            row = random.choice(drawn, length)
-            places = random.permutation(length)[: len(specials)]
-            row[places] = specials[: len(places)]
+            row = random.choice(vocabulary, length)
+            special_positions = random.permutation(length)[: len(specials)]
+            row[special_positions] = specials[: len(special_positions)]
             rows.append(row)
         if lengths == (longest - 1,):  # the longest row that has padding
             rows = [np.append(rows[0], config.pad_id)[:longest]]
-        batches.append(batch_of(collate_tokens(rows, config.pad_id), config, mask_id=None))
+        batches.append(make_batch(collate_tokens(rows, config.pad_id), config, mask_id=None))
     return batches
 
 
-def of_texts(rows: Sequence[Sequence[str]], tokenizer: Tokenizer, config: RobertaConfig) -> list[ParityBatch]:
-    """Texts, or pairs of them, as users of the model encode them, in order, a few rows a batch.
+def batches_from_texts(rows: Sequence[Sequence[str]], tokenizer: Tokenizer, config: RobertaConfig) -> list[ParityBatch]:
+    """Encodes texts, or pairs of texts, as users of the model do, and groups them into batches in order.
 
     Raises:
-      InputError: a text that is too long for the model.
+      InputError: a text is too long for the model.
     """
     encoded = [tokenizer.encode(*row) for row in rows]
-    return of_tokens(encoded, config, tokenizer.mask_id)
+    return batches_from_tokens(encoded, config, tokenizer.mask_id)
 
 
-def of_tokens(
+def batches_from_tokens(
     sequences: Sequence[npt.ArrayLike], config: RobertaConfig, mask_id: int | None = None
 ) -> list[ParityBatch]:
-    """Sequences of token ids, [length] each, in order, a few rows a batch.
+    """Groups sequences of token ids, [length] each, into batches in order.
 
     Raises:
-      InputError: ids that the model cannot take; it says which of the inputs, from 1.
+      InputError: the model cannot take a sequence. The message says which one, counted from 1.
     """
     checked = []
     for number, row in enumerate(sequences, 1):
@@ -90,32 +91,37 @@ def of_tokens(
             checked.append(check_tokens(row, config.vocab_size, config.max_positions)[0])
         except InputError as error:
             raise InputError(f"input {number} of {len(sequences)}: {error}") from None
-    groups = [checked[first : first + _ROWS] for first in range(0, len(checked), _ROWS)]
-    return [batch_of(collate_tokens(group, config.pad_id), config, mask_id) for group in groups]
+    groups = [checked[first : first + _ROWS_PER_BATCH] for first in range(0, len(checked), _ROWS_PER_BATCH)]
+    return [make_batch(collate_tokens(group, config.pad_id), config, mask_id) for group in groups]
 
 
-def batch_of(tokens: npt.NDArray[np.int32], config: RobertaConfig, mask_id: int | None) -> ParityBatch:
-    """A batch with targets, from token ids [batch, time]."""
-    places = [_places(row, config.pad_id, mask_id) for row in tokens]
-    shape = len(tokens), max(map(len, places))
-    positions = pad_rows(places, shape, 0)
-    weights = pad_rows([np.ones(len(chosen)) for chosen in places], shape, 0, np.float32)
+def make_batch(tokens: npt.NDArray[np.int32], config: RobertaConfig, mask_id: int | None) -> ParityBatch:
+    """Returns a batch with targets for token ids [batch, time]."""
+    selected = [_select_positions(row, config.pad_id, mask_id) for row in tokens]
+    width = max(map(len, selected))
+    positions = np.zeros((len(tokens), width), np.int32)
+    weights = np.zeros(positions.shape, np.float32)
+    for row, row_positions in enumerate(selected):
+        positions[row, : len(row_positions)] = row_positions
+        weights[row, : len(row_positions)] = 1
     numbers = np.arange(positions.size, dtype=np.int64).reshape(positions.shape)
-    targets = (numbers * 7919 + 11) % config.vocab_size  # a prime apart, over all of the vocabulary
-    heads = {head.name: _targets(head, len(tokens)) for head in config.heads if head.kind == "sentence"}
+    targets = (numbers * 7919 + 11) % config.vocab_size  # steps of a prime spread over the whole vocabulary
+    heads = {head.name: _head_targets(head, len(tokens)) for head in config.heads if head.kind == "sentence"}
     return ParityBatch(tokens, positions, targets.astype(np.int32), weights, heads)
 
 
-def _places(row: npt.NDArray[np.int32], pad_id: int, mask_id: int | None) -> list[int]:
-    filled = np.flatnonzero(row != pad_id)
-    if not filled.size:
+def _select_positions(row: npt.NDArray[np.int32], pad_id: int, mask_id: int | None) -> list[int]:
+    """Returns evenly spaced positions of a row from its first token to its last, and the positions of its masks."""
+    not_padding = np.flatnonzero(row != pad_id)
+    if not not_padding.size:
         return [0]
-    even = filled[np.linspace(0, filled.size - 1, min(_SELECTED, filled.size)).round().astype(int)]
-    masks = [] if mask_id is None else np.flatnonzero(row == mask_id)[: 2 * _SELECTED].tolist()
+    count = min(_POSITIONS_PER_ROW, not_padding.size)
+    even = not_padding[np.linspace(0, not_padding.size - 1, count).round().astype(int)]
+    masks = [] if mask_id is None else np.flatnonzero(row == mask_id)[: 2 * _POSITIONS_PER_ROW].tolist()
     return sorted({*even.tolist(), *masks})
 
 
-def _targets(head: HeadConfig, rows: int) -> npt.NDArray[np.generic]:
+def _head_targets(head: HeadConfig, rows: int) -> npt.NDArray[np.generic]:
     numbers = np.arange(rows)
     if head.problem == "regression":
         values = (numbers % 5 - 2) / np.float32(2)
@@ -127,15 +133,15 @@ def _targets(head: HeadConfig, rows: int) -> npt.NDArray[np.generic]:
 
 
 def read_texts(path: PathLike, columns: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """The texts of a file, one or two a row, as `compare` takes them.
+    """Reads the texts of a file, one or two per row, as `compare` takes them.
 
     Args:
-      path: .jsonl, .csv, .tsv or .parquet with columns of text; any other file has a text a line, or two with a tab
-        between them.
-      columns: those with text, one or two; the usual ones if not given.
+      path: a .jsonl, .csv, .tsv or .parquet file with text columns. Any other file has one text per line, or two
+        separated by a tab.
+      columns: the text columns, one or two; by default the usual ones.
 
     Raises:
-      InputError: a file that cannot be read, or a row without texts or with more than two, which is named.
+      InputError: the file cannot be read, or a row has no text or more than two. The message names the row.
     """
     path = Path(path)
     is_lines = not columns and path.suffix.lower() not in (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")

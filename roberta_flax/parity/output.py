@@ -7,7 +7,7 @@ from pathlib import Path
 
 from roberta_flax.errors import InputError
 from roberta_flax.files import new_directory, write_bytes
-from roberta_flax.parity import html
+from roberta_flax.parity import report_html
 from roberta_flax.parity.report import Report
 
 REPORT, PAGE = "report.json", "report.html"
@@ -40,7 +40,7 @@ def write(report: Report, output: Path) -> str | None:
     with new_directory(output, replace=True) as folder:
         write_bytes(folder / REPORT, report.to_json().encode())
         try:
-            page = html.render(report)
+            page = report_html.render(report)
         except InputError as error:
             problem = str(error)
         else:

@@ -68,7 +68,7 @@ def chosen_points(config: RobertaConfig, gradients: bool, patterns: Sequence[str
     points = all_points(config, gradients)
     for pattern in patterns:
         if not any(fnmatchcase(point, pattern) for point in points):
-            raise InputError(f"no point matches {pattern!r}; this model's are {', '.join(points[:12])}, ...")
+            raise InputError(f"no tensor matches {pattern!r}; this model's are {', '.join(points[:12])}, ...")
     return [point for point in points if not patterns or any(fnmatchcase(point, each) for each in patterns)]
 
 

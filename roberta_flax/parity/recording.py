@@ -1,7 +1,7 @@
-"""A torch side on disk: recorded where torch is, compared where it is not.
+"""A reference on disk: record it on a machine with torch, and compare with it on a machine without.
 
-recording.json          what it is of, the bounds by rounding and point, the format's number
-batch-000.safetensors   a batch's inputs ("inputs.tokens", ...) and the exact values of its points, float64
+recording.json          the model, the deviations for each rounding and tensor, and the number of the format
+batch-000.safetensors   the inputs of a batch ("inputs.tokens", ...), and the exact values of its tensors in float64
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -20,13 +22,16 @@ from roberta_flax.checkpoint import converted
 from roberta_flax.errors import InputError
 from roberta_flax.files import new_directory
 from roberta_flax.parity.inputs import ParityBatch
-from roberta_flax.parity.reference import Observed, Reference, Spread
+from roberta_flax.parity.reference import Deviation, Reference, ReferenceValues
 from roberta_flax.parity.rounding import Rounding
 
 FORMAT = 1
-_FILE = "recording.json"
+_METADATA_FILE = "recording.json"
 _INPUTS = ("tokens", "positions", "targets", "weights")
-_HEADS = "inputs.heads."
+_HEADS_PREFIX = "inputs.heads."
+_DEVIATIONS_KEY = "bounds"  # the tolerances follow from them
+
+JsonDeviations = dict[str, dict[str, list[float]]]  # by name of the rounding and by tensor: the fields of a Deviation
 
 
 def record(
@@ -38,111 +43,114 @@ def record(
     gradients: bool,
     built_in: bool,
 ) -> None:
-    """Writes everything that a reference computes; a batch at a time.
+    """Writes everything that a reference computes, one batch at a time.
 
     Args:
       reference: the torch side.
-      destination: the directory to make; it must not exist, and appears when it is whole.
-      directory: the converted model, by whose parameters a replay knows that it is of the same.
-      roundings: of the computations that it will be compared with.
-      gradients: whether gradients are in it.
+      destination: the directory to create. It must not exist, and appears only when it is complete.
+      directory: the converted model; a replay checks that it has the same parameters.
+      roundings: the roundings of the computations to compare with later.
+      gradients: whether the reference computes gradients.
       built_in: whether the inputs are the built-in ones.
 
     Raises:
       CheckpointError: the destination exists or cannot be written.
     """
     with new_directory(destination) as folder:
-        bounds = []
-        for number, observed in enumerate(reference.observations()):
-            batch = observed.batch
-            tensors = {f"inputs.{name}": np.asarray(getattr(batch, name)) for name in _INPUTS}
-            tensors |= {_HEADS + name: np.asarray(values) for name, values in batch.head_targets.items()}
-            tensors |= observed.values
-            tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}  # scalars too
-            save_file(tensors, folder / _batch_file(number))
-            bounds.append({rounding.name: _plain(observed.spreads(rounding)) for rounding in roundings})
-        note = {
+        deviations = []
+        for number, computed in enumerate(reference.evaluate()):
+            save_file(_tensors_to_save(computed), folder / _batch_file(number))
+            deviations.append({rounding.name: _to_json(computed.deviations(rounding)) for rounding in roundings})
+        metadata = {
             "format": FORMAT,
             "reference": dict(reference.description),
             "parameters": fingerprint(directory),
             "gradients": gradients,
             "built_in": built_in,
-            "bounds": bounds,
+            _DEVIATIONS_KEY: deviations,
             "versions": converted.versions(),
         }
-        (folder / _FILE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        (folder / _METADATA_FILE).write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
 class Recording:
     """A Reference that reads what `record` wrote.
 
     Attributes:
-      description: the reference's that was recorded.
-      gradients: whether gradients are in it.
-      built_in: whether its inputs are the built-in ones.
+      description: the description of the recorded reference.
+      gradients: whether gradients were recorded.
+      built_in: whether the inputs are the built-in ones.
 
     Raises:
-      InputError: no recording, a damaged one, one of another format or another model.
+      InputError: the folder is not a recording, is damaged, has another format, or belongs to another model.
     """
 
     def __init__(self, folder: Path, directory: Path) -> None:
         self._folder = folder
         try:
-            note = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            if note["format"] != FORMAT:
+            metadata = json.loads((folder / _METADATA_FILE).read_text(encoding="utf-8"))
+            if metadata["format"] != FORMAT:
                 raise InputError(
-                    f"{folder} is of format {note['format']}, this version reads {FORMAT}: record it again"
+                    f"{folder} has format {metadata['format']}, but this version reads format {FORMAT}; record it again"
                 )
-            self.description: Mapping[str, str] = note["reference"]
-            self.gradients: bool = note["gradients"]
-            self.built_in: bool = note["built_in"]
-            self._bounds: list[dict[str, dict[str, list[float]]]] = note["bounds"]
-            recorded = note["parameters"]
+            self.description: Mapping[str, str] = metadata["reference"]
+            self.gradients: bool = metadata["gradients"]
+            self.built_in: bool = metadata["built_in"]
+            self._deviations_by_batch: list[JsonDeviations] = metadata[_DEVIATIONS_KEY]
+            recorded_fingerprint = metadata["parameters"]
+        except InputError:
+            raise
         except OSError as error:
-            raise InputError(f"{folder} is no recording: cannot read {folder / _FILE}: {error.strerror}") from None
+            reason = f"cannot read {folder / _METADATA_FILE}: {error.strerror}"
+            raise InputError(f"{folder} is not a recording: {reason}") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / _FILE} is damaged ({error}); record it again") from None
-        if recorded != fingerprint(directory):
-            raise InputError(f"{folder} was recorded of a model with other parameters than {directory}")
+            raise InputError(f"{folder / _METADATA_FILE} is damaged ({error}); record it again") from None
+        if recorded_fingerprint != fingerprint(directory):
+            raise InputError(f"{folder} was recorded from a model with other parameters than {directory}")
 
     @property
-    def batches(self) -> int:
-        """How many there are."""
-        return len(self._bounds)
+    def num_batches(self) -> int:
+        """The number of recorded batches."""
+        return len(self._deviations_by_batch)
 
-    def observations(self) -> Iterator[Observed]:
-        """Each batch in turn."""
-        for number, bounds in enumerate(self._bounds):
+    def evaluate(self) -> Iterator[ReferenceValues]:
+        """Reads each batch in turn."""
+        for number, deviations in enumerate(self._deviations_by_batch):
             path = self._folder / _batch_file(number)
             try:
                 tensors = load_file(path)
                 inputs = {name: tensors.pop(f"inputs.{name}") for name in _INPUTS}
             except (OSError, SafetensorError, KeyError) as error:
                 raise InputError(f"{path} is damaged ({error}); record it again") from None
-            heads = {name.removeprefix(_HEADS): tensors.pop(name) for name in list(tensors) if name.startswith(_HEADS)}
-            yield Observed(
-                ParityBatch(head_targets=heads, **inputs), tensors, partial(self._spreads, bounds, frozenset(tensors))
+            heads = {
+                name.removeprefix(_HEADS_PREFIX): tensors.pop(name)
+                for name in list(tensors)
+                if name.startswith(_HEADS_PREFIX)
+            }
+            yield ReferenceValues(
+                ParityBatch(head_targets=heads, **inputs),
+                tensors,
+                partial(self._deviations, deviations, frozenset(tensors)),
             )
 
-    def _spreads(
-        self, bounds: Mapping[str, Mapping[str, list[float]]], points: Collection[str], rounding: Rounding
-    ) -> dict[str, Spread]:
-        if rounding.name not in bounds:
+    def _deviations(self, recorded: JsonDeviations, names: Collection[str], rounding: Rounding) -> dict[str, Deviation]:
+        if rounding.name not in recorded:
             raise InputError(
-                f"{self._folder} has no bounds for this computation's rounding ({rounding.name}), only for "
-                f"{', '.join(bounds)}; record it with --dtype for every dtype that is to be replayed"
+                f"{self._folder} has no tolerances for the rounding of this computation ({rounding.name}), only for "
+                f"{', '.join(recorded)}; record it with --dtype for every dtype to be replayed"
             )
         try:
-            found = bounds[rounding.name]
+            fields = recorded[rounding.name]
             return {
-                point: Spread(float(found[point][0]), float(found[point][1]), int(found[point][2])) for point in points
+                name: Deviation(float(fields[name][0]), float(fields[name][1]), int(fields[name][2])) for name in names
             }
         except (LookupError, TypeError, ValueError) as error:
-            raise InputError(f"{self._folder / _FILE} is damaged (bounds: {error!r}); record it again") from None
+            path = self._folder / _METADATA_FILE
+            raise InputError(f"{path} is damaged ({_DEVIATIONS_KEY}: {error!r}); record it again") from None
 
 
 def fingerprint(directory: Path) -> str:
-    """The sha256 of a converted model's parameters: names, dtypes, shapes and values."""
+    """Returns the SHA-256 of the parameters of a converted model: their names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(converted.read_stored(directory)[1].items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
@@ -150,8 +158,19 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def _plain(spreads: Mapping[str, Spread]) -> dict[str, list[float]]:
-    return {point: [spread.largest, spread.squares, spread.count] for point, spread in spreads.items()}
+def _tensors_to_save(computed: ReferenceValues) -> dict[str, npt.NDArray[Any]]:
+    """Returns the inputs and the values of a batch, contiguous as safetensors wants them."""
+    batch = computed.batch
+    tensors = {f"inputs.{name}": np.asarray(getattr(batch, name)) for name in _INPUTS}
+    tensors |= {_HEADS_PREFIX + name: np.asarray(targets) for name, targets in batch.head_targets.items()}
+    tensors |= computed.values
+    return {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}  # which keeps scalars scalar
+
+
+def _to_json(deviations: Mapping[str, Deviation]) -> dict[str, list[float]]:
+    return {
+        name: [deviation.largest, deviation.sum_of_squares, deviation.count] for name, deviation in deviations.items()
+    }
 
 
 def _batch_file(number: int) -> str:

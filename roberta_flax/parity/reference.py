@@ -1,4 +1,4 @@
-"""What a comparison needs of the torch side: exact values, and how far from them rounding may lead."""
+"""What a comparison needs from the torch side: the exact values, and how far rounding may move a result from them."""
 
 from __future__ import annotations
 
@@ -12,54 +12,57 @@ from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.rounding import Rounding
 
 REFERENCES = ("builtin", "fairseq", "transformers")
-SAMPLES = 3  # computations with random errors, of which the largest ones count
+SIMULATED_RUNS = 3  # runs with simulated rounding, whose largest deviations count
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How far computations with random errors went from the exact values of a point.
+class Deviation:
+    """How far runs with simulated rounding deviate from the exact values of a tensor.
 
     Attributes:
-      largest: the largest distance of a number.
-      squares: the sum of all squared distances.
-      count: how many distances.
+      largest: the largest absolute difference of an element.
+      sum_of_squares: the sum of all squared differences.
+      count: the number of differences.
     """
 
     largest: float
-    squares: float
+    sum_of_squares: float
     count: int
 
-    def scaled(self, factor: float) -> Spread:
-        """Of errors that are `factor` times as large."""
-        return Spread(self.largest * factor, self.squares * factor**2, self.count)
+    def scaled(self, factor: float) -> Deviation:
+        """Returns the deviation for differences that are `factor` times as large."""
+        return Deviation(self.largest * factor, self.sum_of_squares * factor**2, self.count)
 
-    def __add__(self, other: Spread) -> Spread:
-        return Spread(max(self.largest, other.largest), self.squares + other.squares, self.count + other.count)
+    def __add__(self, other: Deviation) -> Deviation:
+        return Deviation(
+            max(self.largest, other.largest), self.sum_of_squares + other.sum_of_squares, self.count + other.count
+        )
 
 
 @dataclass(frozen=True)
-class Observed:
-    """A batch as the reference computes it.
+class ReferenceValues:
+    """What the reference computes for one batch.
 
     Attributes:
       batch: the inputs.
-      values: by point, float64, in the shapes that points.py gives; points that the reference does not show are absent.
-      spreads: by point, of computations with an arithmetic's errors.
+      values: float64 arrays by tensor name, in the shapes listed in roberta_flax.parity.points. Tensors that the
+        reference does not expose are missing.
+      deviations: for a rounding, the deviations by tensor name.
     """
 
     batch: ParityBatch
     values: Mapping[str, npt.NDArray[Any]]
-    spreads: Callable[[Rounding], Mapping[str, Spread]]
+    deviations: Callable[[Rounding], Mapping[str, Deviation]]
 
 
 class Reference(Protocol):
-    """The torch side, or a recording of it.
+    """The torch side of a comparison, or a recording of it.
 
     Attributes:
-      description: "name", "version", and "parameters": where they came from.
+      description: "name", "version", and "parameters": where the parameters came from.
     """
 
     description: Mapping[str, str]
 
-    def observations(self) -> Iterator[Observed]:
-        """Each batch in turn; a batch's values need not be kept for the next."""
+    def evaluate(self) -> Iterator[ReferenceValues]:
+        """Evaluates each batch in turn. The values of one batch need not be kept for the next."""

@@ -1,4 +1,4 @@
-"""What a comparison found, as data, and as report.json: documented in docs/parity.md, stable."""
+"""The result of a comparison, as dataclasses and as report.json. docs/parity.md documents the format."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from roberta_flax.errors import InputError
-from roberta_flax.files import reading
 
-SCHEMA = 1  # changes when a field goes or changes its meaning; new fields do not change it
+SCHEMA = 2  # raised when a field is removed, renamed or changes its meaning, but not when one is added
 
 
 @dataclass(frozen=True)
-class Place:
-    """One number of a point.
+class Element:
+    """One number of a tensor: its position, and its value on both sides.
 
     Attributes:
-      batch, row: which, from 0; row None of what no row has of its own (a loss, a gradient).
-      token: its position in the row; None where the value is not of one token. Of attention, the query's.
-      token_id, text: that token's, where there is one.
-      index: the number's index in the value.
-      reference, ours: the two values; ours may be NaN or infinite.
-      error: their distance.
+      batch, row: the batch and the row in it, counted from 0. The row is None for a tensor that belongs to no single
+        row (a loss or a gradient).
+      token: the position in the row. None if the element does not belong to a single token. For attention scores and
+        weights, the position of the query.
+      token_id, text: the id and the text of that token, if there is one.
+      index: the index of the element in the tensor.
+      reference: the value in the reference.
+      actual: the value in the Flax model, which may be NaN or infinite.
+      error: the absolute difference. Infinite if `actual` is not finite.
     """
 
     batch: int
@@ -38,33 +40,33 @@ class Place:
     text: str | None
     index: tuple[int, ...]
     reference: float
-    ours: float
+    actual: float
     error: float
 
 
 @dataclass(frozen=True)
-class PointResult:
-    """A point over all batches.
+class TensorResult:
+    """One tensor, compared over all batches.
 
     Attributes:
-      point: its name (roberta_flax.parity.points).
-      count: numbers compared.
-      max_abs, mean_abs, rms: of the absolute errors.
-      relative: the errors' norm over the reference's.
-      max_ulps, mean_ulps: errors in units of the last place, in the computing dtype, of the reference's number, or of
-        the root mean square of all where that is larger: what is near zero is a sum whose terms cancelled.
-      cosine: of the two values as vectors.
-      reference_max: the reference's largest number.
-      not_finite: how many of ours are NaN or infinite.
-      bound_max, bound_rms: what rounding explains, of max_abs and rms; the largest batch's.
-      of_bound: the largest part of its bound that a batch's max_abs or rms takes up.
-      passed: whether of_bound is at most 1.
-      worst: the number with the largest error.
-      furthest_over: that of the batch which takes up most of its bound.
-      histogram: how many errors are from 2^exponent to under twice that, by exponent.
+      name: the name of the tensor (roberta_flax.parity.points lists all names).
+      count: number of elements compared.
+      max_abs, mean_abs, rms: the largest absolute error, the mean, and the root mean square.
+      relative: the norm of the errors over the norm of the reference.
+      max_ulps, mean_ulps: errors in units in the last place of the compute dtype, at the reference's value or at the
+        root mean square of the tensor, whichever is larger: a value near zero is often a sum whose terms canceled.
+      cosine: the cosine similarity of both tensors as vectors.
+      reference_max: the largest absolute value in the reference.
+      not_finite: number of elements of the Flax model's tensor that are NaN or infinite.
+      max_abs_tolerance, rms_tolerance: the tolerances of `max_abs` and `rms`: the largest of any batch.
+      tolerance_ratio: the largest ratio, in any batch, of `max_abs` or `rms` to its tolerance.
+      passed: whether `tolerance_ratio` is at most 1.
+      worst: the element with the largest error.
+      worst_by_ratio: the element with the largest error in the batch with the largest ratio.
+      histogram: for each exponent, the number of errors from 2^exponent to just under twice that.
     """
 
-    point: str
+    name: str
     count: int
     max_abs: float
     mean_abs: float
@@ -75,49 +77,55 @@ class PointResult:
     cosine: float
     reference_max: float
     not_finite: int
-    bound_max: float
-    bound_rms: float
-    of_bound: float
+    max_abs_tolerance: float
+    rms_tolerance: float
+    tolerance_ratio: float
     passed: bool
-    worst: Place | None
-    furthest_over: Place | None
+    worst: Element | None
+    worst_by_ratio: Element | None
     histogram: Mapping[int, int]
 
 
 @dataclass(frozen=True)
 class DecisionResult:
-    """What is decided by a point: a head's class of each row, or the five likeliest tokens at each position.
+    """The decisions that logits make: the class that a head predicts, or the five most likely tokens at a position.
 
     Attributes:
-      point: which logits decide.
+      tensor: the name of the logits.
       decision: "argmax" or "top5".
-      count: decisions.
-      agreed: how many are the same.
-      ties: how many of the others the reference itself decides by less than rounding may change.
-      smallest_margin: the smallest distance between the last number that is chosen and the first that is not.
-      flips_at: the largest change of a margin that rounding explains: twice the logits' bound.
-      passed: whether all that do not agree are ties.
-      places: the first of those that do not agree and are no ties.
+      count: number of decisions.
+      agreed: number of decisions that are the same on both sides.
+      ties: number of the others with a margin in the reference so small that rounding may change the decision.
+      smallest_margin: the smallest margin in the reference. A margin is the difference between the last chosen logit
+        and the first one not chosen.
+      tie_margin: the largest change of a margin that rounding explains: twice the tolerance of the logits.
+      passed: whether all decisions that differ are ties.
+      disagreements: the first decisions that differ and are not ties.
     """
 
-    point: str
+    tensor: str
     decision: str
     count: int
     agreed: int
     ties: int
     smallest_margin: float
-    flips_at: float
+    tie_margin: float
     passed: bool
-    places: tuple[Place, ...]
+    disagreements: tuple[Element, ...]
+
+    @property
+    def differing(self) -> int:
+        """Number of decisions that differ and are not ties."""
+        return self.count - self.agreed - self.ties
 
 
 @dataclass(frozen=True)
 class TokenError:
-    """A token whose features are far off.
+    """A token with a large error in its features.
 
     Attributes:
-      batch, row, token, token_id, text: which.
-      error: its largest error.
+      batch, row, token, token_id, text: the position, the id and the text of the token.
+      error: the largest absolute error of its features.
     """
 
     batch: int
@@ -130,24 +138,24 @@ class TokenError:
 
 @dataclass(frozen=True)
 class Run:
-    """The Flax side in one dtype.
+    """The comparison of the Flax model in one dtype.
 
     Attributes:
-      dtype, precision, backend, attention: of the computation.
-      points: in the order of computation.
-      not_compared: points that one of the two sides does not show.
-      decisions: of the heads and the LM head.
-      diverges_at: the first point that exceeds its bound; None where none does.
-      worst_tokens: by their features, the worst first.
-      passed: whether every point and every decision passes.
-      seconds: that the Flax side took, compilation included.
+      dtype, precision, backend, attention: how the Flax model computes.
+      tensors: the compared tensors, in the order of computation.
+      not_compared: names of the tensors that one of the two sides does not expose.
+      decisions: the decisions of the classification heads and of the LM head.
+      diverges_at: the name of the first tensor that exceeds its tolerance, or None.
+      worst_tokens: the tokens with the largest feature errors, worst first.
+      passed: whether every tensor and every decision passes.
+      seconds: the time that the Flax model took, compilation included.
     """
 
     dtype: str
     precision: str | None
     backend: str
     attention: str | None
-    points: tuple[PointResult, ...]
+    tensors: tuple[TensorResult, ...]
     not_compared: tuple[str, ...]
     decisions: tuple[DecisionResult, ...]
     diverges_at: str | None
@@ -155,26 +163,30 @@ class Run:
     passed: bool
     seconds: float
 
-    def point(self, name: str) -> PointResult:
-        """The point called `name`; KeyError where it was not compared."""
-        for each in self.points:
-            if each.point == name:
-                return each
+    def tensor(self, name: str) -> TensorResult:
+        """Returns the result of the tensor called `name`.
+
+        Raises:
+          KeyError: it was not compared.
+        """
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
         raise KeyError(name)
 
 
 @dataclass(frozen=True)
 class Report:
-    """A comparison.
+    """A comparison of one model with the reference.
 
     Attributes:
-      source: the model, as it was named.
-      model: sizes: layers, hidden, heads, intermediate, vocabulary, parameters, head names.
+      source: the model, as the caller named it.
+      model: sizes of the model: layers, hidden, heads, intermediate, vocabulary, parameters, names of its heads.
       reference: name, version, and where its parameters came from.
-      inputs: the rows' lengths, a list a batch; and whether they are the built-in ones.
+      inputs: the lengths of the rows, one list for each batch, and whether the inputs are the built-in ones.
       gradients: whether gradients were compared.
-      runs: one a dtype.
-      versions: of Python, JAX, Flax, numpy, this package; and "platform".
+      runs: one run for each dtype.
+      versions: versions of Python, JAX, Flax, numpy and this package, and the platform.
       passed: whether every run passes.
     """
 
@@ -188,105 +200,118 @@ class Report:
     passed: bool
 
     def to_json(self) -> str:
-        """report.json: these fields by their names, and "schema". NaN and infinities are strings."""
-        return json.dumps({"schema": SCHEMA, **_plain(dataclasses.asdict(self))}, indent=1, allow_nan=False) + "\n"
+        """Returns the text of report.json: these fields and "schema". NaN and infinities are written as strings."""
+        return json.dumps({"schema": SCHEMA, **_to_plain(dataclasses.asdict(self))}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """What to_json wrote. Fields of later versions are left out.
+        """Reads what `to_json` wrote. Ignores fields that a later version added.
 
         Raises:
-          InputError: it is no report, or of another schema.
+          InputError: the text is not a report, or its schema is another one.
         """
         try:
-            given = json.loads(text)
-            if given["schema"] != SCHEMA:
-                raise InputError(f"it is a report of schema {given['schema']!r}; this version reads {SCHEMA}")
-            report: Report = _typed(cls, given)
+            fields = json.loads(text)
+            if fields["schema"] != SCHEMA:
+                raise InputError(
+                    f"the report has schema {fields['schema']!r}, but this version of roberta-flax reads schema "
+                    f"{SCHEMA}; run the comparison again with this version"
+                )
+            report: Report = _from_plain(cls, fields)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"it is no report of a comparison ({type(error).__name__}: {error})") from None
+            raise InputError(f"this is not a report of a comparison ({type(error).__name__}: {error})") from None
         return report
 
     def run(self, dtype: str) -> Run:
-        """The run in a dtype; KeyError where there is none."""
-        for each in self.runs:
-            if each.dtype == dtype:
-                return each
+        """Returns the run in a dtype.
+
+        Raises:
+          KeyError: there is none.
+        """
+        for run in self.runs:
+            if run.dtype == dtype:
+                return run
         raise KeyError(dtype)
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
-    """The report in a report.json; InputError where it cannot be read or is none."""
-    with reading(path, InputError):
-        content = Path(path).read_bytes()
+    """Reads a report.json.
+
+    Raises:
+      InputError: the file cannot be read, or does not hold a report of this schema.
+    """
     try:
-        return Report.from_json(content.decode())
-    except ValueError as error:  # InputError too; or not UTF-8
+        return Report.from_json(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # InputError is one; so is a file that is not UTF-8
         raise InputError(f"{path}: {error}") from None
 
 
-def failures(run: Run) -> Sequence[PointResult]:
-    """The points that exceed their bounds, in the order of computation."""
-    return [point for point in run.points if not point.passed]
+def failures(run: Run) -> Sequence[TensorResult]:
+    """Returns the tensors that exceed their tolerance, in the order of computation."""
+    return [tensor for tensor in run.tensors if not tensor.passed]
 
 
 def divergence(run: Run) -> str | None:
-    """Where a run diverges, in one line: the first point over its bound, else a decision; None where it does not."""
-    for point in failures(run):
-        place = point.furthest_over
-        where = f" at {described(place)}, {values(place)}" if place else ""
-        return f"{run.dtype} diverges at {point.point}{where}, {point.of_bound:.3g} times its bound"
+    """Describes in one line where a run diverges: the first tensor over its tolerance, or else the first decision."""
+    for tensor in failures(run):
+        element = tensor.worst_by_ratio
+        where = f" at {describe_position(element)}, {describe_values(element)}" if element else ""
+        return f"{run.dtype} diverges at {tensor.name}{where}, {tensor.tolerance_ratio:.3g} times its tolerance"
     for decision in run.decisions:
         if not decision.passed:
-            count = decision.count - decision.agreed - decision.ties
-            where = f"; the first at {described(decision.places[0])}" if decision.places else ""
-            what = f"{count} of {decision.count} decisions ({decision.decision}) of {decision.point} differ"
+            where = f"; the first at {describe_position(decision.disagreements[0])}" if decision.disagreements else ""
+            what = (
+                f"{decision.differing} of {decision.count} decisions ({decision.decision}) of {decision.tensor} differ"
+            )
             return f"{run.dtype}: {what}{where}"
     return None
 
 
-def described(place: Place) -> str:
-    """Where a number is: batch, row, token, index. A token's text is quoted as Python quotes it, on one line."""
-    parts = [f"batch {place.batch}"]
-    if place.row is not None:
-        parts.append(f"row {place.row}")
-    if place.token is not None:
-        parts.append(f"token {place.token} (id {place.token_id}, {place.text!r})")
-    return ", ".join([*parts, f"index [{', '.join(map(str, place.index))}]"])
+def describe_position(element: Element) -> str:
+    """Formats batch, row, token and index of an element on one line; the text of the token is quoted as in Python."""
+    parts = [f"batch {element.batch}"]
+    if element.row is not None:
+        parts.append(f"row {element.row}")
+    if element.token is not None:
+        parts.append(f"token {element.token} (id {element.token_id}, {element.text!r})")
+    return ", ".join([*parts, f"index [{', '.join(map(str, element.index))}]"])
 
 
-def values(place: Place) -> str:
-    """Both values, and how far apart they are."""
-    return f"torch {place.reference:.9g}, Flax {place.ours:.9g}, error {place.error:.3g}"
+def describe_values(element: Element) -> str:
+    """Formats both values of an element and their difference."""
+    return f"torch {element.reference:.9g}, Flax {element.actual:.9g}, error {element.error:.3g}"
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    """A value of JSON as the type that it was of."""
+def _from_plain(hint: Any, value: Any) -> Any:
+    """Converts a value from JSON to the type that `hint` names."""
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
-        return hint(**{name: _typed(hints[name], value[name]) for name in hints})  # type: ignore[operator]
+        return hint(**{name: _from_plain(hints[name], value[name]) for name in hints})  # type: ignore[operator]
     if origin is types.UnionType:
-        return None if value is None else _typed(arguments[0], value)
+        return None if value is None else _from_plain(arguments[0], value)
     if origin is tuple:
-        return tuple(_typed(arguments[0], each) for each in value)
+        return tuple(_from_plain(arguments[0], item) for item in value)
     if origin is Mapping:
-        return {_typed(arguments[0], key): _typed(arguments[1], each) for key, each in value.items()}
-    if hint in (int, float):  # "inf" and "nan" are written as strings
+        return {_from_plain(arguments[0], key): _from_plain(arguments[1], item) for key, item in value.items()}
+    if hint in (int, float):  # "inf" and "nan" are strings in JSON
         return hint(value)
     if hint is not Any and not isinstance(value, hint):
         raise TypeError(f"expected {hint.__name__}, got {value!r:.40}")
     return value
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
+    """Converts a value to what JSON can hold: string keys, lists, and strings for NaN and infinities."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and value - value != 0:  # NaN or infinite, for which JSON has no number
+        return [_to_plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0:  # NaN or infinite
         return str(value)
     return value

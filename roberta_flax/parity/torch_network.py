@@ -1,11 +1,12 @@
-"""RoBERTa in torch, from the paper and fairseq's names, as something independent to compare with.
+"""RoBERTa in torch, written from the paper and with fairseq's names: an independent network to compare with.
 
-It reads a fairseq checkpoint with torch.load and computes on the state dict as it stands, so that neither our reader of
-checkpoints, nor the table of names, nor the Flax network is taken on trust. Every choice of RobertaConfig is there. Of
-a model in another form the parameters are those of the converted directory, under fairseq's names.
+The network reads a fairseq checkpoint with torch.load and computes with the state dict as it is. So it relies neither
+on our reader of checkpoints, nor on the table of names, nor on the Flax network. It supports every option of
+RobertaConfig. For a model in another format, it takes the parameters of the converted directory, under fairseq's names.
 
-Each named value (roberta_flax.parity.points) is handed to `on_value` as it is computed. How numbers are added,
-multiplied and rounded is the Arithmetic's: torch's own here, with simulated rounding errors in torch_noise.
+The network passes each named tensor (roberta_flax.parity.points) to a callback, `on_value`, as it computes it. An
+Arithmetic adds, multiplies and rounds: the one in this module leaves that to torch, and the one in
+torch_simulated_rounding adds errors on purpose.
 """
 
 from __future__ import annotations
@@ -27,56 +28,61 @@ from roberta_flax.errors import CheckpointError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 
 _ENCODER = "encoder.sentence_encoder"
-TOKEN_TYPES = f"{_ENCODER}.embed_token_types.weight"  # transformers' alone; named as fairseq would have named it
+TOKEN_TYPES = f"{_ENCODER}.embed_token_types.weight"  # only transformers has it; named in fairseq's style
 _FAIRSEQ_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
-# what checkpoints hold beside tensors: arguments, and numpy's scalars in the optimizer's history
-_INERT: list[Any] = [
+# Harmless types that checkpoints hold beside tensors: arguments, and numpy scalars in the history of the optimizer.
+_SAFE_TYPES: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # as numpy 1 wrote it
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # as numpy 1 writes it
     np.float64(0).__reduce__()[0],
     _codecs.encode,
 ]
 
-OnValue = Callable[[str, Tensor], None]
+OnValue = Callable[[str, Tensor], None]  # called with the name and the value of a tensor
+
+
+def ignore_value(name: str, value: Tensor) -> None:
+    """An OnValue that does nothing."""
 
 
 class Arithmetic:
-    """What the network is computed with; this one leaves everything to torch."""
+    """The operations that the network is made of. This class leaves all of them to torch."""
 
     def product(
-        self, equation: str, left: Tensor, right: Tensor, plus: Tensor | None = None, *, of_layer: bool = False
+        self, equation: str, left: Tensor, right: Tensor, bias: Tensor | None = None, *, in_layer: bool = False
     ) -> Tensor:
-        """The einsum of two tensors, plus another; of_layer: one of the six of a layer's that have weights."""
+        """Returns the einsum of two tensors, plus a bias. `in_layer` marks the six products of a layer with weights."""
         result = torch.einsum(equation, left, right)
-        return result if plus is None else result + plus
+        return result if bias is None else result + bias
 
-    def total(self, x: Tensor) -> Tensor:
-        """The sum over the last axis, which stays."""
+    def sum(self, x: Tensor) -> Tensor:
+        """Returns the sum over the last axis, which is kept with size 1."""
         return x.sum(-1, keepdim=True)
 
-    def rounded(self, x: Tensor, units: float = 1.0) -> Tensor:
-        """The result of one operation, from which an implementation may be `units` units of roundoff."""
+    def round(self, x: Tensor, units: float = 1.0) -> Tensor:
+        """Rounds the result of one operation, which an implementation computes to within `units` units of roundoff."""
         return x
 
-    def activated(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """A function of each number."""
+    def activate(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Applies an activation function to each element."""
         return function(x)
 
-    def repeated(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        """A vector for every token of a batch: its gradient is a sum over them."""
+    def broadcast(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """Repeats a vector for every token of a batch. Its gradient is a sum over the tokens."""
         return x.expand(*shape)
 
-    def rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Rows of a table: a row's gradient is a sum over the places where it is used."""
+    def lookup(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Looks up rows of a table. The gradient of a row is a sum over all positions that use it."""
         return table[ids]
 
 
-# units of roundoff of exp, erf and tanh in the libraries in use (SVML's, SLEEF's and Eigen's vector functions: under 4)
+# The error of exp, erf and tanh in units of roundoff. It is under 4 in the libraries in use: the vector functions of
+# SVML, SLEEF and Eigen.
 FUNCTION_UNITS = 4.0
 
-# fairseq.utils.get_activation_fn
+# As in fairseq.utils.get_activation_fn.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu_squared": lambda x: F.relu(x) ** 2,
@@ -89,21 +95,21 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def log_softmax(logits: Tensor, dim: int = -1, arithmetic: Arithmetic | None = None) -> Tensor:
-    """Log-probabilities along an axis."""
+    """Returns log-probabilities along an axis."""
     arithmetic = Arithmetic() if arithmetic is None else arithmetic
     x = logits.movedim(dim, -1)
-    shifted = arithmetic.rounded(x - x.amax(-1, keepdim=True).detach())
-    exponentials = arithmetic.rounded(shifted.exp(), FUNCTION_UNITS)
-    logarithm = arithmetic.rounded(arithmetic.total(exponentials).log(), FUNCTION_UNITS)
-    return arithmetic.rounded(shifted - logarithm).movedim(-1, dim)
+    shifted = arithmetic.round(x - x.amax(-1, keepdim=True).detach())
+    exponentials = arithmetic.round(shifted.exp(), FUNCTION_UNITS)
+    logarithm = arithmetic.round(arithmetic.sum(exponentials).log(), FUNCTION_UNITS)
+    return arithmetic.round(shifted - logarithm).movedim(-1, dim)
 
 
-class TorchReference:
-    """A RoBERTa in torch, evaluation only.
+class TorchRoberta:
+    """RoBERTa in torch, for evaluation only.
 
     Attributes:
-      config: its sizes and choices.
-      state: its parameters under the names that fairseq writes today, in the dtype that it computes in.
+      config: the configuration.
+      state: the parameters, under the names that fairseq writes today, in the dtype of the computation.
     """
 
     def __init__(
@@ -114,51 +120,52 @@ class TorchReference:
         self.arithmetic = Arithmetic() if arithmetic is None else arithmetic
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Path, dtype: torch.dtype = torch.float32) -> TorchReference:
-        """Reads a fairseq checkpoint with plain arguments; weights_only, so that nothing in it is executed.
+    def from_checkpoint(cls, checkpoint: Path, dtype: torch.dtype = torch.float32) -> TorchRoberta:
+        """Reads a fairseq checkpoint with plain arguments. Loads with weights_only, so that it executes no code.
 
         Raises:
-          CheckpointError: torch refuses the file, as it does objects of omegaconf, or it holds no arguments.
+          CheckpointError: torch refuses the file (because it holds objects of omegaconf, for example), or the file
+            holds no arguments.
         """
         try:
-            with torch.serialization.safe_globals(_INERT):
+            with torch.serialization.safe_globals(_SAFE_TYPES):
                 loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever its unpickler makes of the file
-            first = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()[0].split(". ")[0]
-            raise CheckpointError(f"torch.load does not take {checkpoint}: {first}") from None
+        except Exception as error:  # torch's unpickler raises errors of any kind
+            reason = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()[0].split(". ")[0]
+            raise CheckpointError(f"torch.load refuses {checkpoint}: {reason}") from None
         try:
             args = loaded["args"] or argparse.Namespace(**loaded["cfg"]["model"])
-            state = {name: value.to(dtype) for name, value in _todays_names(loaded["model"]).items()}
+            state = {name: value.to(dtype) for name, value in _upgrade_names(loaded["model"]).items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{checkpoint} holds no arguments and parameters: {error!r}") from None
-        return cls(_config(args, state), state)
+        return cls(_read_config(args, state), state)
 
     @classmethod
     def from_tensors(
         cls, config: RobertaConfig, tensors: Mapping[str, StoredTensor], dtype: torch.dtype = torch.float32
-    ) -> TorchReference:
-        """The parameters of a converted directory, by path of the tree."""
+    ) -> TorchRoberta:
+        """Takes the parameters of a converted directory, by path in the tree."""
         from roberta_flax.convert.names import TRANSPOSE, to_fairseq
 
         state = {}
         for path, tensor in tensors.items():
             values = torch.from_numpy(tensor.read().astype("float64")).to(dtype)
-            place = to_fairseq(path)
-            if place is None:
+            target = to_fairseq(path)
+            if target is None:
                 state[TOKEN_TYPES] = values
             else:
-                state[place.path] = values.T.contiguous() if place.transform is TRANSPOSE else values
+                state[target.path] = values.T.contiguous() if target.transform is TRANSPOSE else values
         return cls(config, state)
 
-    def features(self, tokens: Tensor, on_value: OnValue = lambda name, value: None) -> Tensor:
-        """The last layer's features: [batch, time, hidden] from token ids [batch, time]."""
+    def features(self, tokens: Tensor, on_value: OnValue = ignore_value) -> Tensor:
+        """Returns the features of the last layer, [batch, time, hidden], for token ids [batch, time]."""
         config, arithmetic = self.config, self.arithmetic
         is_padding = tokens == config.pad_id
         positions = torch.cumsum(~is_padding, dim=1) * ~is_padding + config.pad_id
-        x = arithmetic.rows(self.state[f"{_ENCODER}.embed_tokens.weight"], tokens)
+        x = arithmetic.lookup(self.state[f"{_ENCODER}.embed_tokens.weight"], tokens)
         if config.type_vocab_size:
-            x = arithmetic.rounded(x + arithmetic.rows(self.state[TOKEN_TYPES], torch.zeros_like(tokens)))
-        x = arithmetic.rounded(x + arithmetic.rows(self.state[f"{_ENCODER}.embed_positions.weight"], positions))
+            x = arithmetic.round(x + arithmetic.lookup(self.state[TOKEN_TYPES], torch.zeros_like(tokens)))
+        x = arithmetic.round(x + arithmetic.lookup(self.state[f"{_ENCODER}.embed_positions.weight"], positions))
         on_value("embeddings.sum", x)
         if config.layernorm_embedding:
             x = self._layer_norm(f"{_ENCODER}.layernorm_embedding", x)
@@ -171,57 +178,57 @@ class TorchReference:
         on_value("features", x)
         return x
 
-    def lm_logits(self, features: Tensor, on_value: OnValue = lambda name, value: None) -> Tensor:
-        """Masked-LM logits, [..., vocab], of features, [..., hidden]."""
+    def lm_logits(self, features: Tensor, on_value: OnValue = ignore_value) -> Tensor:
+        """Returns masked-LM logits, [..., vocab], for features, [..., hidden]."""
         activation = _ACTIVATIONS[self.config.lm_head_activation]
         dense = self._linear("encoder.lm_head.dense", features)
-        x = self._layer_norm("encoder.lm_head.layer_norm", self.arithmetic.activated(activation, dense))
+        x = self._layer_norm("encoder.lm_head.layer_norm", self.arithmetic.activate(activation, dense))
         on_value("lm_head.layer_norm", x)
         tied = self.config.tie_word_embeddings
         rows = self.state[f"{_ENCODER}.embed_tokens.weight" if tied else "encoder.lm_head.weight"]
         return self._product("th,vh->tv", x, rows, self.state["encoder.lm_head.bias"])
 
-    def head_logits(self, head: str, features: Tensor, on_value: OnValue = lambda name, value: None) -> Tensor:
-        """A head's outputs of features [batch, time, hidden]: [batch, classes], or [batch, time, classes]."""
-        kind, name = self.config.head(head), f"classification_heads.{head}"
-        x = features[:, 0] if kind.has_dense else features
-        if kind.has_dense:
-            activation = _ACTIVATIONS[self.config.pooler_activation if kind.kind == "sentence" else "tanh"]
-            x = self.arithmetic.activated(activation, self._linear(f"{name}.dense", x))
+    def head_logits(self, head: str, features: Tensor, on_value: OnValue = ignore_value) -> Tensor:
+        """Returns the outputs of a head, [batch, (time,) classes], for features [batch, time, hidden]."""
+        head_config, name = self.config.head(head), f"classification_heads.{head}"
+        x = features[:, 0] if head_config.has_dense else features
+        if head_config.has_dense:
+            activation = _ACTIVATIONS[self.config.pooler_activation if head_config.kind == "sentence" else "tanh"]
+            x = self.arithmetic.activate(activation, self._linear(f"{name}.dense", x))
             on_value(f"heads.{head}.dense", x)
-        return self._linear(f"{name}.out_proj", x) if kind.has_output else x
+        return self._linear(f"{name}.out_proj", x) if head_config.has_output else x
 
     def _layer(self, i: int, x: Tensor, is_padding: Tensor, on_value: OnValue) -> Tensor:
-        name, point, arithmetic = f"{_ENCODER}.layers.{i}", f"layers.{i}", self.arithmetic
+        prefix, arithmetic = f"{_ENCODER}.layers.{i}", self.arithmetic
         activation, pre_norm = _ACTIVATIONS[self.config.activation], self.config.normalize_before
 
-        def normalized(part: str, which: str, x: Tensor) -> Tensor:
-            x = self._layer_norm(f"{name}.{which}", x)
-            on_value(f"{point}.{part}", x)
-            return x
+        def on_layer_value(name: str, value: Tensor) -> None:
+            on_value(f"layers.{i}.{name}", value)
 
         def attention_norm(x: Tensor) -> Tensor:
-            return normalized("attention_layer_norm", "self_attn_layer_norm", x)
+            x = self._layer_norm(f"{prefix}.self_attn_layer_norm", x)
+            on_layer_value("attention_layer_norm", x)
+            return x
 
         def feed_forward_norm(x: Tensor) -> Tensor:
-            return normalized("feed_forward_layer_norm", "final_layer_norm", x)
+            x = self._layer_norm(f"{prefix}.final_layer_norm", x)
+            on_layer_value("feed_forward_layer_norm", x)
+            return x
 
-        context = attention_norm(x) if pre_norm else x
-        attn_output = self._attention(
-            f"{name}.self_attn", context, is_padding, lambda n, v: on_value(f"{point}.attention.{n}", v)
-        )
-        x = arithmetic.rounded(x + attn_output)
+        attn_input = attention_norm(x) if pre_norm else x
+        attn_output = self._attention(f"{prefix}.self_attn", attn_input, is_padding, on_layer_value)
+        x = arithmetic.round(x + attn_output)
         x = x if pre_norm else attention_norm(x)
 
-        intermediate = self._linear(f"{name}.fc1", feed_forward_norm(x) if pre_norm else x)
-        on_value(f"{point}.feed_forward.intermediate", intermediate)
-        activated = arithmetic.activated(activation, intermediate)
-        on_value(f"{point}.feed_forward.activation", activated)
-        mlp_output = self._linear(f"{name}.fc2", activated)
-        on_value(f"{point}.feed_forward.output", mlp_output)
-        x = arithmetic.rounded(x + mlp_output)
+        intermediate = self._linear(f"{prefix}.fc1", feed_forward_norm(x) if pre_norm else x)
+        on_layer_value("feed_forward.intermediate", intermediate)
+        activated = arithmetic.activate(activation, intermediate)
+        on_layer_value("feed_forward.activation", activated)
+        mlp_output = self._linear(f"{prefix}.fc2", activated)
+        on_layer_value("feed_forward.output", mlp_output)
+        x = arithmetic.round(x + mlp_output)
         x = x if pre_norm else feed_forward_norm(x)
-        on_value(f"{point}.output", x)
+        on_layer_value("output", x)
         return x
 
     def _attention(self, name: str, x: Tensor, is_padding: Tensor, on_value: OnValue) -> Tensor:
@@ -230,42 +237,42 @@ class TorchReference:
         projected = {}
         for part in ("query", "key", "value"):
             projected[part] = self._linear(f"{name}.{part[0]}_proj", x)
-            on_value(part, projected[part])
-        query, key, value = (each.view(batch, time, heads, -1) for each in projected.values())
-        scores = arithmetic.product("bqhd,bkhd->bhqk", arithmetic.rounded(query / query.shape[-1] ** 0.5), key)
-        on_value("scores", scores)
+            on_value(f"attention.{part}", projected[part])
+        query, key, value = (tensor.view(batch, time, heads, -1) for tensor in projected.values())
+        scores = arithmetic.product("bqhd,bkhd->bhqk", arithmetic.round(query / query.shape[-1] ** 0.5), key)
+        on_value("attention.scores", scores)
         scores = scores.masked_fill(is_padding[:, None, None, :], torch.finfo(scores.dtype).min)
-        shifted = arithmetic.rounded(scores - scores.amax(-1, keepdim=True).detach())
-        exponentials = arithmetic.rounded(shifted.exp(), FUNCTION_UNITS)
-        weights = arithmetic.rounded(exponentials / arithmetic.total(exponentials))
-        on_value("weights", weights)
+        shifted = arithmetic.round(scores - scores.amax(-1, keepdim=True).detach())
+        exponentials = arithmetic.round(shifted.exp(), FUNCTION_UNITS)
+        weights = arithmetic.round(exponentials / arithmetic.sum(exponentials))
+        on_value("attention.weights", weights)
         context = arithmetic.product("bhqk,bkhd->bqhd", weights, value).reshape(batch, time, hidden)
-        on_value("context", context)
+        on_value("attention.context", context)
         attn_output = self._linear(f"{name}.out_proj", context)
-        on_value("output", attn_output)
+        on_value("attention.output", attn_output)
         return attn_output
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
-        return self._product("ti,oi->to", x, weight, bias, of_layer=".layers." in name)
+        return self._product("ti,oi->to", x, weight, bias, in_layer=".layers." in name)
 
-    def _product(self, equation: str, x: Tensor, weight: Tensor, bias: Tensor, of_layer: bool = False) -> Tensor:
-        """x [..., inputs] by weight [outputs, inputs], plus bias [outputs]."""
+    def _product(self, equation: str, x: Tensor, weight: Tensor, bias: Tensor, in_layer: bool = False) -> Tensor:
+        """Multiplies x [..., inputs] by weight [outputs, inputs], and adds bias [outputs]."""
         rows = x.reshape(-1, x.shape[-1])
-        plus = self.arithmetic.repeated(bias, (len(rows), len(bias)))
-        return self.arithmetic.product(equation, rows, weight, plus, of_layer=of_layer).view(*x.shape[:-1], -1)
+        biases = self.arithmetic.broadcast(bias, (len(rows), len(bias)))
+        return self.arithmetic.product(equation, rows, weight, biases, in_layer=in_layer).view(*x.shape[:-1], -1)
 
     def _layer_norm(self, name: str, x: Tensor) -> Tensor:
         arithmetic, size = self.arithmetic, x.shape[-1]
-        weight, bias = (arithmetic.repeated(self.state[f"{name}.{part}"], x.shape) for part in ("weight", "bias"))
-        centered = arithmetic.rounded(x - arithmetic.total(x) / size)
-        variance = arithmetic.total(centered**2) / size
-        scale = arithmetic.rounded((variance + self.config.layer_norm_epsilon).rsqrt(), FUNCTION_UNITS)
-        return arithmetic.rounded(arithmetic.rounded(centered * scale) * weight + bias, 2)
+        weight, bias = (arithmetic.broadcast(self.state[f"{name}.{part}"], x.shape) for part in ("weight", "bias"))
+        centered = arithmetic.round(x - arithmetic.sum(x) / size)
+        variance = arithmetic.sum(centered**2) / size
+        scale = arithmetic.round((variance + self.config.layer_norm_epsilon).rsqrt(), FUNCTION_UNITS)
+        return arithmetic.round(arithmetic.round(centered * scale) * weight + bias, 2)
 
 
-def _todays_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """fairseq's state dict as it is written today, of whatever year (RobertaModel.upgrade_state_dict_named)."""
+def _upgrade_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state dict of any fairseq version under today's names (RobertaModel.upgrade_state_dict_named)."""
     state: dict[str, Tensor] = {}
     for name, tensor in model.items():
         name = re.sub(r"^decoder\.", "encoder.", name).replace(".emb_layer_norm.", ".layernorm_embedding.")
@@ -277,8 +284,8 @@ def _todays_names(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _config(args: Any, state: Mapping[str, Tensor]) -> RobertaConfig:
-    """A checkpoint's sizes and choices; what `args` does not say is as fairseq's base_architecture has it."""
+def _read_config(args: Any, state: Mapping[str, Tensor]) -> RobertaConfig:
+    """Returns the configuration of a checkpoint. Missing arguments default to those of fairseq's base_architecture."""
 
     def argument(name: str, default: Any) -> Any:
         return getattr(args, name, default)

@@ -10,7 +10,7 @@ import pytest
 
 import roberta_flax
 from roberta_flax.convert import convert
-from roberta_flax.parity.torch_network import TorchReference
+from roberta_flax.parity.torch_network import TorchRoberta
 from tests.conftest import skip_or_fail
 from tests.references import SMALL, build, random_tokens, torch, write
 
@@ -62,7 +62,7 @@ def test_fill_mask_leaves_out_tokens_without_text_and_keeps_each_probability_wit
 
 
 def test_the_torch_reference_that_the_demo_compares_with_is_fairseqs_network(fairseq_loads, tiny_source):
-    theirs, reference = fairseq_loads(tiny_source), TorchReference.from_checkpoint(tiny_source / "model.pt")
+    theirs, reference = fairseq_loads(tiny_source), TorchRoberta.from_checkpoint(tiny_source / "model.pt")
     tokens = torch.from_numpy(random_tokens([1, 9, 40], 580)).long()
     with torch.no_grad():
         features = reference.features(tokens)

@@ -1,4 +1,4 @@
-"""Small networks of every form, with random parameters, and what torch computes of them."""
+"""Small networks with random parameters, and the values that torch computes for them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from roberta_flax import HeadConfig, RobertaConfig
 from roberta_flax.checkpoint import converted
 from roberta_flax.nn import forward
 from roberta_flax.parity import inputs, points
-from roberta_flax.parity.reference import Observed
-from roberta_flax.parity.torch_side import torch_side
+from roberta_flax.parity.reference import ReferenceValues
+from roberta_flax.parity.torch_reference import make_torch_reference
 from roberta_flax.text.tokenizer import Tokenizer
 
 SIZES = {
@@ -23,7 +23,7 @@ SIZES = {
     "num_heads": 4,
     "intermediate_size": 48,
     "max_positions": 24,
-    # off where the network evaluates, which a mutation may forget
+    # off in evaluation, which a mutation may forget
     "dropout": 0.1,
     "attention_dropout": 0.1,
     "activation_dropout": 0.1,
@@ -41,32 +41,33 @@ PRE_NORM = RobertaConfig(
     heads=(HeadConfig("score", 2, 16, problem="regression"), HeadConfig("topics", 3, 16, problem="multi_label")),
 )
 
-# Rows of one batch; the numbers of those below are meant by tests.
+# Rows of one batch. Mutations refer to some of them by number.
 _LENGTHS = (1, 2, 5, 11, 24)
-LONGEST_ROW = 4  # of max_positions tokens: no padding
-GAP_ROW = 5  # padding stands between its tokens
+LONGEST_ROW = 4  # has max_positions tokens, and so no padding
+GAP_ROW = 5  # has padding between its tokens
 PADDED_ROWS = frozenset({0, 1, 2, 3, GAP_ROW})
 
 
 @dataclass(frozen=True)
 class Network:
-    """A converted model, and what torch computes of it.
+    """A converted model, and the values that torch computes for it.
 
     Attributes:
       directory, config: the model.
-      points: all that are compared, gradients included where `gradients`.
-      observations: of one batch; they keep the bounds that were once asked for.
+      names: the tensors to compare, in the order of computation.
+      expected: the values of one batch. They cache the deviations for each rounding.
+      gradients: whether gradients are among the tensors.
     """
 
     directory: Path
     config: RobertaConfig
-    points: list[str]
-    observations: list[Observed]
+    names: list[str]
+    expected: list[ReferenceValues]
     gradients: bool
 
 
 def network(folder: Path, config: RobertaConfig, tokenizer: Tokenizer, gradients: bool = True) -> Network:
-    """Writes a model with random parameters, no bias zero and no scale one, and runs it through torch."""
+    """Writes a model with random parameters (no bias is zero, no scale is one), and runs it in torch."""
     random = np.random.default_rng(2019)
     params = jax.tree.map(
         lambda leaf: np.asarray(leaf) + random.normal(0, 0.1, leaf.shape).astype(np.float32),
@@ -75,8 +76,9 @@ def network(folder: Path, config: RobertaConfig, tokenizer: Tokenizer, gradients
     directory = folder / "model"
     converted.save(directory, config, params, tokenizer)
     names = points.all_points(config, gradients)
-    side = torch_side(directory, directory, "builtin", inputs.of_tokens(_rows(config), config, mask_id=60), names)
-    return Network(directory, config, names, list(side.observations()), gradients)
+    batches = inputs.batches_from_tokens(_rows(config), config, mask_id=60)
+    reference = make_torch_reference(directory, directory, "builtin", batches, names)
+    return Network(directory, config, names, list(reference.evaluate()), gradients)
 
 
 def _rows(config: RobertaConfig) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""roberta-flax parity: exit statuses, files, recordings, and what a user gets wrong."""
+"""roberta-flax parity: exit statuses, files, recordings, and errors of a user."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def texts(tmp_path):
     return path
 
 
-def one_line(err: str) -> str:
-    """What is on stderr, which is one line."""
+def assert_one_line(err: str) -> str:
+    """Asserts that stderr is one line of the program, and returns it."""
     assert err.count("\n") == 1, err
     assert err.startswith("roberta-flax: ")
     return err
 
 
-def test_a_model_that_agrees_exits_with_0_and_leaves_a_report_in_every_dtype_asked_for(run, texts, tmp_path):
-    """float64 too, with nothing set in JAX."""
+def test_agreement_exits_with_0_and_writes_a_report_of_every_dtype(run, texts, tmp_path):
+    """Includes float64, which needs no setting of JAX."""
     status, out, err = run(
         TINY, "--texts", texts, "--dtype", "float64", "--dtype", "float32", *FEATURES, "-o", tmp_path / "report"
     )
@@ -56,20 +56,21 @@ def test_a_model_that_agrees_exits_with_0_and_leaves_a_report_in_every_dtype_ask
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.html"}
     report = parity.read_report(tmp_path / "report" / "report.json")
     assert report.passed
-    assert report.run("float64").point("features").max_abs < 1e-12 < report.run("float32").point("features").max_abs
+    errors = {dtype: report.run(dtype).tensor("features").max_abs for dtype in ("float64", "float32")}
+    assert errors["float64"] < 1e-12 < errors["float32"]
     assert [len(batch) for batch in report.inputs["lengths"]] == [2]
 
 
-@pytest.mark.usefixtures("broken")
-def test_a_model_that_diverges_exits_with_1_and_one_line_that_says_where(run, texts, tmp_path):
+@pytest.mark.usefixtures("broken_flax_model")
+def test_divergence_exits_with_1_and_its_position_on_one_line(run, texts, tmp_path):
     status, out, err = run(TINY, "--texts", texts, "--only", BROKEN, "--json", "-o", tmp_path / "report")
     assert status == 1
-    assert f"float32 diverges at {BROKEN} at batch 0, row 1, token 2" in one_line(err)
+    assert f"float32 diverges at {BROKEN} at batch 0, row 1, token 2" in assert_one_line(err)
     assert parity.Report.from_json(out) == parity.read_report(tmp_path / "report" / "report.json")
     assert not json.loads(out)["passed"]
 
 
-def test_a_table_of_texts_is_read_by_its_columns(run, tmp_path):
+def test_texts_of_a_table_come_from_the_named_columns(run, tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text('id,one,two\n1,"A, b",C\n2,D,E\n')
     status, out, _ = run(TINY, "--texts", path, "-c", "one", "-c", "two", *FEATURES, "--json")
@@ -97,23 +98,23 @@ def test_wrong_usage_exits_with_2(run, arguments, reason):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--only", "layers.7.*"), "no point matches 'layers.7.*'"),
+        (("--only", "layers.7.*"), "no tensor matches 'layers.7.*'"),
         (("--dtype", "int8", "--dtype", "int8"), "each dtype once"),
         (("--dtype", "int8", "--gradients"), "no gradients in int8"),
-        (("--replay", "nowhere"), "nowhere is no recording"),
+        (("--replay", "nowhere"), "nowhere is not a recording"),
     ],
 )
-def test_what_cannot_be_compared_exits_with_1_and_one_line(run, arguments, reason):
+def test_impossible_comparisons_exit_with_1_and_one_line(run, arguments, reason):
     status, out, err = run(TINY, *arguments)
     assert (status, out) == (1, "")
-    assert reason in one_line(err)
+    assert reason in assert_one_line(err)
 
 
-def test_a_comparison_of_nothing_does_not_pass(run, texts):
-    """int8 has no loss."""
+def test_a_comparison_without_tensors_does_not_pass(run, texts):
+    """A model in int8 has no loss."""
     status, out, err = run(TINY, "--texts", texts, "--dtype", "int8", "--only", "lm_head.loss")
     assert (status, out) == (1, "")
-    assert "nothing was compared in int8: the two sides do not both show lm_head.loss" in one_line(err)
+    assert "nothing was compared in int8: the two sides do not both expose lm_head.loss" in assert_one_line(err)
 
 
 @pytest.mark.parametrize(
@@ -126,16 +127,16 @@ def test_a_comparison_of_nothing_does_not_pass(run, texts):
         (b"good\n" + b"x y " * 400 + b"\n", "input 2 of 2: "),
     ],
 )
-def test_texts_that_cannot_be_used_are_named_by_line(run, tmp_path, content, reason):
+def test_errors_in_texts_name_the_line(run, tmp_path, content, reason):
     path = tmp_path / "texts.txt"
     if content is not None:
         path.write_bytes(content)
     status, out, err = run(TINY, "--texts", path, *FEATURES)
     assert (status, out) == (1, "")
-    assert reason in one_line(err)
+    assert reason in assert_one_line(err)
 
 
-def test_only_a_report_is_replaced_and_nothing_is_computed_before_that_is_known(run, texts, tmp_path, monkeypatch):
+def test_output_replaces_only_a_report_and_is_checked_before_the_comparison(run, texts, tmp_path, monkeypatch):
     output = tmp_path / "report"
     assert run(TINY, "--texts", texts, *FEATURES, "-o", output)[0] == 0
     (output / "report.html").write_text("old")
@@ -146,11 +147,11 @@ def test_only_a_report_is_replaced_and_nothing_is_computed_before_that_is_known(
     for path in (output, output / "thesis.tex"):
         status, _, err = run(TINY, "--texts", texts, *FEATURES, "-o", path)
         assert status == 1
-        assert "exists and is no report; remove it or choose another name" in one_line(err)
+        assert "exists and is no report; remove it or choose another name" in assert_one_line(err)
     assert (output / "thesis.tex").read_text() == "years of work"
 
 
-def test_without_matplotlib_there_is_a_line_and_report_json(run, texts, tmp_path, monkeypatch):
+def test_without_matplotlib_only_report_json_is_written(run, texts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     status, _, err = run(TINY, "--texts", texts, *FEATURES, "-o", tmp_path / "report")
     assert status == 0
@@ -159,30 +160,30 @@ def test_without_matplotlib_there_is_a_line_and_report_json(run, texts, tmp_path
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.json"]
 
 
-def numbers(report: parity.Report) -> list[dict]:
-    """What was measured, without the time it took."""
+def measurements(report: parity.Report) -> list[dict]:
+    """The runs of a report without their time."""
     return [
         {key: value for key, value in run.items() if key != "seconds"} for run in json.loads(report.to_json())["runs"]
     ]
 
 
-def test_a_replay_gives_the_recorded_numbers(tiny_directory, recording):
+def test_a_replay_repeats_the_measurements_of_the_recording(tiny_directory, recording):
     folder, recorded = recording
     replayed = parity.compare(tiny_directory, only=ONLY, replay=folder)
-    assert numbers(replayed) == numbers(recorded)
+    assert measurements(replayed) == measurements(recorded)
     assert (replayed.inputs, replayed.reference) == (recorded.inputs, recorded.reference)
 
 
-def test_a_recording_changes_no_number(tiny_directory, recording):
-    assert numbers(parity.compare(tiny_directory, texts=TEXTS, only=ONLY)) == numbers(recording[1])
+def test_recording_does_not_change_measurements(tiny_directory, recording):
+    assert measurements(parity.compare(tiny_directory, texts=TEXTS, only=ONLY)) == measurements(recording[1])
 
 
-def test_a_replay_needs_no_torch(tiny_directory, recording):
+def test_a_replay_does_not_need_torch(tiny_directory, recording):
     folder, recorded = recording
     program = [sys.executable, "-c", WITHOUT_TORCH, "parity", str(tiny_directory)]
     done = subprocess.run([*program, "--replay", str(folder), "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert numbers(parity.Report.from_json(done.stdout))[0]["points"] == numbers(recorded)[0]["points"]
+    assert measurements(parity.Report.from_json(done.stdout))[0]["tensors"] == measurements(recorded)[0]["tensors"]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "there is no torch here" in done.stderr
@@ -194,30 +195,32 @@ def test_a_recording_of_another_model_is_refused(tiny_directory, recording, tmp_
     content = bytearray((other / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (other / "model.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="recorded of a model with other parameters"):
+    with pytest.raises(InputError, match="recorded from a model with other parameters"):
         parity.compare(other, replay=recording[0])
 
 
-def test_a_dtype_or_points_that_were_not_recorded_are_named(tiny_directory, recording):
+def test_errors_name_a_dtype_or_tensors_that_were_not_recorded(tiny_directory, recording):
     with pytest.raises(InputError, match="record it with --dtype for every dtype"):
         parity.compare(tiny_directory, dtypes=["float64"], replay=recording[0])
     with pytest.raises(InputError, match=r"nothing was compared in float32: .* layers\.0\.attention\.query"):
         parity.compare(tiny_directory, only=["*.query"], replay=recording[0])
 
 
-@pytest.mark.parametrize("damage", ["cut tensors", "no tensors", "cut note", "another format", "no bound"])
-def test_a_damaged_recording_is_refused_in_a_line(tiny_directory, recording, tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage", ["truncated tensors", "no tensors", "truncated metadata", "another format", "no deviation"]
+)
+def test_a_damaged_recording_is_refused_in_one_line(tiny_directory, recording, tmp_path, damage):
     folder = shutil.copytree(recording[0], tmp_path / "damaged")
-    tensors, note = folder / "batch-000.safetensors", folder / "recording.json"
-    if damage == "cut tensors":
+    tensors, metadata = folder / "batch-000.safetensors", folder / "recording.json"
+    if damage == "truncated tensors":
         tensors.write_bytes(tensors.read_bytes()[:-9])
     elif damage == "no tensors":
         tensors.unlink()
-    elif damage == "cut note":
-        note.write_text(note.read_text()[:-9])
+    elif damage == "truncated metadata":
+        metadata.write_text(metadata.read_text()[:-9])
     elif damage == "another format":
-        note.write_text(note.read_text().replace('"format": 1', '"format": 0'))
+        metadata.write_text(metadata.read_text().replace('"format": 1', '"format": 0'))
     else:
-        note.write_text(note.read_text().replace('"features"', '"fetaures"'))
+        metadata.write_text(metadata.read_text().replace('"features"', '"fetaures"'))
     with pytest.raises(InputError, match="record it again"):
         parity.compare(tiny_directory, only=["features"], replay=folder)

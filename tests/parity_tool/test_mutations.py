@@ -15,9 +15,9 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import ACTIVATIONS
 from roberta_flax.parity import Run
+from roberta_flax.parity.model_comparison import compare_subject
 from roberta_flax.parity.observation import WITHOUT_LOSS, Subject
 from roberta_flax.parity.report import failures
-from roberta_flax.parity.run import compare_subject
 from roberta_flax.text.tokenizer import Tokenizer
 from tests.parity_tool.mutations import EQUIVALENTS, MUTATIONS, Equivalent, Mutation, config
 from tests.parity_tool.networks import POST_NORM, PRE_NORM, SIZES, Network, network
@@ -56,12 +56,12 @@ def changed(monkeypatch):
 
 def compared(network: Network, subject: Subject, points: Sequence[str] | None = None, gradients: bool = True) -> Run:
     gradients = gradients and network.gradients and subject.dtype not in WITHOUT_LOSS
-    return compare_subject(subject, network.observations, points or network.points, gradients=gradients)
+    return compare_subject(subject, network.expected, points or network.names, gradients=gradients)
 
 
 def over(run: Run) -> list[tuple[str, float]]:
-    """What exceeds its bound, for a failure to show."""
-    return [(point.point, point.of_bound) for point in failures(run)]
+    """What exceeds its tolerance, for a failure to show."""
+    return [(tensor.name, tensor.tolerance_ratio) for tensor in failures(run)]
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ def over(run: Run) -> list[tuple[str, float]]:
 def test_a_wrong_network_is_found_at_the_point_where_it_is_wrong(mutation: Mutation, dtype, networks, changed):
     """In float32 and bfloat16; float64's bounds are float32's by 2^-29, and what is over these is over those."""
     network = networks(PRE_NORM if mutation.pre_norm else POST_NORM)
-    points = network.points[: network.points.index(mutation.at) + 1]  # what comes later takes time and says nothing
+    points = network.names[: network.names.index(mutation.at) + 1]  # what comes later takes time and says nothing
     with jax.disable_jit():
         subject = changed(Subject(network.directory, dtype), mutation.change)
         run = compared(network, subject, points, mutation.of_gradients)
     assert not run.passed
     assert run.diverges_at == mutation.at
     if mutation.rows is not None:
-        assert run.point(mutation.at).furthest_over.row in mutation.rows
+        assert run.tensor(mutation.at).worst_by_ratio.row in mutation.rows
 
 
 def test_at_least_a_hundred_mutations_are_tried():
@@ -96,7 +96,7 @@ def test_a_layer_that_is_not_there_is_named(networks, changed):
     with jax.disable_jit():
         run = compared(network, changed(Subject(network.directory, "float32"), missing.change), gradients=False)
     assert [name for name in run.not_compared if not name.startswith("gradients.")] == [
-        name for name in network.points if name.startswith("layers.1.")
+        name for name in network.names if name.startswith("layers.1.")
     ]
 
 
@@ -105,7 +105,7 @@ def test_a_network_of_other_shapes_is_an_error_that_names_the_point(networks, ch
     subject = changed(Subject(network.directory, "float32"), config(num_heads=8))
     with (
         jax.disable_jit(),
-        pytest.raises(InputError, match=r"^layers\.0\.attention\.scores is of shape \(6, 8, 24, 24\)"),
+        pytest.raises(InputError, match=r"^layers\.0\.attention\.scores has shape \(6, 8, 24, 24\)"),
     ):
         compared(network, subject, gradients=False)
 

@@ -1,4 +1,4 @@
-"""What is made of a comparison: data, a table, a page, and a test's failure."""
+"""Reports of a comparison: data, tables, a page, and the failure of a test."""
 
 from __future__ import annotations
 
@@ -13,58 +13,64 @@ import pytest
 from rich.console import Console
 
 from roberta_flax import errors, parity
-from roberta_flax.parity import html, terminal
 from roberta_flax.parity import report as report_module
+from roberta_flax.parity import report_html, report_terminal
 from tests.conftest import ROOT
 from tests.parity_tool.conftest import BROKEN, ONLY, TEXTS
 
-VOID = {"meta", "br", "input"}
+VOID_ELEMENTS = {"meta", "br", "input"}
 
 
-def table(report: parity.Report, width: int = 80, **options: bool) -> str:
-    """What a pipe gets."""
+def tables(report: parity.Report, width: int = 80, **options: bool) -> str:
+    """The tables of a report without a terminal."""
     out = io.StringIO()
-    terminal.print_report(report, Console(file=out, width=width), **options)
+    report_terminal.print_report(report, Console(file=out, width=width), **options)
     return out.getvalue()
 
 
-def test_a_sound_model_passes(report):
+def test_a_correct_model_passes(report):
     assert report.passed
     assert [run.dtype for run in report.runs] == ["float32", "bfloat16"]
-    assert all(run.points and run.diverges_at is None for run in report.runs)
+    assert all(run.tensors and run.diverges_at is None for run in report.runs)
 
 
-def test_the_first_point_over_its_bound_is_that_of_the_mistake_with_its_row_token_and_values(failing):
-    run = failing.run("float32")
-    assert not failing.passed
+def test_the_report_locates_a_mistake_by_tensor_row_token_and_values(failing_report):
+    run = failing_report.run("float32")
+    assert not failing_report.passed
     assert run.diverges_at == BROKEN
-    place = run.point(BROKEN).furthest_over
-    assert (place.batch, place.row, place.token, place.index) == (0, 1, 2, (1, 2, 3))
-    assert place.error == pytest.approx(0.01, rel=1e-3)  # 1e-2, and float32's own 1e-6
-    assert place.ours - place.reference == pytest.approx(place.error)
-    assert run.point("layers.1.output").passed  # the mistake is in what is shown, and not in what is computed on
+    element = run.tensor(BROKEN).worst_by_ratio
+    assert (element.batch, element.row, element.token, element.index) == (0, 1, 2, (1, 2, 3))
+    assert element.error == pytest.approx(0.01, rel=1e-3)  # the mistake of 1e-2, and the error of float32, 1e-6
+    assert element.actual - element.reference == pytest.approx(element.error)
+    assert run.tensor("layers.1.output").passed  # the mistake is in the observed value, not in the computation
 
 
-def test_a_report_comes_back_from_json_as_it_was(report, failing):
-    for each in (report, failing):
-        assert parity.Report.from_json(each.to_json()) == each
+def test_a_report_survives_json(report, failing_report):
+    for tested in (report, failing_report):
+        assert parity.Report.from_json(tested.to_json()) == tested
 
 
-def test_numbers_that_json_has_not_come_back_too(report):
+def test_nan_and_infinity_survive_json(report):
     run = report.runs[0]
-    point = dataclasses.replace(run.points[0], max_abs=math.inf, cosine=math.nan)
-    odd = dataclasses.replace(report, runs=(dataclasses.replace(run, points=(point,)),))
-    again = parity.Report.from_json(odd.to_json()).runs[0].points[0]
-    assert again.max_abs == math.inf
-    assert math.isnan(again.cosine)
-    json.loads(odd.to_json(), parse_constant=pytest.fail)
+    tensor = dataclasses.replace(run.tensors[0], max_abs=math.inf, cosine=math.nan)
+    changed = dataclasses.replace(report, runs=(dataclasses.replace(run, tensors=(tensor,)),))
+    read = parity.Report.from_json(changed.to_json()).runs[0].tensors[0]
+    assert read.max_abs == math.inf
+    assert math.isnan(read.cosine)
+    json.loads(changed.to_json(), parse_constant=pytest.fail)
 
 
-def test_what_is_no_report_is_refused_in_a_line(report, tmp_path):
+def test_invalid_reports_and_other_schemas_are_refused_in_one_line(report, tmp_path):
     path = tmp_path / "report.json"
-    newer = report.to_json().replace('"schema": 1', '"schema": 2')
-    lacking = report.to_json().replace('"passed"', '"passd"')
-    for text, reason in (("{", "no report"), ("[]", "no report"), (newer, "schema 2"), (lacking, "'passed'")):
+    older, newer = (report.to_json().replace('"schema": 2', f'"schema": {schema}') for schema in (1, 3))
+    incomplete = report.to_json().replace('"passed"', '"passd"')
+    for text, reason in (
+        ("{", "not a report"),
+        ("[]", "not a report"),
+        (older, "the report has schema 1, but this version of roberta-flax reads schema 2; run the comparison again"),
+        (newer, "the report has schema 3"),
+        (incomplete, "'passed'"),
+    ):
         path.write_text(text)
         with pytest.raises(errors.InputError, match=reason):
             parity.read_report(path)
@@ -72,14 +78,14 @@ def test_what_is_no_report_is_refused_in_a_line(report, tmp_path):
         parity.read_report(tmp_path / "absent.json")
 
 
-def test_a_field_of_a_later_version_is_passed_over(report):
+def test_fields_of_a_later_version_are_ignored(report):
     newer = json.loads(report.to_json()) | {"weather": "fine"}
     assert parity.Report.from_json(json.dumps(newer)) == report
 
 
 def test_every_field_of_the_report_is_documented():
     page = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
-    for part in ("Report", "Run", "PointResult", "DecisionResult", "TokenError", "Place"):
+    for part in ("Report", "Run", "TensorResult", "DecisionResult", "TokenError", "Element"):
         section = re.search(rf"### {part}: .*?(?=\n### |\Z)", page, re.DOTALL)
         assert section, part
         named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", section[0], re.MULTILINE))))
@@ -87,26 +93,26 @@ def test_every_field_of_the_report_is_documented():
         assert named == fields | ({"schema"} if part == "Report" else set()), part
 
 
-def test_the_table_fits_80_columns_and_says_the_same_without_colours(report, failing):
-    for each in (report, failing):
-        for all_points in (False, True):
-            text = table(each, all_points=all_points)
+def test_tables_fit_80_columns_and_need_no_colors(report, failing_report):
+    for tested in (report, failing_report):
+        for all_tensors in (False, True):
+            text = tables(tested, all_tensors=all_tensors)
             assert max(map(len, text.splitlines())) <= 80
             assert "\x1b" not in text
-    assert "float32 on cpu: pass" in table(report)
-    assert "FAIL" not in table(report)
+    assert "float32 on cpu: pass" in tables(report)
+    assert "FAIL" not in tables(report)
 
 
-def test_the_table_has_a_line_for_each_layers_output_and_its_worst_point_or_for_every_point(report):
-    short, long = table(report), table(report, all_points=True)
+def test_tables_have_rows_for_outputs_and_worst_tensors_of_layers_or_for_every_tensor(report):
+    short, long = tables(report), tables(report, all_tensors=True)
     for layer in range(2):
         assert short.count(f"layers.{layer}.output") == len(report.runs)
         assert len(re.findall(rf"^layers\.{layer} *$", long, re.MULTILINE)) == len(report.runs)
     assert long.count("attention.context") == 2 * len(report.runs)
 
 
-def test_the_table_shows_where_it_diverges_and_which_decisions_differ(failing):
-    text = " ".join(table(failing).split())
+def test_tables_show_the_divergence_and_decisions_that_differ(failing_report):
+    text = " ".join(tables(failing_report).split())
     assert f"float32 diverges first at {BROKEN}" in text
     assert "batch 0, row 1, token 2 (id" in text
     assert "index [1, 2, 3]" in text
@@ -115,7 +121,7 @@ def test_the_table_shows_where_it_diverges_and_which_decisions_differ(failing):
 
 
 class Page(HTMLParser):
-    """Elements that are open at the end, those that refer to something, and all scripts."""
+    """Collects the open elements, the references, the ids, and the number of scripts of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -126,7 +132,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        if tag not in VOID:
+        if tag not in VOID_ELEMENTS:
             self.open.append(tag)
         self.scripts += tag == "script"
         for name, value in attributes:
@@ -137,16 +143,16 @@ class Page(HTMLParser):
 
     def handle_startendtag(self, tag, attributes):
         self.handle_starttag(tag, attributes)
-        if tag not in VOID:
+        if tag not in VOID_ELEMENTS:
             self.open.pop()
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_refers_to_nothing_outside_of_it(report, failing):
-    for each in (report, failing):
-        text = html.render(each)
+def test_the_page_is_valid_and_self_contained(report, failing_report):
+    for tested in (report, failing_report):
+        text = report_html.render(tested)
         page = Page(text)
         assert page.open == []
         assert all(reference.startswith("#") for reference in page.references)
@@ -156,55 +162,64 @@ def test_the_page_is_whole_and_refers_to_nothing_outside_of_it(report, failing):
         assert page.scripts == 1
 
 
-def test_the_page_shows_plots_points_decisions_tokens_and_where_it_diverges(failing):
-    text = html.render(failing)
-    for part in ("Error by layer", "Error by point", "Histogram of errors", "Worst tokens", "Decisions", "Environment"):
+def test_the_page_shows_plots_tensors_decisions_tokens_and_the_divergence(failing_report):
+    text = report_html.render(failing_report)
+    for part in (
+        "Error by layer",
+        "Error by tensor",
+        "Histogram of errors",
+        "Worst tokens",
+        "Decisions",
+        "Environment",
+    ):
         assert part in text
-    for point in failing.runs[0].points:
-        assert f"<code>{point.point}</code>" in text
+    for tensor in failing_report.runs[0].tensors:
+        assert f"<code>{tensor.name}</code>" in text
     assert 'class="verdict fail"' in text
     assert "index [1, 2, 3]" in text
 
 
-def test_whatever_a_model_or_a_text_holds_is_escaped_on_the_page(failing):
-    run = failing.runs[0]
+def test_the_page_escapes_text_of_models_and_inputs(failing_report):
+    run = failing_report.runs[0]
     hostile = '<script>alert("a")</script>\x00\u202e'
-    points = tuple(
-        dataclasses.replace(point, furthest_over=dataclasses.replace(point.furthest_over, text=hostile))
-        for point in run.points
+    tensors = tuple(
+        dataclasses.replace(tensor, worst_by_ratio=dataclasses.replace(tensor.worst_by_ratio, text=hostile))
+        for tensor in run.tensors
     )
     tokens = tuple(dataclasses.replace(token, text=hostile) for token in run.worst_tokens)
-    evil = dataclasses.replace(run, points=points, worst_tokens=tokens, not_compared=(hostile,), precision=hostile)
-    model = {**failing.model, "classification_heads": [hostile]}
-    page = html.render(dataclasses.replace(failing, source=hostile, model=model, runs=(evil,)))
+    hostile_run = dataclasses.replace(
+        run, tensors=tensors, worst_tokens=tokens, not_compared=(hostile,), precision=hostile
+    )
+    model = {**failing_report.model, "classification_heads": [hostile]}
+    page = report_html.render(dataclasses.replace(failing_report, source=hostile, model=model, runs=(hostile_run,)))
     assert Page(page).scripts == 1
     assert "<script>alert" not in page
 
 
-def test_errors_that_are_not_finite_have_a_page_too(failing):
-    run = failing.runs[0]
-    points = tuple(
-        dataclasses.replace(point, max_abs=math.inf, rms=math.inf, cosine=math.nan, of_bound=math.inf, not_finite=1)
-        for point in run.points
-    )
+def test_reports_show_errors_that_are_not_finite(failing_report):
+    run = failing_report.runs[0]
+    not_finite = {"max_abs": math.inf, "rms": math.inf, "cosine": math.nan, "tolerance_ratio": math.inf}
+    tensors = tuple(dataclasses.replace(tensor, **not_finite, not_finite=1) for tensor in run.tensors)
     tokens = tuple(dataclasses.replace(token, error=math.inf) for token in run.worst_tokens)
-    infinite = dataclasses.replace(failing, runs=(dataclasses.replace(run, points=points, worst_tokens=tokens),))
-    assert Page(html.render(infinite)).open == []
-    assert "inf" in table(infinite)
+    infinite = dataclasses.replace(
+        failing_report, runs=(dataclasses.replace(run, tensors=tensors, worst_tokens=tokens),)
+    )
+    assert Page(report_html.render(infinite)).open == []
+    assert "inf" in tables(infinite)
 
 
-def test_assert_parity_gives_the_report_of_a_model_that_passes(tiny_source):
+def test_assert_parity_returns_the_report_of_a_correct_model(tiny_source):
     report = parity.assert_parity(tiny_source, texts=TEXTS[:1], only=["features"])
-    assert [point.point for point in report.run("float32").points] == ["features"]
+    assert [tensor.name for tensor in report.run("float32").tensors] == ["features"]
 
 
-@pytest.mark.usefixtures("broken")
-def test_assert_parity_fails_with_place_values_and_counts_in_a_few_lines(tiny_source):
+@pytest.mark.usefixtures("broken_flax_model")
+def test_assert_parity_fails_with_position_values_and_counts(tiny_source):
     with pytest.raises(AssertionError) as failure:
         parity.assert_parity(tiny_source, texts=TEXTS, only=ONLY)
     lines = str(failure.value).splitlines()
     assert len(lines) == 4
     assert re.search(rf"float32 diverges at {re.escape(BROKEN)} at batch 0, row 1, token 2 \(id \d+, .*\)", lines[1])
-    assert "times its bound" in lines[1]
-    assert "float32: 2 of " in lines[2]  # that value and the logits
+    assert "times its tolerance" in lines[1]
+    assert "float32: 2 of " in lines[2]  # that tensor and the logits
     assert lines[3] == "  float32: 2 of 2 decisions of heads.mnli.logits differ"

@@ -1,8 +1,9 @@
-"""One run of a Predictor over pairs, of which benchmarks.inference starts a fresh process each; prints a line of JSON.
+"""Run a Predictor once over pairs of texts, and print a line of JSON. benchmarks.inference starts this process.
 
-  python -m benchmarks.predictor DIRECTORY PAIRS.json DTYPE STRATEGY CACHE_DIR
+  python -m benchmarks.predictor_process DIRECTORY PAIRS.json DTYPE STRATEGY CACHE_DIR
 
-Programs are kept under CACHE_DIR as the command line keeps them. Without torch, whose memory would count.
+The process caches compiled programs under CACHE_DIR, as the command line does. It does not import torch, whose memory
+would count.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import fresh
+from benchmarks.measurement import peak_memory
 from roberta_flax import Classify, Predictor
 from roberta_flax.cli.options import ModelOptions
 
@@ -24,8 +25,8 @@ def main() -> None:
     predictor = Predictor(roberta, Classify("mnli"), strategy=strategy)
     for _ in predictor(json.loads(Path(pairs).read_text(encoding="utf-8"))):
         pass
-    peak, parameters = fresh.peak_memory(), sum(leaf.nbytes for leaf in jax.tree.leaves(roberta.params))
-    assert "torch" not in sys.modules, "its memory would count"
+    peak, parameters = peak_memory(), sum(leaf.nbytes for leaf in jax.tree.leaves(roberta.params))
+    assert "torch" not in sys.modules, "the memory of torch would count"
     print(json.dumps({"peak_bytes": peak, "peak_over_parameters": peak / parameters, **predictor.stats.to_json()}))
 
 

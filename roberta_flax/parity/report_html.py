@@ -1,6 +1,7 @@
-"""A report as one page, report.html: it needs nothing but itself, reads without scripts, prints, and is dark at night.
+"""A report as one page, report.html.
 
-Whatever comes from a model or a text is escaped.
+The page is self-contained, readable without scripts, printable, and dark in dark mode. All text that comes from a model
+or an input is escaped.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from roberta_flax.parity.plots import plots
-from roberta_flax.parity.report import PointResult, Report, Run, divergence, failures
-from roberta_flax.parity.terminal import (
+from roberta_flax.parity.report import DecisionResult, Report, Run, TensorResult, TokenError, divergence, failures
+from roberta_flax.parity.report_plots import draw_plots
+from roberta_flax.parity.report_terminal import (
     EXPLANATION,
-    computation,
-    divergences,
-    from_one,
-    number,
-    part,
-    ulps,
+    describe_computation,
+    describe_failures,
+    format_cosine_distance,
+    format_number,
+    format_ratio,
+    format_ulps,
     verdict,
 )
 
@@ -67,13 +68,13 @@ dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 
 _SCRIPT = """
 document.documentElement.classList.add("scripted");
-const rows = [...document.querySelectorAll(".points tbody tr")];
+const rows = [...document.querySelectorAll(".tensors tbody tr")];
 const filter = document.getElementById("filter"), failing = document.getElementById("failing");
 const show = () => rows.forEach(row => { row.hidden = !row.cells[0].textContent.includes(filter.value.trim()) ||
   failing.checked && !row.classList.contains("fails"); });
 filter.addEventListener("input", show); failing.addEventListener("change", show); show();
 const value = ({cells}, i) => "value" in cells[i].dataset ? +cells[i].dataset.value : cells[i].textContent;
-document.querySelectorAll(".points").forEach(table => [...table.tHead.rows[0].cells].forEach((head, i) => {
+document.querySelectorAll(".tensors").forEach(table => [...table.tHead.rows[0].cells].forEach((head, i) => {
   const button = document.createElement("button"), body = table.tBodies[0];
   button.append(...head.childNodes); button.type = "button"; head.append(button);
   button.addEventListener("click", () => {
@@ -89,13 +90,12 @@ document.querySelectorAll(".points").forEach(table => [...table.tHead.rows[0].ce
 
 
 def render(report: Report) -> str:
-    """The page.
+    """Returns the page.
 
     Raises:
       InputError: matplotlib is not installed.
     """
-    passed = verdict(report.passed)
-    title = f"Parity of {report.source}: {passed}"
+    title = f"Parity of {report.source}: {verdict(report.passed)}"
     body = "\n".join(_body(report))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -108,53 +108,42 @@ def render(report: Report) -> str:
 def _body(report: Report) -> Iterator[str]:
     yield f"<header><h1>Parity of <code>{escape(report.source)}</code> with torch</h1></header>\n<main>"
     yield from _summary(report)
-    drawn = plots(report)
-    if drawn:
-        yield "<h2>Errors</h2>"
-    for plot in drawn:
-        yield f"<figure>\n<h3>{escape(plot.title)}</h3>"
-        yield f'<div class="wide" tabindex="0" role="region" aria-label="{escape(plot.title)}">{plot.svg}</div>'
-        yield f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
-    if any(run.worst_tokens for run in report.runs):
-        yield "<h2>Worst tokens</h2>\n<p>Those whose features are furthest off, by their largest error.</p>"
-        yield '<div class="side">'
-        for run in report.runs:
-            yield from _worst_tokens(run)
-        yield "</div>"
-    yield "<h2>Decisions</h2>" if any(run.decisions for run in report.runs) else ""
+    yield from _plots(report)
+    yield from _worst_tokens(report)
     yield from _decisions(report)
-    yield f"<h2>Points</h2>\n<p>{escape(EXPLANATION)}</p>"
-    yield (
-        '<div class="controls"><label>Filter <input type="search" id="filter" placeholder="layers.0. or output">'
-        '</label><label><input type="checkbox" id="failing"> only those that fail</label>'
-        '<span class="quiet">A column\'s name sorts by it.</span></div>'
-    )
-    for run in report.runs:
-        yield f"<details open><summary>{escape(computation(run))}</summary>"
-        yield _table(
-            ("point", "max", "mean", "rms", "relative", "max ulps", "mean ulps", "1 − cosine", "bound of max",
-             "bound of rms", "part of bound", "not finite", "result"),
-            (_point(point) for point in run.points),
-            f"Points in {run.dtype}", "points",
-        )  # fmt: skip
-        if run.not_compared:
-            yield f'<p class="quiet">Not compared, as one side does not show them: {_codes(run.not_compared)}</p>'
-        yield "</details>"
+    yield from _tensors(report)
     yield from _environment(report)
     yield "</main>"
 
 
 def _summary(report: Report) -> Iterator[str]:
-    lengths = [length for batch in report.inputs["lengths"] for length in batch]
-    what = "All points and decisions agree" if report.passed else "They differ by more than rounding explains"
+    yield _verdict(report)
+    yield _description(report)
+    yield _table(
+        ("computation", "tensors", "over tolerance", "largest ratio", "decisions that differ", "diverges first at",
+         "seconds", "result"),
+        (_run_row(run) for run in report.runs), "Runs",
+    )  # fmt: skip
+    for run in report.runs:
+        for lines in describe_failures(run):
+            text = escape("\n".join(lines))
+            yield f"<pre>{text}</pre>"
+
+
+def _verdict(report: Report) -> str:
+    result = verdict(report.passed)
+    what = "All tensors and decisions agree" if report.passed else "They differ by more than rounding explains"
     lines = "".join(
         f"<div><code>{escape(line)}</code></div>" for run in report.runs if (line := divergence(run)) is not None
     )
-    result = verdict(report.passed)
-    yield f'<div class="verdict {result.lower()}" role="status">{result.upper()}<span>: {what}.</span>{lines}</div>'
+    return f'<div class="verdict {result.lower()}" role="status">{result.upper()}<span>: {what}.</span>{lines}</div>'
+
+
+def _description(report: Report) -> str:
     model, reference = report.model, report.reference
+    lengths = [length for batch in report.inputs["lengths"] for length in batch]
     heads = ", ".join(model["classification_heads"]) or "none"
-    yield _list(
+    return _list(
         {
             "model": f"{model['layers']} layers of {model['hidden_size']}, {model['heads']} attention heads, "
             f"{model['parameters']:,} parameters; classification heads: {heads}",
@@ -164,101 +153,134 @@ def _summary(report: Report) -> Iterator[str]:
             "gradients": "compared" if report.gradients else "not compared",
         }
     )
-    yield _table(
-        ("computation", "points", "over their bound", "largest part of a bound", "decisions that differ",
-         "diverges first at", "seconds", "result"),
-        (_run(run) for run in report.runs), "Runs",
-    )  # fmt: skip
-    for run in report.runs:
-        for block in divergences(run):
-            text = escape("\n".join(block))
-            yield f"<pre>{text}</pre>"
 
 
-def _run(run: Run) -> str:
-    differ = sum(each.count - each.agreed - each.ties for each in run.decisions)
+def _run_row(run: Run) -> str:
+    differing = sum(decision.differing for decision in run.decisions)
     cells = [
-        f'<th scope="row">{escape(computation(run))}</th>',
-        f"<td>{len(run.points)}</td><td>{len(failures(run))}</td>",
-        f"<td>{part(max(point.of_bound for point in run.points))}</td>",
-        f"<td>{differ} of {sum(each.count for each in run.decisions)}</td>",
+        f'<th scope="row">{escape(describe_computation(run))}</th>',
+        f"<td>{len(run.tensors)}</td><td>{len(failures(run))}</td>",
+        f"<td>{format_ratio(max(tensor.tolerance_ratio for tensor in run.tensors))}</td>",
+        f"<td>{differing} of {sum(decision.count for decision in run.decisions)}</td>",
         f'<td class="left">{f"<code>{escape(run.diverges_at)}</code>" if run.diverges_at else "—"}</td>',
-        f"<td>{run.seconds:.1f}</td>{_result(run.passed)}",
+        f"<td>{run.seconds:.1f}</td>{_result_cell(run.passed)}",
     ]
     return _row(cells, run.passed)
 
 
-def _worst_tokens(run: Run) -> Iterator[str]:
-    if not run.worst_tokens:
+def _plots(report: Report) -> Iterator[str]:
+    drawn = draw_plots(report)
+    if drawn:
+        yield "<h2>Errors</h2>"
+    for plot in drawn:
+        yield f"<figure>\n<h3>{escape(plot.title)}</h3>"
+        yield f'<div class="wide" tabindex="0" role="region" aria-label="{escape(plot.title)}">{plot.svg}</div>'
+        yield f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
+
+
+def _worst_tokens(report: Report) -> Iterator[str]:
+    if not any(run.worst_tokens for run in report.runs):
         return
-    largest = max((token.error for token in run.worst_tokens if math.isfinite(token.error)), default=1.0)
-    rows = []
-    for token in run.worst_tokens:
-        share = 100 * min(token.error / largest, 1.0)
-        rows.append(
-            _row(
-                [
-                    f'<th scope="row"><code>{escape(repr(token.text))}</code></th><td>{token.token_id}</td>',
-                    f"<td>{token.batch}</td><td>{token.row}</td><td>{token.token}</td><td>{number(token.error)}</td>",
-                    f'<td class="bar"><span style="width:{share:.1f}%"></span></td>',
-                ]
+    yield "<h2>Worst tokens</h2>\n<p>The tokens with the largest errors in their features.</p>"
+    yield '<div class="side">'
+    for run in report.runs:
+        if run.worst_tokens:
+            largest = max((token.error for token in run.worst_tokens if math.isfinite(token.error)), default=1.0)
+            yield f"<div><h3>{escape(describe_computation(run))}</h3>"
+            yield _table(
+                ("token", "id", "batch", "row", "position", "error", ""),
+                [_token_row(token, largest) for token in run.worst_tokens],
+                f"Worst tokens in {run.dtype}",
             )
-        )
-    yield f"<div><h3>{escape(computation(run))}</h3>"
-    yield _table(("token", "id", "batch", "row", "position", "error", ""), rows, f"Worst tokens in {run.dtype}")
+            yield "</div>"
     yield "</div>"
 
 
+def _token_row(token: TokenError, largest: float) -> str:
+    width = 100 * min(token.error / largest, 1.0)
+    return _row(
+        [
+            f'<th scope="row"><code>{escape(repr(token.text))}</code></th><td>{token.token_id}</td>',
+            f"<td>{token.batch}</td><td>{token.row}</td><td>{token.token}</td><td>{format_number(token.error)}</td>",
+            f'<td class="bar"><span style="width:{width:.1f}%"></span></td>',
+        ]
+    )
+
+
 def _decisions(report: Report) -> Iterator[str]:
-    rows = [
-        _row(
-            [
-                f'<th scope="row">{escape(run.dtype)}</th><td class="left"><code>{escape(each.point)}</code></td>',
-                f'<td class="left">{escape(each.decision)}</td><td>{each.count}</td><td>{each.agreed}</td>',
-                f"<td>{each.ties}</td><td>{number(each.smallest_margin)}</td><td>{number(each.flips_at)}</td>",
-                _result(each.passed),
-            ],
-            each.passed,
-        )
-        for run in report.runs
-        for each in run.decisions
-    ]
+    rows = [_decision_row(run, decision) for run in report.runs for decision in run.decisions]
     if rows:
         yield (
-            "<p>A decision passes where both sides agree, or where the reference itself decides by a margin that "
-            "rounding may change: a tie. A margin is the distance of the last number that is chosen from the first "
-            "that is not; it may flip where it is smaller than twice the logits' bound.</p>"
+            "<h2>Decisions</h2>\n<p>A decision passes if both sides agree, or if it is a tie: if its margin in the "
+            "reference is so small that rounding may change the decision. A margin is the difference between the last "
+            "chosen logit and the first one not chosen. The tie margin is twice the tolerance of the logits.</p>"
         )
         yield _table(
-            ("dtype", "point", "decision", "count", "agree", "ties", "smallest margin", "flips at", "result"),
+            ("dtype", "tensor", "decision", "count", "agree", "ties", "smallest margin", "tie margin", "result"),
             rows, "Decisions",
         )  # fmt: skip
+
+
+def _decision_row(run: Run, decision: DecisionResult) -> str:
+    return _row(
+        [
+            f'<th scope="row">{escape(run.dtype)}</th><td class="left"><code>{escape(decision.tensor)}</code></td>',
+            f'<td class="left">{escape(decision.decision)}</td><td>{decision.count}</td><td>{decision.agreed}</td>',
+            f"<td>{decision.ties}</td><td>{format_number(decision.smallest_margin)}</td>",
+            f"<td>{format_number(decision.tie_margin)}</td>",
+            _result_cell(decision.passed),
+        ],
+        decision.passed,
+    )
+
+
+def _tensors(report: Report) -> Iterator[str]:
+    yield f"<h2>Tensors</h2>\n<p>{escape(EXPLANATION)}</p>"
+    yield (
+        '<div class="controls"><label>Filter <input type="search" id="filter" placeholder="layers.0. or output">'
+        '</label><label><input type="checkbox" id="failing"> failures only</label>'
+        '<span class="quiet">Select the name of a column to sort by it.</span></div>'
+    )
+    for run in report.runs:
+        yield f"<details open><summary>{escape(describe_computation(run))}</summary>"
+        yield _table(
+            ("tensor", "max", "mean", "rms", "relative", "max ulps", "mean ulps", "1 − cosine", "tolerance of max",
+             "tolerance of rms", "ratio", "not finite", "result"),
+            (_tensor_row(tensor) for tensor in run.tensors),
+            f"Tensors in {run.dtype}", "tensors",
+        )  # fmt: skip
+        if run.not_compared:
+            names = ", ".join(f"<code>{escape(name)}</code>" for name in run.not_compared)
+            yield f'<p class="quiet">Not compared, because one side does not expose them: {names}</p>'
+        yield "</details>"
+
+
+def _tensor_row(tensor: TensorResult) -> str:
+    cells = [f'<th scope="row"><code>{escape(tensor.name)}</code></th>']
+    numbers = (tensor.max_abs, tensor.mean_abs, tensor.rms, tensor.relative)
+    cells += [_number_cell(value, format_number(value)) for value in numbers]
+    cells += [_number_cell(value, format_ulps(value)) for value in (tensor.max_ulps, tensor.mean_ulps)]
+    cells += [_number_cell(1 - tensor.cosine, format_cosine_distance(tensor.cosine))]
+    tolerances = (tensor.max_abs_tolerance, tensor.rms_tolerance)
+    cells += [_number_cell(value, format_number(value)) for value in tolerances]
+    cells += [_number_cell(tensor.tolerance_ratio, format_ratio(tensor.tolerance_ratio))]
+    cells += [_number_cell(tensor.not_finite, str(tensor.not_finite))]
+    return _row([*cells, _result_cell(tensor.passed)], tensor.passed)
 
 
 def _environment(report: Report) -> Iterator[str]:
     yield "<h2>Environment</h2>"
     yield _list({**report.versions, "reference": report.reference["version"]})
-    yield '<p class="quiet">report.json beside this page has all of this as data.</p>'
+    yield '<p class="quiet">report.json, beside this page, has all of these results as data.</p>'
 
 
-def _point(point: PointResult) -> str:
-    numbers = (point.max_abs, point.mean_abs, point.rms, point.relative)
-    cells = [f'<th scope="row"><code>{escape(point.point)}</code></th>']
-    cells += [_cell(value, number(value)) for value in numbers]
-    cells += [_cell(point.max_ulps, ulps(point.max_ulps)), _cell(point.mean_ulps, ulps(point.mean_ulps))]
-    cells += [_cell(1 - point.cosine, from_one(point.cosine))]
-    cells += [_cell(value, number(value)) for value in (point.bound_max, point.bound_rms)]
-    cells += [_cell(point.of_bound, part(point.of_bound)), _cell(point.not_finite, str(point.not_finite))]
-    return _row([*cells, _result(point.passed)], point.passed)
-
-
-def _cell(value: float, text: str) -> str:
-    """A number that is sorted by what it is, and not by how it is shown; scripts call infinity by its whole name."""
+def _number_cell(value: float, text: str) -> str:
+    """Returns a cell that sorts by its exact value. JavaScript spells infinity in full."""
     exact = repr(float(value)).replace("inf", "Infinity").replace("nan", "NaN")
     return f'<td data-value="{exact}">{escape(text)}</td>'
 
 
-def _result(passed: bool) -> str:
+def _result_cell(passed: bool) -> str:
     word = verdict(passed)
     return f'<td class="{word.lower()}">{word}</td>'
 
@@ -267,12 +289,14 @@ def _row(cells: Iterable[str], passed: bool = True) -> str:
     return f"<tr{'' if passed else ' class=fails'}>{''.join(cells)}</tr>"
 
 
-def _table(header: Sequence[str], rows: Iterable[str], label: str, kind: str = "") -> str:
-    words = ("computation", "point", "token", "dtype", "decision", "diverges first at")
-    heads = "".join(f'<th scope="col"{" class=left" if name in words else ""}>{escape(name)}</th>' for name in header)
+def _table(header: Sequence[str], rows: Iterable[str], label: str, css_class: str = "") -> str:
+    left_aligned = ("computation", "tensor", "token", "dtype", "decision", "diverges first at")
+    heads = "".join(
+        f'<th scope="col"{" class=left" if name in left_aligned else ""}>{escape(name)}</th>' for name in header
+    )
     body = "\n".join(rows)
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(label)}"><table class="{kind}">'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(label)}"><table class="{css_class}">'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 
@@ -280,7 +304,3 @@ def _table(header: Sequence[str], rows: Iterable[str], label: str, kind: str = "
 def _list(pairs: dict[str, str]) -> str:
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in pairs.items())
     return f"<dl>{items}</dl>"
-
-
-def _codes(names: Iterable[str]) -> str:
-    return ", ".join(f"<code>{escape(name)}</code>" for name in names)

@@ -1,0 +1,296 @@
+"""Compare two values of a tensor element by element: how far apart they are, and how far rounding may move them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.parity.inputs import ParityBatch
+from roberta_flax.parity.points import GRADIENTS, counted
+from roberta_flax.parity.reference import SIMULATED_RUNS, Deviation
+from roberta_flax.parity.report import DecisionResult, Element, TensorResult, TokenError
+from roberta_flax.parity.rounding import significand_bits
+
+MIN_TOLERANCE_FACTOR = 3.0  # a tolerance is at least this many times the largest simulated deviation
+_FALSE_ALARM_PROBABILITY = 1e-6  # with which normal errors exceed a tolerance
+TOP_TOKENS = 5  # the most likely tokens at a position, which are compared as a set
+_LOWEST_EXPONENT = -60  # of the histogram, which counts smaller errors there
+
+
+def tolerances(deviation: Deviation) -> tuple[float, float]:
+    """Returns the tolerances of the largest error of a tensor and of the root mean square of its errors."""
+    factor = tolerance_factor(deviation.count)
+    rms = math.sqrt(deviation.sum_of_squares / max(deviation.count, 1))
+    return factor * deviation.largest, factor * rms
+
+
+@lru_cache(maxsize=1024)
+def tolerance_factor(count: int) -> float:
+    """Returns the ratio of a tolerance to the largest of `count` deviations from SIMULATED_RUNS runs.
+
+    With this factor, normal errors of one size from another run exceed the tolerance with a probability of
+    _FALSE_ALARM_PROBABILITY: the factor is 7.7 for nine deviations and 3.0 for 46. It stays at MIN_TOLERANCE_FACTOR for
+    more, because errors are not quite normal.
+    """
+    x = np.linspace(0, 8, 2001)
+    largest_below = np.array([math.erf(value / math.sqrt(2)) for value in x]) ** max(count, 1)
+
+    def false_alarms_too_likely(factor: float) -> bool:
+        one_above = np.array([math.erfc(factor * value / math.sqrt(2)) for value in (x[1:] + x[:-1]) / 2])
+        return count / SIMULATED_RUNS * float(np.diff(largest_below) @ one_above) > _FALSE_ALARM_PROBABILITY
+
+    low, high = MIN_TOLERANCE_FACTOR, 1024.0
+    if not false_alarms_too_likely(low):
+        return low
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if false_alarms_too_likely(middle) else (low, middle)
+    return high
+
+
+@dataclass
+class TensorStatistics:
+    """Accumulates the errors of one tensor over all batches."""
+
+    name: str
+    dtype: str
+    count: int = 0
+    sum_abs: float = 0.0
+    sum_squares: float = 0.0
+    reference_sum_squares: float = 0.0
+    actual_sum_squares: float = 0.0
+    dot_product: float = 0.0
+    sum_ulps: float = 0.0
+    max_ulps: float = 0.0
+    reference_max: float = 0.0
+    not_finite: int = 0
+    tolerance_ratio: float = -math.inf  # the largest of any batch
+    max_abs_tolerance: float = 0.0
+    rms_tolerance: float = 0.0
+    worst: Element | None = None
+    worst_by_ratio: Element | None = None
+    histogram: dict[int, int] = field(default_factory=dict)
+
+    def add(
+        self,
+        number: int,
+        batch: ParityBatch,
+        config: RobertaConfig,
+        actual: npt.NDArray[Any],
+        reference: npt.NDArray[Any],
+        deviation: Deviation,
+    ) -> npt.NDArray[np.float64]:
+        """Adds a batch. Returns the absolute errors in the shape of the tensor, zero for elements not compared."""
+        compared = _append_axes(counted(self.name, batch, config), reference.ndim)
+        compared = np.broadcast_to(compared, reference.shape)
+        actual, reference = actual.astype(np.float64), reference.astype(np.float64)
+        errors = np.where(compared, np.abs(actual - reference), 0.0)
+        not_finite = compared & ~np.isfinite(actual)
+        errors[not_finite] = np.inf
+        self.not_finite += int(not_finite.sum())
+        self._add_elements(actual[compared], reference[compared], errors[compared])
+
+        index = tuple(int(i) for i in np.unravel_index(int(errors.argmax()), errors.shape))
+        element = element_at(number, batch, self.name, actual, reference, index)
+        self._check_tolerances(element, errors[compared], deviation)
+        return errors
+
+    def result(self) -> TensorResult:
+        """Returns the result for the report."""
+        norms = math.sqrt(self.actual_sum_squares * self.reference_sum_squares)
+        return TensorResult(
+            name=self.name,
+            count=self.count,
+            max_abs=self.worst.error if self.worst else 0.0,
+            mean_abs=self.sum_abs / max(self.count, 1),
+            rms=math.sqrt(self.sum_squares / max(self.count, 1)),
+            relative=_ratio(math.sqrt(self.sum_squares), math.sqrt(self.reference_sum_squares)),
+            max_ulps=self.max_ulps,
+            mean_ulps=self.sum_ulps / max(self.count, 1),
+            cosine=self.dot_product / norms if norms else 1.0,
+            reference_max=self.reference_max,
+            not_finite=self.not_finite,
+            max_abs_tolerance=self.max_abs_tolerance,
+            rms_tolerance=self.rms_tolerance,
+            tolerance_ratio=self.tolerance_ratio,
+            passed=self.tolerance_ratio <= 1.0,
+            worst=self.worst,
+            worst_by_ratio=self.worst_by_ratio,
+            histogram=dict(sorted(self.histogram.items())),
+        )
+
+    def _add_elements(
+        self, actual: npt.NDArray[np.float64], reference: npt.NDArray[np.float64], errors: npt.NDArray[np.float64]
+    ) -> None:
+        """Adds the compared elements of a batch, each array of shape [count]."""
+        magnitudes = np.abs(reference)
+        if reference.size:
+            magnitudes = np.maximum(magnitudes, np.sqrt(np.mean(np.square(reference))))
+        ulps = errors / _spacing(magnitudes, self.dtype)
+        self.count += errors.size
+        self.sum_abs += float(errors.sum())
+        self.sum_squares += float(np.square(errors).sum())
+        self.reference_sum_squares += float(np.square(reference).sum())
+        self.actual_sum_squares += float(np.square(actual).sum())
+        self.dot_product += float((actual * reference).sum())
+        self.sum_ulps += float(ulps.sum())
+        self.max_ulps = max(self.max_ulps, float(ulps.max(initial=0.0)))
+        self.reference_max = max(self.reference_max, float(np.abs(reference).max(initial=0.0)))
+        self._add_to_histogram(errors)
+
+    def _add_to_histogram(self, errors: npt.NDArray[np.float64]) -> None:
+        with np.errstate(divide="ignore"):
+            exponents = np.floor(np.log2(errors[np.isfinite(errors)]))
+        exponents = np.maximum(exponents, _LOWEST_EXPONENT).astype(int)
+        for exponent, count in zip(*np.unique(exponents, return_counts=True), strict=True):
+            self.histogram[int(exponent)] = self.histogram.get(int(exponent), 0) + int(count)
+
+    def _check_tolerances(self, worst: Element, errors: npt.NDArray[np.float64], deviation: Deviation) -> None:
+        """Updates the tolerances, their ratio and the worst elements.
+
+        Args:
+          worst: the element of the batch with the largest error.
+          errors: the errors of the compared elements of the batch, [count].
+          deviation: the deviation of the simulated runs on the batch.
+        """
+        max_abs = float(errors.max(initial=0.0))
+        rms = math.sqrt(float(np.square(errors).sum()) / max(errors.size, 1))
+        max_abs_tolerance, rms_tolerance = tolerances(deviation)
+        self.max_abs_tolerance = max(self.max_abs_tolerance, max_abs_tolerance)
+        self.rms_tolerance = max(self.rms_tolerance, rms_tolerance)
+        if self.worst is None or max_abs > self.worst.error:
+            self.worst = worst
+        ratio = max(_ratio(max_abs, max_abs_tolerance), _ratio(rms, rms_tolerance))
+        if ratio > self.tolerance_ratio:
+            self.tolerance_ratio, self.worst_by_ratio = ratio, worst
+
+
+@dataclass
+class DecisionStatistics:
+    """Accumulates the decisions of logits over all batches: the largest, or the TOP_TOKENS largest of the LM head."""
+
+    tensor: str
+    count: int = 0
+    agreed: int = 0
+    ties: int = 0
+    smallest_margin: float = math.inf
+    tie_margin: float = 0.0
+    disagreements: list[Element] = field(default_factory=list)
+
+    @property
+    def num_chosen(self) -> int:
+        """How many of the logits a decision chooses."""
+        return TOP_TOKENS if self.tensor.startswith("lm_head.") else 1
+
+    def add(
+        self,
+        number: int,
+        batch: ParityBatch,
+        config: RobertaConfig,
+        actual: npt.NDArray[Any],
+        reference: npt.NDArray[Any],
+        deviation: Deviation,
+    ) -> None:
+        """Adds a batch. A margin may shrink by twice the tolerance, since each of its two logits may move by it."""
+        tie_margin = 2 * tolerances(deviation)[0]
+        self.tie_margin = max(self.tie_margin, tie_margin)
+        for index in zip(*np.nonzero(counted(self.tensor, batch, config)), strict=True):
+            expected_logits, logits = reference[index].astype(np.float64), actual[index].astype(np.float64)
+            if expected_logits.size <= self.num_chosen:
+                continue
+            order = np.argsort(-expected_logits, kind="stable")
+            margin = float(expected_logits[order[self.num_chosen - 1]] - expected_logits[order[self.num_chosen]])
+            agree = set(order[: self.num_chosen]) == set(np.argsort(-logits, kind="stable")[: self.num_chosen])
+            self.count += 1
+            self.agreed += agree
+            self.smallest_margin = min(self.smallest_margin, margin)
+            if not agree and margin <= tie_margin:
+                self.ties += 1
+            elif not agree:
+                most_likely = (*map(int, index), int(order[0]))
+                self.disagreements.append(element_at(number, batch, self.tensor, actual, reference, most_likely))
+
+    def result(self) -> DecisionResult:
+        """Returns the result for the report."""
+        return DecisionResult(
+            tensor=self.tensor,
+            decision="argmax" if self.num_chosen == 1 else f"top{TOP_TOKENS}",
+            count=self.count,
+            agreed=self.agreed,
+            ties=self.ties,
+            smallest_margin=self.smallest_margin,
+            tie_margin=self.tie_margin,
+            passed=self.agreed + self.ties == self.count,
+            disagreements=tuple(self.disagreements[:TOP_TOKENS]),
+        )
+
+
+def element_at(
+    number: int,
+    batch: ParityBatch,
+    name: str,
+    actual: npt.NDArray[Any],
+    reference: npt.NDArray[Any],
+    index: tuple[int, ...],
+) -> Element:
+    """Returns an element of a tensor, with the row and the token that it belongs to."""
+    row = token = None
+    if not (name.startswith(GRADIENTS) or name.endswith(".loss")):
+        row = index[0]
+        last_part = name.rpartition(".")[2]
+        if name.startswith("lm_head."):
+            token = int(batch.positions[row, index[1]])
+        elif last_part in ("scores", "weights"):
+            token = index[2]
+        elif reference.ndim == 3:
+            token = index[1]
+    actual_value, reference_value = float(actual[index]), float(reference[index])
+    error = abs(actual_value - reference_value) if math.isfinite(actual_value) else math.inf
+    token_id = None if row is None or token is None else int(batch.tokens[row, token])
+    return Element(number, row, token, token_id, None, index, reference_value, actual_value, error)
+
+
+def worst_tokens(number: int, batch: ParityBatch, errors: npt.NDArray[np.float64], count: int) -> list[TokenError]:
+    """Returns the `count` tokens with the largest errors in their features, worst first.
+
+    Args:
+      number: the number of the batch.
+      batch: the batch.
+      errors: absolute errors of the features, [batch, time, hidden].
+      count: the number of tokens; tokens without an error are left out.
+    """
+    token_errors = errors.max(axis=-1)
+    order = np.argsort(-token_errors, axis=None, kind="stable")[:count]
+    positions = (np.unravel_index(int(flat_index), token_errors.shape) for flat_index in order)
+    return [
+        TokenError(number, int(row), int(token), int(batch.tokens[row, token]), None, float(token_errors[row, token]))
+        for row, token in positions
+        if token_errors[row, token] > 0
+    ]
+
+
+def _spacing(values: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float64]:
+    """Returns the distance between neighboring numbers of a dtype at these values."""
+    smallest_exponent = {"float64": -1074, "float16": -24}.get(dtype, -149)  # of a subnormal number
+    with np.errstate(divide="ignore"):
+        exponent = np.frexp(values)[1]  # values are below 2^exponent, and at least half of it
+    exponent = np.where(values == 0, smallest_exponent, exponent - significand_bits(dtype))
+    return np.ldexp(1.0, np.maximum(exponent, smallest_exponent))
+
+
+def _ratio(error: float, tolerance: float) -> float:
+    """Returns error / tolerance: 0 without an error, infinity for any error if the tolerance is zero."""
+    if error == 0:
+        return 0.0
+    return math.inf if tolerance == 0 or not math.isfinite(error) else error / tolerance
+
+
+def _append_axes(mask: npt.NDArray[np.bool_], ndim: int) -> npt.NDArray[np.bool_]:
+    """Returns the mask with axes of size 1 appended, so that it broadcasts from the left."""
+    return mask.reshape(mask.shape + (1,) * (ndim - mask.ndim))
