@@ -33,9 +33,9 @@ def command(
     model: InferenceOptions = InferenceOptions(model="roberta.large.mnli"),
     as_json: Json = False,
 ) -> None:
-    """Judge a head by a file with gold labels.
+    """Evaluate a head on a file with gold labels.
 
-    Print the task's metrics: accuracy with a confidence interval and a confusion matrix, correlations, F1, ...
+    Print the task's metrics, such as accuracy with a confidence interval and a confusion matrix, F1, or correlations.
     """
     from roberta_flax.inference.evaluation import check_file, evaluate
 

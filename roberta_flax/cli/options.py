@@ -66,7 +66,9 @@ Head = Annotated[
 ]
 HeadName = Annotated[
     str | None,
-    typer.Option(help="Name to give the head of a transformers model.", show_default="the model's kind of head"),
+    typer.Option(
+        help="Name to give the head of a transformers model.", show_default="by its kind; to verify, as in DIR"
+    ),
 ]
 RunDirectory = Annotated[
     Path,

@@ -21,9 +21,9 @@ def command(
     model: ModelOptions = ModelOptions(),
     as_json: Json = False,
 ) -> None:
-    """Measure how well a model predicts masked tokens: the loss in bits, as fairseq prints it, and 2 to its power.
+    """Measure how well a model predicts masked tokens: the loss in bits, as fairseq prints it, and the perplexity.
 
-    Each sample is masked once, by the seed alone.
+    Every sample is masked once. The masks depend on the seed alone.
     """
     from roberta_flax.train.pretraining import perplexity
 
