@@ -50,6 +50,10 @@ _NO_ID = -1  # of a BPE piece that encoder.json does not have
 # GPT-2's own vocab.bpe, from dl.fbaipublicfiles.com/fairseq/gpt2_bpe/.
 _REACHABLE_MERGES_SHA256 = frozenset({"1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"})
 
+# Bytes compared in that check, at most: a piece is gone through as often as it is long. GPT-2's take 2.5 million, and a
+# million pieces some 50. Beyond it the merges are not known to be reachable, which is right, and slower.
+_MAX_CHECKED = 1 << 26
+
 # A regex engine that backtracks keeps a state for every character of a whitespace run that it may give back,
 # and tiktoken's gives up at a million of them. Longer runs than this are cut beforehand.
 _LONG_WHITESPACE_RUN = 100_000
@@ -311,6 +315,8 @@ class ByteLevelBPE:
             if left not in known or right not in known or left + right in known:
                 return False
             known.add(left + right)
+        if sum(len(piece) ** 2 for piece in self.pieces) > _MAX_CHECKED:
+            return False
         return all(len(self.merge(piece)) == 1 for piece in self.pieces)
 
 
