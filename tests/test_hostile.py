@@ -35,6 +35,7 @@ from roberta_flax.checkpoint.tensors import Values, read_tensors
 from roberta_flax.convert import convert, export, hf_tokenizer, msgpack_file, torch_file, verify
 from roberta_flax.convert.source import equal
 from roberta_flax.nn.tree import flatten
+from roberta_flax.text.tokenizer import ByteLevelBPE
 
 torch = pytest.importorskip("torch")
 
@@ -863,6 +864,55 @@ UNIGRAM = [["<s>", 0], ["<pad>", 0], ["</s>", 0], ["<unk>", 0], ["a", -1], ["b",
 def test_a_tokenizer_json_that_makes_no_sense(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     refusal(lambda: hf_tokenizer.read([tmp_path], "roberta", 8, []))
+
+
+def grown(path: Path, size: int) -> None:
+    """Makes a file as large, without a byte on the disk."""
+    with path.open("ab") as file:
+        file.truncate(size)
+
+
+@pytest.mark.parametrize(
+    "name", ["dict.txt", "encoder.json", "vocab.bpe", "sentencepiece.bpe.model", "tokenizer.json", "config.json"]
+)
+def test_files_of_a_tokenizer_or_configuration_larger_than_any_is(source, tmp_path, name):
+    grown(source / name, 65 << 20)
+    message = refusal(lambda: convert(source, tmp_path / "converted"))
+    assert f"{name} has {65 << 20} bytes, over the" in message
+    folder = tmp_path / "bpe"
+    folder.mkdir()
+    (source / name).rename(folder / name)
+    assert "bytes, over the" in refusal(lambda: convert(source, tmp_path / "converted", bpe_dir=folder))
+
+
+def test_files_of_a_transformers_directory_larger_than_any_is(tmp_path):
+    folder = transformers_directory(tmp_path / "source", '{"model_type": "roberta", "num_hidden_layers": 1}')
+    for name in ("added_tokens.json", "merges.txt", "model.safetensors.index.json"):
+        grown(folder / name, 65 << 20)
+        assert f"{name} has {65 << 20} bytes, over the" in refusal(lambda: convert(folder, tmp_path / "converted"))
+        (folder / name).unlink()
+
+
+def test_merges_that_take_long_to_check_are_walked_as_fairseq_walks_them():
+    """1,500 merges, each of the last one's piece and a byte: a billion comparisons to know that each is reachable."""
+    letters = np.random.default_rng(0).integers(97, 123, 1500, dtype=np.uint8).tobytes()
+    merges = [(letters[: i + 1], letters[i + 1 : i + 2]) for i in range(len(letters) - 1)]
+    bpe = ByteLevelBPE({}, merges)
+    assert b"".join(bpe.pieces[i] for i in bpe.encode(letters[:40].decode())) == letters[:40]
+
+
+@pytest.mark.parametrize("name", ["classifier.out_proj", "lm_head.decoder"])
+def test_tensors_without_elements_and_with_sizes_beyond_counting(tmp_path, name):
+    """A head of a million million classes takes no bytes where it is 0 wide, and a label for each would be made."""
+    config = '{"model_type": "roberta", "num_hidden_layers": 1, "id2label": {"0": "a"}}'
+    for size in (1 << 40, 1 << 62):
+        folder = transformers_directory(tmp_path / f"source{size}", config)
+        (folder / "model.safetensors").unlink()
+        header = {f"{name}.weight": {"dtype": "F32", "shape": [size, 0], "data_offsets": [0, 0]}}
+        header["classifier.dense.weight"] = {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}
+        text = json.dumps(header).encode()
+        (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+        assert f"damaged: {name}.weight has 2 axes" in refusal(lambda folder=folder: convert(folder, tmp_path / "out"))
 
 
 # a full disk

@@ -217,8 +217,9 @@ class StoredTensor:
 
 
 def is_countable(shape: Sequence[int]) -> bool:
-    """Whether numpy has arrays of a shape: of one with a zero in it too, the other sizes count."""
-    return math.prod(size or 1 for size in shape) < 1 << 56
+    """Whether a shape's sizes can be counted to: by numpy, and where it has no elements, which cost nothing, by us."""
+    elements = math.prod(shape)
+    return elements < 1 << 56 if elements else math.prod(size or 1 for size in shape) <= 1 << 20
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -16,15 +16,24 @@ from pathlib import Path
 from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.checkpoint.tensors import NonFinite, stored_dtype
-from roberta_flax.convert import fairseq, huggingface, shards
+from roberta_flax.convert import fairseq, hf_tokenizer, huggingface, shards
 from roberta_flax.convert.source import Source
 from roberta_flax.errors import CheckpointError, shortened
 from roberta_flax.files import new_directory, reading
-from roberta_flax.text.tokenizer import Tokenizer
+from roberta_flax.text.tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, Tokenizer
 
 logger = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
+
+# The most bytes of files that are read whole, and become objects of twenty times their size. A million pieces, the
+# largest vocabulary that there is (XLM-V), take 20 MB as a sentencepiece model and 62 MB as a tokenizer.json.
+_MAX_SIZES = {
+    **dict.fromkeys((hf_tokenizer.TOKENIZER_FILE, hf_tokenizer.VOCAB_FILE, ENCODER_FILE), 1 << 26),
+    **dict.fromkeys((DICTIONARY_FILE, MERGES_FILE, hf_tokenizer.HF_MERGES_FILE, *fairseq.SENTENCEPIECE_NAMES), 1 << 25),
+    **dict.fromkeys((huggingface.CONFIG_FILE, *huggingface.INDEX_FILES), 1 << 23),
+    **dict.fromkeys((hf_tokenizer.TOKENIZER_CONFIG_FILE, hf_tokenizer.ADDED_TOKENS_FILE), 1 << 23),
+}
 
 
 def convert(
@@ -69,6 +78,8 @@ def convert(
       DownloadError: a file is needed and cannot be fetched.
     """
     converted.check_directory(bpe_dir)
+    if bpe_dir is not None:
+        _check_sizes(Path(bpe_dir))
     destination = Path(destination)
     stored = None if dtype is None else stored_dtype(dtype)
     with new_directory(destination) as directory, open_source(source, checkpoint_file, cache_dir) as source_files:
@@ -201,10 +212,12 @@ def open_source(
 
 def _source_files(path: Path, checkpoint_file: str) -> SourceFiles:
     with reading(path):
+        folder = path if path.is_dir() else path.parent
+        _check_sizes(folder)
         if path.is_dir() and converted.is_converted(path) and not converted.missing_files(path):
             raise CheckpointError(f"{path} is converted already: load it as it is")
-        folder = path if path.is_dir() else path.parent
         files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
+        _check_sizes(files[0].parent)
         is_there = os.path.isfile(files[0])
         if weights := _weight_files(path, is_there and not huggingface.is_weight_file(files[0])):
             return SourceFiles("huggingface", weights, weights, folder)
@@ -215,6 +228,14 @@ def _source_files(path: Path, checkpoint_file: str) -> SourceFiles:
                 "--checkpoint-file"
             )
         return SourceFiles("fairseq", files, files, folder)
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raises CheckpointError for a file of a configuration or tokenizer that is larger than any is."""
+    for name, limit in _MAX_SIZES.items():
+        file = folder / name
+        if file.is_file() and (size := file.stat().st_size) > limit:
+            raise CheckpointError(f"{file} has {size} bytes, over the {limit} that such a file may have")
 
 
 def _weight_files(path: Path, has_fairseqs: bool) -> list[Path]:

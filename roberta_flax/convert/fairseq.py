@@ -88,7 +88,7 @@ _FIXED = {
 
 # What a BPE's files are called: in fairseq's hub, and in that of GottBERT (hf_byte_bpe).
 _BYTE_LEVEL_NAMES = [(ENCODER_FILE, MERGES_FILE), ("vocab.json", "merges.txt")]
-_SENTENCEPIECE_NAMES = (SENTENCEPIECE_FILE, "sentencepiece.model", "spm.model", "spiece.model")
+SENTENCEPIECE_NAMES = (SENTENCEPIECE_FILE, "sentencepiece.model", "spm.model", "spiece.model")
 
 
 def read(
@@ -225,7 +225,7 @@ def find_tokenizer_files(
 
 def _sentencepiece_model(folder: Path) -> Path | None:
     """The sentencepiece model in a folder: by one of its usual names, or the only file called *.model."""
-    for name in _SENTENCEPIECE_NAMES:
+    for name in SENTENCEPIECE_NAMES:
         if (folder / name).is_file():
             return folder / name
     models = sorted(folder.glob("*.model"))

@@ -44,6 +44,7 @@ HUB_PREFIX = "hf:"
 CONFIG_FILE = "config.json"
 _INDEX_SUFFIX = ".index.json"  # of a file that names the parts of a model in several
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")  # in the order of preference
+INDEX_FILES = tuple(f"{name}{_INDEX_SUFFIX}" for name in WEIGHT_FILES)
 _SUFFIXES = tuple(Path(name).suffix for name in WEIGHT_FILES)
 
 CLASS_PREFIXES = {  # model_type -> how the names of its classes begin

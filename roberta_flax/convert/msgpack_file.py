@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.checkpoint.tensors import MAX_AXES, STORED_DTYPES, LazyTensor, Values
+from roberta_flax.checkpoint.tensors import MAX_AXES, STORED_DTYPES, LazyTensor, Values, is_countable
 from roberta_flax.convert.views import transposed
 from roberta_flax.errors import CheckpointError, shortened
 
@@ -84,7 +84,7 @@ def _array(code: int, data: bytes) -> npt.NDArray[Any]:
     dtype = _DTYPES.get(dtype_name)
     if dtype is None or not all(type(size) is int and size >= 0 for size in shape):
         raise CheckpointError(f"it is damaged: an array of {str(dtype_name)[:80]}")
-    if math.prod(shape) * dtype.itemsize != len(content):
+    if math.prod(shape) * dtype.itemsize != len(content) or not is_countable(shape):
         raise CheckpointError(f"it is damaged: an array of shape {str(shape)[:80]} in {len(content)} bytes")
     return np.frombuffer(content, dtype).reshape(shape)
 
