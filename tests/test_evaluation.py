@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from roberta_flax.datasets.layouts import TASKS, class_of, resolve_labels, task_of
+from roberta_flax.datasets.layouts import LAYOUTS, class_of, layout_of, resolve_labels
 from roberta_flax.errors import InputError
 from roberta_flax.metrics import (
     CLASS_METRICS,
@@ -550,15 +550,15 @@ FILES = {
 
 
 def test_every_task_has_a_file_here():
-    assert FILES.keys() == TASKS.keys()
+    assert FILES.keys() == LAYOUTS.keys()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_tasks_columns_are_those_of_its_file(name):
     path, text, texts, gold, fairseq_columns = FILES[name]
-    task = task_of(path)
+    task = layout_of(path)
     assert task.name == name
-    assert task_of(Path(path)) == task
+    assert layout_of(Path(path)) == task
     lines = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE))
     header = lines[0] if task.header else [str(i) for i in range(len(lines[0]))]
     columns = [header.index(column) for column in (*task.texts, task.label)]
@@ -576,8 +576,8 @@ def test_a_tasks_columns_are_those_of_its_file(name):
 
 @pytest.mark.parametrize("name", ["mnli", "snli"])
 def test_a_pair_without_a_gold_label_is_left_out(name):
-    assert "-" in task_of(name).unlabeled  # SNLI's README.txt: "should not be included when evaluating"
-    assert class_of("-", TASKS[name].labels) is None
+    assert "-" in layout_of(name).unlabeled  # SNLI's README.txt: "should not be included when evaluating"
+    assert class_of("-", LAYOUTS[name].labels) is None
 
 
 def test_sick_in_shared_has_the_layout_and_the_labels():
@@ -586,9 +586,9 @@ def test_sick_in_shared_has_the_layout_and_the_labels():
         pytest.skip("shared/sick is not here")
     with sick.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    task = task_of(sick)
+    task = layout_of(sick)
     assert {row[task.label] for row in rows} == set(task.labels)
-    assert all(1 <= float(row[TASKS["sick-relatedness"].label]) <= 5 for row in rows)
+    assert all(1 <= float(row[LAYOUTS["sick-relatedness"].label]) <= 5 for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -610,13 +610,13 @@ def test_sick_in_shared_has_the_layout_and_the_labels():
     ],
 )
 def test_a_task_is_known_by_name_or_by_the_nearest_part_of_a_path(given, name):
-    assert task_of(given).name == name
+    assert layout_of(given).name == name
 
 
 @pytest.mark.parametrize("given", ["", "dev.tsv", "ax", "adobe/parterre/qnlite.tsv", "rte-or-qnli.tsv", "MNLI/snli_mnli.tsv"])  # fmt: skip
 def test_a_file_of_no_one_task_names_the_tasks_there_are(given):
     with pytest.raises(InputError, match="give one by its name: mnli, snli, qnli,") as error:
-        task_of(given)
+        layout_of(given)
     assert repr(given)[1:-1] in str(error.value)
 
 
@@ -662,7 +662,7 @@ def test_a_gold_string_names_its_class(label, names, expected):
     ],
 )
 def test_a_heads_classes_are_the_users_then_its_own_then_the_tasks(task, head, classes, given, expected):
-    assert resolve_labels(TASKS[task], head, classes, given) == expected
+    assert resolve_labels(LAYOUTS[task], head, classes, given) == expected
 
 
 @pytest.mark.parametrize(
@@ -678,12 +678,12 @@ def test_a_heads_classes_are_the_users_then_its_own_then_the_tasks(task, head, c
 )
 def test_labels_that_do_not_fit_the_head_are_refused(task, head, classes, given, message):
     with pytest.raises(InputError) as error:
-        resolve_labels(TASKS[task], head, classes, given)
+        resolve_labels(LAYOUTS[task], head, classes, given)
     assert message in str(error.value)
 
 
 def test_a_head_with_its_classes_in_another_order_scores_the_same():
-    task, gold = TASKS["mrpc"], ["1", "1", "0", "1", "0"]
+    task, gold = LAYOUTS["mrpc"], ["1", "1", "0", "1", "0"]
     scores = []
     for head in (("not_equivalent", "equivalent"), ("equivalent", "not_equivalent")):
         labels = resolve_labels(task, head, 2, None)

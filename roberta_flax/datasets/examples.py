@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from roberta_flax.datasets import tables
 from roberta_flax.datasets.framing import Rows, choice_inputs, framing_of, list_of, objects, text_of
-from roberta_flax.datasets.layouts import Task, class_of
+from roberta_flax.datasets.layouts import Layout, class_of
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.text.encoding import Ids, encode_texts
@@ -37,7 +37,7 @@ class Tally:
       path: the file.
       examples: that were made of them.
       truncated: of these, those that were too long and lost tokens; of spans, windows of a context that was too long.
-      unlabeled: rows left out because they say that they have no label (layouts.Task.unlabeled).
+      unlabeled: rows left out because they say that they have no label (layouts.Layout.unlabeled).
       unusable: rows left out because of what is in them.
       first: where the first of the unusable is, and why it is unusable.
     """
@@ -138,13 +138,13 @@ class _UnknownLabel(Exception):  # noqa: N818
 
 
 def sentence_examples(
-    path: PathLike, task: Task, labels: Sequence[str], tokenizer: Tokenizer, limit: int, *, divisor: float = 1.0
+    path: PathLike, layout: Layout, labels: Sequence[str], tokenizer: Tokenizer, limit: int, *, divisor: float = 1.0
 ) -> Examples:
     """Of each row a text or several, and a class or value.
 
     Args:
       path: a file that tables.read_rows reads; a .txt file has tabs between its columns.
-      task: its layout.
+      layout: the file's layout.
       labels: the gold string of each class, in their order (see layouts.class_of); () for a regression.
       tokenizer: of the model.
       limit: the longest sequence; of longer ones the longest text is truncated, as in encoding.encode_texts.
@@ -156,13 +156,13 @@ def sentence_examples(
 
     def encode(values: tuple[Any, ...]) -> list[_Example]:
         *texts, label = values
-        if str(label) in task.unlabeled:
+        if str(label) in layout.unlabeled:
             return []
-        target = _class(label, labels) if labels else _number(task.label, label) / divisor
+        target = _class(label, labels) if labels else _number(layout.label, label) / divisor
         sequence = encode_texts(tokenizer, texts, limit, "truncate")[0]
         return [_Example([sequence.ids], target, sequence.truncated)]
 
-    rows = _table(path, task.texts, (task.label,), task.header)
+    rows = _table(path, layout.texts, (layout.label,), layout.header)
     return _collect("sentence", Tally(Path(path)), rows, encode, np.int32 if labels else np.float32)
 
 

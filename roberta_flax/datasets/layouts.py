@@ -15,11 +15,11 @@ from roberta_flax.nn.config import HeadConfig
 
 
 @dataclass(frozen=True)
-class Task:
+class Layout:
     """A labeled file's layout and how it is judged. The columns of GLUE's files are parted by tabs, without quoting.
 
     Attributes:
-      name: the name that task_of() takes.
+      name: the name that layout_of() takes.
       texts: names of the one or two text columns, by the file's header; 0-based indices ("3") where `header` is False.
       label: the gold column, named likewise.
       labels: the gold strings, in the order of a head's classes; () for a regression. Only MNLI's order is a released
@@ -64,27 +64,27 @@ _SICK = ("sentence_A", "sentence_B")
 # Columns: fairseq/examples/roberta/preprocess_GLUE_tasks.sh. Metrics: Wang et al., 2019 (GLUE), table 1; SICK's:
 # Marelli et al., 2014 (SemEval task 1). No mse for sts-b: fairseq's heads are trained on its scores divided by 5.
 # GLUE's diagnostic set (ax) is not here, as its gold labels are not public.
-_TASKS = (
-    Task("mnli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabeled=("-",)),
-    Task("snli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabeled=("-",)),
-    Task("qnli", ("question", "sentence"), "label", _RTE, ("accuracy",)),
-    Task("rte", _SENTENCES, "label", _RTE, ("accuracy",)),
-    Task("wnli", _SENTENCES, "label", _BINARY, ("accuracy",), meanings=("not_entailment", "entailment")),
-    Task("qqp", ("question1", "question2"), "is_duplicate", _BINARY, _F1, meanings=("not_duplicate", "duplicate")),
-    Task("mrpc", ("#1 String", "#2 String"), "Quality", _BINARY, _F1, meanings=("not_equivalent", "equivalent")),
-    Task("sst-2", ("sentence",), "label", _BINARY, ("accuracy",), meanings=("negative", "positive")),
-    Task("cola", ("3",), "1", _BINARY, ("matthews", "accuracy"), False, meanings=("unacceptable", "acceptable")),
-    Task("sts-b", _SENTENCES, "score", (), ("pearson", "spearman"), problem="regression"),
-    Task("sick", _SICK, "entailment_judgment", tuple(map(str.upper, _NLI)), ("accuracy",)),
-    Task("sick-relatedness", _SICK, "relatedness_score", (), VALUE_METRICS, problem="regression"),
+_LAYOUTS = (
+    Layout("mnli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabeled=("-",)),
+    Layout("snli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabeled=("-",)),
+    Layout("qnli", ("question", "sentence"), "label", _RTE, ("accuracy",)),
+    Layout("rte", _SENTENCES, "label", _RTE, ("accuracy",)),
+    Layout("wnli", _SENTENCES, "label", _BINARY, ("accuracy",), meanings=("not_entailment", "entailment")),
+    Layout("qqp", ("question1", "question2"), "is_duplicate", _BINARY, _F1, meanings=("not_duplicate", "duplicate")),
+    Layout("mrpc", ("#1 String", "#2 String"), "Quality", _BINARY, _F1, meanings=("not_equivalent", "equivalent")),
+    Layout("sst-2", ("sentence",), "label", _BINARY, ("accuracy",), meanings=("negative", "positive")),
+    Layout("cola", ("3",), "1", _BINARY, ("matthews", "accuracy"), False, meanings=("unacceptable", "acceptable")),
+    Layout("sts-b", _SENTENCES, "score", (), ("pearson", "spearman"), problem="regression"),
+    Layout("sick", _SICK, "entailment_judgment", tuple(map(str.upper, _NLI)), ("accuracy",)),
+    Layout("sick-relatedness", _SICK, "relatedness_score", (), VALUE_METRICS, problem="regression"),
 )
 
 
-TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 
 
 # Names in the paths of released files; a dash stands for itself, "_", a blank or nothing.
-_SPELLINGS = {name: name for name in TASKS} | {"multi-nli": "mnli", "msr-paraphrase": "mrpc"}
+_SPELLINGS = {name: name for name in LAYOUTS} | {"multi-nli": "mnli", "msr-paraphrase": "mrpc"}
 
 
 _SPELLINGS |= {"dev-matched": "mnli", "dev-mismatched": "mnli"}
@@ -97,7 +97,7 @@ _ANY = "|".join(sorted(_SPELLINGS, key=len, reverse=True)).replace("-", "[-_ ]?"
 _SPELLING = re.compile(f"(?<![a-z0-9])(?:{_ANY})(?![a-z0-9])")
 
 
-def task_of(name_or_path: str | os.PathLike[str]) -> Task:
+def layout_of(name_or_path: str | os.PathLike[str]) -> Layout:
     """The task of a name, "mnli" or "SST2", or of a path that has one in it: glue_data/MNLI/dev_matched.tsv.
 
     Of a path, the part nearest to the file's name that has a task's name in it counts.
@@ -109,10 +109,10 @@ def task_of(name_or_path: str | os.PathLike[str]) -> Task:
     for part in reversed(re.split(r"[/\\]", text.casefold())):
         found = {_BY_LETTERS[re.sub("[-_ ]", "", spelling)] for spelling in _SPELLING.findall(part)}
         if len(found) == 1:
-            return TASKS[found.pop()]
+            return LAYOUTS[found.pop()]
         if found:
             break
-    raise InputError(f"no one task is named in {text!r}; give one by its name: {', '.join(TASKS)}")
+    raise InputError(f"no one task is named in {text!r}; give one by its name: {', '.join(LAYOUTS)}")
 
 
 def class_of(label: str, names: Sequence[str]) -> int | None:
@@ -125,7 +125,7 @@ def class_of(label: str, names: Sequence[str]) -> int | None:
 
 
 def resolve_labels(
-    task: Task, head_labels: Sequence[str], num_classes: int, given: Sequence[str] | None
+    layout: Layout, head_labels: Sequence[str], num_classes: int, given: Sequence[str] | None
 ) -> tuple[str, ...]:
     """The gold string of each of a head's classes, for class_of() and metrics.ClassCounts.
 
@@ -143,10 +143,10 @@ def resolve_labels(
     Raises:
       InputError: the counts do not fit, or two classes are given one name.
     """
-    if task.problem == "regression":
+    if layout.problem == "regression":
         if given or num_classes != 1:
             raise InputError(
-                f"{task.name} is a regression: it takes a head of 1 output and no labels,"
+                f"{layout.name} is a regression: it takes a head of 1 output and no labels,"
                 f" got {num_classes} outputs and {len(given or ())} labels"
             )
         return ()
@@ -156,20 +156,20 @@ def resolve_labels(
                 f"the head has {num_classes} classes, got the labels {', '.join(given) or '(none)'};"
                 " give each class a name of its own, in the order of the head"
             )
-        return _in_gold_strings(task, given) or tuple(given)
-    if len(task.labels) != num_classes:
+        return _in_gold_strings(layout, given) or tuple(given)
+    if len(layout.labels) != num_classes:
         raise InputError(
-            f"{task.name} has {len(task.labels)} classes ({', '.join(task.labels)}), the head {num_classes};"
+            f"{layout.name} has {len(layout.labels)} classes ({', '.join(layout.labels)}), the head {num_classes};"
             " take another head, or name each of its classes with --labels"
         )
-    return _in_gold_strings(task, head_labels) or task.labels
+    return _in_gold_strings(layout, head_labels) or layout.labels
 
 
-def _in_gold_strings(task: Task, names: Sequence[str]) -> tuple[str, ...] | None:
+def _in_gold_strings(layout: Layout, names: Sequence[str]) -> tuple[str, ...] | None:
     """`names` as the file spells them, where they are the task's labels or their meanings in some order."""
     folded = [name.casefold() for name in names]
-    for known in (task.labels, task.meanings):
-        gold = {name.casefold(): label for name, label in zip(known, task.labels, strict=False)}
+    for known in (layout.labels, layout.meanings):
+        gold = {name.casefold(): label for name, label in zip(known, layout.labels, strict=False)}
         if gold and sorted(folded) == sorted(gold):
             return tuple(gold[name] for name in folded)
     return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from roberta_flax import metrics
 from roberta_flax.datasets import examples, tables
 from roberta_flax.datasets.examples import Examples
-from roberta_flax.datasets.layouts import TASKS, Task, default_metrics, resolve_labels, task_of
+from roberta_flax.datasets.layouts import LAYOUTS, Layout, default_metrics, layout_of, resolve_labels
 from roberta_flax.datasets.recipes import recipe_of
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
@@ -63,12 +63,12 @@ class TaskReader:
 
 
 def task_name(task: str) -> str:
-    """The name of a task in layouts.TASKS ("sst2" is "sst-2"), of CHOICE_TASKS, or "custom"; else InputError."""
+    """The name of a task in layouts.LAYOUTS ("sst2" is "sst-2"), of CHOICE_TASKS, or "custom"; else InputError."""
     name = task.casefold()
     if name in (*CHOICE_TASKS, CUSTOM):
         return name
     try:
-        return task_of(name).name
+        return layout_of(name).name
     except InputError as error:
         raise InputError(f"{error}; or {', '.join((*CHOICE_TASKS, CUSTOM))}") from None
 
@@ -108,7 +108,7 @@ def task_reader(
         raise InputError("several label columns are for --kind multi-label; give one")
     make = _Maker(task, Path(train), config, tokenizer, columns, head or task, limit)
     if task not in (CUSTOM, *CHOICE_TASKS):
-        return make.sentences(TASKS[task])
+        return make.sentences(LAYOUTS[task])
     return {
         "classification": make.classes,
         "regression": make.values,
@@ -131,34 +131,34 @@ class _Maker:
     name: str
     limit: int
 
-    def sentences(self, task: Task) -> TaskReader:
+    def sentences(self, layout: Layout) -> TaskReader:
         """Of a layout whose labels are known."""
         columns = self.columns
         given = columns.labels or None
-        labels = resolve_labels(task, (), len(given or task.labels) or 1, given)
+        labels = resolve_labels(layout, (), len(given or layout.labels) or 1, given)
         if columns.texts or columns.label or not columns.header:
-            label = columns.label[0] if columns.label else task.label
-            task = replace(task, texts=columns.texts or task.texts, label=label, header=columns.header)
-        if task.problem == "single_label" and len(labels) < 2:
+            label = columns.label[0] if columns.label else layout.label
+            layout = replace(layout, texts=columns.texts or layout.texts, label=label, header=columns.header)
+        if layout.problem == "single_label" and len(labels) < 2:
             raise InputError(f"a classification has two or more classes, got {', '.join(labels) or 'none'}")
         divisor = recipe_of(self.task).target_divisor
 
         def read(path: PathLike) -> Examples:
-            return examples.sentence_examples(path, task, labels, self.tokenizer, self.limit, divisor=divisor)
+            return examples.sentence_examples(path, layout, labels, self.tokenizer, self.limit, divisor=divisor)
 
-        shown = columns.labels or task.meanings or labels
-        head = self._head("sentence", len(labels) or 1, task.problem, shown)
-        return TaskReader(head, labels, task.metrics, read)
+        shown = columns.labels or layout.meanings or labels
+        head = self._head("sentence", len(labels) or 1, layout.problem, shown)
+        return TaskReader(head, labels, layout.metrics, read)
 
     def classes(self) -> TaskReader:
         label = (*self.columns.label, "label")[0]
         labels = self.columns.labels or examples.label_names(self.train, label, header=self.columns.header)
-        return self.sentences(Task(self.task, self._texts(), label, labels, ("accuracy", "macro_f1")))
+        return self.sentences(Layout(self.task, self._texts(), label, labels, ("accuracy", "macro_f1")))
 
     def values(self) -> TaskReader:
         label = (*self.columns.label, "label")[0]
-        task = Task(self.task, self._texts(), label, (), metrics.VALUE_METRICS, problem="regression")
-        return self.sentences(task)
+        layout = Layout(self.task, self._texts(), label, (), metrics.VALUE_METRICS, problem="regression")
+        return self.sentences(layout)
 
     def several_labels(self) -> TaskReader:
         labels, texts = self.columns.label, self._texts()

@@ -140,5 +140,5 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_of(task: str) -> Recipe:
-    """The recipe of a task, by its name in layouts.TASKS, "race" or "commonsenseqa"; CUSTOM of any other."""
+    """The recipe of a task, by its name in layouts.LAYOUTS, "race" or "commonsenseqa"; CUSTOM of any other."""
     return RECIPES.get(task, CUSTOM)

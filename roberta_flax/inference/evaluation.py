@@ -17,7 +17,7 @@ import numpy as np
 
 from roberta_flax.datasets import readers, tables
 from roberta_flax.datasets.examples import Tally
-from roberta_flax.datasets.layouts import Task, class_of, default_metrics, resolve_labels, task_of
+from roberta_flax.datasets.layouts import Layout, class_of, default_metrics, layout_of, resolve_labels
 from roberta_flax.datasets.readers import Columns
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
@@ -130,22 +130,22 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} is no file; give one with gold labels, as GLUE has them")
 
 
-def _layout(path: Path, head: HeadConfig, task: str | None, columns: Columns) -> Task:
+def _layout(path: Path, head: HeadConfig, task: str | None, columns: Columns) -> Layout:
     """A sentence head's file's, with the columns that are given."""
     if task is not None and readers.task_name(task) == readers.CUSTOM:
         texts = columns.texts or tables.usual_columns(path, None if columns.header else False, _format(path))
         label, metrics = (*columns.label, "label")[0], default_metrics(head)
         if head.problem == "regression":
-            return Task(readers.CUSTOM, texts, label, (), metrics, columns.header, "regression")
-        return Task(readers.CUSTOM, texts, label, columns.labels or head.label_names, metrics, columns.header)
-    layout = task_of(task or path)
+            return Layout(readers.CUSTOM, texts, label, (), metrics, columns.header, "regression")
+        return Layout(readers.CUSTOM, texts, label, columns.labels or head.label_names, metrics, columns.header)
+    layout = layout_of(task or path)
     header = layout.header and columns.header
     label = columns.label[0] if columns.label else layout.label
     return replace(layout, texts=columns.texts or layout.texts, label=label, header=header)
 
 
 def _stream(
-    path: Path, layout: Task, labels: tuple[str, ...], predictor: Predictor, head: HeadConfig
+    path: Path, layout: Layout, labels: tuple[str, ...], predictor: Predictor, head: HeadConfig
 ) -> FileEvaluation:
     judge: judging.Judge = judging.Classes(labels, layout.metrics) if labels else judging.Values(layout.metrics)
     tally = Tally(path)
@@ -173,7 +173,7 @@ def _stream(
 
 
 def _windows(
-    path: Path, layout: Task, gold_of: Callable[[str], float | int | None], tally: Tally
+    path: Path, layout: Layout, gold_of: Callable[[str], float | int | None], tally: Tally
 ) -> Iterator[tuple[list[Any], list[float | int]]]:
     """The inputs and the gold of the rows that have some, a window at a time; the tally counts the others."""
     header = None if layout.header else False

@@ -24,7 +24,7 @@ from roberta_flax.datasets.examples import (
     tag_names,
     token_examples,
 )
-from roberta_flax.datasets.layouts import TASKS, Task
+from roberta_flax.datasets.layouts import LAYOUTS, Layout
 from roberta_flax.errors import InputError
 from roberta_flax.text.encoding import encode_texts
 from roberta_flax.train.batches import training_batches, validation_batches
@@ -53,7 +53,7 @@ def test_sicks_pairs_are_encoded_as_encode_does_and_have_its_labels(gpt2_tokeniz
     if not path.is_file():
         skip_or_fail(f"{path} is not there")
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-    found = sentence_examples(path, TASKS["sick"], TASKS["sick"].labels, gpt2_tokenizer, LIMIT)
+    found = sentence_examples(path, LAYOUTS["sick"], LAYOUTS["sick"].labels, gpt2_tokenizer, LIMIT)
     assert len(found) == found.tally.examples == len(rows)
     assert (found.tally.truncated, found.tally.unusable, found.tally.unlabeled) == (0, 0, 0)
     order = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
@@ -61,7 +61,7 @@ def test_sicks_pairs_are_encoded_as_encode_does_and_have_its_labels(gpt2_tokeniz
     for number in (0, 7, 4000):
         (tokens,) = found.sequences([number])
         assert tokens.tolist() == gpt2_tokenizer.encode(rows[number][1], rows[number][2]).tolist()
-    values = sentence_examples(path, TASKS["sick-relatedness"], (), gpt2_tokenizer, LIMIT)
+    values = sentence_examples(path, LAYOUTS["sick-relatedness"], (), gpt2_tokenizer, LIMIT)
     assert values.targets.dtype == np.float32
     assert values.targets[:3].tolist() == pytest.approx([4.5, 3.2, 4.7])
 
@@ -76,7 +76,7 @@ def test_rows_without_agreement_and_malformed_ones_are_left_out_and_told(tokeniz
         "A dog.\tA cat.\tneutral",
         "two\tcolumns",
     )
-    found = sentence_examples(path, TASKS["mnli"], TASKS["mnli"].labels, tokenizer, LIMIT)
+    found = sentence_examples(path, LAYOUTS["mnli"], LAYOUTS["mnli"].labels, tokenizer, LIMIT)
     assert found.targets.tolist() == [0, 1]
     assert (found.tally.unlabeled, found.tally.unusable) == (1, 2)
     assert f"2 unusable rows left out; the first is {path}, line 4: 1 column" in found.tally.to_text()
@@ -87,12 +87,12 @@ def test_a_label_that_is_none_of_the_tasks_is_an_error_with_its_line(tokenizer, 
     with pytest.raises(
         InputError, match=r"a\.tsv, line 3: 'entailed' is none of the labels entailment, not_entailment"
     ):
-        sentence_examples(path, TASKS["qnli"], TASKS["qnli"].labels, tokenizer, LIMIT)
+        sentence_examples(path, LAYOUTS["qnli"], LAYOUTS["qnli"].labels, tokenizer, LIMIT)
 
 
 def test_sts_b_scores_are_divided_by_five_as_in_fairseqs_preprocessing(tokenizer, tmp_path):
     path = written(tmp_path / "s.tsv", "sentence1\tsentence2\tscore", "a\tb\t5.000", "a\tb\t2.5", "a\tb\tnan")
-    found = sentence_examples(path, TASKS["sts-b"], (), tokenizer, LIMIT, divisor=5.0)
+    found = sentence_examples(path, LAYOUTS["sts-b"], (), tokenizer, LIMIT, divisor=5.0)
     assert found.targets.tolist() == [1.0, 0.5]
     assert "line 4: score 'nan' is no number" in found.tally.first
 
@@ -100,7 +100,7 @@ def test_sts_b_scores_are_divided_by_five_as_in_fairseqs_preprocessing(tokenizer
 def test_texts_that_are_too_long_are_cut_as_in_inference_and_counted(tokenizer, tmp_path):
     pair = ["the dog " * 30, "a cat " * 5]
     path = written(tmp_path / "l.jsonl", {"a": pair[0], "b": pair[1], "y": 1}, {"a": "short", "b": "", "y": 0})
-    task = Task("custom", ("a", "b"), "y", ("0", "1"), ("accuracy",))
+    task = Layout("custom", ("a", "b"), "y", ("0", "1"), ("accuracy",))
     found = sentence_examples(path, task, ("0", "1"), tokenizer, 40)
     assert found.tally.truncated == 1
     assert found.tally.to_text() == f"{path}: 2 examples; 1 truncated"
@@ -111,12 +111,12 @@ def test_files_without_a_usable_row_are_an_error_that_says_why(tokenizer, tmp_pa
     path = written(tmp_path / "e.csv", "text,label", "hello,")
     with pytest.raises(InputError, match="is none of the labels"):
         sentence_examples(
-            path, Task("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
+            path, Layout("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
         )
     path = written(tmp_path / "f.jsonl", {"text": 5, "label": "a"})
     with pytest.raises(InputError, match=r"no row to learn from.* the first is .*f\.jsonl, line 1: column 'text'"):
         sentence_examples(
-            path, Task("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
+            path, Layout("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
         )
 
 
@@ -489,7 +489,9 @@ def numbered(tokenizer, tmp_path) -> reading.Examples:
     rows = ({"text": "a dog " * (1 + i % 7), "label": i} for i in range(23))
     path = written(tmp_path / "n.jsonl", *rows)
     labels = tuple(map(str, range(23)))
-    return sentence_examples(path, Task("custom", ("text",), "label", labels, ("accuracy",)), labels, tokenizer, LIMIT)
+    return sentence_examples(
+        path, Layout("custom", ("text",), "label", labels, ("accuracy",)), labels, tokenizer, LIMIT
+    )
 
 
 def batches(examples: reading.Examples, **changes: Any) -> Any:
@@ -559,7 +561,7 @@ def test_few_lengths_occur(numbered):
 def test_one_example_is_enough(tokenizer, tmp_path):
     path = written(tmp_path / "one.jsonl", {"text": "a", "label": "x"})
     one = sentence_examples(
-        path, Task("custom", ("text",), "label", ("x", "y"), ("accuracy",)), ("x", "y"), tokenizer, LIMIT
+        path, Layout("custom", ("text",), "label", ("x", "y"), ("accuracy",)), ("x", "y"), tokenizer, LIMIT
     )
     iterator = batches(one, batch_size=2)
     for _ in range(3):
@@ -596,6 +598,6 @@ def test_batches_of_tokens_spans_and_choices_have_the_shapes_of_the_losses(token
 def test_fingerprints_tell_files_apart(numbered, tokenizer, tmp_path):
     path = written(tmp_path / "o.jsonl", {"text": "a dog", "label": "1"})
     other = sentence_examples(
-        path, Task("custom", ("text",), "label", ("0", "1"), ("accuracy",)), ("0", "1"), tokenizer, LIMIT
+        path, Layout("custom", ("text",), "label", ("0", "1"), ("accuracy",)), ("0", "1"), tokenizer, LIMIT
     )
     assert numbered.fingerprint() == numbered.fingerprint() != other.fingerprint()
