@@ -271,7 +271,7 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
     assert (refused[0], "max_length must be from 8 to the model's 512, got 1000" in refused[2]) == (1, True)
     (folder / "dev_matched.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tmaybe\n")
     status, _, err = run("evaluate", folder / "dev_matched.tsv", "-m", TINY)
-    assert (status, "line 2: 'maybe' is no label of mnli" in err) == (1, True)
+    assert (status, "line 2: 'maybe' is not a label of mnli" in err) == (1, True)
 
 
 @pytest.mark.parametrize(

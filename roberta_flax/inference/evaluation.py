@@ -191,7 +191,7 @@ def _windows(
                 continue
             if (gold := gold_of(str(label))) is None:
                 raise InputError(
-                    f"{path}, line {row.line}: {label!r} is no label of {layout.name}; "
+                    f"{path}, line {row.line}: {label!r} is not a label of {layout.name}; "
                     "name the head's classes in order with --labels"
                 )
             inputs.append(tuple(texts))

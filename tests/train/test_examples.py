@@ -1,4 +1,4 @@
-"""Labelled files as examples: ids against fairseq's tasks, places of words and answers against transformers, batches."""
+"""Labeled files as examples: ids against fairseq's tasks, places of words and answers against transformers, batches."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_rows_without_agreement_and_malformed_ones_are_left_out_and_told(tokeniz
 def test_a_label_that_is_none_of_the_tasks_is_an_error_with_its_line(tokenizer, tmp_path):
     path = written(tmp_path / "a.tsv", "question\tsentence\tlabel", "q\ts\tentailment", "q\ts\tentailed")
     with pytest.raises(
-        InputError, match=r"a\.tsv, line 3: 'entailed' is none of the labels entailment, not_entailment"
+        InputError, match=r"a\.tsv, line 3: 'entailed' is not one of the labels entailment, not_entailment"
     ):
         sentence_examples(path, LAYOUTS["qnli"], LAYOUTS["qnli"].labels, tokenizer, LIMIT)
 
@@ -94,7 +94,7 @@ def test_sts_b_scores_are_divided_by_five_as_in_fairseqs_preprocessing(tokenizer
     path = written(tmp_path / "s.tsv", "sentence1\tsentence2\tscore", "a\tb\t5.000", "a\tb\t2.5", "a\tb\tnan")
     found = sentence_examples(path, LAYOUTS["sts-b"], (), tokenizer, LIMIT, divisor=5.0)
     assert found.targets.tolist() == [1.0, 0.5]
-    assert "line 4: score 'nan' is no number" in found.tally.first
+    assert "line 4: score 'nan' is not a number" in found.tally.first
 
 
 def test_texts_that_are_too_long_are_cut_as_in_inference_and_counted(tokenizer, tmp_path):
@@ -109,12 +109,12 @@ def test_texts_that_are_too_long_are_cut_as_in_inference_and_counted(tokenizer, 
 
 def test_files_without_a_usable_row_are_an_error_that_says_why(tokenizer, tmp_path):
     path = written(tmp_path / "e.csv", "text,label", "hello,")
-    with pytest.raises(InputError, match="is none of the labels"):
+    with pytest.raises(InputError, match="is not one of the labels"):
         sentence_examples(
             path, Layout("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
         )
     path = written(tmp_path / "f.jsonl", {"text": 5, "label": "a"})
-    with pytest.raises(InputError, match=r"no row to learn from.* the first is .*f\.jsonl, line 1: column 'text'"):
+    with pytest.raises(InputError, match=r"no usable row.* the first is .*f\.jsonl, line 1: column 'text'"):
         sentence_examples(
             path, Layout("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
         )
@@ -208,9 +208,9 @@ def test_tags_of_words_beyond_the_limit_are_left_out_and_counted(tokenizer, tmp_
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"words": ["a", "b"], "tags": ["X"]}, "2 words and 1 tags"),
-        ({"words": ["a", " "], "tags": ["X", "X"]}, "words that are not text, or empty"),
-        ({"words": "a b", "tags": ["X", "X"]}, "words is missing or not a list of something"),
+        ({"words": ["a", "b"], "tags": ["X"]}, "2 words but 1 tags"),
+        ({"words": ["a", " "], "tags": ["X", "X"]}, "words has an item that is empty or not text"),
+        ({"words": "a b", "tags": ["X", "X"]}, "words is missing, empty or not a list"),
         ("{not JSON", "not JSON"),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_question_without_an_answer_points_at_the_first_token_in_every_window(
     [
         ({"text": ["mayor"], "answer_start": [3]}, "answer 'mayor' is not at character 3 of the context"),
         ({"text": ["mayor"]}, "as many text as answer_start"),
-        ("mayor", "answers is missing, or not as SQuAD's are"),
+        ("mayor", "answers is missing, or not in SQuAD's form"),
     ],
 )
 def test_answers_that_are_not_in_the_context_are_told(answers, reason, tokenizer, tmp_path):
@@ -472,11 +472,11 @@ def test_rows_have_choices_of_their_own_number_and_wrong_answers_are_errors(toke
     assert found.tally.first.endswith("line 3: 1 choices, expected two or more")
     ((_, batch),) = validation_batches(found, batch_size=2, pad_id=1, max_positions=LIMIT)
     assert (batch["tokens"][0, 2] == 1).all()
-    with pytest.raises(InputError, match=r"d\.jsonl, line 1: 'C' is none of 2 choices"):
+    with pytest.raises(InputError, match=r"d\.jsonl, line 1: 'C' is not one of 2 choices"):
         choice_examples(written(tmp_path / "d.jsonl", {**two, "label": "C"}, row), "choice", tokenizer, LIMIT)
     for label in (3, "D", None, True):
         bad = written(tmp_path / "d.jsonl", {**row, "label": label})
-        with pytest.raises(InputError, match=r"d\.jsonl, line 1: .* is none of 3 choices"):
+        with pytest.raises(InputError, match=r"d\.jsonl, line 1: .* is not one of 3 choices"):
             choice_examples(bad, "choice", tokenizer, LIMIT)
 
 

@@ -390,7 +390,7 @@ def test_dtype_remat_plot_and_tensorboard_go_through(finetune, sentiment, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task", "nothing"), "no one task is named in 'nothing'"),
+        (("--task", "nothing"), "'nothing' does not name exactly one task"),
         (("--task", "sst-2", "--kind", "token"), "--kind is for --task custom"),
         (("--task", "custom", "--kind", "tokens"), "kind must be one of classification"),
         (("--task", "sst-2", "--epochs", "0"), "epochs must be 1 or more, got 0"),
