@@ -32,7 +32,7 @@ from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.model import Head
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.train import directory as layout
+from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
 from roberta_flax.train.losses import head_loss
@@ -202,7 +202,7 @@ class FineTuning:
 
         def save_best(params: Params) -> None:
             whole = dataclasses.replace(config, lm_head=roberta.config.lm_head)
-            layout.save_best(directory, whole, {**params, **rest}, roberta.tokenizer)
+            run_directory.save_best(directory, whole, {**params, **rest}, roberta.tokenizer)
 
         outcome = loop.run(
             make_train_step(loss, optimizer, accumulate=recipe.update_freq, freeze=self.freeze),
@@ -233,11 +233,11 @@ class FineTuning:
                 f"{self.best} was not a number in any validation on {self.validation.tally.path}, so there is no best "
                 "model; take another metric, or train for longer"
             )
-        saved = _reached(converted.read(directory / layout.BEST)[1], self.head)
+        saved = _reached(converted.read(directory / run_directory.BEST)[1], self.head)
         judged, mean_loss = validation.evaluate(_placed(saved, config, mesh, fully_sharded))
         result = Result(seed, outcome.steps, outcome.stopped, outcome.best_step, self.best, mean_loss, judged)
         if is_first_process():
-            layout.write_summary(directory, {**self.to_json(), **result.to_json()})
+            run_directory.write_summary(directory, {**self.to_json(), **result.to_json()})
         return result
 
     def run_seeds(
@@ -265,7 +265,7 @@ class FineTuning:
         ]
         found = SeedResults(directory, tuple(results))
         if several and is_first_process():
-            layout.write_summary(directory, {**self.to_json(), **found.to_json()})
+            run_directory.write_summary(directory, {**self.to_json(), **found.to_json()})
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -308,7 +308,7 @@ class FineTuning:
             "validation": self.validation.fingerprint(),
             "freeze": list(self.freeze),
             "layer_decay": self.layer_decay,
-            **layout.numerics_note(self.numerics),
+            **run_directory.numerics_note(self.numerics),
             "seed": seed,
         }
         return {**self.note, **plain}
@@ -377,7 +377,7 @@ class SeedResults:
     def best_model(self) -> Path:
         """The directory of the best model."""
         several = len(self.results) > 1
-        return (self.directory / f"seed-{self.best.seed}" if several else self.directory) / layout.BEST
+        return (self.directory / f"seed-{self.best.seed}" if several else self.directory) / run_directory.BEST
 
     def to_json(self) -> dict[str, Any]:
         """One run's, or each's with the medians and the best, for json.dumps."""

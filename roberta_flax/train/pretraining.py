@@ -30,7 +30,7 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.text.tokenizer import Tokenizer
-from roberta_flax.train import directory as layout
+from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.losses import HostBatch, masked_lm_loss
 from roberta_flax.train.masked_batches import training_batches
@@ -146,11 +146,11 @@ class Pretraining:
                 "samples": asdict(self.samples),
                 **asdict(recipe),
                 "warmup_steps": warmup,
-                **layout.numerics_note(self.numerics),
+                **run_directory.numerics_note(self.numerics),
             },
             schedule=schedule,
             validate=lambda params: mean_loss(eval_step, params, validated.in_order(), mesh),
-            save_best=lambda params: layout.save_best(directory, config, params, tokenizer),
+            save_best=lambda params: run_directory.save_best(directory, config, params, tokenizer),
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
@@ -159,11 +159,11 @@ class Pretraining:
             progress=progress,
         )  # fmt: skip
         result = Result(
-            directory / layout.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,
+            directory / run_directory.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,
             trained.steps_per_epoch,
         )  # fmt: skip
         if is_first_process():
-            layout.write_summary(directory, result.to_json())
+            run_directory.write_summary(directory, result.to_json())
         return result
 
     def _steps(self) -> tuple[int, int]:
