@@ -129,7 +129,7 @@ class Stopwatch:
 
 
 def _json_value(value: Any) -> Any:
-    """Converts a value for JSON: a float has the fewest digits that give the same float32; NaN and infinity are null."""
+    """Converts a value for JSON: floats have the fewest digits for the same float32; NaN and infinity are null."""
     if isinstance(value, bool | int):
         return value
     return float(str(np.float32(value))) if math.isfinite(value) else None
