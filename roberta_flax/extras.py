@@ -1,4 +1,4 @@
-"""Optional packages, imported where they are used."""
+"""Imports optional packages where they are used, and says how to install a missing one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from roberta_flax.errors import InputError
 
-# of each extra of this package, what needs it
+# For each extra of this package, the feature that needs it.
 _PURPOSES = {
     "convert": "writing a fairseq checkpoint",
     "huggingface": "loading a model from Hugging Face's hub",
@@ -21,21 +21,21 @@ _PURPOSES = {
 
 
 def require(module: str, extra: str, instead: str = "") -> Any:
-    """A module that one of this package's extras installs, imported.
+    """Imports a module that one of this package's extras installs.
 
     Args:
-      module: its dotted name.
-      extra: which installs it.
-      instead: what to do where it cannot be installed.
+      module: the module's dotted name.
+      extra: the extra that installs it.
+      instead: what to do if it cannot be installed.
 
     Raises:
-      InputError: it cannot be imported. The line says what needs it, and how to install it.
+      InputError: the module cannot be imported. The message says what needs it and how to install it.
     """
     return imported(module, _PURPOSES[extra], f"pip install 'roberta-flax[{extra}]'", instead)
 
 
 def imported(module: str, purpose: str, command: str, instead: str = "") -> Any:
-    """A module that no extra installs but a `command` does; other arguments and errors as in `require`."""
+    """Imports a module that `command` installs; other arguments and errors as in `require`."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first used."""
+"""Imports the public names of a package when they are first used."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 def attach(
     package: str, names: Sequence[str], homes: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], Sequence[str]]]:
-    """A package's `__getattr__` and `__dir__` (PEP 562).
+    """Returns a package's `__getattr__` and `__dir__` (PEP 562).
 
-    `dir()` of the package, and so completion, then shows its public names and not every module that it consists of.
+    With them, `dir()` and completion show the package's public names instead of all its modules.
 
     Args:
-      package: its `__name__`.
-      names: its `__all__`, of which it defines some and imports the others late.
-      homes: the module in the package that defines a name, or that the name stands for where it ends in it; a name
-        without an entry is that of a module directly in the package.
+      package: the package's `__name__`.
+      names: the package's `__all__`. Names that it does not define are imported when they are first used.
+      homes: for each name, the module in the package that defines it. If the module's last part is the name, the name
+        is the module itself. A name without an entry is a module directly in the package.
     """
-    known = homes or {}
+    module_of = homes or {}
 
     def getattribute(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        home = known.get(name, name)
+        home = module_of.get(name, name)
         module = importlib.import_module(f"{package}.{home}")
         value = module if home.rpartition(".")[2] == name else getattr(module, name)
         setattr(sys.modules[package], name, value)

@@ -1,6 +1,6 @@
-"""Metrics: predicted and gold classes, entities, values or answers in, an Evaluation out.
+"""Metrics: compares predicted and gold classes, entities, values or answers, and returns an Evaluation.
 
-No JAX: numpy arrays and Python's numbers. scipy.stats, which takes a second to import, is imported where it is used.
+This module uses numpy and not JAX. scipy.stats, which takes a second to import, is imported where it is used.
 """
 
 from __future__ import annotations
@@ -24,23 +24,29 @@ VALUE_METRICS = ("pearson", "spearman", "mse")
 ENTITY_METRICS = ("entity_f1", "entity_precision", "entity_recall")
 LESS_IS_BETTER = ("loss", "mse")
 
-_Z = NormalDist().inv_cdf(0.975)  # 1.96: two-sided, 95 %
+_Z = NormalDist().inv_cdf(0.975)  # 1.96: two-sided, 95%
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """The metrics of predictions.
 
     Attributes:
-      count: rows judged.
-      metrics: by name, in the order asked for. accuracy; matthews (Gorodkin, 2004; 0 where gold or predicted classes
-        are all one); f1, of the class called "1" or else class 1 where there are two classes, macro_f1 where there
-        are others; macro_f1, over the classes that occur in gold or predicted. As scikit-learn's, an F1 of 0 / 0 is 0.
-        pearson and spearman, NaN where gold or predicted values are all one; mse. ENTITY_METRICS: see EntityCounts.
-      intervals: 95 %, by metric. accuracy: the score interval of Wilson (1927). pearson: Fisher's z; spearman: the
-        same with the standard error of Bonett and Wright (2000); both only from 4 rows and within -1 and 1.
-      confusion: rows [gold][predicted]; None for values.
-      labels: names of the classes; () for values.
+      count: number of rows.
+      metrics: values by name, in the requested order.
+        accuracy  the share of correct rows.
+        matthews  the Matthews correlation (Gorodkin, 2004); 0 if all gold or all predicted classes are the same.
+        f1        with two classes, that of the class named "1", or else class 1; otherwise macro_f1. As in
+                  scikit-learn, an F1 of 0 / 0 is 0.
+        macro_f1  the mean over the classes that occur in gold or predicted.
+        pearson, spearman  correlations; NaN if all gold or all predicted values are the same.
+        mse       the mean squared error.
+        ENTITY_METRICS     see EntityCounts.
+      intervals: 95% confidence intervals by metric. accuracy has the score interval of Wilson (1927). pearson has
+        Fisher's z, and spearman the same with the standard error of Bonett and Wright (2000). These two need at least 4
+        rows and a correlation between -1 and 1.
+      confusion: the confusion matrix, as rows [gold][predicted]; None for values.
+      labels: the names of the classes; () for values.
     """
 
     count: int
@@ -50,7 +56,7 @@ class Evaluation:
     labels: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, for json.dumps: NaN and infinity, which JSON lacks, are None."""
+        """Returns the fields by name, for json.dumps. NaN and infinity, which JSON lacks, are None."""
         return {
             "count": self.count,
             "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
@@ -60,7 +66,7 @@ class Evaluation:
         }
 
     def to_text(self) -> str:
-        """Lines for a terminal: the metrics; of classes also the confusion matrix, and each one's precision and so on.
+        """Returns lines for a terminal: the metrics, and for classes the confusion matrix, precision, recall and F1.
 
         A precision or recall of 0 / 0 is "-".
         """
@@ -83,27 +89,34 @@ class Evaluation:
             return f"{name} undefined (the gold or the predicted values are all the same)"
         line = f"{name} {value:.4f}"
         if name == "f1" and len(self.labels) == 2:
-            line += f" (of class {printable(self.labels[_positive(self.labels)])})"
+            line += f" (for class {printable(self.labels[_positive(self.labels)])})"
         if name in self.intervals:
-            line += " (95 % interval {:.4f} to {:.4f})".format(*self.intervals[name])
+            line += " (95% interval {:.4f} to {:.4f})".format(*self.intervals[name])
         return line
 
 
 class ClassCounts:
-    """A confusion matrix that rows are added to, so that a file of any length is judged in the memory of one batch."""
+    """A confusion matrix that rows are added to, so that a file of any length is scored in the memory of one batch."""
 
     def __init__(self, labels: Sequence[str]) -> None:
-        """Args: labels, the names of the classes, in the order of their numbers; at least one."""
+        """Creates an empty matrix.
+
+        Args:
+          labels: the names of the classes, in the order of their numbers; at least one.
+        """
         if not labels:
-            raise InputError("no labels: name the classes that predictions are judged by")
+            raise InputError("no labels: name the classes of the predictions")
         self.labels = tuple(labels)
         self.counts = np.zeros((len(self.labels), len(self.labels)), np.int64)  # [gold, predicted]
 
     def add(self, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> None:
-        """Counts rows: classes as integers, [rows] each, which may be none.
+        """Counts rows.
+
+        Args:
+          predicted, gold: classes, integers [rows]. There may be no rows.
 
         Raises:
-          InputError: not integers, lengths that differ, or a class outside the labels; nothing is counted then.
+          InputError: the classes are not integers, the lengths differ, or a class is out of range. Nothing is counted.
         """
         size = len(self.labels)
         arrays = {"predicted": np.asarray(predicted), "gold": np.asarray(gold)}
@@ -121,18 +134,18 @@ class ClassCounts:
         self.counts += np.bincount(cells, minlength=size * size).reshape(size, size)
 
     def evaluation(self, metrics: Sequence[str] = ("accuracy",)) -> Evaluation:
-        """Judges the rows added so far by `metrics`, of CLASS_METRICS; InputError where there are no rows."""
+        """Returns `metrics`, from CLASS_METRICS, of the rows added so far; raises InputError if there are none."""
         _check_metrics(metrics, CLASS_METRICS)
         confusion: list[list[int]] = self.counts.tolist()
         count = _checked_count(sum(map(sum, confusion)))
         correct = sum(row[i] for i, row in enumerate(confusion))
         f1 = [score for _, _, score in _class_scores(confusion)]
-        of_positive = f1[_positive(self.labels)] if len(f1) == 2 else math.nan
+        positive_f1 = f1[_positive(self.labels)] if len(f1) == 2 else math.nan
         macro_f1 = float(np.nanmean(f1))
         values = {
             "accuracy": correct / count,
             "matthews": _matthews(confusion),
-            "f1": macro_f1 if len(f1) != 2 else 0.0 if math.isnan(of_positive) else of_positive,
+            "f1": macro_f1 if len(f1) != 2 else 0.0 if math.isnan(positive_f1) else positive_f1,
             "macro_f1": macro_f1,
         }
         intervals = {"accuracy": _wilson(correct, count)} if "accuracy" in metrics else {}
@@ -140,113 +153,127 @@ class ClassCounts:
 
 
 class EntityCounts(ClassCounts):
-    """ClassCounts of the words of sentences whose labels mark entities; and of entities, how many are found.
+    """Counts the words of sentences, as ClassCounts does, and the entities that their labels mark.
 
-    The metrics of CoNLL-2003 (Tjong Kim Sang and De Meulder, 2003; its conlleval): a predicted one is right if a gold
-    one of its type has the same words. entity_precision: of the predicted ones, how many are right; entity_recall: of
-    the gold ones, how many are found; entity_f1: their harmonic mean; all 0 where none is right.
+    The metrics are those of CoNLL-2003 (Tjong Kim Sang and De Meulder, 2003; its script conlleval). A predicted entity
+    is correct if a gold entity of the same type has the same words. entity_precision is the share of predicted entities
+    that are correct, entity_recall the share of gold entities that are found, and entity_f1 their harmonic mean. All
+    are 0 if no entity is correct.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
-        """Args: labels, as in ClassCounts; see marks_entities()."""
+        """Creates empty counts.
+
+        Args:
+          labels: the names of the classes, as in ClassCounts; see marks_entities().
+        """
         super().__init__(labels)
-        self.predicted = self.gold = self.right = 0  # entities
+        self.predicted = self.gold = self.correct = 0  # numbers of entities
 
     def add(self, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> None:
-        """Counts the words of one sentence, and its entities; arguments and errors as of ClassCounts."""
+        """Counts the words of one sentence, and its entities; arguments and errors as in ClassCounts."""
         super().add(predicted, gold)
-        found, there = (entities([self.labels[i] for i in np.asarray(classes)]) for classes in (predicted, gold))
-        self.predicted += len(found)
-        self.gold += len(there)
-        self.right += len(found & there)
+        predicted_entities, gold_entities = (
+            entities([self.labels[i] for i in np.asarray(classes)]) for classes in (predicted, gold)
+        )
+        self.predicted += len(predicted_entities)
+        self.gold += len(gold_entities)
+        self.correct += len(predicted_entities & gold_entities)
 
     def evaluation(self, metrics: Sequence[str] = ENTITY_METRICS) -> Evaluation:
-        """Judges the sentences added so far by `metrics`, of ENTITY_METRICS and CLASS_METRICS."""
+        """Returns `metrics`, from ENTITY_METRICS and CLASS_METRICS, of the sentences added so far."""
         _check_metrics(metrics, ENTITY_METRICS + CLASS_METRICS)
-        of_words = super().evaluation(CLASS_METRICS)
-        pairs = ((2 * self.right, self.predicted + self.gold), (self.right, self.predicted), (self.right, self.gold))
-        of_entities = (above / below if below else 0.0 for above, below in pairs)
-        values = {**of_words.metrics, **dict(zip(ENTITY_METRICS, of_entities, strict=True))}
-        intervals = {name: interval for name, interval in of_words.intervals.items() if name in metrics}
-        return replace(of_words, metrics={name: values[name] for name in metrics}, intervals=intervals)
+        word_metrics = super().evaluation(CLASS_METRICS)
+        pairs = (
+            (2 * self.correct, self.predicted + self.gold),
+            (self.correct, self.predicted),
+            (self.correct, self.gold),
+        )
+        entity_values = (above / below if below else 0.0 for above, below in pairs)
+        values = {**word_metrics.metrics, **dict(zip(ENTITY_METRICS, entity_values, strict=True))}
+        intervals = {name: interval for name, interval in word_metrics.intervals.items() if name in metrics}
+        return replace(word_metrics, metrics={name: values[name] for name in metrics}, intervals=intervals)
 
 
 _ENTITY_LABEL = re.compile("[BI]-(.+)", re.DOTALL)
 
 
 def marks_entities(labels: Sequence[str]) -> bool:
-    """Whether labels mark entities: O of no entity, B-X and I-X of entities of types X, as in CoNLL-2003."""
+    """Whether labels mark entities as in CoNLL-2003: O outside entities, B-X and I-X in an entity of type X."""
     others = [label for label in labels if label != "O"]
     return 0 < len(others) < len(labels) and all(map(_ENTITY_LABEL.fullmatch, others))
 
 
 def entities(labels: Sequence[str]) -> set[tuple[str, int, int]]:
-    """The entities that a sentence's labels mark: their type, first word, and the one after the last.
+    """Returns the entities that a sentence's labels mark: type, first word, and one past the last word.
 
-    As conlleval: B-X begins one; I-X goes on with the X that ends before it, or else begins one. So labels are read
-    right where B- begins every entity (IOB2) and where it only parts two that touch (IOB1, CoNLL-2003's own files).
+    As in conlleval, B-X begins an entity. I-X continues an entity of type X that ends before it, or else begins one.
+    Labels are therefore read correctly both if B- begins every entity (IOB2) and if it only separates two adjacent ones
+    (IOB1, as in CoNLL-2003's own files).
     """
     found: set[tuple[str, int, int]] = set()
     type, first = "", 0
     for word, label in enumerate([*labels, "O"]):
         match = _ENTITY_LABEL.fullmatch(label)
-        of = match[1] if match else ""
-        if type and (of != type or label.startswith("B")):
+        label_type = match[1] if match else ""
+        if type and (label_type != type or label.startswith("B")):
             found.add((type, first, word))
             type = ""
-        if of and not type:
-            type, first = of, word
+        if label_type and not type:
+            type, first = label_type, word
     return found
 
 
 def evaluate_values(
     predicted: npt.ArrayLike, gold: npt.ArrayLike, metrics: Sequence[str] = ("pearson", "spearman")
 ) -> Evaluation:
-    """Judges predicted values, floats [rows], by gold ones, floats [rows], in float64.
+    """Compares predicted values with gold values, in float64.
 
     Args:
-      metrics: of VALUE_METRICS.
+      predicted, gold: floats [rows].
+      metrics: names from VALUE_METRICS.
 
     Raises:
-      InputError: no rows, lengths that differ, values that are not finite numbers, or no such metric.
+      InputError: there are no rows, the lengths differ, a value is not a finite number, or a metric is unknown.
     """
     _check_metrics(metrics, VALUE_METRICS)
     arrays = {"predicted": _as_floats(predicted, "predicted"), "gold": _as_floats(gold, "gold")}
     _check_shapes(arrays)
     for what, values in arrays.items():
         if bad := int((~np.isfinite(values)).sum()):
-            raise InputError(f"{bad} of {values.size} {what} values are NaN or infinite; mend or leave out those rows")
-    ours, theirs = arrays["predicted"], arrays["gold"]
-    count = _checked_count(len(ours))
+            raise InputError(f"{bad} of {values.size} {what} values are NaN or infinite; correct or remove those rows")
+    predicted_values, gold_values = arrays["predicted"], arrays["gold"]
+    count = _checked_count(len(predicted_values))
     values_of: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     for name in metrics:
         if name == "mse":
             with np.errstate(over="ignore"):
-                values_of[name] = float(np.mean((ours - theirs) ** 2))
+                values_of[name] = float(np.mean((predicted_values - gold_values) ** 2))
             continue
-        r = values_of[name] = _correlation(name, ours, theirs)
-        if count > 3 and abs(r) < 1 - 1e-12:  # what a sum's rounding leaves of 1
+        r = values_of[name] = _correlation(name, predicted_values, gold_values)
+        if count > 3 and abs(r) < 1 - 1e-12:  # 1 may be off by the rounding of a sum
             error = math.sqrt((1 + (r * r / 2 if name == "spearman" else 0)) / (count - 3))
             intervals[name] = (math.tanh(math.atanh(r) - _Z * error), math.tanh(math.atanh(r) + _Z * error))
     return Evaluation(count, values_of, intervals)
 
 
 def evaluate_answers(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> Evaluation:
-    """Judges answers by gold ones as SQuAD does (Rajpurkar et al., 2016 and 2018).
+    """Compares answers with gold answers as SQuAD does (Rajpurkar et al., 2016 and 2018).
 
-    As its evaluate-v2.0.py, but from 0 to 1: answers are compared without case, punctuation and articles, with the gold
-    answer that is the nearest. Metrics: exact_match; f1, of the words that answer and gold answer have in common.
+    The metrics are those of SQuAD's evaluate-v2.0.py, but from 0 to 1. Case, punctuation and articles are ignored, and
+    the closest gold answer counts. exact_match is the share of equal answers. f1 is the mean F1 of the words that an
+    answer shares with the gold answer.
 
     Args:
-      predicted: an answer to each question; "" says that there is none.
-      gold: those of each question; none where it cannot be answered.
+      predicted: one answer for each question; "" says that it has no answer.
+      gold: the gold answers of each question; none if it has no answer.
 
     Raises:
-      InputError: no questions, or lengths that differ.
+      InputError: there are no questions, or the lengths differ.
     """
     if len(predicted) != len(gold):
-        raise InputError(f"{len(predicted)} predicted and {len(gold)} gold rows; each row needs one of both")
+        raise InputError(f"{len(predicted)} predicted and {len(gold)} gold rows; each row needs one of each")
     count = _checked_count(len(gold))
     answers = [
         (_words(answer), [words for words in map(_words, golds) if words] or [[]])
@@ -261,12 +288,12 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _words(answer: str) -> list[str]:
-    """normalize_answer of evaluate-v2.0.py."""
+    """Splits an answer into words, as normalize_answer of evaluate-v2.0.py does."""
     return re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(_NO_PUNCTUATION)).split()
 
 
 def _overlap(words: list[str], others: list[str]) -> float:
-    """compute_f1 of evaluate-v2.0.py."""
+    """Returns the F1 of two answers' words, as compute_f1 of evaluate-v2.0.py does."""
     if not words or not others:
         return float(words == others)
     common = sum((Counter(words) & Counter(others)).values())
@@ -276,21 +303,21 @@ def _overlap(words: list[str], others: list[str]) -> float:
 def _check_metrics(metrics: Sequence[str], known: tuple[str, ...]) -> None:
     wrong = [name for name in metrics if name not in known]
     if wrong or not metrics:
-        raise InputError(f"no such metric here: {', '.join(wrong) or '(none given)'}; there are {', '.join(known)}")
+        raise InputError(f"unknown metrics: {', '.join(wrong) or '(none given)'}; choose from {', '.join(known)}")
 
 
 def _check_shapes(arrays: dict[str, npt.NDArray[Any]]) -> None:
     for what, array in arrays.items():
         if array.ndim != 1:
-            raise InputError(f"{what} must be one for each row, of shape [rows], got shape {list(array.shape)}")
+            raise InputError(f"{what} must have one item for each row, shape [rows], got shape {list(array.shape)}")
     predicted, gold = (len(array) for array in arrays.values())
     if predicted != gold:
-        raise InputError(f"{predicted} predicted and {gold} gold rows; each row needs one of both")
+        raise InputError(f"{predicted} predicted and {gold} gold rows; each row needs one of each")
 
 
 def _checked_count(count: int) -> int:
     if not count:
-        raise InputError("no rows to judge: the file has none, or none with a gold label")
+        raise InputError("no rows to evaluate: the file has no rows, or none with a gold label")
     return count
 
 
@@ -302,12 +329,12 @@ def _as_floats(values: npt.ArrayLike, what: str) -> npt.NDArray[np.float64]:
 
 
 def _positive(labels: tuple[str, ...]) -> int:
-    """The class that the F1 of two is of: GLUE's is of "1", wherever in its order a head has that."""
+    """Returns the class that the F1 of two classes refers to: the one named "1", as in GLUE, or else class 1."""
     return labels.index("1") if "1" in labels else 1
 
 
 def _class_scores(confusion: list[list[int]]) -> list[tuple[float, float, float]]:
-    """Precision, recall and F1 of each class; NaN for 0 / 0."""
+    """Returns precision, recall and F1 of each class; NaN for 0 / 0."""
     scores = []
     for i, row in enumerate(confusion):
         hits, gold, predicted = row[i], sum(row), sum(other[i] for other in confusion)
@@ -318,7 +345,7 @@ def _class_scores(confusion: list[list[int]]) -> list[tuple[float, float, float]
 
 
 def _matthews(confusion: list[list[int]]) -> float:
-    """R_K of Gorodkin (2004), in Python's integers: the products of a million rows overflow 64 bits."""
+    """Returns R_K of Gorodkin (2004), in Python's integers, because products of a million rows overflow 64 bits."""
     gold = [sum(row) for row in confusion]
     predicted = [sum(column) for column in zip(*confusion, strict=True)]
     count, correct = sum(gold), sum(row[i] for i, row in enumerate(confusion))
@@ -328,7 +355,7 @@ def _matthews(confusion: list[list[int]]) -> float:
 
 
 def _wilson(correct: int, count: int) -> tuple[float, float]:
-    """Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927), 209-212."""
+    """Wilson's 95% interval: Probable inference, the law of succession, and statistical inference, JASA 22 (1927)."""
     from scipy import stats
 
     interval = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
@@ -336,18 +363,20 @@ def _wilson(correct: int, count: int) -> tuple[float, float]:
 
 
 def _correlation(name: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
-    """Pearson's or Spearman's; NaN where x or y is constant."""
+    """Returns Pearson's or Spearman's correlation; NaN if x or y is constant."""
     from scipy import stats
 
     if any(values.min() == values.max() for values in (x, y)):
         return math.nan
     if name == "spearman":
         return float(stats.spearmanr(x, y).statistic)
-    return float(stats.pearsonr(*(values / np.abs(values).max() for values in (x, y))).statistic)  # no sum overflows
+    return float(
+        stats.pearsonr(*(values / np.abs(values).max() for values in (x, y))).statistic
+    )  # scaled so that no sum overflows
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
+    """Formats a table as lines: the first column is left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

@@ -1,4 +1,4 @@
-"""Work that threads do ahead of whoever takes its results."""
+"""Iterators whose items threads compute in advance."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ T = TypeVar("T")
 
 
 def computed_ahead(calls: Iterable[Callable[[], T]], *, threads: int, ahead: int) -> Generator[T, None, None]:
-    """The result of each call, in order; computed on threads, at most `ahead` results before they are taken.
+    """Yields the result of each call, in order. Threads compute at most `ahead` results in advance.
 
-    The calls themselves come from the thread that takes the results. What a call raises is raised where its result
-    would be. The threads end with the iterator: close it (contextlib.closing) where it may not be taken to its end.
+    The thread that consumes the results also iterates over `calls`. An exception in a call is raised in place of its
+    result. The threads end with the iterator: close it (contextlib.closing) if it may not be exhausted.
     """
-    waiting: deque[Future[T]] = deque()
+    pending: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for call in calls:
-            waiting.append(pool.submit(call))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(call))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def prefetched(items: Iterator[T], *, ahead: int) -> Generator[T, None, None]:
-    """The same items, made on one thread, at most `ahead` before they are taken; otherwise as computed_ahead."""
+    """Yields the same items. One thread makes at most `ahead` items in advance; otherwise as in computed_ahead."""
     end: Any = object()
     calls = itertools.repeat(partial(next, items, end))
-    with closing(computed_ahead(calls, threads=1, ahead=ahead)) as made:
-        yield from itertools.takewhile(lambda item: item is not end, made)
+    with closing(computed_ahead(calls, threads=1, ahead=ahead)) as results:
+        yield from itertools.takewhile(lambda item: item is not end, results)

@@ -261,7 +261,7 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
     assert result["metrics"]["accuracy"] == pytest.approx(right / 30)
     assert sum(map(sum, result["confusion"])) == 30
     text = run("evaluate", folder / "dev_matched.tsv", "-m", TINY)[1]
-    assert text.startswith(f"accuracy {right / 30:.4f} (95 % interval ")
+    assert text.startswith(f"accuracy {right / 30:.4f} (95% interval ")
     assert "1 without a label left out" in text
     short = run("evaluate", folder / "dev_matched.tsv", "-m", TINY, "--max-length", "10")[1]
     long = sum(len(tiny.encode(*pair)) > 10 for pair in sick_pairs[:30])
@@ -271,7 +271,7 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
     assert (refused[0], "max_length must be from 8 to the model's 512, got 1000" in refused[2]) == (1, True)
     (folder / "dev_matched.tsv").write_text("sentence1\tsentence2\tgold_label\na\tb\tmaybe\n")
     status, _, err = run("evaluate", folder / "dev_matched.tsv", "-m", TINY)
-    assert (status, "line 2: 'maybe' is no label of mnli" in err) == (1, True)
+    assert (status, "line 2: 'maybe' is not a label of mnli" in err) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
         (["fill-mask", "-m", TINY], "give INPUT, a file of texts, or one text with --text"),
         (["predict", "--text", "a", "--framing", "race", "-m", TINY], "framing (--framing) is for choice heads; 'mnli' is of kind sentence"),
         (["evaluate", "in.csv", "-m", TINY], "in.csv"),
-        (["evaluate", "none.tsv", "-m", TINY], "none.tsv is no file"),
+        (["evaluate", "none.tsv", "-m", TINY], "none.tsv does not exist"),
     ],
 )  # fmt: skip
 def test_what_a_run_over_a_file_cannot_do_is_one_line(run, arguments, message, tmp_path, monkeypatch):

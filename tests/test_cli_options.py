@@ -18,7 +18,7 @@ import roberta_flax
 from roberta_flax import cli
 from roberta_flax.cli import groups, options
 from roberta_flax.datasets import readers
-from roberta_flax.datasets.layouts import TASKS
+from roberta_flax.datasets.layouts import LAYOUTS
 from roberta_flax.datasets.recipes import PRETRAINING
 from roberta_flax.nn.attention import IMPLEMENTATIONS
 from roberta_flax.train.pretraining import Pretraining
@@ -215,7 +215,7 @@ def test_commands_of_yesterday_are_understood(command, former, now):
 
 def test_help_names_every_task_attention_and_hyperparameter_as_the_code_has_them():
     task = next(param for param in COMMANDS["finetune"].params if "--task" in param.opts)
-    for name in (*TASKS, *readers.CHOICE_TASKS, readers.CUSTOM):
+    for name in (*LAYOUTS, *readers.CHOICE_TASKS, readers.CUSTOM):
         assert f" {name}" in task.help, name
     kind = next(param for param in COMMANDS["finetune"].params if "--kind" in param.opts)
     assert tuple(kind.metavar.split("|")) == readers.KINDS

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from roberta_flax.datasets.layouts import TASKS, class_of, resolve_labels, task_of
+from roberta_flax.datasets.layouts import LAYOUTS, class_of, layout_of, resolve_labels
 from roberta_flax.errors import InputError
 from roberta_flax.metrics import (
     CLASS_METRICS,
@@ -102,7 +102,7 @@ def test_f1_of_two_classes_is_of_the_positive_one(gold, predicted, labels, expec
     evaluation = evaluate_classes(predicted, gold, labels, ("f1",))
     assert evaluation.metrics["f1"] == pytest.approx(expected)
     positive = "yes" if "yes" in labels else "1"
-    assert f"f1 0.6667 (of class {positive})" in evaluation.to_text()
+    assert f"f1 0.6667 (for class {positive})" in evaluation.to_text()
 
 
 def test_matthews_sees_the_classifier_that_always_says_yes_where_f1_does_not():
@@ -141,7 +141,7 @@ def test_one_row_is_judged():
     right, wrong = (evaluate_classes([guess], [1], ("0", "1"), CLASS_METRICS) for guess in (1, 0))
     assert right.metrics == {"accuracy": 1, "matthews": 0, "f1": 1, "macro_f1": 1}
     assert wrong.metrics == {"accuracy": 0, "matthews": 0, "f1": 0, "macro_f1": 0}
-    assert "accuracy 1.0000 (95 % interval 0.2065 to 1.0000), 1 row\n" in right.to_text() + "\n"
+    assert "accuracy 1.0000 (95% interval 0.2065 to 1.0000), 1 row\n" in right.to_text() + "\n"
 
 
 # --- entities -----------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_labels_mark_entities_where_all_but_o_have_b_or_i_and_a_type(labels, exp
 
 # --- Wilson's interval --------------------------------------------------------------------------------------------
 
-Z = statistics.NormalDist().inv_cdf(0.975)  # 1.96: two-sided, 95 %
+Z = statistics.NormalDist().inv_cdf(0.975)  # 1.96: two-sided, 95%
 
 
 @pytest.mark.parametrize(
@@ -351,9 +351,9 @@ def test_values_of_half_precision_are_judged_in_double():
 @pytest.mark.parametrize(
     ("judge", "message"),
     [
-        (lambda: evaluate_classes([], [], NLI), "no rows to judge"),
-        (lambda: evaluate_values([], []), "no rows to judge"),
-        (lambda: ClassCounts(NLI).evaluation(), "no rows to judge"),
+        (lambda: evaluate_classes([], [], NLI), "no rows to evaluate"),
+        (lambda: evaluate_values([], []), "no rows to evaluate"),
+        (lambda: ClassCounts(NLI).evaluation(), "no rows to evaluate"),
         (lambda: evaluate_classes([0, 1], [0], NLI), "2 predicted and 1 gold rows"),
         (lambda: evaluate_values([0, 1], [0]), "2 predicted and 1 gold rows"),
         (lambda: evaluate_classes([0, 3, 4], [0, 1, 1], NLI), "2 predicted classes are outside the 3 labels, the first is 3"),
@@ -365,9 +365,9 @@ def test_values_of_half_precision_are_judged_in_double():
         (lambda: evaluate_values([1, math.nan, math.nan, math.inf], [1, 2, 3, 4]), "3 of 4 predicted values are NaN"),
         (lambda: evaluate_values([1, 2], [1, math.nan]), "1 of 2 gold values are NaN"),
         (lambda: evaluate_values(["high"], [1]), "predicted values must be numbers"),
-        (lambda: evaluate_classes([0], [0], NLI, ("pearson",)), "no such metric here: pearson; there are accuracy"),
-        (lambda: evaluate_values([0], [0], ("accuracy",)), "no such metric here: accuracy; there are pearson"),
-        (lambda: evaluate_values([0], [0], ()), "no such metric here: (none given)"),
+        (lambda: evaluate_classes([0], [0], NLI, ("pearson",)), "unknown metrics: pearson; choose from accuracy"),
+        (lambda: evaluate_values([0], [0], ("accuracy",)), "unknown metrics: accuracy; choose from pearson"),
+        (lambda: evaluate_values([0], [0], ()), "unknown metrics: (none given)"),
         (lambda: ClassCounts(()), "no labels"),
     ],
 )  # fmt: skip
@@ -403,7 +403,7 @@ def test_text_of_an_evaluation_reads_as_a_table():
     # matthews by hand: (7 * 8 - (2 * 2 + 1 * 2 + 5 * 4)) / sqrt((64 - 30) * (64 - 24)) = 30 / 36.88
     predicted, gold = [0, 0, 1, 1, 2, 2, 2, 2], [0, 0, 1, 2, 2, 2, 2, 2]
     assert evaluate_classes(predicted, gold, NLI, ("accuracy", "matthews")).to_text() == (
-        "accuracy 0.8750 (95 % interval 0.5291 to 0.9776), 8 rows\n"
+        "accuracy 0.8750 (95% interval 0.5291 to 0.9776), 8 rows\n"
         "matthews 0.8135\n"
         "\n"
         "gold \\ predicted  contradiction  neutral  entailment\n"
@@ -421,7 +421,7 @@ def test_text_of_an_evaluation_reads_as_a_table():
 def test_text_of_values_is_a_line_for_each_metric():
     # by hand: 1 - 6 * 2 / (5 * 24) = 0.9; atanh 1.4722 less and plus 1.96 sqrt(1.405 / 2) = -0.1705 and 3.1150
     evaluation = evaluate_values([1, 2, 3, 4, 5], [1, 2, 4, 3, 5], ("spearman", "mse"))
-    assert evaluation.to_text() == "spearman 0.9000 (95 % interval -0.1689 to 0.9961), 5 rows\nmse 0.4000"
+    assert evaluation.to_text() == "spearman 0.9000 (95% interval -0.1689 to 0.9961), 5 rows\nmse 0.4000"
 
 
 def test_json_of_an_evaluation_is_json():
@@ -550,15 +550,15 @@ FILES = {
 
 
 def test_every_task_has_a_file_here():
-    assert FILES.keys() == TASKS.keys()
+    assert FILES.keys() == LAYOUTS.keys()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_tasks_columns_are_those_of_its_file(name):
     path, text, texts, gold, fairseq_columns = FILES[name]
-    task = task_of(path)
+    task = layout_of(path)
     assert task.name == name
-    assert task_of(Path(path)) == task
+    assert layout_of(Path(path)) == task
     lines = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE))
     header = lines[0] if task.header else [str(i) for i in range(len(lines[0]))]
     columns = [header.index(column) for column in (*task.texts, task.label)]
@@ -576,8 +576,8 @@ def test_a_tasks_columns_are_those_of_its_file(name):
 
 @pytest.mark.parametrize("name", ["mnli", "snli"])
 def test_a_pair_without_a_gold_label_is_left_out(name):
-    assert "-" in task_of(name).unlabeled  # SNLI's README.txt: "should not be included when evaluating"
-    assert class_of("-", TASKS[name].labels) is None
+    assert "-" in layout_of(name).unlabeled  # SNLI's README.txt: "should not be included when evaluating"
+    assert class_of("-", LAYOUTS[name].labels) is None
 
 
 def test_sick_in_shared_has_the_layout_and_the_labels():
@@ -586,9 +586,9 @@ def test_sick_in_shared_has_the_layout_and_the_labels():
         pytest.skip("shared/sick is not here")
     with sick.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    task = task_of(sick)
+    task = layout_of(sick)
     assert {row[task.label] for row in rows} == set(task.labels)
-    assert all(1 <= float(row[TASKS["sick-relatedness"].label]) <= 5 for row in rows)
+    assert all(1 <= float(row[LAYOUTS["sick-relatedness"].label]) <= 5 for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -610,13 +610,13 @@ def test_sick_in_shared_has_the_layout_and_the_labels():
     ],
 )
 def test_a_task_is_known_by_name_or_by_the_nearest_part_of_a_path(given, name):
-    assert task_of(given).name == name
+    assert layout_of(given).name == name
 
 
 @pytest.mark.parametrize("given", ["", "dev.tsv", "ax", "adobe/parterre/qnlite.tsv", "rte-or-qnli.tsv", "MNLI/snli_mnli.tsv"])  # fmt: skip
 def test_a_file_of_no_one_task_names_the_tasks_there_are(given):
     with pytest.raises(InputError, match="give one by its name: mnli, snli, qnli,") as error:
-        task_of(given)
+        layout_of(given)
     assert repr(given)[1:-1] in str(error.value)
 
 
@@ -662,7 +662,7 @@ def test_a_gold_string_names_its_class(label, names, expected):
     ],
 )
 def test_a_heads_classes_are_the_users_then_its_own_then_the_tasks(task, head, classes, given, expected):
-    assert resolve_labels(TASKS[task], head, classes, given) == expected
+    assert resolve_labels(LAYOUTS[task], head, classes, given) == expected
 
 
 @pytest.mark.parametrize(
@@ -678,12 +678,12 @@ def test_a_heads_classes_are_the_users_then_its_own_then_the_tasks(task, head, c
 )
 def test_labels_that_do_not_fit_the_head_are_refused(task, head, classes, given, message):
     with pytest.raises(InputError) as error:
-        resolve_labels(TASKS[task], head, classes, given)
+        resolve_labels(LAYOUTS[task], head, classes, given)
     assert message in str(error.value)
 
 
 def test_a_head_with_its_classes_in_another_order_scores_the_same():
-    task, gold = TASKS["mrpc"], ["1", "1", "0", "1", "0"]
+    task, gold = LAYOUTS["mrpc"], ["1", "1", "0", "1", "0"]
     scores = []
     for head in (("not_equivalent", "equivalent"), ("equivalent", "not_equivalent")):
         labels = resolve_labels(task, head, 2, None)

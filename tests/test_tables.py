@@ -845,6 +845,6 @@ def test_a_folder_or_file_without_permission_is_named() -> None:
 def test_parts_of_other_fields_are_not_joined(tmp_path: Path) -> None:
     parquet()
     write_part(tmp_path / "part", [{"a": "x"}], {"a": "text"}, format="parquet")
-    with pytest.raises(InputError, match="part has other fields than this file"):
+    with pytest.raises(InputError, match="part has other fields than the output"):
         join_parts([tmp_path / "part"], tmp_path / "out.parquet", {"b": "text"}, format="parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["part"]

@@ -1,4 +1,4 @@
-"""Labeled files: rows of tables, the layouts of GLUE and its kin, examples that a model is trained on."""
+"""Labeled data: reading tables, the layouts of GLUE and similar files, and tokenized examples for training."""
 
 from typing import TYPE_CHECKING
 

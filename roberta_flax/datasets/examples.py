@@ -1,7 +1,7 @@
-"""Labeled files as tokenized examples, for every kind of head.
+"""Reads labeled files as tokenized examples, for every kind of head.
 
-A file is read once and kept in a few arrays (Examples). Rows that cannot be used are left out, and inputs that are too
-long are truncated; Examples.tally says how many. roberta_flax.train.batches makes batches of them.
+A file is read once and kept in a few arrays (Examples). Rows that cannot be used are skipped, and inputs over the
+maximum length are truncated. Examples.tally counts both. roberta_flax.train.batches makes batches of examples.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import numpy.typing as npt
 
 from roberta_flax.datasets import tables
 from roberta_flax.datasets.framing import Rows, choice_inputs, framing_of, list_of, objects, text_of
-from roberta_flax.datasets.layouts import Task, class_of
+from roberta_flax.datasets.layouts import Layout, class_of
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.text.encoding import Ids, encode_texts
 from roberta_flax.text.tokenizer import Tokenizer
 
-_MAX_CLASSES = 1000  # that a file's labels are taken for; more are more likely values
-NO_TAG = -1  # of a token with which no word begins
+_MAX_CLASSES = 1000  # a column with more distinct labels probably holds values
+NO_TAG = -1  # the target of a token that does not begin a word
 
 
 @dataclass
 class Tally:
-    """What became of a file's rows.
+    """Counts of a file's rows: used, truncated and skipped.
 
     Attributes:
       path: the file.
-      examples: that were made of them.
-      truncated: of these, those that were too long and lost tokens; of spans, windows of a context that was too long.
-      unlabeled: rows left out because they say that they have no label (layouts.Task.unlabeled).
-      unusable: rows left out because of what is in them.
-      first: where the first of the unusable is, and why it is unusable.
+      examples: number of examples.
+      truncated: number of examples that were too long and lost tokens; for spans, windows of a context that was split.
+      unlabeled: number of rows skipped because they are marked as having no label (layouts.Layout.unlabeled).
+      unusable: number of rows skipped because of their content.
+      first: location of the first unusable row, and the reason.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Tally:
     first: str = ""
 
     def leave_out(self, where: str, reason: str) -> None:
-        """Counts a row that cannot be used."""
+        """Counts a row that cannot be used, and keeps the reason if it is the first."""
         self.unusable += 1
         self.first = self.first or f"{where}: {reason}"
 
@@ -67,7 +67,7 @@ class Tally:
 
 
 class Question(NamedTuple):
-    """What is asked of a span head: where the answer is, and the right ones; () where there is none."""
+    """A question for a span head: its context, and the correct answers; () if it has no answer."""
 
     context: str
     answers: tuple[str, ...]
@@ -75,23 +75,23 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Tokenized examples of one file, for one kind of head.
+    """Tokenized examples from one file, for one kind of head.
 
     Attributes:
-      kind: of the head, as in HeadConfig.
-      tokens: int32 [tokens]: all sequences, one after another.
-      offsets: int64 [sequences + 1]: where in `tokens` each begins, and where the last ends.
-      targets: by the kind:
-        sentence  int32 [examples]; float32 [examples] of a regression; float32 [examples, classes] of several labels
+      kind: the kind of head, as in HeadConfig.
+      tokens: int32 [tokens]: all sequences, concatenated.
+      offsets: int64 [sequences + 1]: the start of each sequence in `tokens`, and the end of the last.
+      targets: an array that depends on the kind:
+        sentence  int32 [examples]; for a regression float32 [examples]; for several labels float32 [examples, classes]
         token     int32 [tokens], aligned with `tokens`; -1 where no word begins
-        span      int32 [examples, 2]: first and last token of the answer in the sequence; 0, 0 where it is not there
+        span      int32 [examples, 2]: the answer's first and last token in the sequence; 0, 0 if it is not there
         choice    int32 [examples]
-      tally: what became of the file's rows.
-      choices: sequences of each example; 1 but for the kind choice, where those of an example with fewer choices are
-        empty at the end.
-      questions: of spans.
-      windows: of spans, int64 [examples, 4]: the question's number, how many tokens stand before the context, and which
-        of the context's tokens are there: the first, and the one after the last.
+      tally: counts of the file's rows.
+      choices: number of sequences per example: 1, except for the kind choice. If an example has fewer choices, its last
+        sequences are empty.
+      questions: for spans, the questions in the file.
+      windows: for spans, int64 [examples, 4]: the question's index, the number of tokens before the context, and the
+        range of the context's tokens in the window: the first, and one past the last.
     """
 
     kind: str
@@ -107,7 +107,7 @@ class Examples:
         return (len(self.offsets) - 1) // self.choices
 
     def sequences(self, numbers: Iterable[int]) -> list[Ids]:
-        """The token ids of some examples, int32 [length] each; of each example one for each choice."""
+        """Returns the token ids of the examples with these indices, int32 [length]: one array for each choice."""
         return [
             self.tokens[self.offsets[i] : self.offsets[i + 1]]
             for number in numbers
@@ -115,7 +115,7 @@ class Examples:
         ]
 
     def fingerprint(self) -> str:
-        """Hex digits that other examples, or the same in another order, do not have."""
+        """Returns a hash of the examples and their order, as 16 hex digits."""
         digest = hashlib.sha256()
         for array in (self.tokens, self.offsets, self.targets):
             digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
@@ -126,7 +126,7 @@ class Examples:
 
 
 class _Example(NamedTuple):
-    """One example: its sequences, its target, and whether tokens are missing."""
+    """One example: its sequences, its target, and whether it was truncated."""
 
     sequences: list[Ids]
     target: Any
@@ -134,35 +134,36 @@ class _Example(NamedTuple):
 
 
 class _UnknownLabel(Exception):  # noqa: N818
-    """A label that is none of those that were named."""
+    """A label that is not one of the known ones."""
 
 
 def sentence_examples(
-    path: PathLike, task: Task, labels: Sequence[str], tokenizer: Tokenizer, limit: int, *, divisor: float = 1.0
+    path: PathLike, layout: Layout, labels: Sequence[str], tokenizer: Tokenizer, limit: int, *, divisor: float = 1.0
 ) -> Examples:
-    """Of each row a text or several, and a class or value.
+    """Reads examples for a sentence head: each row has one or more texts, and a class or value.
 
     Args:
-      path: a file that tables.read_rows reads; a .txt file has tabs between its columns.
-      task: its layout.
-      labels: the gold string of each class, in their order (see layouts.class_of); () for a regression.
-      tokenizer: of the model.
-      limit: the longest sequence; of longer ones the longest text is truncated, as in encoding.encode_texts.
-      divisor: what a regression's values are divided by.
+      path: a file that tables.read_rows reads. A .txt file has tabs between its columns.
+      layout: the file's layout.
+      labels: the gold string of each class, in order (see layouts.class_of); () for a regression.
+      tokenizer: the model's tokenizer.
+      limit: the maximum length of a sequence, in tokens. Longer ones lose tokens from the end of the longest text, as
+        in encoding.encode_texts.
+      divisor: the values of a regression are divided by this.
 
     Raises:
-      InputError: a file that cannot be read, a label that is not one of `labels`, or no row that can be used.
+      InputError: the file cannot be read, a label is not one of `labels`, or no row can be used.
     """
 
     def encode(values: tuple[Any, ...]) -> list[_Example]:
         *texts, label = values
-        if str(label) in task.unlabeled:
+        if str(label) in layout.unlabeled:
             return []
-        target = _class(label, labels) if labels else _number(task.label, label) / divisor
+        target = _class_number(label, labels) if labels else _finite_number(layout.label, label) / divisor
         sequence = encode_texts(tokenizer, texts, limit, "truncate")[0]
         return [_Example([sequence.ids], target, sequence.truncated)]
 
-    rows = _table(path, task.texts, (task.label,), task.header)
+    rows = _table_rows(path, layout.texts, (layout.label,), layout.header)
     return _collect("sentence", Tally(Path(path)), rows, encode, np.int32 if labels else np.float32)
 
 
@@ -175,79 +176,87 @@ def multi_label_examples(
     *,
     header: bool = True,
 ) -> Examples:
-    """Of each row a text or several, and for each of `labels`, which are columns, whether it holds: 0 or 1.
+    """Reads examples for a head with several labels: each row has one or more texts, and 0 or 1 for each label.
 
-    Other arguments and errors as sentence_examples.
+    Args:
+      path, tokenizer, limit: as in sentence_examples.
+      texts: the text columns.
+      labels: the label columns, one for each class.
+      header: whether the first line of a CSV or TSV file names the columns.
+
+    Raises:
+      InputError: as in sentence_examples.
     """
 
     def encode(values: tuple[Any, ...]) -> list[_Example]:
         sequence = encode_texts(tokenizer, values[: len(texts)], limit, "truncate")[0]
-        held = [_holds(label, value) for label, value in zip(labels, values[len(texts) :], strict=True)]
-        return [_Example([sequence.ids], held, sequence.truncated)]
+        target = [_zero_or_one(label, value) for label, value in zip(labels, values[len(texts) :], strict=True)]
+        return [_Example([sequence.ids], target, sequence.truncated)]
 
-    return _collect("sentence", Tally(Path(path)), _table(path, texts, labels, header), encode, np.float32)
+    return _collect("sentence", Tally(Path(path)), _table_rows(path, texts, labels, header), encode, np.float32)
 
 
 def token_examples(
     path: PathLike, words: str, tags: str, labels: Sequence[str], tokenizer: Tokenizer, limit: int
 ) -> Examples:
-    """Of each object of a JSONL file its words, and a tag for each.
+    """Reads examples for a token head: each object in a JSONL file has a list of words and a list of tags.
 
-    The words are encoded as one text, with a space between each two, and the first token of each has its tag.
+    The words are joined with spaces and encoded as one text. The first token of each word has its tag as its target.
 
     Args:
       path: the file.
       words, tags: the keys of the two lists.
-      labels: the tags in the order of their classes (see layouts.class_of).
-      tokenizer: of the model.
-      limit: the longest sequence; words beyond it have no part.
+      labels: the tag of each class, in order (see layouts.class_of).
+      tokenizer: the model's tokenizer.
+      limit: the maximum length of a sequence, in tokens. Words beyond it are dropped.
 
     Raises:
-      InputError: as sentence_examples.
+      InputError: as in sentence_examples.
     """
 
     def encode(record: dict[str, Any]) -> list[_Example]:
         given, gold = (list_of(record, name) for name in (words, tags))
         if len(given) != len(gold):
-            raise InputError(f"{len(given)} {words} and {len(gold)} {tags}")
+            raise InputError(f"{len(given)} {words} but {len(gold)} {tags}")
         if any(not isinstance(word, str) or not word.strip() for word in given):
-            raise InputError(f"{words} that are not text, or empty")
+            raise InputError(f"{words} has an item that is empty or not text")
         text = " ".join(given)
         begins = np.cumsum([0, *(len(word) + 1 for word in given[:-1])])
         first = np.searchsorted(tokenizer.spans(text)[:, 1], begins, side="right")
         if len(set(first.tolist())) != len(given):
-            raise InputError(f"{words} that begin within one token")
+            raise InputError(f"two {words} begin within one token")
         ids = tokenizer.join([tokenizer.pieces(text)[: limit - 2]])
         target = np.full(len(ids), NO_TAG, np.int32)
         inside = first < len(ids) - 2
-        target[first[inside] + 1] = [_class(tag, labels) for tag, kept in zip(gold, inside, strict=True) if kept]
+        target[first[inside] + 1] = [_class_number(tag, labels) for tag, kept in zip(gold, inside, strict=True) if kept]
         return [_Example([ids], target, not inside.all())]
 
     return _collect("token", Tally(Path(path)), objects(path), encode, np.int32)
 
 
 def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
-    """Of each object of a JSONL file a question, a context, and answers with the characters where they begin there.
+    """Reads examples for a span head: each object in a JSONL file has a question, a context and answers.
 
-    As SQuAD has them: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}}, or the
-    answers as a list of {"text": ..., "answer_start": ...}. The target is the first answer. A context that is too long
-    slides by in windows, as in encoding.encode_texts; where the answer is not in one, or there is none (no answers, as
-    SQuAD 2.0 has), its target is the first token, `<s>`, as in BERT's run_squad.py.
+    The objects are SQuAD's: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}}. The
+    answers may also be a list of {"text": ..., "answer_start": ...}. `answer_start` counts characters of the context.
+    The target is the first answer. A context that is too long is split into overlapping windows, as in
+    encoding.encode_texts. If a window does not contain the answer, or the question has none (as in SQuAD 2.0), the
+    target is the first token, `<s>`, as in BERT's run_squad.py.
 
     Args:
       path: the file.
-      tokenizer: of the model.
-      limit: the longest sequence.
+      tokenizer: the model's tokenizer.
+      limit: the maximum length of a sequence, in tokens.
 
     Raises:
-      InputError: as sentence_examples.
+      InputError: as in sentence_examples.
     """
     questions: list[Question] = []
     windows: list[tuple[int, int, int, int]] = []
 
     def encode(record: dict[str, Any]) -> list[_Example]:
         question, context = (text_of(record, name) for name in ("question", "context"))
-        answers = _answers(record, context)
+        answers = _squad_answers(record, context)
         spans = tokenizer.spans(context)
         text, begin = answers[0] if answers else ("", 0)
         first = int(np.searchsorted(spans[:, 1], begin, side="right"))
@@ -283,56 +292,56 @@ def choice_examples(
     choices: str = "choices",
     label: str = "label",
 ) -> Examples:
-    """Of each row two or more candidates, of which one is right, by its number from 0 or its letter from A.
+    """Reads examples for a choice head: two or more choices, and the number (from 0) or letter of the correct one.
 
-    By `framing`:
-      choice         objects of a JSONL file with a text, a list of choices, and the right one's number or letter, under
-                     the names given: `<s> text </s></s> choice </s>`, truncated as in encoding.encode_texts
-      commonsenseqa  CommonsenseQA's own files: `<s> Q: question </s> A: choice </s>`
-                     (fairseq/examples/roberta/commonsense_qa/commonsense_qa_task.py), truncated likewise
-      race           a directory of RACE's own files, or JSONL of their objects or of objects with one question each
-                     (article, question, options, answer): `<s> question option </s></s> article </s>`, an option
-                     truncated after MAX_OPTION_LENGTH tokens and the whole at its end, `</s>` with it
-                     (fairseq/examples/roberta/preprocess_RACE.py, fairseq/tasks/sentence_ranking.py)
+    The framing determines the files and the sequences:
+      choice         JSONL objects with a text, a list of choices, and the number or letter of the correct one, under
+                     the given keys: `<s> text </s></s> choice </s>`, truncated as in encoding.encode_texts
+      commonsenseqa  CommonsenseQA's own files: `<s> Q: question </s> A: choice </s>`, truncated in the same way
+                     (fairseq/examples/roberta/commonsense_qa/commonsense_qa_task.py)
+      race           a directory of RACE's own files, or JSONL with their objects or with one question per object
+                     (article, question, options, answer): `<s> question option </s></s> article </s>`. The question
+                     with its option is truncated to MAX_OPTION_LENGTH tokens, and the sequence to the limit, without
+                     keeping its `</s>` (fairseq/examples/roberta/preprocess_RACE.py, fairseq/tasks/sentence_ranking.py)
 
     Args:
       path: the file or directory.
-      framing: one of these.
-      tokenizer: of the model.
-      limit: the longest sequence.
-      given, choices, label: the keys, of the framing choice.
+      framing: one of the above.
+      tokenizer: the model's tokenizer.
+      limit: the maximum length of a sequence, in tokens.
+      given, choices, label: for the framing choice, the keys of the text, the choices and the correct one.
 
     Raises:
-      InputError: as sentence_examples.
+      InputError: as in sentence_examples.
     """
-    found = framing_of(framing)
+    chosen = framing_of(framing)
     names = (given, choices, label)
 
     def encode(record: dict[str, Any]) -> list[_Example]:
         made = []
-        for before, candidates, answer in found.read(record, names):
+        for before, candidates, answer in chosen.read(record, names):
             if len(candidates) < 2:
                 raise InputError(f"{len(candidates)} choices, expected two or more")
-            number = _choice(answer, len(candidates))
+            number = _choice_index(answer, len(candidates))
             sequences, truncated = zip(*choice_inputs(framing, before, candidates, tokenizer, limit), strict=True)
             made.append(_Example(list(sequences), number, any(truncated)))
         return made
 
-    return _collect("choice", Tally(Path(path)), found.rows(path), encode, np.int32)
+    return _collect("choice", Tally(Path(path)), chosen.rows(path), encode, np.int32)
 
 
 def label_names(path: PathLike, label: str, *, header: bool = True) -> tuple[str, ...]:
-    """The different labels of a column, in the order of numbers, or else of the alphabet.
+    """Returns the distinct labels in a column, sorted by number if all are numbers, otherwise alphabetically.
 
     Raises:
-      InputError: a file that cannot be read, or so many of them that they are rather values.
+      InputError: the file cannot be read, or there are so many labels that they are probably values.
     """
-    rows = (values for _, values in _table(path, (), (label,), header) if not isinstance(values, tables.BadRow))
+    rows = (values for _, values in _table_rows(path, (), (label,), header) if not isinstance(values, tables.BadRow))
     return _sorted_names(path, (str(values[0]) for values in rows if values[0] is not None))
 
 
 def tag_names(path: PathLike, tags: str) -> tuple[str, ...]:
-    """The different tags in the lists called `tags` of a JSONL file's objects; order and errors as label_names."""
+    """Returns the distinct tags in the lists under a key of a JSONL file; order and errors as in label_names."""
     records = (record for _, record in objects(path) if not isinstance(record, tables.BadRow))
     lists = (record.get(tags) for record in records)
     return _sorted_names(path, (str(tag) for found in lists if isinstance(found, list) for tag in found))
@@ -355,7 +364,7 @@ def _collect(
     encode: Callable[[Any], list[_Example]],
     dtype: npt.DTypeLike,
 ) -> Examples:
-    """The examples that `encode` makes of each row; a row of which it makes none has no label."""
+    """Encodes all rows and concatenates the examples. A row for which `encode` returns no example is unlabeled."""
     examples: list[_Example] = []
     for where, values in rows:
         try:
@@ -372,7 +381,7 @@ def _collect(
         examples += found
     tally.examples = len(examples)
     if not examples:
-        raise InputError(f"no row to learn from or to judge by: {tally.to_text()}")
+        raise InputError(f"the file has no usable row: {tally.to_text()}")
     width = max(len(example.sequences) for example in examples)
     sequences: list[Ids] = []
     for example in examples:
@@ -388,24 +397,24 @@ def _collect(
     )
 
 
-def _table(path: PathLike, texts: Sequence[str], keep: Sequence[str], header: bool) -> Rows:
+def _table_rows(path: PathLike, texts: Sequence[str], keep: Sequence[str], header: bool) -> Rows:
     format = "tsv" if Path(path).suffix == ".txt" else None  # a line of text has no label
     for row in tables.read_rows(path, texts, keep=keep, header=None if header else False, format=format):
         yield f"{path}, line {row.line}", row.values if isinstance(row, tables.Row) else row
 
 
-def _answers(record: dict[str, Any], context: str) -> list[tuple[str, int]]:
-    """SQuAD's answers, which may be none: their texts, and the characters of the context where they begin."""
+def _squad_answers(record: dict[str, Any], context: str) -> list[tuple[str, int]]:
+    """Returns the texts of SQuAD's answers and the characters of the context where they begin; there may be none."""
     found = record.get("answers")
     if isinstance(found, dict):
         texts, starts = (found.get(name) for name in ("text", "answer_start"))
         if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
-            raise InputError("answers without as many text as answer_start")
+            raise InputError("answers must have as many text as answer_start")
         answers = list(zip(texts, starts, strict=True))
     elif isinstance(found, list) and all(isinstance(answer, dict) for answer in found):
         answers = [(answer.get("text"), answer.get("answer_start")) for answer in found]
     else:
-        raise InputError("answers is missing, or not as SQuAD's are")
+        raise InputError("answers is missing, or not in SQuAD's form")
     for text, start in answers:
         there = isinstance(text, str) and isinstance(start, int) and start >= 0
         if not there or not text.strip() or context[start : start + len(text)] != text:
@@ -413,39 +422,39 @@ def _answers(record: dict[str, Any], context: str) -> list[tuple[str, int]]:
     return answers
 
 
-def _class(label: Any, labels: Sequence[str]) -> int:
+def _class_number(label: Any, labels: Sequence[str]) -> int:
     if label is None:
         raise InputError("no label")
     if (number := class_of(str(label), labels)) is None:
         known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-        raise _UnknownLabel(f"{str(label)[:80]!r} is none of the labels {known}; name them all with --labels")
+        raise _UnknownLabel(f"{str(label)[:80]!r} is not one of the labels {known}; name them all with --labels")
     return number
 
 
-def _number(name: str, value: Any) -> float:
+def _finite_number(name: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{name} {str(value)[:40]!r} is no number")
+        raise InputError(f"{name} {str(value)[:40]!r} is not a number")
     return number
 
 
-def _holds(label: str, value: Any) -> float:
+def _zero_or_one(label: str, value: Any) -> float:
     if str(value).strip().casefold() not in ("0", "1", "false", "true"):
         raise _UnknownLabel(f"column {label!r} is {str(value)[:40]!r}, expected 0 or 1")
     return float(str(value).strip().casefold() in ("1", "true"))
 
 
-def _choice(answer: Any, choices: int) -> int:
-    """A choice's number, of its number or its letter."""
+def _choice_index(answer: Any, choices: int) -> int:
+    """Returns the index of a choice, given its number or its letter."""
     letter = isinstance(answer, str) and re.fullmatch("[A-Z]", answer.strip().upper(), re.ASCII)
     number = ord(str(answer).strip().upper()) - ord("A") if letter else answer
     if isinstance(number, str) and re.fullmatch(r"\d+", number, re.ASCII):
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < choices:
         raise _UnknownLabel(
-            f"{str(answer)[:40]!r} is none of {choices} choices; give a number from 0, or a letter from A"
+            f"{str(answer)[:40]!r} is not one of {choices} choices; give a number from 0, or a letter from A"
         )
     return number

@@ -1,4 +1,4 @@
-"""Multiple-choice questions as input pairs, the way fairseq frames RACE and CommonsenseQA."""
+"""How a multiple-choice question and its choices become sequences, as in fairseq for RACE and CommonsenseQA."""
 
 from __future__ import annotations
 
@@ -17,50 +17,51 @@ from roberta_flax.files import PathLike
 from roberta_flax.text.encoding import Ids, encode_texts, longest_first
 from roberta_flax.text.tokenizer import Tokenizer
 
-MAX_OPTION_LENGTH = 128  # tokens of an option of RACE: fairseq/examples/roberta/README.race.md, --max-option-length
+MAX_OPTION_LENGTH = 128  # tokens in an option of RACE: fairseq/examples/roberta/README.race.md, --max-option-length
 
 
-# (where it is, what is in it) of each row; a BadRow, or a row's values
+# For each row, its location for messages, and its values or a BadRow.
 Rows = Iterable[tuple[str, Any]]
 
 
 def choice_inputs(
     framing: str, given: Sequence[Any], choices: Sequence[Any], tokenizer: Tokenizer, limit: int
 ) -> list[tuple[Ids, bool]]:
-    """What a choice head scores: of each choice a sequence, and whether it lost tokens.
+    """Returns the sequence that a choice head scores for each choice, and whether it was truncated.
 
     Args:
-      framing: as choice_examples.
-      given: what stands before the choices: a text, a question, or RACE's article and question.
-      choices: a text each.
-      tokenizer: of the model.
-      limit: the longest sequence.
+      framing: one of FRAMINGS, as in choice_examples.
+      given: the texts before the choices: a text, a question, or RACE's article and question.
+      choices: one text for each choice.
+      tokenizer: the model's tokenizer.
+      limit: the maximum length of a sequence, in tokens.
 
     Raises:
-      InputError: something that is not text, another framing, or another number of given texts than it takes.
+      InputError: a value is not text, the framing is unknown, or it takes another number of given texts.
     """
-    found = framing_of(framing)
-    if len(given) != len(found.given):
-        raise InputError(f"the framing {framing} takes {' and '.join(found.given)}, got {len(given)} texts")
+    chosen = framing_of(framing)
+    if len(given) != len(chosen.given):
+        raise InputError(f"the framing {framing} takes {' and '.join(chosen.given)}, got {len(given)} texts")
     if not all(map(_is_text, (*given, *choices))):
         raise InputError("a question or choice that is not text")
-    return [found.join(found.pair(*given, choice), tokenizer, limit) for choice in choices]
+    return [chosen.join(chosen.pair(*given, choice), tokenizer, limit) for choice in choices]
 
 
 def objects(path: PathLike) -> Rows:
+    """Yields the location and the object of each row of a JSONL file."""
     for row in tables.read_objects(path):
         yield f"{path}, line {row.line}", row.values[0] if isinstance(row, tables.Row) else row
 
 
 def _race_objects(path: PathLike) -> Rows:
-    """Of RACE's own directories, which have a file for each article, or of JSONL."""
+    """Yields the objects in one of RACE's directories, which have one file per article, or in a JSONL file."""
     folder = Path(path)
     if not folder.is_dir():
         yield from objects(path)
         return
     files = sorted(folder.rglob("*.txt"))
     if not files:
-        raise InputError(f"{path} is a directory without .txt files; give one of RACE's, train or dev say")
+        raise InputError(f"{path} is a directory without .txt files; give one of RACE's, such as train or dev")
     for number, file in enumerate(files):
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
@@ -69,20 +70,20 @@ def _race_objects(path: PathLike) -> Rows:
         yield str(file), record
 
 
-_Questions = Iterator[tuple[Sequence[Any], Sequence[Any], Any]]  # what is given, the choices, and which one is right
+_Questions = Iterator[tuple[Sequence[Any], Sequence[Any], Any]]  # the given texts, the choices, and the correct one
 
 
-def _questions(record: dict[str, Any], names: tuple[str, str, str]) -> _Questions:
+def _read_choice(record: dict[str, Any], names: tuple[str, str, str]) -> _Questions:
     given, choices, label = names
     yield [text_of(record, given)], list_of(record, choices), record.get(label)
 
 
-def _joined(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
+def _join_pair(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
     sequence = encode_texts(tokenizer, texts, limit, "truncate")[0]
     return sequence.ids, sequence.truncated
 
 
-def _questions_of_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str]) -> _Questions:
+def _read_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str]) -> _Questions:
     question = record.get("question")
     if not isinstance(question, dict):
         raise InputError("question is missing or not an object, as CommonsenseQA's are")
@@ -90,7 +91,7 @@ def _questions_of_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str])
     yield [text_of(question, "stem")], choices, record.get("answerKey")
 
 
-def _joined_with_one_separator(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
+def _join_with_one_separator(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
     parts = [tokenizer.pieces(text) for text in texts]
     lengths = list(map(len, parts))
     kept = longest_first(lengths, limit - 3)
@@ -98,7 +99,7 @@ def _joined_with_one_separator(texts: tuple[str, str], tokenizer: Tokenizer, lim
     return ids, kept != lengths
 
 
-def _questions_of_race(record: dict[str, Any], _: tuple[str, str, str]) -> _Questions:
+def _read_race(record: dict[str, Any], _: tuple[str, str, str]) -> _Questions:
     article = text_of(record, "article")
     if "questions" in record:
         lists = [list_of(record, name) for name in ("questions", "options", "answers")]
@@ -109,16 +110,16 @@ def _questions_of_race(record: dict[str, Any], _: tuple[str, str, str]) -> _Ques
         rows = [(text_of(record, "question"), list_of(record, "options"), record.get("answer"))]
     for question, options, answer in rows:
         if not isinstance(options, list):
-            raise InputError("options is not a list of something")
+            raise InputError("options is not a list")
         yield [article, question], options, answer
 
 
-def _pair_of_race(article: str, question: str, option: str) -> tuple[str, str]:
+def _pair_race(article: str, question: str, option: str) -> tuple[str, str]:
     answered = question.replace("_", option) if "_" in question else f"{question} {option}"
     return _one_line(answered), _one_line(article)
 
 
-def _joined_as_race(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
+def _join_race(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
     option, article = tokenizer.encode(texts[0]), tokenizer.encode("", texts[1])[2:]
     ids = np.concatenate([option[:MAX_OPTION_LENGTH], article])
     return ids[:limit], len(option) > MAX_OPTION_LENGTH or len(ids) > limit
@@ -126,14 +127,14 @@ def _joined_as_race(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) ->
 
 @dataclass(frozen=True)
 class Framing:
-    """How a question and its choices become sequences.
+    """How a multiple-choice question and its choices become sequences.
 
     Attributes:
-      given: what stands before the choices.
-      rows: of a file.
-      read: a row's questions, by the keys of what is given, the choices, and the right one.
-      pair: the two texts that a choice makes with what is given.
-      join: their sequence, of at most so many tokens, and whether it was truncated.
+      given: descriptions of the texts before the choices, for messages.
+      rows: reads the rows of a file.
+      read: yields the questions of a row, given the keys of the text, the choices and the correct choice.
+      pair: makes a pair of texts from the given texts and a choice.
+      join: encodes a pair as a sequence of at most `limit` tokens, and says whether it was truncated.
     """
 
     given: tuple[str, ...]
@@ -144,27 +145,27 @@ class Framing:
 
 
 FRAMINGS = {
-    "choice": Framing(("a text",), objects, _questions, lambda text, choice: (text, choice), _joined),
+    "choice": Framing(("a text",), objects, _read_choice, lambda text, choice: (text, choice), _join_pair),
     "commonsenseqa": Framing(
         ("a question",),
         objects,
-        _questions_of_commonsenseqa,
+        _read_commonsenseqa,
         lambda question, choice: (f"Q: {question}", f"A: {choice}"),
-        _joined_with_one_separator,
+        _join_with_one_separator,
     ),
-    "race": Framing(("an article", "a question"), _race_objects, _questions_of_race, _pair_of_race, _joined_as_race),
+    "race": Framing(("an article", "a question"), _race_objects, _read_race, _pair_race, _join_race),
 }
 
 
 def framing_of(name: str) -> Framing:
-    """The framing of that name; InputError, naming them all, where there is none."""
+    """Returns the framing with this name; raises InputError, which lists the names, if there is none."""
     if name not in FRAMINGS:
         raise InputError(f"framing must be one of {', '.join(FRAMINGS)}, got {name!r}")
     return FRAMINGS[name]
 
 
 def _one_line(text: str) -> str:
-    """preprocess_RACE.py and multiprocessing_bpe_encoder.py."""
+    """Joins lines into one, as preprocess_RACE.py and multiprocessing_bpe_encoder.py do."""
     return re.sub(r"\s+", " ", text).strip()
 
 
@@ -173,12 +174,14 @@ def _is_text(value: Any) -> bool:
 
 
 def text_of(record: dict[str, Any], name: str) -> str:
+    """Returns the text under a key; raises InputError if it is missing or not text."""
     if not isinstance(value := record.get(name), str):
         raise InputError(f"{name} is missing or not text")
     return value
 
 
 def list_of(record: dict[str, Any], name: str) -> list[Any]:
+    """Returns the list under a key; raises InputError if it is missing, empty or not a list."""
     if not isinstance(value := record.get(name), list) or not value:
-        raise InputError(f"{name} is missing or not a list of something")
+        raise InputError(f"{name} is missing, empty or not a list")
     return value

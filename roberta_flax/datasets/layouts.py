@@ -1,4 +1,4 @@
-"""Where labeled files keep their texts and labels (GLUE, SNLI, SICK), and how a task is scored."""
+"""Layouts of labeled files (GLUE, SNLI, SICK): the columns of texts and labels, the classes, and the metrics."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from roberta_flax.nn.config import HeadConfig
 
 
 @dataclass(frozen=True)
-class Task:
-    """A labeled file's layout and how it is judged. The columns of GLUE's files are parted by tabs, without quoting.
+class Layout:
+    """How a labeled file is laid out, and which metrics score predictions on it.
+
+    The columns of GLUE's files are separated by tabs, without quoting.
 
     Attributes:
-      name: the name that task_of() takes.
-      texts: names of the one or two text columns, by the file's header; 0-based indices ("3") where `header` is False.
-      label: the gold column, named likewise.
-      labels: the gold strings, in the order of a head's classes; () for a regression. Only MNLI's order is a released
-        fairseq head's. fairseq's README.glue.md numbers the others by their frequency in the training file, so a head
-        fine-tuned so may have any order; these are in the order of datasets' glue.py. See resolve_labels().
-      metrics: of METRICS, the task's main one first.
+      name: the name that layout_of() accepts.
+      texts: names of the one or two text columns, from the file's header; 0-based indices ("3") if `header` is False.
+      label: the label column, named in the same way.
+      labels: the gold strings, in the order of a head's classes; () for a regression. Only MNLI's order is that of a
+        released fairseq head. fairseq's README.glue.md numbers the others by their frequency in the training file, so a
+        head fine-tuned with it may have any order. These are in the order of glue.py in Hugging Face's datasets. See
+        resolve_labels().
+      metrics: names of metrics (roberta_flax.metrics), the main one first.
       header: whether the file's first line names the columns.
-      problem: what the head's outputs are, as HeadConfig.problem.
-      meanings: what datasets' glue.py calls the classes, in the order of `labels`, where the file has only numbers.
-      unlabeled: gold strings of rows that are left out: "-" where annotators did not agree (SNLI's README.txt).
+      problem: the kind of the head's outputs, as in HeadConfig.problem.
+      meanings: the names of the classes in glue.py, in the order of `labels`, if the file has only numbers.
+      unlabeled: gold strings of rows to skip: "-" marks pairs whose annotators did not agree (SNLI's README.txt).
     """
 
     name: str
@@ -43,80 +46,100 @@ class Task:
     unlabeled: tuple[str, ...] = ()
 
 
-_SENTENCES = ("sentence1", "sentence2")
+_SENTENCE_PAIR = ("sentence1", "sentence2")
 
 
-_NLI = ("contradiction", "neutral", "entailment")  # roberta.large.mnli; fairseq/examples/roberta/README.md, label_map
+_NLI_LABELS = (
+    "contradiction",
+    "neutral",
+    "entailment",
+)  # roberta.large.mnli; fairseq/examples/roberta/README.md, label_map
 
 
-_RTE = ("entailment", "not_entailment")
+_RTE_LABELS = ("entailment", "not_entailment")
 
 
-_BINARY = ("0", "1")
+_BINARY_LABELS = ("0", "1")
 
 
-_F1 = ("accuracy", "f1")
+_ACCURACY_F1 = ("accuracy", "f1")
 
 
-_SICK = ("sentence_A", "sentence_B")
+_SICK_PAIR = ("sentence_A", "sentence_B")
 
 
 # Columns: fairseq/examples/roberta/preprocess_GLUE_tasks.sh. Metrics: Wang et al., 2019 (GLUE), table 1; SICK's:
 # Marelli et al., 2014 (SemEval task 1). No mse for sts-b: fairseq's heads are trained on its scores divided by 5.
 # GLUE's diagnostic set (ax) is not here, as its gold labels are not public.
-_TASKS = (
-    Task("mnli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabeled=("-",)),
-    Task("snli", _SENTENCES, "gold_label", _NLI, ("accuracy",), unlabeled=("-",)),
-    Task("qnli", ("question", "sentence"), "label", _RTE, ("accuracy",)),
-    Task("rte", _SENTENCES, "label", _RTE, ("accuracy",)),
-    Task("wnli", _SENTENCES, "label", _BINARY, ("accuracy",), meanings=("not_entailment", "entailment")),
-    Task("qqp", ("question1", "question2"), "is_duplicate", _BINARY, _F1, meanings=("not_duplicate", "duplicate")),
-    Task("mrpc", ("#1 String", "#2 String"), "Quality", _BINARY, _F1, meanings=("not_equivalent", "equivalent")),
-    Task("sst-2", ("sentence",), "label", _BINARY, ("accuracy",), meanings=("negative", "positive")),
-    Task("cola", ("3",), "1", _BINARY, ("matthews", "accuracy"), False, meanings=("unacceptable", "acceptable")),
-    Task("sts-b", _SENTENCES, "score", (), ("pearson", "spearman"), problem="regression"),
-    Task("sick", _SICK, "entailment_judgment", tuple(map(str.upper, _NLI)), ("accuracy",)),
-    Task("sick-relatedness", _SICK, "relatedness_score", (), VALUE_METRICS, problem="regression"),
+_LAYOUTS = (
+    Layout("mnli", _SENTENCE_PAIR, "gold_label", _NLI_LABELS, ("accuracy",), unlabeled=("-",)),
+    Layout("snli", _SENTENCE_PAIR, "gold_label", _NLI_LABELS, ("accuracy",), unlabeled=("-",)),
+    Layout("qnli", ("question", "sentence"), "label", _RTE_LABELS, ("accuracy",)),
+    Layout("rte", _SENTENCE_PAIR, "label", _RTE_LABELS, ("accuracy",)),
+    Layout("wnli", _SENTENCE_PAIR, "label", _BINARY_LABELS, ("accuracy",), meanings=("not_entailment", "entailment")),
+    Layout(
+        "qqp",
+        ("question1", "question2"),
+        "is_duplicate",
+        _BINARY_LABELS,
+        _ACCURACY_F1,
+        meanings=("not_duplicate", "duplicate"),
+    ),
+    Layout(
+        "mrpc",
+        ("#1 String", "#2 String"),
+        "Quality",
+        _BINARY_LABELS,
+        _ACCURACY_F1,
+        meanings=("not_equivalent", "equivalent"),
+    ),
+    Layout("sst-2", ("sentence",), "label", _BINARY_LABELS, ("accuracy",), meanings=("negative", "positive")),
+    Layout(
+        "cola", ("3",), "1", _BINARY_LABELS, ("matthews", "accuracy"), False, meanings=("unacceptable", "acceptable")
+    ),
+    Layout("sts-b", _SENTENCE_PAIR, "score", (), ("pearson", "spearman"), problem="regression"),
+    Layout("sick", _SICK_PAIR, "entailment_judgment", tuple(map(str.upper, _NLI_LABELS)), ("accuracy",)),
+    Layout("sick-relatedness", _SICK_PAIR, "relatedness_score", (), VALUE_METRICS, problem="regression"),
 )
 
 
-TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 
 
-# Names in the paths of released files; a dash stands for itself, "_", a blank or nothing.
-_SPELLINGS = {name: name for name in TASKS} | {"multi-nli": "mnli", "msr-paraphrase": "mrpc"}
+# Names that occur in the paths of released files. A dash also matches "_", a space or nothing.
+_PATH_NAMES = {name: name for name in LAYOUTS} | {"multi-nli": "mnli", "msr-paraphrase": "mrpc"}
 
 
-_SPELLINGS |= {"dev-matched": "mnli", "dev-mismatched": "mnli"}
-_BY_LETTERS = {spelling.replace("-", ""): name for spelling, name in _SPELLINGS.items()}
+_PATH_NAMES |= {"dev-matched": "mnli", "dev-mismatched": "mnli"}
+_NAME_BY_LETTERS = {path_name.replace("-", ""): name for path_name, name in _PATH_NAMES.items()}
 
 
-_ANY = "|".join(sorted(_SPELLINGS, key=len, reverse=True)).replace("-", "[-_ ]?")
+_ANY_NAME = "|".join(sorted(_PATH_NAMES, key=len, reverse=True)).replace("-", "[-_ ]?")
 
 
-_SPELLING = re.compile(f"(?<![a-z0-9])(?:{_ANY})(?![a-z0-9])")
+_NAME_PATTERN = re.compile(f"(?<![a-z0-9])(?:{_ANY_NAME})(?![a-z0-9])")
 
 
-def task_of(name_or_path: str | os.PathLike[str]) -> Task:
-    """The task of a name, "mnli" or "SST2", or of a path that has one in it: glue_data/MNLI/dev_matched.tsv.
+def layout_of(name_or_path: str | os.PathLike[str]) -> Layout:
+    """Returns the layout with this name ("mnli", "SST2"), or the one that a path names: glue_data/MNLI/dev_matched.tsv.
 
-    Of a path, the part nearest to the file's name that has a task's name in it counts.
+    In a path, the last part that contains a name decides.
 
     Raises:
-      InputError: no task's name is there, or two in one part; names those there are.
+      InputError: there is no such name, or one part contains two. The message lists the names.
     """
     text = os.fspath(name_or_path)
     for part in reversed(re.split(r"[/\\]", text.casefold())):
-        found = {_BY_LETTERS[re.sub("[-_ ]", "", spelling)] for spelling in _SPELLING.findall(part)}
+        found = {_NAME_BY_LETTERS[re.sub("[-_ ]", "", match)] for match in _NAME_PATTERN.findall(part)}
         if len(found) == 1:
-            return TASKS[found.pop()]
+            return LAYOUTS[found.pop()]
         if found:
             break
-    raise InputError(f"no one task is named in {text!r}; give one by its name: {', '.join(TASKS)}")
+    raise InputError(f"{text!r} does not name exactly one task; name one of {', '.join(LAYOUTS)}")
 
 
 def class_of(label: str, names: Sequence[str]) -> int | None:
-    """The class that a gold string names: as spelled, in other case, or by its number ("1"); None for any other."""
+    """Returns the class that a gold string names: exactly, ignoring case, or by number ("1"). None if it names none."""
     folded = [name.casefold() for name in names]
     for text, known in ((label, names), (label.casefold(), folded), (label, list(map(str, range(len(names)))))):
         if text in known:
@@ -125,28 +148,30 @@ def class_of(label: str, names: Sequence[str]) -> int | None:
 
 
 def resolve_labels(
-    task: Task, head_labels: Sequence[str], num_classes: int, given: Sequence[str] | None
+    layout: Layout, head_labels: Sequence[str], num_classes: int, given: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The gold string of each of a head's classes, for class_of() and metrics.ClassCounts.
+    """Returns the gold string of each of a head's classes, for class_of() and metrics.ClassCounts.
 
-    Those given by the user; or else the head's own, where they are the task's labels (or their meanings) in some
-    order; or else the task's, in its order. Names that are the task's come back as the file spells them: a head's
-    ("positive", "negative") for sst-2 is ("1", "0").
+    The labels that the user gives come first. Otherwise they are the head's own, if these are the layout's labels or
+    meanings in any order. Otherwise they are the layout's, in its order. Names that the layout knows are returned as
+    the file spells them: ("positive", "negative") of a head for sst-2 becomes ("1", "0").
 
     Args:
-      head_labels, num_classes: HeadConfig.labels, which may be (), and HeadConfig.num_classes.
-      given: by the user, in the order of the head's classes; or None.
+      layout: the file's layout.
+      head_labels: HeadConfig.labels, which may be ().
+      num_classes: HeadConfig.num_classes.
+      given: labels from the user, in the order of the head's classes; or None.
 
     Returns:
       num_classes names, or () for a regression.
 
     Raises:
-      InputError: the counts do not fit, or two classes are given one name.
+      InputError: the number of labels does not match the head, or two classes have the same name.
     """
-    if task.problem == "regression":
+    if layout.problem == "regression":
         if given or num_classes != 1:
             raise InputError(
-                f"{task.name} is a regression: it takes a head of 1 output and no labels,"
+                f"{layout.name} is a regression: it takes a head of 1 output and no labels,"
                 f" got {num_classes} outputs and {len(given or ())} labels"
             )
         return ()
@@ -156,31 +181,34 @@ def resolve_labels(
                 f"the head has {num_classes} classes, got the labels {', '.join(given) or '(none)'};"
                 " give each class a name of its own, in the order of the head"
             )
-        return _in_gold_strings(task, given) or tuple(given)
-    if len(task.labels) != num_classes:
+        return _in_gold_strings(layout, given) or tuple(given)
+    if len(layout.labels) != num_classes:
         raise InputError(
-            f"{task.name} has {len(task.labels)} classes ({', '.join(task.labels)}), the head {num_classes};"
+            f"{layout.name} has {len(layout.labels)} classes ({', '.join(layout.labels)}), the head {num_classes};"
             " take another head, or name each of its classes with --labels"
         )
-    return _in_gold_strings(task, head_labels) or task.labels
+    return _in_gold_strings(layout, head_labels) or layout.labels
 
 
-def _in_gold_strings(task: Task, names: Sequence[str]) -> tuple[str, ...] | None:
-    """`names` as the file spells them, where they are the task's labels or their meanings in some order."""
+def _in_gold_strings(layout: Layout, names: Sequence[str]) -> tuple[str, ...] | None:
+    """Returns `names` as the file spells them, if they are the layout's labels or meanings in any order."""
     folded = [name.casefold() for name in names]
-    for known in (task.labels, task.meanings):
-        gold = {name.casefold(): label for name, label in zip(known, task.labels, strict=False)}
+    for known in (layout.labels, layout.meanings):
+        gold = {name.casefold(): label for name, label in zip(known, layout.labels, strict=False)}
         if gold and sorted(folded) == sorted(gold):
             return tuple(gold[name] for name in folded)
     return None
 
 
 def default_metrics(head: HeadConfig) -> tuple[str, ...]:
-    """What a head is judged by where its task does not say, the main one first.
+    """Returns the metrics of a head whose layout names none, the main one first.
 
-    sentence: accuracy, macro_f1 of classes; pearson, spearman, mse of values; f1, accuracy of any number of labels,
-    over all decisions together (micro-averaged). token: entity_f1, entity_precision, entity_recall, accuracy where the
-    labels mark entities (metrics.marks_entities), macro_f1, accuracy else. span: f1, exact_match. choice: accuracy.
+    - sentence: accuracy and macro_f1 for a classification; pearson, spearman and mse for a regression; f1 and accuracy
+      for several labels, over all decisions together (micro-averaged)
+    - token: entity_f1, entity_precision, entity_recall and accuracy if the labels mark entities
+      (metrics.marks_entities), otherwise macro_f1 and accuracy
+    - span: f1 and exact_match
+    - choice: accuracy
     """
     if head.problem == "regression" and head.kind == "sentence":
         return metrics.VALUE_METRICS

@@ -1,7 +1,7 @@
-"""What fine-tuning knows of a task: the head that it trains, and how its files are read.
+"""Reads labeled files for fine-tuning: a task name and options give a head to train and a reader of its files.
 
-GLUE's tasks and their like are those of layouts; beside them stand two of multiple choice, and "custom", whose
-kind and columns the user says.
+The task names are those of the layouts (GLUE and similar), two multiple-choice tasks, and "custom", for which the user
+names the kind and the columns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from roberta_flax import metrics
 from roberta_flax.datasets import examples, tables
 from roberta_flax.datasets.examples import Examples
-from roberta_flax.datasets.layouts import TASKS, Task, default_metrics, resolve_labels, task_of
+from roberta_flax.datasets.layouts import LAYOUTS, Layout, default_metrics, layout_of, resolve_labels
 from roberta_flax.datasets.recipes import recipe_of
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
@@ -22,20 +22,20 @@ from roberta_flax.text.encoding import resolve_max_length
 from roberta_flax.text.tokenizer import Tokenizer
 
 CUSTOM = "custom"
-CHOICE_TASKS = ("race", "commonsenseqa")  # also the names of examples.choice_examples' framings
+CHOICE_TASKS = ("race", "commonsenseqa")  # also names of framings (framing.FRAMINGS)
 KINDS = ("classification", "regression", "multi-label", "token", "span", "choice")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where files have what, as far as the user says; the task's own columns for the rest.
+    """The columns that the user names. The task's own columns are the default.
 
     Attributes:
-      texts: the columns of the one or two texts; of token and choice heads the key of the words, or of the text.
-      label: the column of the label; of several labels that of each. Of token heads the key of the tags.
-      labels: the classes, in the order of the head, as the files call them.
-      choices: of choice heads, the key of the list of choices.
-      header: whether the first line of CSV and TSV names the columns.
+      texts: the one or two text columns; for a token head the key of the words, for a choice head that of the text.
+      label: the label column; with several labels, one column for each; for a token head the key of the tags.
+      labels: the gold strings of the classes, in the order of the head.
+      choices: for a choice head, the key of the list of choices.
+      header: whether the first line of a CSV or TSV file names the columns.
     """
 
     texts: tuple[str, ...] = ()
@@ -47,13 +47,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class TaskReader:
-    """A head to train, and how files become examples for it.
+    """A head to train, and a function that reads files as examples for it.
 
     Attributes:
-      head: its configuration, with the names that its classes will have.
-      labels: the gold strings of its classes: as the files call them.
-      metrics: by which it is judged, the main one first.
-      read: the examples of a file.
+      head: the head's configuration, with the names that its classes will have.
+      labels: the gold strings of its classes.
+      metrics: the head's metrics, the main one first.
+      read: reads the examples in a file.
     """
 
     head: HeadConfig
@@ -63,12 +63,16 @@ class TaskReader:
 
 
 def task_name(task: str) -> str:
-    """The name of a task in layouts.TASKS ("sst2" is "sst-2"), of CHOICE_TASKS, or "custom"; else InputError."""
+    """Returns a task's name in layouts.LAYOUTS ("sst-2" for "sst2"), in CHOICE_TASKS, or "custom".
+
+    Raises:
+      InputError: there is no such task. The message lists the names.
+    """
     name = task.casefold()
     if name in (*CHOICE_TASKS, CUSTOM):
         return name
     try:
-        return task_of(name).name
+        return layout_of(name).name
     except InputError as error:
         raise InputError(f"{error}; or {', '.join((*CHOICE_TASKS, CUSTOM))}") from None
 
@@ -84,19 +88,20 @@ def task_reader(
     head: str | None = None,
     max_length: int | None = None,
 ) -> TaskReader:
-    """What a task's files are read as.
+    """Returns the head of a task, and the function that reads its files.
 
     Args:
-      task: as task_name gives it.
-      train: the training file: where the classes are not given, they are those that occur in it.
-      config, tokenizer: of the model.
-      kind: of the task "custom", one of KINDS.
-      columns: what the user says of the files.
-      head: the head's name; the task's if not given.
-      max_length: the longest sequence, in tokens; the model's max_positions if not given.
+      task: a name that task_name() returns.
+      train: the training file. If the classes are not given, they are the labels that occur in it.
+      config: the model's configuration.
+      tokenizer: the model's tokenizer.
+      kind: for the task "custom", one of KINDS; the default is "classification".
+      columns: the columns that the user names.
+      head: the head's name; the default is the task's.
+      max_length: the maximum length of a sequence, in tokens; the default is the model's max_positions.
 
     Raises:
-      InputError: options that do not fit each other or the file.
+      InputError: the options contradict each other or do not match the file.
     """
     if kind is not None and task != CUSTOM:
         raise InputError(f"--kind is for --task {CUSTOM}; {task} has its own")
@@ -106,22 +111,22 @@ def task_reader(
     kind = "choice" if task in CHOICE_TASKS else kind or "classification"
     if len(columns.label) > 1 and kind != "multi-label":
         raise InputError("several label columns are for --kind multi-label; give one")
-    make = _Maker(task, Path(train), config, tokenizer, columns, head or task, limit)
+    builder = _ReaderBuilder(task, Path(train), config, tokenizer, columns, head or task, limit)
     if task not in (CUSTOM, *CHOICE_TASKS):
-        return make.sentences(TASKS[task])
+        return builder.sentence_reader(LAYOUTS[task])
     return {
-        "classification": make.classes,
-        "regression": make.values,
-        "multi-label": make.several_labels,
-        "token": make.tokens,
-        "span": make.spans,
-        "choice": make.choices,
+        "classification": builder.classification,
+        "regression": builder.regression,
+        "multi-label": builder.multi_label,
+        "token": builder.tokens,
+        "span": builder.spans,
+        "choice": builder.choices,
     }[kind]()
 
 
 @dataclass(frozen=True)
-class _Maker:
-    """The arguments of `task_reader`, and a method a kind."""
+class _ReaderBuilder:
+    """The arguments of `task_reader`, and one method for each kind of reader."""
 
     task: str
     train: Path
@@ -131,40 +136,40 @@ class _Maker:
     name: str
     limit: int
 
-    def sentences(self, task: Task) -> TaskReader:
-        """Of a layout whose labels are known."""
+    def sentence_reader(self, layout: Layout) -> TaskReader:
+        """Builds the reader of a layout whose labels are known."""
         columns = self.columns
-        given = columns.labels or None
-        labels = resolve_labels(task, (), len(given or task.labels) or 1, given)
+        given_labels = columns.labels or None
+        labels = resolve_labels(layout, (), len(given_labels or layout.labels) or 1, given_labels)
         if columns.texts or columns.label or not columns.header:
-            label = columns.label[0] if columns.label else task.label
-            task = replace(task, texts=columns.texts or task.texts, label=label, header=columns.header)
-        if task.problem == "single_label" and len(labels) < 2:
+            label = columns.label[0] if columns.label else layout.label
+            layout = replace(layout, texts=columns.texts or layout.texts, label=label, header=columns.header)
+        if layout.problem == "single_label" and len(labels) < 2:
             raise InputError(f"a classification has two or more classes, got {', '.join(labels) or 'none'}")
         divisor = recipe_of(self.task).target_divisor
 
         def read(path: PathLike) -> Examples:
-            return examples.sentence_examples(path, task, labels, self.tokenizer, self.limit, divisor=divisor)
+            return examples.sentence_examples(path, layout, labels, self.tokenizer, self.limit, divisor=divisor)
 
-        shown = columns.labels or task.meanings or labels
-        head = self._head("sentence", len(labels) or 1, task.problem, shown)
-        return TaskReader(head, labels, task.metrics, read)
+        class_names = columns.labels or layout.meanings or labels
+        head = self._head("sentence", len(labels) or 1, layout.problem, class_names)
+        return TaskReader(head, labels, layout.metrics, read)
 
-    def classes(self) -> TaskReader:
+    def classification(self) -> TaskReader:
         label = (*self.columns.label, "label")[0]
         labels = self.columns.labels or examples.label_names(self.train, label, header=self.columns.header)
-        return self.sentences(Task(self.task, self._texts(), label, labels, ("accuracy", "macro_f1")))
+        return self.sentence_reader(Layout(self.task, self._texts(), label, labels, ("accuracy", "macro_f1")))
 
-    def values(self) -> TaskReader:
+    def regression(self) -> TaskReader:
         label = (*self.columns.label, "label")[0]
-        task = Task(self.task, self._texts(), label, (), metrics.VALUE_METRICS, problem="regression")
-        return self.sentences(task)
+        layout = Layout(self.task, self._texts(), label, (), metrics.VALUE_METRICS, problem="regression")
+        return self.sentence_reader(layout)
 
-    def several_labels(self) -> TaskReader:
+    def multi_label(self) -> TaskReader:
         labels, texts = self.columns.label, self._texts()
         if len(labels) < 2 or self.columns.labels:
             raise InputError(
-                "--kind multi-label takes the column of each label, with 0 or 1 in it: --label-column A "
+                "--kind multi-label takes one column for each label, with 0 or 1 in it: --label-column A "
                 "--label-column B"
             )
 
@@ -173,7 +178,7 @@ class _Maker:
                 path, texts, labels, self.tokenizer, self.limit, header=self.columns.header
             )
 
-        return self._reading(self._head("sentence", len(labels), "multi_label", labels), labels, read)
+        return self._with_default_metrics(self._head("sentence", len(labels), "multi_label", labels), labels, read)
 
     def tokens(self) -> TaskReader:
         words, tags = (*self.columns.texts, "words")[0], (*self.columns.label, "tags")[0]
@@ -184,13 +189,13 @@ class _Maker:
         def read(path: PathLike) -> Examples:
             return examples.token_examples(path, words, tags, labels, self.tokenizer, self.limit)
 
-        return self._reading(self._head("token", len(labels), "single_label", labels), labels, read)
+        return self._with_default_metrics(self._head("token", len(labels), "single_label", labels), labels, read)
 
     def spans(self) -> TaskReader:
         def read(path: PathLike) -> Examples:
             return examples.span_examples(path, self.tokenizer, self.limit)
 
-        return self._reading(self._head("span", 2), (), read)
+        return self._with_default_metrics(self._head("span", 2), (), read)
 
     def choices(self) -> TaskReader:
         framing = self.task if self.task in CHOICE_TASKS else "choice"
@@ -201,15 +206,17 @@ class _Maker:
                 path, framing, self.tokenizer, self.limit, given=given, choices=self.columns.choices, label=label
             )
 
-        return self._reading(self._head("choice", 1), (), read)
+        return self._with_default_metrics(self._head("choice", 1), (), read)
 
-    def _reading(self, head: HeadConfig, labels: tuple[str, ...], read: Callable[[PathLike], Examples]) -> TaskReader:
+    def _with_default_metrics(
+        self, head: HeadConfig, labels: tuple[str, ...], read: Callable[[PathLike], Examples]
+    ) -> TaskReader:
         return TaskReader(head, labels, default_metrics(head), read)
 
     def _head(self, kind: str, outputs: int, problem: str = "", labels: Sequence[str] = ()) -> HeadConfig:
-        """The head; its dense layer is as wide as that of one which the model has."""
-        there = (head.inner_size for head in self.config.heads if (head.name, head.kind) == (self.name, kind))
-        width = next(there, self.config.hidden_size) if kind in ("sentence", "choice") else 0
+        """Returns the head's configuration, as wide as a head of this name and kind that the model already has."""
+        widths = (head.inner_size for head in self.config.heads if (head.name, head.kind) == (self.name, kind))
+        width = next(widths, self.config.hidden_size) if kind in ("sentence", "choice") else 0
         return HeadConfig(self.name, outputs, width, kind, problem, tuple(labels))
 
     def _texts(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The hyperparameters that fairseq publishes for RoBERTa: a Recipe for each fine-tuning task, and one for pretraining.
 
-Where a file has its texts and labels, and what a task is judged by, is in layouts.
+The columns of each task's files and its metrics are in layouts.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from roberta_flax.errors import require_positive
 from roberta_flax.nn.config import RobertaConfig
 
 _GLUE = "fairseq/examples/roberta/config/finetuning/"
-# Of a task's published steps; with fewer in `epochs` of a file, that file is smaller than the task's.
-_SAME_FILE = 0.75
+# If `epochs` passes over a file take less than this share of the published steps, it is not the task's own file.
+_SHARE_OF_OWN_FILE = 0.75
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of a run; the defaults are those that fairseq's fine-tuning recipes have in common.
+    """The hyperparameters of a run. The defaults are what fairseq's fine-tuning recipes have in common.
 
-    A batch here is always of `batch_size` examples; fairseq's GLUE recipes also end one at 4,400 tokens.
+    A batch always has `batch_size` examples. fairseq's GLUE recipes also end a batch at 4,400 tokens.
 
     Attributes:
-      source: the file of fairseq's that they are from.
-      learning_rate: the peak, after the warm-up.
-      end_learning_rate: after the last step.
-      total_steps: published for the task's own training file; None where epochs alone say how long to train.
-      warmup_steps: of total_steps.
-      warmup_share: the share of all steps that are warm-up, where no number is published.
-      epochs: at most so many.
-      batch_size: examples that are computed together.
-      update_freq: batches whose gradients make one step.
-      adam_betas, adam_eps, weight_decay: of fairseq's Adam.
-      clip_norm: of all gradients together; 0 does not clip.
-      dropout, attention_dropout: as in RobertaConfig; None for the model's own.
-      target_divisor: what a regression's gold values are divided by for training.
+      source: the file in fairseq's repository that publishes them.
+      learning_rate: the peak learning rate, at the end of the warmup.
+      end_learning_rate: the learning rate after the last step.
+      total_steps: the number of steps published for the task's own training file; None if only epochs are published.
+      warmup_steps: the number of warmup steps among total_steps.
+      warmup_share: the share of warmup steps if their number is not published.
+      epochs: the maximum number of epochs.
+      batch_size: number of examples that are computed together.
+      update_freq: number of batches whose gradients make one step.
+      adam_betas, adam_eps, weight_decay: parameters of fairseq's Adam.
+      clip_norm: the maximum norm of all gradients together; 0 disables clipping.
+      dropout, attention_dropout: as in RobertaConfig; None keeps the model's own.
+      target_divisor: the gold values of a regression are divided by this for training.
 
     Raises:
-      InputError: numbers that are not positive where they must be. (Others are checked where they are used.)
+      InputError: epochs, batch_size or update_freq is not positive. (The others are checked where they are used.)
     """
 
     source: str
@@ -61,7 +61,7 @@ class Recipe:
         require_positive(epochs=self.epochs, batch_size=self.batch_size, update_freq=self.update_freq)
 
     def with_dropout(self, config: RobertaConfig) -> RobertaConfig:
-        """A configuration with this recipe's dropouts."""
+        """Returns the configuration with this recipe's dropout probabilities."""
         return replace(
             config,
             dropout=config.dropout if self.dropout is None else self.dropout,
@@ -69,26 +69,26 @@ class Recipe:
         )
 
     def steps(self, per_epoch: int, *, epochs: int | None = None, steps: int | None = None) -> tuple[int, int]:
-        """How many steps are warm-up, and how many there are.
+        """Returns the number of warmup steps and the total number of steps.
 
-        The published numbers stand for the task's own file. `epochs` passes over a file with clearly fewer rows are
-        fewer steps (where fairseq would stop too, in the middle of its schedule): then the schedule is over these,
-        with the published share of warm-up.
+        The published numbers apply to the task's own file. On a file with clearly fewer rows, `epochs` passes take
+        fewer steps (fairseq would stop there too, but in the middle of its schedule). The schedule then has this number
+        of steps, with the published share of warmup.
 
         Args:
-          per_epoch: steps that one pass over the training file takes.
-          epochs: how many passes, whatever is published.
-          steps: how many steps, whatever is published.
+          per_epoch: number of steps in one pass over the training file.
+          epochs: number of epochs, instead of the published length.
+          steps: number of steps, instead of the published length.
         """
         total = steps or (epochs or self.epochs) * per_epoch
         if self.total_steps is None or self.warmup_steps is None:
             return round(self.warmup_share * total), total
-        if not steps and not epochs and total >= _SAME_FILE * self.total_steps:
+        if not steps and not epochs and total >= _SHARE_OF_OWN_FILE * self.total_steps:
             total = self.total_steps
         return round(self.warmup_steps / self.total_steps * total), total
 
 
-# The classification of fairseq's README for data of one's own (IMDB there), which has 8 x 4 examples a step.
+# From fairseq's README for classifying your own data (its example is IMDB), with 8 x 4 examples a step.
 CUSTOM = Recipe("fairseq/examples/roberta/README.custom_classification.md", batch_size=8, update_freq=4)
 
 PRETRAINING = Recipe(
@@ -119,7 +119,7 @@ RECIPES: dict[str, Recipe] = {
         batch_size=16,
         target_divisor=5.0,  # fairseq/examples/roberta/preprocess_GLUE_tasks.sh
     ),
-    # 1 example, 8 batches and 2 GPUs a step there; a learning rate that neither rises nor falls
+    # fairseq computes 1 example on each of 2 GPUs, and 8 such batches a step. The learning rate is constant.
     "race": Recipe(
         "fairseq/examples/roberta/README.race.md",
         end_learning_rate=1e-5,
@@ -140,5 +140,5 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_of(task: str) -> Recipe:
-    """The recipe of a task, by its name in layouts.TASKS, "race" or "commonsenseqa"; CUSTOM of any other."""
+    """Returns the recipe of a task in layouts.LAYOUTS, "race" or "commonsenseqa"; CUSTOM for any other name."""
     return RECIPES.get(task, CUSTOM)

@@ -1,17 +1,17 @@
-"""Files of texts to read and files of predictions to write, for batch jobs.
+"""Reads files of texts, and writes files of predictions, for batch jobs.
 
-Reading gives one row after another and never holds a whole file. A row that cannot be used is given too, as a BadRow
-with its reason, and reading goes on. Writing is in parts, so that a job that was stopped can go on: a part is whole or
-absent, and the joined file depends on nothing but what the parts hold.
+Rows are read one by one, and a file is never held in memory as a whole. A row that cannot be used is returned as a
+BadRow with the reason, and reading continues. Files are written in parts, so that a stopped job can resume. A part is
+complete or absent, and the joined file depends only on the content of the parts.
 
-  .jsonl .ndjson   an object a line; blank lines are not rows
-  .csv             RFC 4180, as the csv module reads it when it is strict; blank lines are not rows
-  .tsv             tabs between columns and no quoting, as GLUE's files: a quote is a character, a backslash too
-  .txt             a text a line, also where it is empty; the column is "text"
-  .parquet         a file, or a directory of them in the order of their names
+  .jsonl .ndjson   one object per line; blank lines are not rows
+  .csv             RFC 4180, as the csv module reads it in strict mode; blank lines are not rows
+  .tsv             tabs between columns and no quoting, as in GLUE's files; quotes and backslashes are plain characters
+  .txt             one text per line, which may be empty; the column is "text"
+  .parquet         a file, or a directory of files in the order of their names
 
-Each but the last may be compressed: .jsonl.gz. Text is UTF-8, with or without a byte order mark; lines end in \\n or
-\\r\\n. Parquet needs pyarrow, which is imported where a Parquet file is.
+All of them except Parquet may be compressed: .jsonl.gz. Text is UTF-8, with or without a byte order mark. Lines end in
+\\n or \\r\\n. Parquet needs pyarrow, which is imported only for a Parquet file.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from roberta_flax.extras import require
 from roberta_flax.files import replacing
 
 Kind: TypeAlias = Literal["text", "integer", "float", "boolean", "floats", "vectors", "texts", "scores", "scalar"]
-"""What a field holds; None besides.
+"""The type of a field. Every field may also be None.
 
   text, integer, float, boolean   one value
   floats, vectors                 float32 [n], [m, n]
   texts                           list of str
   scores                          dict of str to float
-  scalar                          any of the first four, row by row, as a column that is passed through (Parquet: text)
+  scalar                          any of the first four, which may differ by row, as in a kept column (text in Parquet)
 """
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "txt", ".parquet": "parquet"}
 INPUT_FORMATS = tuple(dict.fromkeys(_SUFFIXES.values()))
-_MAX_LINE = 16 << 20  # bytes of a line, or of a row of CSV, with its end
+_MAX_LINE = 16 << 20  # maximum number of bytes in a line or a CSV row, with its line ending
 _BLOCK = 1 << 20  # bytes read at a time
 _BATCH = 1024  # rows of Parquet in memory
 _BOM = b"\xef\xbb\xbf"
-_SHOWN = 40  # characters of a value quoted in a reason
-# Columns' usual names, the first that are there
-_USUAL = (
+_MAX_QUOTED = 40  # maximum number of characters of a value to quote in a message
+# Common names of text columns. The first entry whose columns all exist is used.
+_USUAL_COLUMNS = (
     ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("sentence_A", "sentence_B"),
     ("text_a", "text_b"), ("question1", "question2"), ("question", "sentence"), ("sentence",),
 )  # fmt: skip
@@ -63,12 +63,12 @@ _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that has what was asked for.
+    """A row with the requested columns.
 
     Attributes:
-      number: of the row in the file, from 0; bad rows count, headers do not.
-      line: of the file where it begins, from 1; in Parquet, number + 1.
-      values: one for each of `columns`, then one for each of `keep`.
+      number: the row's number in the file, from 0. Bad rows count, headers do not.
+      line: the line of the file where the row begins, from 1; in Parquet, number + 1.
+      values: one value for each of `columns`, then one for each of `keep`.
     """
 
     number: int
@@ -78,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used, numbered as a Row, and why: one short line."""
+    """A row that cannot be used, numbered like a Row, and the reason: one short line."""
 
     number: int
     line: int
@@ -86,10 +86,10 @@ class BadRow:
 
 
 class _Bad(Exception):  # noqa: N818
-    """The reason why a row is bad."""
+    """The reason why a row cannot be used."""
 
 
-# A row before its values are taken out: a line without its end, the fields of a row of CSV, or what is wrong with it.
+# A row before its values are extracted: a line without its ending, the fields of a CSV row, or why it cannot be used.
 _Record: TypeAlias = bytes | list[str] | _Bad
 
 
@@ -102,20 +102,20 @@ def read_rows(
     format: str | None = None,
     start: int = 0,
 ) -> Iterator[Row | BadRow]:
-    """Reads some columns of a file, row by row.
+    """Reads columns of a file, row by row.
 
     Args:
-      path: a file, or a directory of Parquet files; its suffix tells the format.
-      columns: of texts: a row where one is missing, null or not text is bad. In CSV and TSV a column that the header
-        does not name may be given by its number, from 0.
-      keep: columns to pass through: text, number, true, false or null (in CSV and TSV always text).
-      header: whether the first line of CSV and TSV names the columns; they do if not given.
-      format: one of INPUT_FORMATS, where the suffix does not tell: a .txt file with tabs.
-      start: rows to skip; those after it keep their numbers.
+      path: a file, or a directory of Parquet files. The suffix determines the format.
+      columns: the text columns. A row in which one is missing, null or not text is a BadRow. In CSV and TSV, a column
+        that the header does not name may be given by its number, from 0.
+      keep: the kept columns, which are passed through: text, number, true, false or null (in CSV and TSV always text).
+      header: whether the first line of CSV and TSV names the columns; by default it does.
+      format: one of INPUT_FORMATS, to override the suffix: for a .txt file with tabs, for example.
+      start: number of rows to skip. The numbers of the remaining rows do not change.
 
     Raises:
-      InputError: before any row, a format, column or type of column that cannot be read; or then or later, a file that
-        is missing, cut short or damaged.
+      InputError: before the first row, if the format, a column or its type cannot be read; at any time, if the file is
+        missing, truncated or damaged.
     """
     path = Path(path)
     format, named = _input_format(path, header, format)
@@ -137,27 +137,30 @@ def read_rows(
 
 
 def read_objects(path: str | os.PathLike[str]) -> Iterator[Row | BadRow]:
-    """Reads the objects of a JSONL file with whatever is in them: a Row's one value is a dict.
+    """Reads the objects of a JSONL file, whatever their fields. A Row has one value, a dict.
 
     Raises:
-      InputError: as `read_rows`; or a file of another format.
+      InputError: as in `read_rows`, or the file has another format.
     """
     path = Path(path)
     format, _ = _input_format(path, None, None)
     if format != "jsonl":
-        raise InputError(f"{path}: expected a .jsonl or .ndjson file, which can have lists and objects in its rows")
+        raise InputError(f"{path}: expected a .jsonl or .ndjson file, whose rows can contain lists and objects")
     return _text_rows(path, format, lambda record: (_json_object(record),), 0)
 
 
 def column_names(
     path: str | os.PathLike[str], header: bool | None = None, format: str | None = None
 ) -> list[str] | None:
-    """The columns of a file, as `read_rows` takes them; raises InputError as it does.
+    """Returns the names of a file's columns, as `read_rows` accepts them.
 
-    Those of JSONL are the keys of its first object; those of CSV and TSV without a header are numbers.
+    For JSONL they are the keys of the first object. For CSV and TSV without a header they are numbers.
 
     Returns:
-      Their names; None where the file has no row that tells.
+      The names; None if the file has no row.
+
+    Raises:
+      InputError: as in `read_rows`.
     """
     path = Path(path)
     format, named = _input_format(path, header, format)
@@ -170,13 +173,13 @@ def column_names(
 def usual_columns(
     path: str | os.PathLike[str], header: bool | None = None, format: str | None = None
 ) -> tuple[str, ...]:
-    """The one or two columns of a file that hold text, by their names: the only one, or the first of the usual.
+    """Finds the one or two text columns of a file: the first common names that occur, or else the only column.
 
     Raises:
-      InputError: as column_names; or there are none, which names those there are.
+      InputError: as in column_names; or no text column was found. The message lists the columns.
     """
     names = column_names(path, header, format) or []
-    found = next((columns for columns in _USUAL if set(columns) <= set(names)), None)
+    found = next((columns for columns in _USUAL_COLUMNS if set(columns) <= set(names)), None)
     if found is None and len(names) == 1:
         found = (names[0],)
     if found is None:
@@ -186,7 +189,7 @@ def usual_columns(
 
 
 def is_named_as_input(text: str) -> bool:
-    """Whether some text names a file that `read_rows` reads: by its suffix, or because it is a directory."""
+    """Whether a text names an input for `read_rows`: it has the suffix of one, or is a directory."""
     path = Path(text)
     compressed = path.suffix.lower() == ".gz"
     suffix = (path.with_suffix("") if compressed else path).suffix.lower()
@@ -194,7 +197,11 @@ def is_named_as_input(text: str) -> bool:
 
 
 def output_format(path: str | os.PathLike[str]) -> str:
-    """The format that a file of predictions has by its suffix: "jsonl", "csv", "tsv" or "parquet"; else InputError."""
+    """Returns the format of a file of predictions from its suffix: "jsonl", "csv", "tsv" or "parquet".
+
+    Raises:
+      InputError: another suffix.
+    """
     format = _SUFFIXES.get(Path(path).suffix.lower())
     if format is None or format == "txt":
         raise InputError(
@@ -204,21 +211,21 @@ def output_format(path: str | os.PathLike[str]) -> str:
 
 
 def write_part(path: Path, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind], *, format: str) -> None:
-    """Writes some rows as a part of a file, to be joined by `join_parts`. `path` is whole or as it was, never between.
+    """Writes rows as one part of a file, for `join_parts`. `path` is replaced only when the part is complete.
 
-    Floats are written with the fewest digits that give the same float32. What is not a number is null in JSON and
-    empty in CSV and TSV, where lists and dicts are JSON. TSV writes tab, newline, carriage return and backslash as
+    Floats are written with the fewest digits that give the same float32. NaN and infinity are null in JSON, and empty
+    in CSV and TSV. Lists and dicts in CSV and TSV are JSON. TSV writes tab, newline, carriage return and backslash as
     \\t, \\n, \\r and \\\\.
 
     Args:
-      path: the part; its name is free.
-      records: field to value: str, int, float, bool, a list or dict of them, numpy of any float [n] or [m, n], or None,
-        which a field that is not there is too.
-      schema: the fields to write, in their order, and what they hold.
-      format: as `output_format` gives it.
+      path: the part, which may have any name.
+      records: for each row, a mapping of fields to values: str, int, float, bool, a list or dict of these, a numpy
+        array of any float type, [n] or [m, n], or None. A missing field is None.
+      schema: the fields to write, in order, and their types.
+      format: a format that `output_format` returns.
 
     Raises:
-      InputError: the file cannot be written, or in Parquet a value is not of its kind.
+      InputError: the file cannot be written, or in Parquet a value has another type than its field.
     """
     with replacing(path) as file:
         if format == "parquet":
@@ -231,9 +238,9 @@ def write_part(path: Path, records: Iterable[Mapping[str, Any]], schema: Mapping
 
 
 def join_parts(parts: Sequence[Path], destination: Path, schema: Mapping[str, Kind], *, format: str) -> None:
-    """Writes what `write_part` wrote as one file, replacing `destination` when it is whole.
+    """Joins the parts that `write_part` wrote into one file. `destination` is replaced only when the file is complete.
 
-    CSV and TSV begin with a line of the fields' names. No parts make a file without rows.
+    CSV and TSV begin with a line that names the fields. Without parts, the file has no rows.
 
     Raises:
       InputError: a part cannot be read, or the file cannot be written.
@@ -254,7 +261,7 @@ def join_parts(parts: Sequence[Path], destination: Path, schema: Mapping[str, Ki
 
 
 def _input_format(path: Path, header: bool | None, given: str | None) -> tuple[str, bool]:
-    """The format of a file to read, and whether its first line names the columns."""
+    """Returns the format of an input file, and whether its first line names the columns."""
     if given is not None and given not in INPUT_FORMATS:
         raise InputError(f"format must be one of {', '.join(INPUT_FORMATS)}, got {given!r}")
     compressed = path.suffix.lower() == ".gz"
@@ -273,7 +280,7 @@ def _input_format(path: Path, header: bool | None, given: str | None) -> tuple[s
 
 @contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
-    """A file to read; what goes wrong in reading it is an InputError."""
+    """Opens a file for reading. Errors while it is open become InputErrors."""
     try:
         with path.open("rb") as file:
             yield file
@@ -285,13 +292,13 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _text_file(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a text file to read, decompressed."""
+    """Opens a text file for reading, and decompresses it if necessary."""
     with _reading(path) as raw:
         if path.suffix.lower() != ".gz":
             yield raw
             return
         if not raw.read(1):
-            raise EOFError("it is empty")  # GzipFile would call that an empty text
+            raise EOFError("it is empty")  # GzipFile would read it as an empty text
         raw.seek(0)
         with io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK) as file:
             file.peek(1)
@@ -301,7 +308,7 @@ def _text_file(path: Path) -> Iterator[IO[bytes]]:
 def _text_rows(
     path: Path, format: str, pick: Callable[[_Record], tuple[Any, ...]], start: int, headers: int = 0
 ) -> Iterator[Row | BadRow]:
-    """The rows of a text file from `start` on; its first `headers` records are not rows."""
+    """Yields the rows of a text file, from number `start`. The first `headers` records are not rows."""
     with _text_file(path) as file:
         for number, (line, record) in enumerate(islice(_records(file, format), headers + start, None), start):
             try:
@@ -311,7 +318,7 @@ def _text_rows(
 
 
 def _records(file: IO[bytes], format: str) -> Iterator[tuple[int, _Record]]:
-    """The records of a text file, with the number of the line where each begins."""
+    """Yields the records of a text file, each with the number of its first line."""
     if format == "csv":
         yield from _csv_records(file)
         return
@@ -323,7 +330,7 @@ def _records(file: IO[bytes], format: str) -> Iterator[tuple[int, _Record]]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
-    """The lines of a file with their ends; None for one that is too long to hold."""
+    """Yields the lines of a file with their endings; None for a line over _MAX_LINE bytes."""
     line = file.readline(_MAX_LINE + 1).removeprefix(_BOM)
     while line:
         if len(line) > _MAX_LINE:
@@ -340,7 +347,7 @@ def _too_long() -> _Bad:
 
 
 class _CsvLines:
-    """The lines of a CSV file as the csv module takes them, and what was wrong with the bytes of the present row."""
+    """Iterates over the lines of a CSV file for the csv module, and keeps the first decoding error of the row."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._lines = _lines(file)
@@ -357,7 +364,7 @@ class _CsvLines:
     def __next__(self) -> str:
         line = next(self._lines)
         self.number += 1
-        if line is None or self._size + len(line) > _MAX_LINE:  # a quote that is never closed takes all that follows
+        if line is None or self._size + len(line) > _MAX_LINE:  # an unclosed quote continues to the end of the file
             raise _too_long()
         try:
             return line.decode()
@@ -369,7 +376,7 @@ class _CsvLines:
 
 
 def _csv_records(file: IO[bytes]) -> Iterator[tuple[int, _Record]]:
-    """The records of CSV; raises the process's limit of the size of a field to that of a row."""
+    """Yields the records of a CSV file. It raises the process's field size limit to _MAX_LINE."""
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))
     lines = _CsvLines(file)
     reader = csv.reader(lines, strict=True)
@@ -382,7 +389,7 @@ def _csv_records(file: IO[bytes]) -> Iterator[tuple[int, _Record]]:
         except StopIteration:
             return
         except csv.Error as error:
-            record = _Bad(f"not CSV: {str(error).partition(' - ')[0]}")  # what follows it advises programmers
+            record = _Bad(f"not CSV: {str(error).partition(' - ')[0]}")  # the rest is advice for programmers
         except _Bad as bad:
             record = bad
         if record:
@@ -401,7 +408,7 @@ def _decode(line: bytes) -> str:
 
 
 def _fields(record: _Record, format: str) -> list[str]:
-    """The fields of a record of CSV, TSV or plain text."""
+    """Returns the fields of a record from CSV, TSV or plain text."""
     if isinstance(record, _Bad):
         raise record
     if isinstance(record, list):
@@ -411,7 +418,7 @@ def _fields(record: _Record, format: str) -> list[str]:
 
 
 def _first_names(path: Path, format: str, named: bool) -> list[str] | None:
-    """The names of a text file's columns, from the first record that tells; None if there is none."""
+    """Returns the names of a text file's columns, from its first usable record; None if there is none."""
     with _text_file(path) as file:
         if format == "txt":
             return ["text"]
@@ -428,7 +435,7 @@ def _first_names(path: Path, format: str, named: bool) -> list[str] | None:
 
 
 def _column_index(path: Path, names: list[str] | None, name: str) -> int:
-    """Where a column is among `names`, by its name or its number. Without names, as in an empty file, any number is."""
+    """Returns a column's index, given its name or number. Without names, as in an empty file, any number will do."""
     number = int(name) if name.isascii() and name.isdigit() else None
     if names is None and number is not None:
         return number
@@ -499,24 +506,25 @@ def _text(name: str, value: Any) -> str:
 
 
 def _scalar(name: str, value: Any) -> Any:
-    """The value of a column that is passed through, if it can be."""
+    """Returns the value of a kept column; raises _Bad for a list or object."""
     if isinstance(value, (dict, list)):
         raise _Bad(f"column {name!r} is {_describe(value)}, expected text, a number, true, false or null")
     return _text(name, value) if isinstance(value, (str, bytes)) else value
 
 
 def _describe(value: Any) -> str:
-    """A value of JSON in few words: "a number (5)"."""
+    """Describes a JSON value in a few words: "a number (5)"."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     shown = json.dumps(value)
     if value is None or isinstance(value, bool):
         return shown
-    return f"{'text' if isinstance(value, str) else 'a number'} ({shown[:_SHOWN]}{'...' * (len(shown) > _SHOWN)})"
+    quoted = shown[:_MAX_QUOTED] + "..." * (len(shown) > _MAX_QUOTED)
+    return f"{'text' if isinstance(value, str) else 'a number'} ({quoted})"
 
 
 def _plain(value: Any) -> Any:
-    """A value of a record as JSON has it: what is not a number is None, and a float has its shortest digits."""
+    """Converts a value of a record for JSON: NaN and infinity become None, and floats have the fewest digits."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="backslashreplace").decode()
     if isinstance(value, (np.ndarray, np.generic)):
@@ -537,7 +545,7 @@ def _plain_array(array: np.ndarray[Any, Any]) -> Any:
         array = array.astype(np.float32)
     if array.ndim > 1:
         return [_plain_array(row) for row in array]
-    digits = array.astype("U").tolist()  # numpy's are the fewest that give the same value of its dtype
+    digits = array.astype("U").tolist()  # numpy writes the fewest digits that give the same value in its dtype
     values = [float(text) for text in np.atleast_1d(digits)]
     if not np.isfinite(array).all():
         values = [value if math.isfinite(value) else None for value in values]  # type: ignore[misc]
@@ -571,9 +579,6 @@ def _cell(value: Any) -> str:
 _LINES: dict[str, Callable[[dict[str, Any]], str]] = {"jsonl": _json_line, "csv": _csv_line, "tsv": _tsv_line}
 
 
-# Files that are whole or absent
-
-
 def _blocks(path: Path) -> Iterator[bytes]:
     with _reading(path) as file:
         while block := file.read(_BLOCK):
@@ -584,7 +589,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _pyarrow() -> Any:
-    """pyarrow, with pyarrow.parquet in it."""
+    """Imports pyarrow, with pyarrow.parquet."""
     pyarrow = require("pyarrow", "parquet")
     require("pyarrow.parquet", "parquet")
     return pyarrow
@@ -595,13 +600,13 @@ def _parquet_files(path: Path) -> list[Path]:
         return [path]
     files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_")))
     if not files:
-        raise InputError(f"{path} is a directory without .parquet files; name a file, or a directory that has them")
+        raise InputError(f"{path} is a directory without .parquet files; name a Parquet file or a directory of them")
     return files
 
 
 @contextmanager
 def _parquet_file(path: Path) -> Iterator[Any]:
-    """A pyarrow.parquet.ParquetFile; what goes wrong in reading it is an InputError."""
+    """Opens a pyarrow.parquet.ParquetFile. Errors while it is open become InputErrors."""
     pyarrow = _pyarrow()
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
@@ -614,7 +619,7 @@ def _parquet_file(path: Path) -> Iterator[Any]:
 
 
 def _check_parquet(path: Path, columns: Sequence[str], keep: Sequence[str]) -> None:
-    """Raises InputError unless the columns are there and of types that can be read."""
+    """Raises InputError unless each column exists, once, with a type that can be read."""
     with _parquet_file(path) as file:
         schema = file.schema_arrow
     types = _pyarrow().types
@@ -627,8 +632,8 @@ def _check_parquet(path: Path, columns: Sequence[str], keep: Sequence[str]) -> N
         if schema.names.count(name) > 1:
             raise InputError(f"{path} has {schema.names.count(name)} columns {name!r}; rename all but one")
         type = schema.field(name).type
-        held = type.value_type if types.is_dictionary(type) else type
-        if not any(accepts(held) for accepts in accepted):
+        value_type = type.value_type if types.is_dictionary(type) else type
+        if not any(accepts(value_type) for accepts in accepted):
             raise InputError(f"{path}: column {name!r} is {type}, expected {expected}; convert or leave out the column")
 
 
@@ -649,7 +654,7 @@ def _parquet_rows(
                     yield from _batch_rows(batch.slice(skipped), columns, keep, number + skipped)
                     number += batch.num_rows
                 if number != end:
-                    raise OSError("its row groups have other rows than its footer says")
+                    raise OSError("the number of rows differs from its footer")
 
 
 def _batch_rows(batch: Any, columns: Sequence[str], keep: Sequence[str], start: int) -> Iterator[Row | BadRow]:
@@ -663,11 +668,11 @@ def _batch_rows(batch: Any, columns: Sequence[str], keep: Sequence[str], start: 
 
 
 def _pylist(array: Any) -> list[Any]:
-    """The values of an Arrow array; bytes for texts if some are not UTF-8."""
+    """Converts an Arrow array to a list. If a text is not UTF-8, all of them are bytes."""
     try:
         return list(array.to_pylist())
     except UnicodeDecodeError:
-        texts = (getattr(scalar, "value", scalar) for scalar in array)  # a dictionary's scalar has its text inside
+        texts = (getattr(scalar, "value", scalar) for scalar in array)  # a scalar of a dictionary array wraps its text
         return [text.as_buffer().to_pybytes() if text is not None and text.is_valid else None for text in texts]
 
 
@@ -687,8 +692,8 @@ def _arrow_schema(schema: Mapping[str, Kind]) -> Any:
     return pa.schema([(field, types[kind]) for field, kind in schema.items()])
 
 
-def arrow_table(what: object, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind]) -> Any:
-    """The records as a pyarrow.Table; InputError, naming the field, where one holds something else than its kind."""
+def arrow_table(destination: object, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind]) -> Any:
+    """Converts records to a pyarrow.Table; raises InputError, naming the field, if a value has another type."""
     pa = _pyarrow()
     arrow, rows, columns = _arrow_schema(schema), list(records), []
     for field, kind in schema.items():
@@ -697,12 +702,14 @@ def arrow_table(what: object, records: Iterable[Mapping[str, Any]], schema: Mapp
             columns.append(pa.array(values, arrow.field(field).type))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             problem = (str(error).splitlines() or ["?"])[0]
-            raise InputError(f"cannot write {what}: field {field!r} is not {kind} in every row: {problem}") from None
+            raise InputError(
+                f"cannot write {destination}: field {field!r} is not {kind} in every row: {problem}"
+            ) from None
     return pa.table(columns, schema=arrow)
 
 
 def _arrow_value(value: Any, kind: Kind) -> Any:
-    """A value as pyarrow takes it for its kind."""
+    """Converts a value to what pyarrow expects for its type."""
     if value is None:
         return None
     if kind == "floats":
@@ -717,7 +724,7 @@ def _arrow_value(value: Any, kind: Kind) -> Any:
 
 
 def _write_tables(file: IO[bytes], schema: Any, tables: Iterable[Any]) -> None:
-    """Writes Parquet, a row group a table; its bytes depend on the tables and the release of pyarrow only."""
+    """Writes Parquet with one row group per table. Its bytes depend only on the tables and the version of pyarrow."""
     with _pyarrow().parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         for table in tables:
             if table.num_rows:
@@ -727,6 +734,6 @@ def _write_tables(file: IO[bytes], schema: Any, tables: Iterable[Any]) -> None:
 def _part_tables(path: Path, schema: Any) -> Iterator[Any]:
     with _parquet_file(path) as file:
         if file.schema_arrow != schema:
-            raise InputError(f"{path} has other fields than this file; remove it, and have it written again")
+            raise InputError(f"{path} has other fields than the output; remove it and rerun the command")
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, use_threads=False)

@@ -1,4 +1,4 @@
-"""One input, answered in full by a head of whatever kind: labels by name, with probabilities."""
+"""Answers one input with any kind of head: labels by name, with their probabilities."""
 
 from __future__ import annotations
 
@@ -19,41 +19,44 @@ from roberta_flax.text.batching import collate_tokens
 def answer(
     roberta: Roberta, texts: Sequence[str], head: str | None = None, *, framing: str | None = None
 ) -> dict[str, Any]:
-    """What a head says of one input.
+    """Answers one input with a head.
 
     Args:
       roberta: the model.
-      texts: a sentence, or a pair; of a span head a question and what it asks of; of a choice head what stands before
-        the choices, as `framing` has it, and each choice.
-      head: its name; the only one if not given.
-      framing: of a choice head, one of datasets.framing.FRAMINGS; the head's name or "choice" if not given.
+      texts: a sentence or a pair of sentences; for a span head, a question and its context; for a choice head, the
+        texts before the choices, as the framing requires, and then the choices.
+      head: the head's name; the default is the only one.
+      framing: for a choice head, one of datasets.framing.FRAMINGS; the default is the one named like the head, or else
+        "choice".
 
     Returns:
-      "head", its name, and by its kind
-        sentence  label and probabilities by label; values by label of a regression
-        token     token: for each token its text, label and probability
-        span      answer, probability; no_answer, the probability of `<s>`, to which a head points where there is none
-        choice    label, probabilities by choice, and truncated: how many choices lost tokens
+      A dict with "head", the head's name, and depending on its kind:
+        sentence  "label" and "probabilities" by label; for a regression, "values" by label
+        token     "token": the text, label and probability of each token
+        span      "answer" and "probability"; "no_answer", the probability of `<s>`, which stands for no answer
+        choice    "label", "probabilities" by choice, and "truncated", the number of choices that lost tokens
 
     Raises:
-      InputError: no such head, texts that the head or its framing does not take, or a framing without a choice head.
+      InputError: there is no such head, the texts do not match the head or its framing, or a framing is given for
+        another kind of head.
     """
     chosen = head_of(roberta.config, head)
     if chosen.kind == "choice":
-        return {"head": chosen.name, **_choice(roberta, chosen, texts, framing)}
+        return {"head": chosen.name, **_answer_choice(roberta, chosen, texts, framing)}
     if framing is not None:
         raise InputError(f"framing (--framing) is for choice heads; {chosen.name!r} is of kind {chosen.kind}")
-    return {"head": chosen.name, **_BY_KIND[chosen.kind](roberta, chosen, texts)}
+    return {"head": chosen.name, **_ANSWER_BY_KIND[chosen.kind](roberta, chosen, texts)}
 
 
 def entailment(roberta: Roberta, premise: str, hypothesis: str) -> dict[str, Any]:
-    """Whether a hypothesis follows from a premise, by an MNLI head.
+    """Classifies whether a hypothesis follows from a premise, with an MNLI head.
 
     Returns:
-      label: contradiction, neutral or entailment, or as the head names its classes; log_probabilities, by label.
+      A dict with "label": contradiction, neutral or entailment, or the head's own names; and "log_probabilities" by
+      label.
 
     Raises:
-      InputError: as heads.mnli_head, or texts that are too long.
+      InputError: as in heads.mnli_head, or the texts are too long.
     """
     head, labels = mnli_head(roberta.config)
     outputs = np.asarray(roberta.predict(head.name, roberta.encode(premise, hypothesis)), np.float64)[0]
@@ -64,7 +67,7 @@ def entailment(roberta: Roberta, premise: str, hypothesis: str) -> dict[str, Any
     }
 
 
-def _sentence(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
+def _answer_sentence(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
     tokens = roberta.encode(*texts)
     outputs = np.asarray(roberta.predict(head.name, tokens), np.float64)[0]
     if head.problem == "regression":
@@ -74,7 +77,7 @@ def _sentence(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[
     return {"label": label if isinstance(label, str) else ", ".join(label) or "none", "probabilities": probabilities}
 
 
-def _token(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
+def _answer_token(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
     tokens = roberta.encode(*texts)
     best = np.exp(np.asarray(roberta.predict(head.name, tokens), np.float64)[0].max(axis=-1)).tolist()
     labels = roberta.predict_labels(head.name, tokens)[0]
@@ -87,28 +90,28 @@ def _token(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str
     }
 
 
-def _span(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
-    """The likeliest span of the last text."""
+def _answer_span(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
+    """Returns the most likely span of the last text."""
     tokens = roberta.encode(*texts)
-    last = len(tokens) - 1 - len(roberta.tokenizer.encode_text(texts[-1]))
-    whole = np.asarray(roberta.predict(head.name, tokens), np.float64)[0]
-    scores = whole[last:-1]
+    first = len(tokens) - 1 - len(roberta.tokenizer.encode_text(texts[-1]))
+    log_probabilities = np.asarray(roberta.predict(head.name, tokens), np.float64)[0]
+    scores = log_probabilities[first:-1]
     if not len(scores):
         raise InputError("an answer is a span of the last text, which is empty")
     start, end = best_span(scores)
-    found = str(roberta.decode(tokens[last + start : last + end + 1])).strip()
-    probability, no_answer = np.exp([scores[start, 0] + scores[end, 1], whole[0].sum()]).tolist()
-    return {"answer": found, "probability": probability, "no_answer": no_answer}
+    span_text = str(roberta.decode(tokens[first + start : first + end + 1])).strip()
+    probability, no_answer = np.exp([scores[start, 0] + scores[end, 1], log_probabilities[0].sum()]).tolist()
+    return {"answer": span_text, "probability": probability, "no_answer": no_answer}
 
 
-_BY_KIND: Mapping[str, Callable[[Roberta, HeadConfig, Sequence[str]], dict[str, Any]]] = {
-    "sentence": _sentence,
-    "token": _token,
-    "span": _span,
+_ANSWER_BY_KIND: Mapping[str, Callable[[Roberta, HeadConfig, Sequence[str]], dict[str, Any]]] = {
+    "sentence": _answer_sentence,
+    "token": _answer_token,
+    "span": _answer_span,
 }
 
 
-def _choice(roberta: Roberta, head: HeadConfig, texts: Sequence[str], framing: str | None) -> dict[str, Any]:
+def _answer_choice(roberta: Roberta, head: HeadConfig, texts: Sequence[str], framing: str | None) -> dict[str, Any]:
     framing = framing or (head.name if head.name in FRAMINGS else "choice")
     given = framing_of(framing).given
     choices = texts[len(given) :]
@@ -128,5 +131,5 @@ def _choice(roberta: Roberta, head: HeadConfig, texts: Sequence[str], framing: s
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, with its number behind each that comes more than once, so that they can be keys."""
+    """Makes names usable as keys: names that occur more than once get their number appended."""
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]

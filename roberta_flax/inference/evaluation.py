@@ -1,7 +1,7 @@
-"""How good a head is, by a file of gold labels.
+"""Evaluates a head on a file with gold labels.
 
-A sentence head's file streams through a Predictor, in memory that does not grow with it. Files for token, span and
-choice heads, and those with a column for each of several labels, are read whole, as for fine-tuning.
+For a sentence head, the file streams through a Predictor, in memory that does not grow with the file. Files for token,
+span and choice heads, and files with several label columns, are read as a whole, as in fine-tuning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from roberta_flax.datasets import readers, tables
 from roberta_flax.datasets.examples import Tally
-from roberta_flax.datasets.layouts import Task, class_of, default_metrics, resolve_labels, task_of
+from roberta_flax.datasets.layouts import Layout, class_of, default_metrics, layout_of, resolve_labels
 from roberta_flax.datasets.readers import Columns
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
@@ -33,17 +33,17 @@ from roberta_flax.tasks.classify import Classify
 from roberta_flax.text.encoding import OnLong, Rejected
 from roberta_flax.train.validation import Validation
 
-_ROWS = 16  # of each device, where they are not laid out by their tokens
+_ROWS_PER_DEVICE = 16  # batch size on each device, for files that are read as a whole
 
 
 @dataclass(frozen=True)
 class FileEvaluation:
-    """How good a head is.
+    """The evaluation of a head on a file.
 
     Attributes:
-      task, head: their names.
-      evaluation: the metrics, intervals, and confusion matrix.
-      tally: what became of the file's rows.
+      task, head: the names of the task and the head.
+      evaluation: the metrics, their confidence intervals, and the confusion matrix.
+      tally: counts of the file's rows.
     """
 
     task: str
@@ -52,12 +52,12 @@ class FileEvaluation:
     tally: Tally
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, for json.dumps; "skipped", how many rows were left out."""
+        """Returns the fields by name, for json.dumps. "skipped" is the number of rows that were skipped."""
         skipped = self.tally.unusable + self.tally.unlabeled
         return {"task": self.task, "head": self.head, "skipped": skipped, **self.evaluation.to_json()}
 
     def to_text(self) -> str:
-        """Lines for a terminal."""
+        """Returns lines for a terminal."""
         return f"{self.evaluation.to_text()}\n{self.tally.to_text()}"
 
 
@@ -74,7 +74,7 @@ def evaluate(
     tokens_per_batch: int | None = None,
     tensor_parallel: int = 1,
 ) -> FileEvaluation:
-    """Judges a head by a file with gold labels.
+    """Evaluates a head on a file with gold labels.
 
     >>> evaluate(roberta, "glue_data/MNLI/dev_matched.tsv").evaluation.metrics
     {"accuracy": 0.902}
@@ -82,19 +82,18 @@ def evaluate(
     Args:
       roberta: the model.
       path: the file.
-      head: its name; the only one if not given.
-      task: the file's layout, by its name (readers.task_name); of a sentence head by the path if not given, of others
-        "custom".
-      columns: what differs in the file. With the task "custom" and a sentence head, the label's column is "label" and
-        the text's the usual one, if not given. Its labels are the classes in the order of the head, as the file calls
-        them.
-      max_length: the longest input, in tokens; the model's max_positions if not given.
-      on_long, strategy, tokens_per_batch: of sentence heads, as in Predictor.
+      head: the head's name; the default is the only one.
+      task: the name of the file's task (readers.task_name). The default is the one that the path names for a sentence
+        head, and "custom" for other heads.
+      columns: columns that differ from the task's. With the task "custom" and a sentence head, the default is the label
+        column "label" and the usual text columns. Its labels are the gold strings in the order of the head's classes.
+      max_length: the maximum length of an input, in tokens; the default is the model's max_positions.
+      on_long, strategy, tokens_per_batch: for sentence heads, as in Predictor.
       tensor_parallel: number of devices that share each layer.
 
     Raises:
-      InputError: no such head or file, a layout or labels that do not fit the head, a gold label that is none of them,
-        an option that is not for the head's kind, or with on_long="error" an input that is too long.
+      InputError: there is no such head or file, the layout or labels do not match the head, a gold label is unknown, an
+        option is not for this kind of head, or with on_long="error" an input is too long.
     """
     path = Path(path)
     check_file(path)
@@ -107,8 +106,8 @@ def evaluate(
                 f"{option} is for sentence heads of one label; {chosen.name!r} is of kind {chosen.kind}, "
                 f"{chosen.problem}"
             )
-        return _examples(roberta, path, chosen, task, columns, max_length, tensor_parallel)
-    layout = _layout(path, chosen, task, columns)
+        return _evaluate_whole_file(roberta, path, chosen, task, columns, max_length, tensor_parallel)
+    layout = _layout_with_columns(path, chosen, task, columns)
     if (chosen.problem == "regression") != (layout.problem == "regression"):
         raise InputError(f"head {chosen.name!r} is of {chosen.problem}; {layout.name} is {layout.problem}")
     labels = resolve_labels(layout, chosen.label_names, chosen.num_classes, columns.labels or None)
@@ -121,31 +120,31 @@ def evaluate(
         tensor_parallel=tensor_parallel,
         max_length=max_length,
     )
-    return _stream(path, layout, labels, predictor, chosen)
+    return _evaluate_stream(path, layout, labels, predictor, chosen)
 
 
 def check_file(path: Path) -> None:
-    """Raises InputError where there is no file: worth asking before a model is loaded."""
+    """Raises InputError if there is no file. Call it before loading a model."""
     if not path.exists():
-        raise InputError(f"{path} is no file; give one with gold labels, as GLUE has them")
+        raise InputError(f"{path} does not exist; name a file with gold labels, such as GLUE's")
 
 
-def _layout(path: Path, head: HeadConfig, task: str | None, columns: Columns) -> Task:
-    """A sentence head's file's, with the columns that are given."""
+def _layout_with_columns(path: Path, head: HeadConfig, task: str | None, columns: Columns) -> Layout:
+    """Returns the layout of a sentence head's file, with the columns that the user names."""
     if task is not None and readers.task_name(task) == readers.CUSTOM:
         texts = columns.texts or tables.usual_columns(path, None if columns.header else False, _format(path))
         label, metrics = (*columns.label, "label")[0], default_metrics(head)
         if head.problem == "regression":
-            return Task(readers.CUSTOM, texts, label, (), metrics, columns.header, "regression")
-        return Task(readers.CUSTOM, texts, label, columns.labels or head.label_names, metrics, columns.header)
-    layout = task_of(task or path)
+            return Layout(readers.CUSTOM, texts, label, (), metrics, columns.header, "regression")
+        return Layout(readers.CUSTOM, texts, label, columns.labels or head.label_names, metrics, columns.header)
+    layout = layout_of(task or path)
     header = layout.header and columns.header
     label = columns.label[0] if columns.label else layout.label
     return replace(layout, texts=columns.texts or layout.texts, label=label, header=header)
 
 
-def _stream(
-    path: Path, layout: Task, labels: tuple[str, ...], predictor: Predictor, head: HeadConfig
+def _evaluate_stream(
+    path: Path, layout: Layout, labels: tuple[str, ...], predictor: Predictor, head: HeadConfig
 ) -> FileEvaluation:
     judge: judging.Judge = judging.Classes(labels, layout.metrics) if labels else judging.Values(layout.metrics)
     tally = Tally(path)
@@ -154,15 +153,15 @@ def _stream(
         return class_of(label, labels) if labels else _number(label)
 
     windows = _windows(path, layout, gold_of, tally)
-    waiting: deque[Sequence[float | int]] = deque()
+    pending_gold: deque[Sequence[float | int]] = deque()
 
     def texts() -> Iterator[list[Any]]:
         for inputs, gold in windows:
-            waiting.append(gold)
+            pending_gold.append(gold)
             yield inputs
 
     for results in predictor.windows(texts()):
-        gold = waiting.popleft()
+        gold = pending_gold.popleft()
         if rejected := next((result for result in results if isinstance(result, Rejected)), None):
             raise InputError(f"{path}: {rejected.reason}")
         if results:
@@ -173,9 +172,9 @@ def _stream(
 
 
 def _windows(
-    path: Path, layout: Task, gold_of: Callable[[str], float | int | None], tally: Tally
+    path: Path, layout: Layout, gold_of: Callable[[str], float | int | None], tally: Tally
 ) -> Iterator[tuple[list[Any], list[float | int]]]:
-    """The inputs and the gold of the rows that have some, a window at a time; the tally counts the others."""
+    """Yields the inputs and the gold values of the usable rows in each window. The tally counts the other rows."""
     header = None if layout.header else False
     rows = tables.read_rows(path, layout.texts, keep=(layout.label,), header=header, format=_format(path))
     while window := list(islice(rows, WINDOW)):
@@ -191,7 +190,7 @@ def _windows(
                 continue
             if (gold := gold_of(str(label))) is None:
                 raise InputError(
-                    f"{path}, line {row.line}: {label!r} is no label of {layout.name}; "
+                    f"{path}, line {row.line}: {label!r} is not a label of {layout.name}; "
                     "name the head's classes in order with --labels"
                 )
             inputs.append(tuple(texts))
@@ -199,7 +198,7 @@ def _windows(
         yield inputs, golds
 
 
-def _examples(
+def _evaluate_whole_file(
     roberta: Roberta,
     path: Path,
     head: HeadConfig,
@@ -208,7 +207,7 @@ def _examples(
     max_length: int | None,
     tensor_parallel: int,
 ) -> FileEvaluation:
-    """As fine-tuning reads and validates them."""
+    """Evaluates a head on a file that is read as a whole, as in fine-tuning."""
     name = readers.CUSTOM if task is None else readers.task_name(task)
     labels = columns.labels or (head.label_names if head.kind == "token" else ())
     if len(labels) not in (0, head.num_classes) or name not in (readers.CUSTOM, *readers.CHOICE_TASKS):
@@ -231,7 +230,7 @@ def _examples(
         tokenizer=roberta.tokenizer,
         labels=reader.labels,
         metrics=reader.metrics,
-        batch_size=_ROWS * mesh.shape[sharding.DATA],
+        batch_size=_ROWS_PER_DEVICE * mesh.shape[sharding.DATA],
         numerics=roberta.numerics,
         mesh=mesh,
     )

@@ -1,4 +1,4 @@
-"""Features of one input, with what they are of, as a file has them."""
+"""Extracts the features of one input, and saves them with its tokens or words."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class TextFeatures:
     """Features of one input.
 
     Attributes:
-      of: "tokens" or "words".
+      of: what the features belong to, "tokens" or "words".
       inputs: the token ids, int32 [time], or the words, str [words].
-      features: float32 [1, time, hidden] or [words, hidden]; of all layers with an axis of [layers + 1] before.
+      features: float32 [1, time, hidden] or [words, hidden]; for all layers, with a leading axis of layers + 1.
     """
 
     of: str
@@ -31,10 +31,10 @@ class TextFeatures:
     features: npt.NDArray[np.float32]
 
     def save(self, path: Path) -> None:
-        """Writes .npy, the features alone, or .npz, with the inputs under "tokens" or "words".
+        """Saves the features alone as .npy, or as .npz together with the inputs under "tokens" or "words".
 
         Raises:
-          InputError: another suffix, or the file cannot be written.
+          InputError: the file has another suffix or cannot be written.
         """
         check_suffix(path)
         try:
@@ -48,7 +48,7 @@ class TextFeatures:
 
 
 def check_suffix(path: Path) -> None:
-    """Raises InputError for a file that TextFeatures.save does not write."""
+    """Raises InputError unless TextFeatures.save writes files with this suffix."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: the output file must end in {' or '.join(SUFFIXES)}")
 
@@ -56,20 +56,20 @@ def check_suffix(path: Path) -> None:
 def text_features(
     roberta: Roberta, texts: Sequence[str], *, all_layers: bool = False, words: bool = False
 ) -> TextFeatures:
-    """Features of a text, or of several that are one input, by token or by word.
+    """Extracts the features of one input, for its tokens or its words.
 
     Args:
       roberta: the model.
-      texts: one, or several that Roberta.encode joins.
-      all_layers: whether those of the embeddings and of every layer, not of the last alone.
-      words: whether by spaCy's words in place of tokens; of one text.
+      texts: one text, or several that Roberta.encode joins.
+      all_layers: whether to return the embeddings and every layer, instead of only the last layer.
+      words: whether to return features of spaCy's words instead of tokens. This takes one text.
 
     Raises:
-      InputError: words of several texts, or as Roberta.extract_features and Roberta.word_features.
+      InputError: `words` is given with several texts, or as in Roberta.extract_features and Roberta.word_features.
     """
     if words:
         if len(texts) != 1:
-            raise InputError(f"features of words are of one text, got {len(texts)}")
+            raise InputError(f"features of words take one text, got {len(texts)}")
         aligned = roberta.word_features(texts[0], return_all_hiddens=all_layers)
         return TextFeatures("words", np.array(aligned.words), np.asarray(aligned.features, np.float32))
     tokens = roberta.encode(*texts)

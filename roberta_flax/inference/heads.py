@@ -1,4 +1,4 @@
-"""Which head of a model is meant."""
+"""Selects a head of a model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from roberta_flax.nn.config import MNLI_LABELS, HeadConfig, RobertaConfig
 
 
 def head_of(config: RobertaConfig, name: str | None = None) -> HeadConfig:
-    """The head called `name`, or the only one.
+    """Returns the head with this name, or the only one.
 
     Raises:
-      InputError: no such head, several and no name (those there are are named), or a pooler, which gives features.
+      InputError: there is no such head; no name is given and the model has several heads or none (the message lists
+        them); or the head is a pooler, whose outputs are features.
     """
     heads = [head for head in config.heads if head.kind != "pooler"]
     if name is None and len(heads) != 1:
         names = ", ".join(head.name for head in heads) or "none"
-        raise InputError(f"the model has these heads: {names}; say which with head (--head)")
+        raise InputError(f"the model has these heads: {names}; choose one with head (--head)")
     chosen = heads[0] if name is None else config.head(name)
     if chosen.kind == "pooler":
         raise InputError(f"head {chosen.name!r} is a pooler, whose outputs are features; use extract_features")
@@ -23,10 +24,10 @@ def head_of(config: RobertaConfig, name: str | None = None) -> HeadConfig:
 
 
 def mnli_head(config: RobertaConfig) -> tuple[HeadConfig, tuple[str, ...]]:
-    """The head that tells whether a hypothesis follows, and its classes' names: "mnli", or the only sentence head.
+    """Returns the MNLI head and the names of its classes. The head is "mnli", or else the only sentence head.
 
     Raises:
-      InputError: no such head, or one of other than three classes.
+      InputError: there is no such head, or it does not have three classes.
     """
     heads = {head.name: head for head in config.heads if head.kind == "sentence"}
     head = heads.get("mnli") or (next(iter(heads.values())) if len(heads) == 1 else config.head("mnli"))

@@ -1,4 +1,4 @@
-"""Training: losses, fairseq's optimizer and a training step as plain functions over optax."""
+"""Training as plain functions over optax: losses, fairseq's optimizer, a training step, and complete runs."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""Examples as batches for roberta_flax.train.losses.
+"""Makes batches of examples for roberta_flax.train.losses.
 
-Training takes them from a grain pipeline that never ends, has another order each epoch, and goes on exactly where its
-state says; validation takes them in the file's order.
+Training uses an endless grain pipeline, which shuffles anew in each epoch and can be saved and restored exactly.
+Validation uses the order of the file.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from roberta_flax.train.losses import HostBatch
 if TYPE_CHECKING:
     import grain
 
-_PREFETCH = 2  # steps made ahead
+_PREFETCH = 2  # number of steps whose batches are made in advance
 
 
 def training_batches(
     examples: Examples, *, batch_size: int, update_freq: int = 1, pad_id: int, max_positions: int, seed: int
 ) -> grain.DatasetIterator[HostBatch]:
-    """Batches without an end: every example once an epoch, in an order that `seed` and the epoch's number determine.
+    """Returns an endless iterator of batches: every example once per epoch, in an order that depends on seed and epoch.
 
-    An epoch's last step is filled with rows of padding, of weight 0. All of a step's sequences are padded to one
-    length, of batching.length_bucket.
+    The last step of an epoch is filled up with padding rows of weight 0. All sequences in a step are padded to the same
+    length, one of batching.length_bucket.
 
     Args:
-      examples: of the training file.
-      batch_size: rows of a batch.
-      update_freq: batches of a step; more than one are stacked along a first axis.
-      pad_id, max_positions: of the model.
-      seed: of the order.
+      examples: the training examples.
+      batch_size: number of rows in a batch.
+      update_freq: number of batches in a step. If it is more than 1, they are stacked along a leading axis.
+      pad_id, max_positions: the model's padding id and maximum length.
+      seed: the seed of the order.
 
     Returns:
-      An iterator with get_state() and set_state(), which go on exactly.
+      An iterator whose get_state() and set_state() save and restore its position exactly.
 
     Raises:
       InputError: grain is not installed.
@@ -46,7 +46,7 @@ def training_batches(
     grain = require("grain", "train")
 
     def step(numbers: Sequence[int]) -> HostBatch:
-        time = _bucket(examples, numbers, max_positions)
+        time = _padded_length(examples, numbers, max_positions)
         parts = [numbers[i * batch_size : (i + 1) * batch_size] for i in range(update_freq)]
         batches = [_batch(examples, part, batch_size, time, pad_id) for part in parts]
         return batches[0] if update_freq == 1 else {name: np.stack([b[name] for b in batches]) for name in batches[0]}
@@ -59,24 +59,27 @@ def training_batches(
 def validation_batches(
     examples: Examples, *, batch_size: int, pad_id: int, max_positions: int
 ) -> Iterator[tuple[range, HostBatch]]:
-    """All examples once, in the file's order: the numbers of a batch's examples, and the batch, padded likewise."""
+    """Yields all examples once, in the order of the file: the indices of a batch's examples, and the batch.
+
+    Arguments and padding are as in training_batches.
+    """
     for first in range(0, len(examples), batch_size):
         numbers = range(first, min(first + batch_size, len(examples)))
-        yield numbers, _batch(examples, numbers, batch_size, _bucket(examples, numbers, max_positions), pad_id)
+        yield numbers, _batch(examples, numbers, batch_size, _padded_length(examples, numbers, max_positions), pad_id)
 
 
-def _bucket(examples: Examples, numbers: Sequence[int], max_positions: int) -> int:
+def _padded_length(examples: Examples, numbers: Sequence[int], max_positions: int) -> int:
     return length_bucket(max(map(len, examples.sequences(numbers))), max_positions)
 
 
 def _batch(examples: Examples, numbers: Sequence[int], rows: int, time: int, pad_id: int) -> HostBatch:
-    """Some examples, at most `rows`, as the arrays that losses.head_loss takes."""
+    """Collates at most `rows` examples into the arrays that losses.head_loss takes."""
     tokens = pad_rows(examples.sequences(numbers), (rows * examples.choices, time), pad_id)
     if examples.kind == "choice":
         tokens = tokens.reshape(rows, examples.choices, time)
     if examples.kind == "token":
-        of_tokens = [examples.targets[examples.offsets[i] : examples.offsets[i + 1]] for i in numbers]
-        targets = pad_rows(of_tokens, (rows, time), NO_TAG)
+        token_targets = [examples.targets[examples.offsets[i] : examples.offsets[i + 1]] for i in numbers]
+        targets = pad_rows(token_targets, (rows, time), NO_TAG)
         weights = (targets != NO_TAG).astype(np.float32)
         return {"tokens": tokens, "targets": np.maximum(targets, 0), "weights": weights}
     targets = np.zeros((rows, *examples.targets.shape[1:]), examples.targets.dtype)

@@ -1,17 +1,17 @@
-"""Text for pretraining: files of sentences -> one binary file of token ids -> blocks, as fairseq makes them.
+"""Pretraining data: encodes text files into one binary file of token ids, and splits it into blocks as fairseq does.
 
-A text file is laid out as in fairseq's README.pretraining.md: a sentence or paragraph a line, an empty line between
-documents. `write` does what multiprocessing_bpe_encoder.py --keep-empty and fairseq-preprocess do with it: each line,
-without the whitespace around it, becomes its token ids and `</s>`; an empty line becomes `</s>` alone. `Corpus` maps
-the file into memory, and its `blocks` are those of fairseq's TokenBlockDataset.
+A text file has the format of fairseq's README.pretraining.md: one sentence or paragraph per line, and an empty line
+between documents. `write` does what multiprocessing_bpe_encoder.py --keep-empty and fairseq-preprocess do: it strips
+each line and encodes it as its token ids and `</s>`. An empty line becomes `</s>` alone. `Corpus` maps the binary file
+into memory, and its `blocks` are those of fairseq's TokenBlockDataset.
 
-The file, little-endian:
+The binary file, little-endian:
 
   8 bytes  MAGIC
   4 bytes  CRC-32 of the rest of the header
-  JSON     an object (Header), filled up with spaces to byte HEADER_SIZE
-  tokens   uint16, or uint32 where the vocabulary has more than 65,536 ids; zeros up to a multiple of 8 bytes
-  offsets  int64 [lines + 1]: where each line's tokens begin, and the end of the last
+  JSON     an object (Header), padded with spaces to byte HEADER_SIZE
+  tokens   uint16, or uint32 if the vocabulary has more than 65,536 ids; padded with zeros to a multiple of 8 bytes
+  offsets  int64 [lines + 1]: the start of each line in the tokens, and the end of the last
 """
 
 from __future__ import annotations
@@ -44,22 +44,23 @@ HEADER_SIZE = 512
 BREAK_MODES = ("none", "complete", "complete_doc", "eos")  # fairseq's SAMPLE_BREAK_MODE_CHOICES
 
 _VERSION = 1
-_CHUNK = 1 << 18  # characters encoded at a time; bounds the memory, with the length of a line
+_CHUNK = 1 << 18  # characters encoded at a time; this and the longest line bound the memory
 _BLOCK = 1 << 20  # bytes read or copied at a time
-_SCAN = 1 << 20  # lines looked at at a time
+_SCAN = 1 << 20  # lines searched at a time
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """The header of a binary file.
 
     Attributes:
-      tokens, lines: how many; every line's `</s>` is a token, and empty lines are lines.
-      documents: runs of lines that are not empty.
-      vocab_size: ids that the tokenizer has.
-      tokenizer: its fingerprint (Tokenizer.fingerprint).
-      crc32: of all bytes after the header.
-      version: of the format.
+      tokens: number of tokens, including the `</s>` of every line.
+      lines: number of lines, including empty ones.
+      documents: number of documents: runs of lines that are not empty.
+      vocab_size: the tokenizer's vocabulary size.
+      tokenizer: the tokenizer's fingerprint (Tokenizer.fingerprint).
+      crc32: CRC-32 of all bytes after the header.
+      version: version of the format.
     """
 
     tokens: int
@@ -72,36 +73,36 @@ class Header:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the tokens."""
+        """The dtype of the tokens."""
         return _dtype(self.vocab_size)
 
     @property
     def offsets_begin(self) -> int:
-        """The byte at which the offsets begin."""
+        """The offset of the first byte of the offsets."""
         end = HEADER_SIZE + self.tokens * self.dtype.itemsize
         return end + -end % 8
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """The size of the whole file in bytes."""
         return self.offsets_begin + 8 * (self.lines + 1)
 
     def to_bytes(self) -> bytes:
-        """The first HEADER_SIZE bytes of the file."""
+        """Returns the first HEADER_SIZE bytes of the file."""
         text = json.dumps(dataclasses.asdict(self)).encode().ljust(HEADER_SIZE - len(MAGIC) - 4)
         return MAGIC + zlib.crc32(text).to_bytes(4, "little") + text
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """Reads what `to_bytes` wrote; ValueError, which says what is wrong, where it is something else."""
+        """Reads a header that `to_bytes` wrote; raises ValueError, which says what is wrong, for anything else."""
         if not content.startswith(MAGIC):
-            raise ValueError("it is of another kind")
+            raise ValueError("it has another format")
         crc32, text = content[len(MAGIC) :][:4], content[len(MAGIC) + 4 :]
         if len(content) < HEADER_SIZE or zlib.crc32(text).to_bytes(4, "little") != crc32:
             raise ValueError("its header is damaged")
         fields = json.loads(text)
         if fields.get("version") != _VERSION:
-            raise ValueError(f"it is of version {fields.get('version')!r}, and this program reads {_VERSION}")
+            raise ValueError(f"its version is {fields.get('version')!r}, and this program reads {_VERSION}")
         return cls(**fields)
 
 
@@ -117,21 +118,22 @@ def write(
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda lines, tokens: None,
 ) -> Header:
-    """Encodes files of text into one binary file, which `Corpus` reads.
+    """Encodes text files into one binary file, which `Corpus` reads.
 
-    Several files are separate documents. The same texts give the same bytes, whatever the number of threads. The memory
-    that it takes does not grow with them.
+    Each file begins a new document. The same texts give the same bytes, whatever the number of threads. The memory that
+    it takes does not grow with the texts.
 
     Args:
-      texts: UTF-8, a sentence or paragraph a line, an empty line between documents; names ending in .gz are compressed.
-      destination: the file to make, or to replace. It appears when it is whole.
-      tokenizer: of the model that is to be trained.
-      threads: number of tokenizer threads; one per processor if not given.
-      progress: called now and then with the lines and tokens that are done.
+      texts: UTF-8 files with one sentence or paragraph per line and an empty line between documents. Files whose names
+        end in .gz are decompressed.
+      destination: the file to create or replace. It appears only when it is complete.
+      tokenizer: the tokenizer of the model to train.
+      threads: number of tokenizer threads; the default is one per processor.
+      progress: called from time to time with the number of lines and tokens written.
 
     Raises:
-      InputError: no texts, one that cannot be read or is not text (with its line), no sentence in them, or a
-        destination that cannot be written.
+      InputError: there are no texts, one cannot be read or is not text (with its line), they contain no sentence, or
+        the destination cannot be written.
     """
     files, destination = list(map(Path, texts)), Path(destination)
     _check_files(files, destination)
@@ -153,10 +155,10 @@ def write(
 
 
 class _Writer:
-    """Writes a file: tokens as they come, offsets to another file meanwhile, and at the end these and the header.
+    """Writes tokens to the file and offsets to a temporary one; at the end appends the offsets and writes the header.
 
     Attributes:
-      tokens, lines, documents: so far.
+      tokens, lines, documents: the numbers written so far.
     """
 
     def __init__(self, content: IO[bytes], offsets: IO[bytes]) -> None:
@@ -168,7 +170,7 @@ class _Writer:
         offsets.write(bytes(8))
 
     def add(self, ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> None:
-        """Writes some lines: all their token ids, and how many each has."""
+        """Writes lines, given all their token ids, [tokens], and the number in each line, [lines]."""
         self._write(ids.tobytes())
         self._offsets.write((self.tokens + lengths.cumsum()).astype("<i8").tobytes())
         in_document = np.concatenate([[self._in_document], lengths > 1])
@@ -178,7 +180,7 @@ class _Writer:
         self.lines += len(lengths)
 
     def finish(self, tokenizer: Tokenizer) -> Header:
-        """Writes what comes after the tokens, and the header."""
+        """Writes the padding and offsets after the tokens, and then the header."""
         self._write(bytes(-self._content.tell() % 8))
         self._offsets.seek(0)
         while block := self._offsets.read(_BLOCK):
@@ -196,31 +198,31 @@ class _Writer:
 
 
 def _check_files(files: Sequence[Path], destination: Path) -> None:
-    """Raises InputError for texts that are none, or that the destination would replace."""
+    """Raises InputError if there are no texts, or one has another format or would be replaced by the destination."""
     if not files:
         raise InputError("no texts to encode; name one file or more")
     for file in files:
         if what := "a directory" if file.is_dir() else _other_format(file):
-            raise InputError(f"{file} is {what}; expected plain text, a sentence or paragraph a line")
+            raise InputError(f"{file} is {what}; expected plain text, one sentence or paragraph per line")
         if file.exists() and destination.exists() and file.samefile(destination):
-            raise InputError(f"{file} would be replaced by its own tokens; choose another name for these")
+            raise InputError(f"{file} would be replaced by its own tokens; choose another output file")
 
 
 def _other_format(file: Path) -> str | None:
-    """The format, if not plain text, that a file has by its name."""
+    """Returns the format of a file according to its name; None for plain text."""
     format = (file.with_suffix("") if file.suffix.lower() == ".gz" else file).suffix.lower().removeprefix(".")
     return format if format in tables.INPUT_FORMATS and format != "txt" else None
 
 
 def _lines(files: Sequence[Path], rows: Sequence[Iterator[tables.Row | tables.BadRow]]) -> Iterator[str]:
-    """The lines of the files one after the other, with an empty one between two files if there is none."""
+    """Yields the lines of all files, with an empty line between two files if there is none."""
     line = ""
     for file, lines in zip(files, rows, strict=True):
         if line:
             yield ""
         for row in lines:
             if isinstance(row, tables.BadRow):
-                raise InputError(f"{file}, line {row.line}: {row.reason}; mend the line or leave it out")
+                raise InputError(f"{file}, line {row.line}: {row.reason}; correct or remove the line")
             line = row.values[0].strip()
             yield line
 
@@ -241,7 +243,7 @@ def _chunks(lines: Iterable[str]) -> Iterator[list[str]]:
 def _encode(
     tokenizer: Tokenizer, lines: Sequence[str], *, dtype: np.dtype[Any]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The token ids of some lines, each with its `</s>`, and how many each line has."""
+    """Returns the token ids of lines, each with its `</s>`, and the number of tokens in each line."""
     end = np.array([tokenizer.eos_id], np.int32)
     ids = [part for line in lines for part in (tokenizer.encode_text(line), end)]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
@@ -253,16 +255,16 @@ class Corpus:
 
     Attributes:
       path: the file.
-      header: what it says of itself.
+      header: its header.
       tokens: uint16 or uint32 [tokens].
-      offsets: int64 [lines + 1], where each line begins in `tokens`, and the end of the last.
+      offsets: int64 [lines + 1]: the start of each line in `tokens`, and the end of the last.
     """
 
     def __init__(self, path: PathLike) -> None:
-        """Opens a file and reads it once, to see that it is whole.
+        """Opens a file, and reads it once to check that it is complete.
 
         Raises:
-          InputError: it cannot be read, is of another kind, cut short or damaged.
+          InputError: the file cannot be read, has another format, or is truncated or damaged.
         """
         self.path = Path(path)
         try:
@@ -273,34 +275,34 @@ class Corpus:
             raise InputError(f"cannot read {self.path}: {error.strerror or error}") from None
         except ValueError as error:
             raise InputError(
-                f"{self.path} is not a whole file of roberta-flax preprocess: {error}; make it again"
+                f"{self.path} is not a complete file from roberta-flax preprocess: {error}; create it again"
             ) from None
         header = self.header
         self.tokens = np.frombuffer(content, header.dtype, header.tokens, HEADER_SIZE)
         self.offsets = np.frombuffer(content, "<i8", header.lines + 1, header.offsets_begin)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raises InputError unless this is the tokenizer that the tokens are of."""
+        """Raises InputError unless the file was encoded with this tokenizer."""
         if tokenizer.fingerprint() != self.header.tokenizer:
             raise InputError(
-                f"{self.path} has tokens of another tokenizer, of {self.header.vocab_size} ids; the model's has "
-                f"{tokenizer.vocab_size}; encode the texts again with the model's (roberta-flax preprocess)"
+                f"{self.path} was encoded with another tokenizer, with {self.header.vocab_size} ids; the model's has "
+                f"{tokenizer.vocab_size}; encode the texts with the model's tokenizer (roberta-flax preprocess)"
             )
 
     def blocks(self, break_mode: str, tokens_per_sample: int, *, bos_id: int) -> Blocks:
-        """The corpus as sequences for the model, as fairseq's masked_lm task does.
+        """Splits the corpus into sequences for the model, as fairseq's masked_lm task does.
 
         Args:
           break_mode: one of BREAK_MODES:
-            none          blocks of tokens_per_sample - 1 tokens, wherever sentences end
-            complete      as many lines as fit, of one document or several
-            complete_doc  as many lines of one document as fit; empty lines are left out
-            eos           a line each
-          tokens_per_sample: of the longest sequence, `<s>` included, which takes one of them.
-          bos_id: of `<s>`, which is put before each block.
+            none          blocks of tokens_per_sample - 1 tokens, regardless of lines
+            complete      as many whole lines as fit, from one or more documents
+            complete_doc  as many whole lines from one document as fit, without empty lines
+            eos           one line per block
+          tokens_per_sample: maximum length of a sequence, including `<s>`.
+          bos_id: the id of `<s>`, which is put before each block.
 
         Raises:
-          InputError: another mode, a size under 2, or nothing that fits.
+          InputError: the mode is unknown, tokens_per_sample is less than 2, or no block fits.
         """
         if tokens_per_sample < 2:
             raise InputError(f"tokens_per_sample must be 2 or more, <s> and one token, got {tokens_per_sample}")
@@ -308,7 +310,7 @@ class Corpus:
         fits = ends - starts < tokens_per_sample
         if not fits.any():
             raise InputError(
-                f"{self.path} has no block of at most {tokens_per_sample} tokens in break mode {break_mode!r}; take "
+                f"{self.path} has no block of at most {tokens_per_sample} tokens in break mode {break_mode!r}; use "
                 "'none', or split its lines"
             )
         return Blocks(self.tokens, starts[fits], ends[fits], bos_id, int((~fits).sum()))
@@ -316,14 +318,14 @@ class Corpus:
 
 @dataclass(frozen=True, eq=False)
 class Blocks(Sequence[npt.NDArray[np.int32]]):
-    """Sequences of token ids, `<s>` first.
+    """Sequences of token ids that begin with `<s>`.
 
     Attributes:
-      tokens: of the corpus.
-      starts, ends: int64 [blocks], places in `tokens`.
-      bos_id: of `<s>`.
-      dropped: blocks that were left out, being longer than tokens_per_sample: lines that alone are, as fairseq's
-        trainer leaves them out (FairseqTask.filter_indices_by_size).
+      tokens: the tokens of the corpus.
+      starts, ends: int64 [blocks], indices in `tokens`.
+      bos_id: the id of `<s>`.
+      dropped: number of blocks dropped because a single line exceeds tokens_per_sample. fairseq's trainer drops them
+        too (FairseqTask.filter_indices_by_size).
     """
 
     tokens: npt.NDArray[Any]
@@ -334,14 +336,14 @@ class Blocks(Sequence[npt.NDArray[np.int32]]):
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each, `<s>` included: [blocks]."""
+        """The number of tokens in each block, including `<s>`: int64 [blocks]."""
         return self.ends - self.starts + 1
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, index: Any) -> Any:
-        """One sequence, int32 [length]."""
+        """Returns one sequence, int32 [length]."""
         start, end = self.starts[index], self.ends[index]
         sequence = np.empty(end - start + 1, np.int32)
         sequence[0] = self.bos_id
@@ -352,20 +354,20 @@ class Blocks(Sequence[npt.NDArray[np.int32]]):
 def block_slices(
     offsets: npt.NDArray[np.int64], break_mode: str, block_size: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where blocks begin and end, as fairseq/data/token_block_utils_fast.pyx has it (_get_slice_indices_fast).
+    """Returns the start and end of each block, as _get_slice_indices_fast in fairseq/data/token_block_utils_fast.pyx.
 
     Args:
-      offsets: [lines + 1], where each line's tokens begin, and the end of the last; a line has a token or more, and one
-        of a single token ends a document.
+      offsets: int64 [lines + 1]: the start of each line, and the end of the last. A line has at least one token; a line
+        with a single token ends a document.
       break_mode: one of BREAK_MODES.
-      block_size: the most tokens of a block. In modes "complete" and "complete_doc" a line that has more is a block of
-        its own; in mode "eos" it is of no matter.
+      block_size: maximum number of tokens in a block. In the modes "complete" and "complete_doc", a longer line is a
+        block of its own. The mode "eos" ignores it.
 
     Returns:
-      Starts and ends, [blocks] each.
+      Starts and ends, int64 [blocks] each.
 
     Raises:
-      InputError: another mode.
+      InputError: the mode is unknown.
     """
     match break_mode:
         case "none":
@@ -374,18 +376,18 @@ def block_slices(
         case "eos":
             return offsets[:-1], offsets[1:]
         case "complete":
-            return _of_whole_lines(offsets, [(0, len(offsets) - 1)], block_size)
+            return _whole_line_slices(offsets, [(0, len(offsets) - 1)], block_size)
         case "complete_doc":
-            return _of_whole_lines(offsets, _documents(offsets), block_size)
+            return _whole_line_slices(offsets, _documents(offsets), block_size)
     raise InputError(f"break mode must be one of {', '.join(BREAK_MODES)}, got {break_mode!r}")
 
 
 def _documents(offsets: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """The first line of each document, and the line after its last."""
+    """Yields the first line of each document, and one past its last line."""
     lines, first = len(offsets) - 1, 0
     for begin in range(0, lines, _SCAN):
-        some = offsets[begin : begin + _SCAN + 1]
-        for end in (begin + np.flatnonzero(np.diff(some) == 1)).tolist():
+        chunk = offsets[begin : begin + _SCAN + 1]
+        for end in (begin + np.flatnonzero(np.diff(chunk) == 1)).tolist():
             if first < end:
                 yield first, end
             first = end + 1
@@ -393,24 +395,24 @@ def _documents(offsets: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         yield first, lines
 
 
-def _of_whole_lines(
+def _whole_line_slices(
     offsets: npt.NDArray[np.int64], documents: Iterable[tuple[int, int]], block_size: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """As many lines as fit in each block, at least one, and none of two documents."""
+    """Fills each block with as many lines of one document as fit, and at least one."""
     starts, ends = array("q"), array("q")
     for line, last in documents:
         while line < last:
             start = offsets[line]
-            # no more lines than tokens fit
-            some = offsets[line + 1 : min(line + block_size, last) + 1]
-            line += max(1, int(some.searchsorted(start + block_size, side="right")))
+            # A line has at least one token, so at most block_size lines fit.
+            line_ends = offsets[line + 1 : min(line + block_size, last) + 1]
+            line += max(1, int(line_ends.searchsorted(start + block_size, side="right")))
             starts.append(start)
             ends.append(offsets[line])
     return np.array(starts, np.int64), np.array(ends, np.int64)
 
 
 def _read_header(file: IO[bytes]) -> Header:
-    """The header of a file; ValueError, which says what is wrong, unless the file is whole."""
+    """Reads the header of a file; raises ValueError, which says what is wrong, unless the file is complete."""
     header = Header.from_bytes(file.read(HEADER_SIZE))
     size = os.fstat(file.fileno()).st_size
     if size != header.size:
@@ -419,5 +421,5 @@ def _read_header(file: IO[bytes]) -> Header:
     while block := file.read(_BLOCK):
         crc32 = zlib.crc32(block, crc32)
     if crc32 != header.crc32:
-        raise ValueError("its bytes are not those that were written")
+        raise ValueError("its checksum is wrong")
     return header

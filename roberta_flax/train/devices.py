@@ -1,4 +1,4 @@
-"""The devices that a training run takes: a mesh that fits its batches, and hosts that join."""
+"""The devices of a training run: a mesh that divides its batches, and jax.distributed for several hosts."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from roberta_flax.nn import sharding
 def mesh_for(
     batch_size: int, *, data_parallel: int | None = None, tensor_parallel: int = 1, distributed: bool = False
 ) -> Mesh | None:
-    """The devices that share a run's batches, as FineTuning.run and Pretraining.run take them.
+    """Returns a mesh of devices that share a run's batches, for FineTuning.run and Pretraining.run.
 
     Args:
-      batch_size: rows that all devices compute together.
-      data_parallel: number of devices that share the rows; all, less those of tensor_parallel, if not given.
+      batch_size: number of rows that all devices compute together.
+      data_parallel: number of devices that share the rows; the default is the number of devices divided by
+        tensor_parallel.
       tensor_parallel: number of devices that share each layer.
-      distributed: whether this process is one of several hosts (jax.distributed), whose devices all take part. JAX must
-        not have been asked for its devices before.
+      distributed: whether this process is one of several hosts (jax.distributed), whose devices are all used. If so,
+        call this before anything else uses JAX's devices.
 
     Returns:
       The mesh; None for one device.
 
     Raises:
-      InputError: more devices than there are, a batch size that they do not divide, or hosts that do not meet.
+      InputError: there are fewer devices, they do not divide the batch size, or the hosts cannot connect.
     """
     if distributed:
         if data_parallel is not None:
-            raise InputError("data_parallel is for one host; with distributed, all devices of all hosts take part")
+            raise InputError("data_parallel is for one host; with distributed, all devices of all hosts are used")
         join_hosts()
     devices = jax.devices()
     if data_parallel is not None:
@@ -50,10 +51,10 @@ def mesh_for(
 
 
 def join_hosts() -> None:
-    """Makes this process one of several (jax.distributed).
+    """Connects this process to those of the other hosts (jax.distributed).
 
     Raises:
-      InputError: the hosts do not meet.
+      InputError: the hosts cannot connect.
     """
     try:
         jax.distributed.initialize()

@@ -1,4 +1,4 @@
-"""A run's directory: its configuration, and a lock, so that two runs do not mix."""
+"""A run's directory: its files, its configuration, and a lock that keeps other runs out."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ _MESSAGE_BYTES = 2048
 
 @contextmanager
 def open_run(directory: Path, run_config: Mapping[str, Any]) -> Iterator[None]:
-    """Makes a run's directory, or finds that of a run that was stopped; no other run has it meanwhile.
+    """Creates a run's directory, or opens that of a stopped run, and locks it for the duration of the context.
 
-    Of several processes the first does it, and all learn what went wrong.
+    With several processes, the first does this, and an error is raised in all of them.
 
     Args:
-      directory: to make, or to resume in.
-      run_config: what the run's results depend on, as JSON has it; a run resumes only with the same.
+      directory: the directory to create or to resume in.
+      run_config: everything that the run's results depend on, as a JSON object. It must be the same to resume.
 
     Raises:
-      InputError: another run is there, running or of another configuration, or the directory cannot be written.
+      InputError: another process is training in the directory, it has a run with another configuration, or it cannot
+        be written.
     """
     lock = filelock.FileLock(directory / LOCK_FILE)
     problem = None
     if jax.process_index() == 0:
         try:
-            _begin(directory, run_config, lock)
+            _lock_and_check(directory, run_config, lock)
         except InputError as error:
             problem = str(error)
-    if problem := _of_first(problem):
+    if problem := _broadcast_message(problem):
         raise InputError(problem)
     try:
         yield
@@ -58,7 +59,7 @@ def open_run(directory: Path, run_config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: Exception) -> InputError:
-    """The error for a file of a run that cannot be written."""
+    """Returns the error for a file in a run's directory that cannot be written."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
     return InputError(
         f"cannot write {path}: {reason}; saved checkpoints are kept; make room or fix the cause, and rerun the command "
@@ -67,8 +68,8 @@ def unwritable(path: Path, error: Exception) -> InputError:
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
-    """The error for a checkpoint that cannot be read."""
-    return InputError(f"cannot read {path}: {_first_line(error)}; remove it to go on from the one before")
+    """Returns the error for a checkpoint that cannot be read."""
+    return InputError(f"cannot read {path}: {_first_line(error)}; remove it to resume from the previous checkpoint")
 
 
 def _first_line(error: Exception) -> str:
@@ -76,7 +77,7 @@ def _first_line(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def _begin(directory: Path, run_config: Mapping[str, Any], lock: filelock.BaseFileLock) -> None:
+def _lock_and_check(directory: Path, run_config: Mapping[str, Any], lock: filelock.BaseFileLock) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -103,13 +104,12 @@ def _require_same(directory: Path, run: Path, now: Mapping[str, Any]) -> None:
         raise InputError(f"cannot read {run}: {error}; remove {directory} or choose another directory") from None
     if (changes := differences(before, now)) is not None:
         raise InputError(
-            f"{directory} has another run ({changes}); rerun it with the same options to resume it, or choose another "
-            "directory"
+            f"{directory} has another run ({changes}); pass the same options to resume it, or choose another directory"
         )
 
 
 def numerics_note(numerics: Numerics) -> dict[str, str | None]:
-    """What a run's numbers depend on of how it computes, as JSON has it."""
+    """Returns the numerics that a run's numbers depend on, as a JSON object."""
     return {
         "dtype": numerics.dtype.name,
         "precision": None if numerics.precision is None else numerics.precision.name.lower(),
@@ -118,20 +118,20 @@ def numerics_note(numerics: Numerics) -> dict[str, str | None]:
 
 
 def save_best(directory: Path, config: RobertaConfig, params: Params, tokenizer: Tokenizer) -> None:
-    """Writes a run's best model, a converted directory, in the place of one that may be there."""
+    """Writes a run's best model as a converted directory, and replaces the previous one."""
     best = directory / BEST
     remove_partial(best)
     converted.save(best, config, params, tokenizer, replace=True)
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
-    """Writes how a run ended, or several."""
+    """Writes summary.json, which says how one or several runs ended."""
     with replacing(directory / SUMMARY_FILE) as file:
         file.write((json.dumps(summary, indent=2) + "\n").encode())
 
 
-def _of_first(message: str | None) -> str | None:
-    """What the first process has to say, on every process."""
+def _broadcast_message(message: str | None) -> str | None:
+    """Broadcasts a message from the first process to all."""
     if jax.process_count() == 1:
         return message
     sent = np.zeros(_MESSAGE_BYTES, np.uint8)

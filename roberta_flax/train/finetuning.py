@@ -1,4 +1,4 @@
-"""Fine-tuning: which part of a model is trained, and a run that leaves the best model in a directory.
+"""Fine-tunes a model's network and one head, and saves the best model in a directory.
 
 >>> tuning = FineTuning.of_files(roberta_flax.load("roberta.large"), "rte", "RTE/train.tsv", "RTE/dev.tsv")
 >>> tuning.run(roberta_flax.load("roberta.large"), Path("runs/rte"), seed=1).evaluation.metrics
@@ -32,7 +32,7 @@ from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.model import Head
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.train import directory as layout
+from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
 from roberta_flax.train.losses import head_loss
@@ -41,30 +41,30 @@ from roberta_flax.train.progress import is_first_process
 from roberta_flax.train.step import init_optimizer, make_train_step
 from roberta_flax.train.validation import Validation
 
-_SAVE_EVERY = (100, 1000)  # steps: no less and no more, whatever an epoch has
+_SAVE_EVERY_RANGE = (100, 1000)  # limits of the default interval between checkpoints, which is an epoch, in steps
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What is asked, whatever the seed.
+    """A fine-tuning job: the data, the head and the hyperparameters, for any seed.
 
     Attributes:
-      head: to train.
+      head: the head to train.
       recipe: the hyperparameters.
-      warmup_steps, total_steps: how long (see Recipe.steps).
+      warmup_steps, total_steps: the length of a run (see Recipe.steps).
       training, validation: examples for the head.
       labels: the gold string of each class (see Validation).
-      metrics: of the validation.
-      best: of these or "loss": what says which parameters are the best.
-      validate_every, save_every: steps between validations, and between checkpoints.
-      keep: the newest checkpoints that stay.
-      log_every: steps that a line of metrics.jsonl is of.
-      patience: validations without a better one after which a run ends; None for none.
-      freeze: patterns of parameters that stay as they are (see make_train_step).
-      layer_decay: of the learning rate from each layer to the one below; 1 for none.
-      numerics: of the computation (see head_loss).
-      task: the name of the task, for the records.
-      note: what else a run's numbers depend on: the model it begins with.
+      metrics: the validation metrics.
+      best: the metric that selects the best model: one of `metrics`, or "loss".
+      validate_every, save_every: number of steps between validations, and between checkpoints.
+      keep: number of checkpoints to keep, the newest ones.
+      log_every: log metrics every N steps.
+      patience: stop after N validations in a row without improvement; None never stops early.
+      freeze: patterns of parameters to leave unchanged (see make_train_step).
+      layer_decay: factor of the learning rate from each layer to the one below; 1 disables it.
+      numerics: how to compute (see head_loss).
+      task: the task's name, for the records.
+      note: anything else that a run's numbers depend on, such as the initial model, as a JSON object.
     """
 
     head: HeadConfig
@@ -109,25 +109,25 @@ class FineTuning:
         freeze: Sequence[str] = (),
         **options: Any,
     ) -> Self:
-        """Reads labeled files, and fills in what is not given by the task's recipe.
+        """Reads labeled files, and takes defaults from the task's recipe.
 
         Args:
-          roberta: the model that is to be trained; nothing of it is changed.
+          roberta: the model to train. It is not changed.
           task: "rte", "sst-2", ... (readers.task_name), or "custom".
           training, validation: the files.
           kind, columns, head, max_length: as in readers.task_reader.
-          recipe: the hyperparameters; the task's (recipes.recipe_of) if not given.
-          epochs, steps: how long, by one of the two; by the recipe if not given.
-          warmup_steps: of these; the recipe's share if not given.
-          best: the metric that says which parameters are the best, or "loss"; the task's first if not given.
-          validate_every: steps between validations; an epoch's if not given.
-          save_every: steps between checkpoints; an epoch's, but from 100 to 1000, if not given.
-          freeze: what stays as it is: "embeddings", a number of layers from the first ("2", with the embeddings), or
-            patterns of paths (see make_train_step).
-          options: other attributes.
+          recipe: the hyperparameters; the default is the task's (recipes.recipe_of).
+          epochs, steps: the length of a run, given by one of the two; the default is the recipe's.
+          warmup_steps: number of warmup steps; the default is the recipe's share.
+          best: the metric that selects the best model, or "loss"; the default is the task's main metric.
+          validate_every: number of steps between validations; the default is an epoch.
+          save_every: number of steps between checkpoints; the default is an epoch, but at least 100 and at most 1000.
+          freeze: parameters to leave unchanged: "embeddings"; a number of layers from the bottom ("2"), which includes
+            the embeddings; or patterns of paths (see make_train_step).
+          options: other attributes of this class.
 
         Raises:
-          InputError: options that do not fit each other or the files, or files that cannot be read.
+          InputError: the options contradict each other or do not match the files, or a file cannot be read.
         """
         task = readers.task_name(task)
         recipe = recipe or recipe_of(task)
@@ -155,7 +155,7 @@ class FineTuning:
             metrics=reader.metrics,
             best=_best_metric(best, reader.metrics),
             validate_every=validate_every or per_epoch,
-            save_every=save_every or min(max(per_epoch, _SAVE_EVERY[0]), _SAVE_EVERY[1]),
+            save_every=save_every or min(max(per_epoch, _SAVE_EVERY_RANGE[0]), _SAVE_EVERY_RANGE[1]),
             freeze=frozen_paths(freeze, roberta.config),
             task=task,
             **options,
@@ -173,23 +173,24 @@ class FineTuning:
         plot: bool = False,
         progress: bool = True,
     ) -> Result:
-        """Fine-tunes a model, or goes on with a run that was stopped (see loop.run).
+        """Fine-tunes a model, or resumes a run that was stopped (see loop.run).
 
         Args:
-          roberta: the model to begin with. Its parameters are given up.
-          directory: the run's; the best model will be in its best, and how the run ended in its summary.json.
-          seed: of a new head, of the order of the examples, and of dropout.
-          mesh: devices that share a batch's rows and each layer; one device if not given.
-          fully_sharded: whether the parameters are divided over the devices that share the rows, too.
+          roberta: the initial model. Its parameters are donated.
+          directory: the run's directory. The best model is saved in its `best`, and the result in its `summary.json`.
+          seed: the seed that initializes a new head, orders the examples, and draws dropout.
+          mesh: devices that share a batch's rows and each layer; the default is one device.
+          fully_sharded: whether to also divide the parameters over the devices that share the rows.
           tensorboard, plot, progress: as in loop.run.
 
         Raises:
-          InputError, DivergedError, StoppedError: as loop.run; or no validation gave a number.
+          InputError: as in loop.run, or the best metric was not a number in any validation.
+          DivergedError, StoppedError: as in loop.run.
         """
         recipe, name = self.recipe, self.head.name
         config, params = trained_part(roberta, self.head, recipe, seed)
-        rest = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
-        placed = _placed(params, config, mesh, fully_sharded)
+        untrained = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
+        placed = _place(params, config, mesh, fully_sharded)
         schedule, optimizer = recipe_optimizer(
             recipe, config=config, warmup_steps=self.warmup_steps, total_steps=self.total_steps,
             layer_decay=self.layer_decay,
@@ -201,8 +202,8 @@ class FineTuning:
         )  # fmt: skip
 
         def save_best(params: Params) -> None:
-            whole = dataclasses.replace(config, lm_head=roberta.config.lm_head)
-            layout.save_best(directory, whole, {**params, **rest}, roberta.tokenizer)
+            saved_config = dataclasses.replace(config, lm_head=roberta.config.lm_head)
+            run_directory.save_best(directory, saved_config, {**params, **untrained}, roberta.tokenizer)
 
         outcome = loop.run(
             make_train_step(loss, optimizer, accumulate=recipe.update_freq, freeze=self.freeze),
@@ -231,45 +232,47 @@ class FineTuning:
         if outcome.best is None or outcome.best_step is None:
             raise InputError(
                 f"{self.best} was not a number in any validation on {self.validation.tally.path}, so there is no best "
-                "model; take another metric, or train for longer"
+                "model; choose another metric or train longer"
             )
-        saved = _reached(converted.read(directory / layout.BEST)[1], self.head)
-        judged, mean_loss = validation.evaluate(_placed(saved, config, mesh, fully_sharded))
-        result = Result(seed, outcome.steps, outcome.stopped, outcome.best_step, self.best, mean_loss, judged)
+        saved = _network_and_head(converted.read(directory / run_directory.BEST)[1], self.head)
+        evaluation, mean_loss = validation.evaluate(_place(saved, config, mesh, fully_sharded))
+        result = Result(seed, outcome.steps, outcome.stopped, outcome.best_step, self.best, mean_loss, evaluation)
         if is_first_process():
-            layout.write_summary(directory, {**self.to_json(), **result.to_json()})
+            run_directory.write_summary(directory, {**self.to_json(), **result.to_json()})
         return result
 
     def run_seeds(
         self, load: Callable[[], Roberta], directory: Path, seeds: Sequence[int] = (1,), **options: Any
     ) -> SeedResults:
-        """Runs once for each seed, in directories of their own where there are several, and sums up.
+        """Runs once for each seed, and summarizes the results.
 
         Args:
-          load: gives the model to begin with, anew for each run, which uses it up.
-          directory: the run's; of several, run n is in its seed-n, and how all ended in its summary.json.
-          seeds: different numbers from 0 to 2**32 - 1.
-          options: of `run`.
+          load: loads the initial model. It is called for each run, because a run donates the parameters.
+          directory: the run's directory. With several seeds, each run is in its subdirectory `seed-N`, and the summary
+            in its `summary.json`.
+          seeds: distinct numbers from 0 to 2**32 - 1.
+          options: arguments of `run`.
 
         Raises:
-          InputError: other seeds; and what `run` raises.
+          InputError: the seeds are not distinct or out of range, or as in `run`.
+          DivergedError, StoppedError: as in loop.run.
         """
         if not seeds or len(set(seeds)) != len(seeds) or not all(0 <= number < 2**32 for number in seeds):
             raise InputError(
-                f"seeds must be different numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds)) or 'none'}"
+                f"seeds must be distinct numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds)) or 'none'}"
             )
         several = len(seeds) > 1
         results = [
             self.run(load(), directory / f"seed-{seed}" if several else directory, seed=seed, **options)
             for seed in seeds
         ]
-        found = SeedResults(directory, tuple(results))
+        results_of_seeds = SeedResults(directory, tuple(results))
         if several and is_first_process():
-            layout.write_summary(directory, {**self.to_json(), **found.to_json()})
-        return found
+            run_directory.write_summary(directory, {**self.to_json(), **results_of_seeds.to_json()})
+        return results_of_seeds
 
     def to_json(self) -> dict[str, Any]:
-        """What is asked, and of which files, for json.dumps."""
+        """Returns the job and the counts of its files' rows, for json.dumps."""
 
         def rows(tally: Tally) -> dict[str, Any]:
             return {**asdict(tally), "path": str(tally.path)}
@@ -285,19 +288,19 @@ class FineTuning:
         }
 
     def to_text(self) -> str:
-        """Lines: the rows of both files, and how long the run is."""
+        """Describes the job in lines: the rows of both files, and the length of a run."""
         size = self.recipe.batch_size * self.recipe.update_freq
         return "\n".join(
             (
                 self.training.tally.to_text(),
                 self.validation.tally.to_text(),
                 f"{self.recipe.source}: {self.total_steps} steps of {size} examples, {self.warmup_steps} of them "
-                f"warm-up; {-(-len(self.training) // size)} steps an epoch",
+                f"warmup; {-(-len(self.training) // size)} steps per epoch",
             )
         )
 
     def _note(self, seed: int) -> dict[str, Any]:
-        """What the run's numbers depend on, as JSON has it."""
+        """Returns everything that the run's numbers depend on, as a JSON object."""
         plain = {
             "task": self.task,
             "head": asdict(self.head),
@@ -308,7 +311,7 @@ class FineTuning:
             "validation": self.validation.fingerprint(),
             "freeze": list(self.freeze),
             "layer_decay": self.layer_decay,
-            **layout.numerics_note(self.numerics),
+            **run_directory.numerics_note(self.numerics),
             "seed": seed,
         }
         return {**self.note, **plain}
@@ -316,16 +319,16 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """How a run ended, and the validation of its best model as it is on disk.
 
     Attributes:
-      seed: its.
-      steps: those done.
-      stopped: "done" after the last, "patience" before.
-      best_step: after which the best model was.
-      best_metric: by which it was.
-      loss: of the best model as it is on disk, on the validation examples.
-      evaluation: of it, with all metrics.
+      seed: the run's seed.
+      steps: number of steps done.
+      stopped: "done" after the last step, "patience" if the run stopped early.
+      best_step: number of steps after which the model was best.
+      best_metric: the metric that selected it.
+      loss: the best model's validation loss.
+      evaluation: the best model's validation metrics.
     """
 
     seed: int
@@ -338,11 +341,11 @@ class Result:
 
     @property
     def best(self) -> float:
-        """That metric of the best model."""
+        """The best model's value of the best metric."""
         return self.loss if self.best_metric == "loss" else self.evaluation.metrics[self.best_metric]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, for json.dumps."""
+        """Returns the fields by name, for json.dumps."""
         return {
             "seed": self.seed,
             "steps": self.steps,
@@ -357,11 +360,11 @@ class Result:
 
 @dataclass(frozen=True)
 class SeedResults:
-    """How runs that differ in their seed ended. Liu et al. (2019), table 5, has medians of five.
+    """The results of runs that differ only in their seed. Liu et al. (2019), table 5, report medians of five.
 
     Attributes:
-      directory: of all.
-      results: of each, in the order of the seeds.
+      directory: the directory of all runs.
+      results: the result of each run, in the order of the seeds.
     """
 
     directory: Path
@@ -369,7 +372,7 @@ class SeedResults:
 
     @property
     def best(self) -> Result:
-        """The run with the best model."""
+        """The result of the run with the best model."""
         choose = min if self.results[0].best_metric in LESS_IS_BETTER else max
         return choose(self.results, key=lambda result: result.best)
 
@@ -377,10 +380,10 @@ class SeedResults:
     def best_model(self) -> Path:
         """The directory of the best model."""
         several = len(self.results) > 1
-        return (self.directory / f"seed-{self.best.seed}" if several else self.directory) / layout.BEST
+        return (self.directory / f"seed-{self.best.seed}" if several else self.directory) / run_directory.BEST
 
     def to_json(self) -> dict[str, Any]:
-        """One run's, or each's with the medians and the best, for json.dumps."""
+        """Returns the result of one run, or of each run with the medians and the best, for json.dumps."""
         if len(self.results) == 1:
             return self.results[0].to_json()
         best = self.best
@@ -395,38 +398,38 @@ class SeedResults:
         }
 
     def to_text(self) -> str:
-        """Lines for a terminal."""
+        """Returns lines for a terminal."""
         best, lines = self.best, []
         if len(self.results) > 1:
             lines = [f"seed {r.seed}: {r.best_metric} {r.best:.4f} after {r.best_step} steps" for r in self.results]
             lines.append(f"median {best.best_metric} {statistics.median(r.best for r in self.results):.4f}")
         ended = "" if best.stopped == "done" else ", stopped early"
         lines.append(
-            f"{self.best_model}: best model, of step {best.best_step} of {best.steps}{ended}; validation loss "
+            f"{self.best_model}: best model, from step {best.best_step} of {best.steps}{ended}; validation loss "
             f"{best.loss:.4f}"
         )
         return "\n".join((*lines, best.evaluation.to_text()))
 
 
 def frozen_paths(freeze: Sequence[str], config: RobertaConfig) -> tuple[str, ...]:
-    """Patterns of parameters' paths: of a number the embeddings and that many layers, anything else as it is.
+    """Returns patterns of paths. A number becomes the embeddings and that many layers; others are already patterns.
 
     Raises:
-      InputError: more layers than there are, or a pattern that is no regular expression.
+      InputError: the model has fewer layers, or a pattern is not a regular expression.
     """
     patterns: list[str] = []
-    for what in freeze:
-        if not what.isdecimal():
-            patterns.append(what)
-        elif int(what) <= config.num_layers:
-            patterns += ["embeddings", *(rf"layers\.{layer}\." for layer in range(int(what)))]
+    for item in freeze:
+        if not item.isdecimal():
+            patterns.append(item)
+        elif int(item) <= config.num_layers:
+            patterns += ["embeddings", *(rf"layers\.{layer}\." for layer in range(int(item)))]
         else:
-            raise InputError(f"freeze: {what} is more than the {config.num_layers} layers of the model")
+            raise InputError(f"freeze: {item} is more than the {config.num_layers} layers of the model")
     for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise InputError(f"freeze: {pattern!r} is no regular expression: {error}") from None
+            raise InputError(f"freeze: {pattern!r} is not a regular expression: {error}") from None
     return tuple(dict.fromkeys(patterns))
 
 
@@ -437,39 +440,37 @@ def _best_metric(given: str | None, metrics: Sequence[str]) -> str:
 
 
 def trained_part(roberta: Roberta, head: HeadConfig, recipe: Recipe, seed: int) -> tuple[RobertaConfig, Params]:
-    """What is trained of a model: the network and one head, with the recipe's dropouts.
+    """Returns the part of a model to train: the network and one head, with the recipe's dropout.
 
-    Without the masked-LM head and other heads, which the loss does not reach: fairseq's Adam leaves parameters without
-    a gradient alone, and they would only take memory.
+    The masked-LM head and other heads are left out, because the loss does not use them. fairseq's Adam does not change
+    parameters without a gradient, and they would only take memory.
 
     Args:
-      roberta: the model. The arrays are its own, not copies.
-      head: if the model has one of the same name and form, that goes on; any other begins anew, as in
-        Roberta.register_classification_head.
+      roberta: the model. Its arrays are returned, not copies.
+      head: the head to train. It continues from the model's head if `continues` is true; otherwise it is initialized,
+        as in Roberta.register_classification_head.
       recipe: the hyperparameters.
-      seed: of a new head.
+      seed: the seed that initializes a new head.
     """
     config = recipe.with_dropout(dataclasses.replace(roberta.config, lm_head=False, heads=(head,)))
     if continues(roberta.config, head):
-        return config, _reached(roberta.params, head)
+        return config, _network_and_head(roberta.params, head)
     param_dtype = roberta.params["embeddings"]["token"]["embedding"].dtype
     new = Head.init_params(config, head, Numerics(param_dtype=param_dtype), jax.random.key(seed))
-    return config, {**_reached(roberta.params, None), "heads": {head.name: new}}
+    return config, {**_network_and_head(roberta.params, None), "heads": {head.name: new}}
 
 
 def continues(config: RobertaConfig, head: HeadConfig) -> bool:
-    """Whether a model has a head of this name and form, with the same labels as far as it says which."""
-    same = ((), head.labels)
-    return any(
-        dataclasses.replace(head, labels=other.labels) == other for other in config.heads if other.labels in same
-    )
+    """Whether a model has this head already, so that training continues from it. Its labels may be missing."""
+    candidates = (other for other in config.heads if other.labels in ((), head.labels))
+    return any(dataclasses.replace(head, labels=other.labels) == other for other in candidates)
 
 
-def _reached(params: Params, head: HeadConfig | None) -> Params:
-    """The parameters without the masked-LM head, and of the heads only this one."""
+def _network_and_head(params: Params, head: HeadConfig | None) -> Params:
+    """Returns the parameters of the network and of one head."""
     body = {name: part for name, part in params.items() if name not in ("lm_head", "heads")}
     return body if head is None else {**body, "heads": {head.name: params["heads"][head.name]}}
 
 
-def _placed(params: Params, config: RobertaConfig, mesh: Mesh | None, fully_sharded: bool) -> Params:
+def _place(params: Params, config: RobertaConfig, mesh: Mesh | None, fully_sharded: bool) -> Params:
     return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)

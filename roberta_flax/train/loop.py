@@ -1,14 +1,13 @@
-"""run(): steps, validation, checkpoints, records, to the last step; stopped at any moment, it goes on from there.
+"""The training loop: run() does steps, validations, checkpoints and records, and resumes a run stopped at any moment.
 
-  DIR/run.json        the run's configuration; a run resumes only with the same (directory)
-  DIR/checkpoints/    parameters, the optimizer's state, where the run is and where in the data (checkpoints)
-  DIR/metrics.jsonl   what each logged step and each validation gave; DIR/speed.jsonl, how long it took (records)
+  DIR/run.json        the run's configuration, which must be the same to resume (module directory)
+  DIR/checkpoints/    parameters, the optimizer's state, and the position in the run and in the data (checkpoints)
+  DIR/metrics.jsonl   metrics of logged steps and of validations; DIR/speed.jsonl, the time they took (records)
 
-Everything that a step depends on is in a checkpoint or follows from the step's number, so that on one device a run
-that was killed and started again computes the same bits as one that was not.
+Everything that a step depends on is in a checkpoint or follows from the step's number. On one device, a run that was
+killed and resumed therefore computes the same bits as an uninterrupted one.
 
-Nothing waits for a device but validations and checkpoints: what a step gave is fetched when the next one is on its
-way.
+Only validations and checkpoints wait for the devices. The results of a step are fetched while the next one runs.
 """
 
 from __future__ import annotations
@@ -34,53 +33,52 @@ from roberta_flax.extras import require
 from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.sharding import DATA, place_batch
-from roberta_flax.train import directory as layout
+from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, open_checkpoints
 from roberta_flax.train.losses import HostBatch
-from roberta_flax.train.progress import Progress
-from roberta_flax.train.progress import shown as progress_on_stderr
+from roberta_flax.train.progress import Progress, show_progress
 from roberta_flax.train.records import Records, Stopwatch
 from roberta_flax.train.signals import StopRequests
 
-# step.TrainStep, or a function like it
+# step.TrainStep, or a function with the same signature.
 StepFunction: TypeAlias = Callable[[Params, Any, Any, jax.Array], tuple[Params, Any, Mapping[str, jax.Array]]]
-_LAG = 1  # steps under way whose results are not waited for
-_SUMS = ("loss", "size", "gradient_norm", "steps")  # of an interval
-_SHOWN = 300  # characters of a position in the data
-# what a run's numbers do not depend on, so that it may go on with others
-_FREE = frozenset(("save_every", "keep"))
+_MAX_PENDING_STEPS = 1  # dispatched steps whose results have not been fetched
+_INTERVAL_SUMS = ("loss", "size", "gradient_norm", "steps")  # summed over the steps between two records
+_MAX_QUOTED = 300  # maximum number of characters of a data position in a message
+# Options that do not affect a run's numbers, so that it may be resumed with other values.
+_CHANGEABLE_OPTIONS = frozenset(("save_every", "keep"))
 
 
 class Batches(Protocol):
-    """Batches without end, in an order that their state determines; a grain.DatasetIterator is one."""
+    """An endless iterator of batches whose state can be saved and restored, such as a grain.DatasetIterator."""
 
     def __next__(self) -> HostBatch: ...
 
     def get_state(self) -> dict[str, Any]:
-        """Where it is, as JSON has it."""
+        """Returns the position as a JSON object."""
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes there."""
+        """Moves to a position that get_state() returned."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run is, and what is done on the way.
+    """The length of a run, and the intervals of its validations, checkpoints and records.
 
     Attributes:
-      total_steps: the steps of the whole run.
-      validate_every: steps between validations; there is one after the last step too.
-      save_every: steps between checkpoints; there is one at the end too.
-      keep: the newest checkpoints that stay.
-      log_every: steps that a line of metrics.jsonl is of.
-      patience: the run ends after so many validations without a better one (fairseq's --patience); None: never.
-      best: the validation metric that says which is better.
-      maximize: whether more of it is better.
-      seed: of dropout: step n, from 0, has the key jax.random.fold_in(jax.random.key(seed), n).
+      total_steps: number of steps in the whole run.
+      validate_every: validate every N steps, and after the last step.
+      save_every: save a checkpoint every N steps, and at the end.
+      keep: number of checkpoints to keep, the newest ones.
+      log_every: log metrics every N steps.
+      patience: stop after N validations in a row without improvement (fairseq's --patience); None never stops early.
+      best: the validation metric that selects the best model.
+      maximize: whether a larger value is better.
+      seed: seed of dropout. Step n, from 0, has the key jax.random.fold_in(jax.random.key(seed), n).
 
     Raises:
-      InputError: a number that is not positive.
+      InputError: a number is not positive.
     """
 
     total_steps: int
@@ -104,11 +102,11 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-      steps: those done.
-      best: the best value of the plan's metric, if there was a validation in which it was a number.
-      best_step: the steps done then.
-      stopped: "done" after the last step, "patience" before it.
-      params: the parameters after the last step.
+      steps: number of steps done.
+      best: the best value of the plan's metric; None if it was not a finite number in any validation.
+      best_step: number of steps done at that validation.
+      stopped: "done" after the last step, "patience" if the run stopped early.
+      params: the parameters after the last step done.
     """
 
     steps: int
@@ -137,52 +135,53 @@ def run(
     plot: bool = False,
     progress: bool = True,
 ) -> Outcome:
-    """Trains, or goes on with a run that was stopped.
+    """Trains a model, or resumes a run that was stopped.
 
-    On several hosts (jax.distributed) every process calls it with the same arguments and the same, whole batches; the
-    first writes the records, and calls save_best. All write checkpoints: `directory` must be one that all see.
+    On several hosts (jax.distributed), every process calls it with the same arguments and the same whole batches. The
+    first process writes the records and calls save_best. All processes write checkpoints, so they must share
+    `directory`.
 
     Args:
-      train_step: (params, opt_state, batch, key) -> (params, opt_state, metrics) with the scalars "loss" (the mean),
-        "size" (what it is the mean of) and "gradient_norm" in metrics; step.make_train_step makes one. It may take the
-        buffers of params and opt_state, so they are not to be used after the call.
-      params, opt_state: to begin with; on the devices, and divided over them, as they are to be.
-      batches: of training, from the beginning; its state is set where a run goes on.
-      plan: how long, and what on the way.
-      directory: the run's.
-      config_note: what the numbers depend on beside the plan (the data, the model, the optimizer, ...), as JSON has it.
-      schedule: the learning rate by the steps done before, for the records.
-      validate: metrics of parameters, the same on every process.
-      save_best: keeps parameters that are the best so far. It may be called with the same ones again after a kill.
-      mesh: devices whose DATA axis divides a batch's rows; without it a batch goes to the default device.
-      accumulate: batches that a step is of; if more than one, a batch's arrays have a leading axis of that size.
-      tokens_of: the tokens of a batch; if not given, padding is counted too.
+      train_step: a function (params, opt_state, batch, key) -> (params, opt_state, metrics), such as that of
+        step.make_train_step. Its metrics are the scalars "loss" (a mean), "size" (the sum of weights that it was
+        divided by) and "gradient_norm". It may donate params and opt_state, so do not use them after the call.
+      params, opt_state: the initial state, already on the devices and sharded.
+      batches: training batches from the beginning. If a run is resumed, their state is restored.
+      plan: the length of the run and its intervals.
+      directory: the run's directory.
+      config_note: everything else that the run's numbers depend on (data, model, optimizer, ...), as a JSON object.
+      schedule: the learning rate as a function of the number of steps before, for the records.
+      validate: returns the metrics of parameters, the same on every process.
+      save_best: saves the best parameters so far. After a kill it may be called again with the same ones.
+      mesh: devices whose DATA axis divides a batch's rows; without it, batches are on the default device.
+      accumulate: number of batches in a step. If more than 1, a batch's arrays have a leading axis of that size.
+      tokens_of: returns the number of tokens in a batch; by default padding is included.
       tensorboard: whether to write DIR/tensorboard.
       plot: whether to draw DIR/curves.png at the end.
-      progress: whether to show how far the run is on stderr.
+      progress: whether to show progress on stderr.
 
     Returns:
-      How it ended. A run that has ended and is started again returns the same at once.
+      How the run ended. If it had ended before, the same outcome is returned at once.
 
     Raises:
-      InputError: another run is in the directory; a file cannot be written or read; batches that end, or do not divide
-        over the mesh; a validation without the plan's metric.
-      DivergedError: a loss, a gradient or the state is not finite. No such state is in a checkpoint.
-      StoppedError: SIGINT or SIGTERM. The last step is finished and saved.
+      InputError: another run is in the directory, a file cannot be written or read, the batches end or their rows do
+        not divide over the mesh, or a validation lacks the plan's metric.
+      DivergedError: a loss, a gradient or the state is not finite. Such a state is never saved in a checkpoint.
+      StoppedError: SIGINT or SIGTERM was received. The current step has been finished and saved.
     """
     if plot:
-        require("matplotlib.figure", "train")  # before hours of training
+        require("matplotlib.figure", "train")  # fail before hours of training, not after
     if jax.process_count() > 1 and mesh is None:
-        raise InputError("several processes train on one mesh of all their devices; give mesh")
-    numbers = {name: value for name, value in asdict(plan).items() if name not in _FREE}
+        raise InputError("several processes need one mesh of all their devices; pass mesh")
+    numbers = {name: value for name, value in asdict(plan).items() if name not in _CHANGEABLE_OPTIONS}
     run_config = {**config_note, "plan": {**numbers, "accumulate": accumulate}}
     first = jax.process_index() == 0
     with (
-        layout.open_run(directory, run_config),
-        open_checkpoints(directory / layout.CHECKPOINTS, plan.keep) as checkpoints,
+        run_directory.open_run(directory, run_config),
+        open_checkpoints(directory / run_directory.CHECKPOINTS, plan.keep) as checkpoints,
     ):
-        place = _Placement(mesh, accumulate)
-        params, opt_state = place.everywhere((params, opt_state))
+        placement = _Placement(mesh, accumulate)
+        params, opt_state = placement.replicate((params, opt_state))
         latest = checkpoints.latest()
         state = _State()
         if latest is not None:
@@ -191,11 +190,11 @@ def run(
             state = _State(**saved)
         if state.stopped is None:
             with ExitStack() as stack:
-                recorder = shown = None
+                records = on_step = None
                 if first:
-                    recorder = stack.enter_context(Records(directory, state.step, tensorboard=tensorboard))
+                    records = stack.enter_context(Records(directory, state.step, tensorboard=tensorboard))
                 if first and progress:
-                    shown = stack.enter_context(progress_on_stderr(plan.total_steps, state.step))
+                    on_step = stack.enter_context(show_progress(plan.total_steps, state.step))
                 loop = _Loop(
                     train_step=train_step,
                     params=params,
@@ -205,33 +204,33 @@ def run(
                     plan=plan,
                     directory=directory,
                     checkpoints=checkpoints,
-                    records=recorder,
-                    shown=shown,
+                    records=records,
+                    on_step=on_step,
                     validate=validate,
                     save_best=save_best,
-                    inputs_of=_inputs_of(plan.seed, schedule, mesh),
-                    place=place,
+                    step_inputs=_make_step_inputs(plan.seed, schedule, mesh),
+                    placement=placement,
                     tokens_of=tokens_of,
                 )
                 loop.run(stack.enter_context(StopRequests()))
                 params = loop.params
         if plot and first:
-            plots.curves(directory / layout.METRICS_FILE, directory / layout.CURVES_FILE)
-    assert state.stopped is not None, "the loop has ended"
+            plots.curves(directory / run_directory.METRICS_FILE, directory / run_directory.CURVES_FILE)
+    assert state.stopped is not None, "the loop ended without a reason"
     return Outcome(state.step, state.best, state.best_step, state.stopped, params)
 
 
 @dataclass
 class _State:
-    """Where a run is: what a checkpoint has beside arrays and the position in the data.
+    """The state of a run, which a checkpoint has in addition to arrays and the position in the data.
 
     Attributes:
-      step: those done, and in the records.
-      tokens: trained on.
+      step: number of steps done and counted in the records.
+      tokens: number of tokens trained on.
       best, best_step: as in Outcome.
-      without_better: validations since then.
-      stopped: why the run has ended, if it has.
-      interval: sums over the steps since the last line of the records.
+      without_better: number of validations since the best one.
+      stopped: why the run has ended; None if it has not.
+      interval: sums over the steps since the last line in the records.
     """
 
     step: int = 0
@@ -240,18 +239,18 @@ class _State:
     best_step: int | None = None
     without_better: int = 0
     stopped: Literal["done", "patience"] | None = None
-    interval: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_SUMS, 0.0))
+    interval: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_INTERVAL_SUMS, 0.0))
 
 
 @dataclass(frozen=True)
-class _UnderWay:
-    """A step that a device has been given.
+class _PendingStep:
+    """A step that has been dispatched to the devices, and whose results have not been fetched.
 
     Attributes:
-      step: its number, from 1.
-      batch: what it is of.
-      position: where the data was before it.
-      metrics, learning_rate: what it gives, on the device.
+      step: the step's number, from 1.
+      batch: its batch.
+      position: the position in the data before the batch.
+      metrics, learning_rate: its results, on the device.
     """
 
     step: int
@@ -263,14 +262,15 @@ class _UnderWay:
 
 @dataclass
 class _Loop:
-    """A run under way.
+    """The loop of one process.
 
     Attributes:
-      state: where it is.
-      records, shown: of the first process; None elsewhere, and where progress is not to be shown.
-      inputs_of: as _inputs_of makes it.
-      place: puts a batch on the devices.
-      Others as in `run`.
+      state: the state of the run.
+      records: where the first process writes its records; None in the others.
+      on_step: shows progress in the first process; None in the others, or if progress is off.
+      step_inputs: a function of _make_step_inputs.
+      placement: puts batches on the devices.
+      The others are arguments of `run`.
     """
 
     train_step: StepFunction
@@ -282,32 +282,32 @@ class _Loop:
     directory: Path
     checkpoints: Checkpoints
     records: Records | None
-    shown: Progress | None
+    on_step: Progress | None
     validate: Callable[[Params], Mapping[str, float]] | None
     save_best: Callable[[Params], None] | None
-    inputs_of: Callable[[int], tuple[jax.Array, jax.Array | None]]
-    place: _Placement
+    step_inputs: Callable[[int], tuple[jax.Array, jax.Array | None]]
+    placement: _Placement
     tokens_of: Callable[[HostBatch], int]
 
     def __post_init__(self) -> None:
-        self._under_way: deque[_UnderWay] = deque()
-        self._watch = Stopwatch()
+        self._pending: deque[_PendingStep] = deque()
+        self._stopwatch = Stopwatch()
 
     def run(self, stops: StopRequests) -> None:
-        """Steps until the last, or until the plan's patience ends or a signal comes (StoppedError)."""
+        """Does steps until the last one, until patience runs out, or until a signal arrives (StoppedError)."""
         plan, state = self.plan, self.state
         for step in range(state.step + 1, plan.total_steps + 1):
-            self._begin(step)
-            if len(self._under_way) > _LAG:
-                self._settle()
+            self._dispatch(step)
+            if len(self._pending) > _MAX_PENDING_STEPS:
+                self._fetch_oldest()
             signal = stops.received(step)
             last = step == plan.total_steps
             validates = self.validate is not None and (step % plan.validate_every == 0 or last)
             if not (validates or last or signal or step % plan.save_every == 0):
                 continue
-            while self._under_way:
-                self._settle()
-            with self._watch.stopped():
+            while self._pending:
+                self._fetch_oldest()
+            with self._stopwatch.stopped():
                 self._require_finite(step)
                 if last:
                     state.stopped = "done"
@@ -325,39 +325,41 @@ class _Loop:
                     signal,
                 )
 
-    def _begin(self, step: int) -> None:
-        """Gives the devices a step to do."""
+    def _dispatch(self, step: int) -> None:
+        """Dispatches a step to the devices."""
         position = json.dumps(self.batches.get_state())
         try:
             batch = next(self.batches)
         except StopIteration:
             raise InputError(f"the training data ended before step {step}; it should repeat without end") from None
-        key, learning_rate = self.inputs_of(step - 1)
-        self.params, self.opt_state, metrics = self.train_step(self.params, self.opt_state, self.place(batch), key)
-        self._under_way.append(_UnderWay(step, batch, position, metrics, learning_rate))
+        key, learning_rate = self.step_inputs(step - 1)
+        self.params, self.opt_state, metrics = self.train_step(
+            self.params, self.opt_state, self.placement.place(batch), key
+        )
+        self._pending.append(_PendingStep(step, batch, position, metrics, learning_rate))
 
-    def _settle(self) -> None:
-        """Waits for the oldest step under way, and takes what it gave into the records."""
-        work = self._under_way.popleft()
-        metrics, learning_rate = jax.device_get((dict(work.metrics), work.learning_rate))
+    def _fetch_oldest(self) -> None:
+        """Waits for the oldest pending step, and adds its results to the state and the records."""
+        pending = self._pending.popleft()
+        metrics, learning_rate = jax.device_get((dict(pending.metrics), pending.learning_rate))
         loss, size, norm = (float(metrics[name]) for name in ("loss", "size", "gradient_norm"))
         for what, value in (("loss", loss), ("gradient's norm", norm)):
             if not math.isfinite(value):
-                raise self._diverged(work, what, value)
-        tokens = self.tokens_of(work.batch)
-        self._watch.count(tokens)
-        self.state.step = work.step
+                raise self._diverged(pending, what, value)
+        tokens = self.tokens_of(pending.batch)
+        self._stopwatch.count(tokens)
+        self.state.step = pending.step
         self.state.tokens += tokens
-        for name, value in zip(_SUMS, (loss * size, size, norm, 1), strict=True):
+        for name, value in zip(_INTERVAL_SUMS, (loss * size, size, norm, 1), strict=True):
             self.state.interval[name] += value
-        if work.step % self.plan.log_every == 0 or work.step == self.plan.total_steps:
+        if pending.step % self.plan.log_every == 0 or pending.step == self.plan.total_steps:
             self._log({} if learning_rate is None else {"learning_rate": float(learning_rate)})
-        if self.shown is not None:
-            self.shown(work.step, loss, None if learning_rate is None else float(learning_rate), tokens)
+        if self.on_step is not None:
+            self.on_step(pending.step, loss, None if learning_rate is None else float(learning_rate), tokens)
 
     def _log(self, learning_rate: Mapping[str, float]) -> None:
-        sums, self.state.interval = self.state.interval, dict.fromkeys(_SUMS, 0.0)
-        tokens, seconds = self._watch.take()
+        sums, self.state.interval = self.state.interval, dict.fromkeys(_INTERVAL_SUMS, 0.0)
+        tokens, seconds = self._stopwatch.take()
         if self.records is None:
             return
         values = {
@@ -371,19 +373,21 @@ class _Loop:
         self.records.speed(self.state.step, tokens, seconds)
 
     def _validate(self, step: int) -> None:
-        """Validates, keeps the parameters if they are the best, and ends the run where patience ends."""
-        assert self.validate is not None, "asked before"
+        """Validates, saves the parameters if they are the best so far, and ends the run if patience runs out."""
+        assert self.validate is not None, "the caller checks this"
         plan, state = self.plan, self.state
         values = {name: float(value) for name, value in self.validate(self.params).items()}
         if plan.best not in values:
-            raise InputError(f"the validation has no {plan.best!r} to say which is best, only {', '.join(values)}")
+            raise InputError(
+                f"the validation has no metric {plan.best!r} to select the best model, only {', '.join(values)}"
+            )
         value = values[plan.best]
         better = math.isfinite(value) and (
             state.best is None or (value > state.best if plan.maximize else value < state.best)
         )
         if better:
             state.best, state.best_step, state.without_better = value, step, 0
-            self._keep_best()
+            self._save_best()
         else:
             state.without_better += 1
             if plan.patience is not None and state.without_better >= plan.patience and state.stopped is None:
@@ -391,15 +395,15 @@ class _Loop:
         if self.records is not None:
             self.records.validation(step, values, best=better)
 
-    def _keep_best(self) -> None:
+    def _save_best(self) -> None:
         if self.save_best is None:
             return
         params = self.params
-        if jax.process_count() > 1:  # the first has not all parts of them
+        if jax.process_count() > 1:  # the first process does not hold all shards
             params = multihost_utils.process_allgather(params, tiled=True)
         if jax.process_index() == 0:
             self.save_best(params)
-        if jax.process_count() > 1:  # others may read it then
+        if jax.process_count() > 1:  # the others may read it from now on
             multihost_utils.sync_global_devices("best")
 
     def _save(self, step: int) -> None:
@@ -409,25 +413,26 @@ class _Loop:
         self.checkpoints.save(step, self.params, self.opt_state, json.loads(json.dumps(saved)))
 
     def _require_finite(self, step: int) -> None:
-        """Raises DivergedError where the parameters or the optimizer's state are not finite, though the loss was."""
+        """Raises DivergedError if the parameters or the optimizer's state are not finite, even if the loss was."""
         if not _all_finite((self.params, self.opt_state)):
             raise DivergedError(
                 f"after step {step} the parameters or the optimizer's state are not finite; {self._advice()}"
             )
 
-    def _diverged(self, work: _UnderWay, what: str, value: float) -> DivergedError:
-        file = self.directory / f"batch-{work.step}.npz"
+    def _diverged(self, pending: _PendingStep, what: str, value: float) -> DivergedError:
+        """Saves the batch of a step that diverged, and returns the error that describes it."""
+        file = self.directory / f"batch-{pending.step}.npz"
         if self.records is not None:
             with replacing(file) as content:
-                np.savez(content, **dict(work.batch))  # type: ignore[arg-type]  # of allow_pickle
-        position = work.position if len(work.position) <= _SHOWN else work.position[:_SHOWN] + "..."
+                np.savez(content, **dict(pending.batch))  # type: ignore[arg-type]  # of allow_pickle
+        position = pending.position if len(pending.position) <= _MAX_QUOTED else pending.position[:_MAX_QUOTED] + "..."
         return DivergedError(
-            f"step {work.step}: the {what} is {value}; its batch is number {work.step}, at {position} in the "
-            f"data, and is kept in {file}; {self._advice()}"
+            f"step {pending.step}: the {what} is {value}; its batch, number {pending.step}, at position {position} in "
+            f"the data, is saved in {file}; {self._advice()}"
         )
 
     def _advice(self) -> str:
-        with suppress(InputError):  # what could not be written is not the latest then
+        with suppress(InputError):  # a checkpoint that could not be written is not the latest
             self.checkpoints.wait()
         latest = self.checkpoints.latest()
         where = (
@@ -436,19 +441,20 @@ class _Loop:
             else (f"the last good checkpoint is {self.checkpoints.directory / str(latest)}")
         )
         return (
-            f"{where}. The same command would diverge again: start in another directory with a lower learning rate, a "
-            "longer warm-up, or clipped gradients"
+            f"{where}. The same command would diverge again; start in another directory with a lower learning rate, a "
+            "longer warmup, or clipped gradients"
         )
 
 
 class _Placement:
-    """Where arrays are: batches' rows divided over the mesh's DATA axis, others on all its devices."""
+    """Puts arrays on devices: a batch's rows are divided over the mesh's DATA axis, other arrays are replicated."""
 
     def __init__(self, mesh: Mesh | None, accumulate: int) -> None:
         self._mesh = mesh
         self._axis = int(accumulate > 1)
 
-    def __call__(self, batch: HostBatch) -> dict[str, jax.Array]:
+    def place(self, batch: HostBatch) -> dict[str, jax.Array]:
+        """Puts a batch on the devices."""
         if self._mesh is None:
             placed: dict[str, jax.Array] = jax.device_put(dict(batch))
             return placed
@@ -457,46 +463,46 @@ class _Placement:
         for name, array in arrays.items():
             if (rows := array.shape[self._axis]) % parts:
                 raise InputError(
-                    f"a batch's rows are divided over {parts} devices; {name} has {rows}: "
-                    "choose a batch size that is a multiple"
+                    f"a batch's rows are divided over {parts} devices, and {name} has {rows} rows; choose a batch size "
+                    f"that is a multiple of {parts}"
                 )
         return place_batch(arrays, self._mesh, self._axis)
 
-    def everywhere(self, tree: Any) -> Any:
-        """A tree whose arrays that are not on the mesh yet (an optimizer's count, say) are whole on all of it."""
+    def replicate(self, tree: Any) -> Any:
+        """Replicates the arrays of a tree that are not on the mesh yet, such as an optimizer's count."""
         if self._mesh is None:
             return tree
         devices = set(self._mesh.devices.flat)
-        whole = NamedSharding(self._mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+        replicated = NamedSharding(self._mesh, PartitionSpec())  # type: ignore[no-untyped-call]
 
-        def placed(leaf: jax.Array) -> jax.Array:
+        def on_mesh(leaf: jax.Array) -> jax.Array:
             if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
                 return leaf
             values = np.asarray(leaf)
-            return jax.make_array_from_callback(values.shape, whole, lambda index: values[index])
+            return jax.make_array_from_callback(values.shape, replicated, lambda index: values[index])
 
-        return jax.tree.map(placed, tree)
+        return jax.tree.map(on_mesh, tree)
 
 
-def _inputs_of(
+def _make_step_inputs(
     seed: int, schedule: optax.Schedule | None, mesh: Mesh | None
 ) -> Callable[[int], tuple[jax.Array, jax.Array | None]]:
-    """A function of the number of steps done: dropout's key, and the learning rate where there is a schedule."""
+    """Returns a function of the number of steps done that gives the dropout key, and the learning rate or None."""
 
     def inputs(step: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         key = jax.random.fold_in(jax.random.key(seed), step)
         return key, None if schedule is None else jnp.asarray(schedule(step), jnp.float32)
 
-    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-    compiled = jax.jit(inputs, out_shardings=everywhere)
+    replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+    compiled = jax.jit(inputs, out_shardings=replicated)
     return lambda step: compiled(np.int32(step))
 
 
 @jax.jit
-def _finite(tree: Any) -> jax.Array:
+def _is_finite(tree: Any) -> jax.Array:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def _all_finite(tree: Any) -> bool:
-    return bool(np.asarray(_finite(tree)))
+    return bool(np.asarray(_is_finite(tree)))

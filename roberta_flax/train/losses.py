@@ -1,13 +1,13 @@
-"""What a network is trained to make small: sums over a batch, and what to divide them by.
+"""Training losses: for each batch a sum, and the weight to divide it by.
 
-A loss is a function of (params, batch, key); `key=None` evaluates, a PRNG key turns on dropout and LayerDrop. It
-returns the sum over the batch, in nats or squared error, and the sum of the batch's weights, so that means over several
-batches or devices are means over all that counts, as fairseq's criteria with their sample sizes.
+A loss is a function of (params, batch, key). A PRNG key turns on dropout and LayerDrop; `key=None` evaluates. The loss
+returns the sum over the batch, in nats or squared error, and the sum of the batch's weights. A mean over several
+batches or devices is therefore weighted correctly, as with the sample sizes of fairseq's criteria.
 
-A batch is a dict of arrays, padded on the right, in which what does not count has weight 0:
+A batch is a dict of arrays, padded on the right. Items that do not count have weight 0:
 
-  sentence   tokens int32 [batch, time], weights float32 [batch], targets int32 [batch]; of a regression with one output
-             float32 [batch], of several outputs or of any number of labels float32 [batch, outputs]
+  sentence   tokens int32 [batch, time], weights float32 [batch], targets int32 [batch]; for a regression with one
+             output float32 [batch], with several outputs or several labels float32 [batch, outputs]
   token      tokens int32 [batch, time], targets int32 [batch, time], weights float32 [batch, time]
   span       tokens int32 [batch, time], targets int32 [batch, 2] (first and last token), weights float32 [batch]
   choice     tokens int32 [batch, choices, time], targets int32 [batch], weights float32 [batch]
@@ -37,28 +37,29 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
 
 Batch = Mapping[str, "Array"]
-HostBatch = Mapping[str, npt.NDArray[Any]]  # not yet on a device
+HostBatch = Mapping[str, npt.NDArray[Any]]  # a batch that is not on a device yet
 Loss = Callable[[Params, Batch, "Key[Array, ''] | None"], "tuple[Float[Array, ''], Float[Array, '']]"]
 
 
 @dataclass(frozen=True)
 class NetworkLoss:
-    """A loss that says which parameters it does not read: a step leaves them as they are, without weight decay.
+    """A loss that declares which parameters it does not use. A step leaves them unchanged, without weight decay.
 
-    As in fairseq, whose Adam passes over parameters without a gradient: the LM head while a classifier is trained.
+    fairseq's Adam does the same, because it skips parameters without a gradient: the LM head while a classifier is
+    trained, for example.
 
     Attributes:
       function: the loss.
-      unread: patterns that match the beginnings of those parameters' paths.
+      unused: regular expressions that match the beginnings of the unused parameters' paths.
     """
 
     function: Loss
-    unread: tuple[str, ...]
+    unused: tuple[str, ...]
 
     def __call__(
         self, params: Params, batch: Batch, key: Key[Array, ""] | None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The sum over the batch, and the sum of its weights."""
+        """Returns the sum over the batch, and the sum of its weights."""
         return self.function(params, batch, key)
 
 
@@ -68,26 +69,27 @@ def head_loss(
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
 ) -> NetworkLoss:
-    """The loss of the head called `head`, by its kind and problem.
+    """Returns the loss of a head, which depends on its kind and problem.
 
-    - sentence and token, of one label: the label's negative log-probability (fairseq's sentence_prediction); of any
-      number of labels: the binary cross-entropies' sum; a regression: the squared error
-    - span: the mean of the first and the last token's negative log-probabilities among the row's tokens
-    - choice, and a sentence head of one output on tokens of three axes: the right choice's negative log-probability
-      among the choices' scores (fairseq's sentence_ranking, of RACE and CommonsenseQA); padding alone is no choice
+    - sentence and token, with one label: the label's negative log-probability (fairseq's sentence_prediction); with
+      several labels: the sum of the binary cross-entropies; for a regression: the squared error
+    - span: the mean of the negative log-probabilities of the first and the last token, among the row's tokens
+    - choice, and a sentence head with one output if the tokens have three axes: the negative log-probability of the
+      correct choice, among the choices (fairseq's sentence_ranking, for RACE and CommonsenseQA). A choice that is only
+      padding is ignored.
 
     Args:
-      head: of `config.heads`.
-      config: the network's.
-      numerics: how to compute. bfloat16 computes in bfloat16 with the parameters as they are: float32 parameters are
-        the master weights. `remat` takes less memory and a third more work.
+      head: name of a head in `config.heads`.
+      config: the network's configuration.
+      numerics: how to compute. With dtype bfloat16, the computation is in bfloat16 and the parameters keep their dtype,
+        so float32 parameters are the master weights. `remat` needs less memory and a third more computation.
 
     Raises:
-      InputError: no such head, a head without a loss (a pooler), or a dtype in which gradients vanish (float16).
+      InputError: there is no such head, it has no loss (a pooler), or gradients would vanish in the dtype (float16).
     """
     kind = config.head(head)
     if kind.kind == "pooler":
-        raise InputError(f"head {head!r} is a pooler: it has no outputs to train on; register a head of another kind")
+        raise InputError(f"head {head!r} is a pooler: it has no loss to train with; register a head of another kind")
     _check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -96,10 +98,10 @@ def head_loss(
         outputs = head_outputs(network(params, config, numerics), kind, rows, key=key)
         if tokens.ndim == 3:
             is_choice = (tokens != config.pad_id).any(axis=-1)
-            each = _cross_entropy(_among(is_choice, outputs.reshape(is_choice.shape)), targets)
+            losses = _cross_entropy(_excluding_padding(is_choice, outputs.reshape(is_choice.shape)), targets)
         else:
-            each = _each_loss(kind, outputs, targets, tokens != config.pad_id)
-        return (each * weights).sum(), weights.sum()
+            losses = _item_losses(kind, outputs, targets, tokens != config.pad_id)
+        return (losses * weights).sum(), weights.sum()
 
     return NetworkLoss(loss, (r"lm_head\.", rf"heads\.(?!{re.escape(head)}\.)"))
 
@@ -109,9 +111,13 @@ def masked_lm_loss(
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
 ) -> NetworkLoss:
-    """The negative log-probability of the original tokens at the masked positions (fairseq's masked_lm).
+    """Returns the masked-LM loss: the negative log-probability of the original tokens (fairseq's masked_lm).
 
-    Args and errors: as head_loss; also InputError where there is no masked-LM head.
+    Args:
+      config, numerics: as in head_loss.
+
+    Raises:
+      InputError: the model has no masked-LM head, or gradients would vanish in the dtype (float16).
     """
     check_lm_head(config)
     _check_trainable(numerics)
@@ -120,26 +126,26 @@ def masked_lm_loss(
         model, weights = network(params, config, numerics), batch["weights"]
         features = model.hidden_states(batch["tokens"], key=key, select=tokens_at(batch["positions"]))[1]
         logits = model.lm_logits(features.reshape(-1, config.hidden_size))
-        each = _cross_entropy(logits, batch["targets"].reshape(-1))
-        return (each * weights.reshape(-1)).sum(), weights.sum()
+        losses = _cross_entropy(logits, batch["targets"].reshape(-1))
+        return (losses * weights.reshape(-1)).sum(), weights.sum()
 
     return NetworkLoss(loss, (r"heads\.",))
 
 
 def _check_trainable(numerics: Numerics) -> None:
     if numerics.dtype == jnp.float16:
-        raise InputError("float16 has too few exponents for gradients; train in bfloat16 or float32")
+        raise InputError("float16 has too small a range of exponents for gradients; train in bfloat16 or float32")
 
 
-def _each_loss(
+def _item_losses(
     head: HeadConfig,
     outputs: Float[Array, "batch ..."],
     targets: Array,
     is_token: Array,
 ) -> Float[Array, "batch ..."]:
-    """The loss of each thing that has a weight."""
+    """Returns the loss of each weighted item."""
     if head.kind == "span":
-        return _cross_entropy(_among(is_token[:, :, None], outputs).swapaxes(1, 2), targets).mean(axis=-1)
+        return _cross_entropy(_excluding_padding(is_token[:, :, None], outputs).swapaxes(1, 2), targets).mean(axis=-1)
     if head.problem == "regression":
         errors = jnp.square(outputs - targets.reshape(outputs.shape))
         return errors.mean(axis=-1)
@@ -148,9 +154,9 @@ def _each_loss(
     return _cross_entropy(outputs, targets)
 
 
-def _among(there: Bool[Array, "..."], scores: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The scores of those that are there; the others' probability is zero."""
-    return jnp.where(there, scores, float(np.finfo(scores.dtype).min))
+def _excluding_padding(is_real: Bool[Array, "..."], scores: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Replaces the scores of padding, so that its probability is zero."""
+    return jnp.where(is_real, scores, float(np.finfo(scores.dtype).min))
 
 
 def _cross_entropy(logits: Float[Array, "*rows classes"], targets: Int[Array, "*rows"]) -> Float[Array, "*rows"]:

@@ -1,8 +1,8 @@
-"""Masked-LM batches for pretraining and its validation, by grain.
+"""Masked-LM batches for pretraining and validation, with grain.
 
-A batch is a dict of numpy arrays: `tokens`, int32 [batch, time], with masks in them, padded on the right; `positions`
-and `targets`, int32 [batch, masked], of the tokens to be predicted; `weights`, float32 [batch, masked], 1 for these and
-0 for what fills a row up. With accumulation each has one axis more, [accumulate, batch, ...].
+A batch is a dict of numpy arrays: `tokens`, int32 [batch, time], masked and padded on the right; `positions` and
+`targets`, int32 [batch, masked], the positions and ids of the tokens to predict; `weights`, float32 [batch, masked], 1
+for these and 0 for padding. With accumulation, each array has a leading axis: [accumulate, batch, ...].
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from roberta_flax.train.masking import Block, Masking, mask_block, stream
 if TYPE_CHECKING:
     import grain
 
-_PREFETCH = 4  # steps made ahead
+_PREFETCH = 4  # number of steps whose batches are made in advance
 
 
 class MaskedBatches:
-    """The batch of every step, made from its number alone.
+    """Makes the batch of any step from the step's number alone.
 
-    An epoch has every block once. Blocks of about one length share a batch, as in fairseq, where they are sorted by
-    length; which of them, and in which order batches come, is drawn anew for each epoch. The last rows of an epoch's
-    last batch may be padding.
+    An epoch contains every block once. Blocks of similar length share a batch, as in fairseq, which sorts them by
+    length. Which blocks these are, and the order of the batches, is drawn anew for each epoch. The last rows of an
+    epoch's last batch may be padding.
     """
 
     def __init__(
@@ -48,19 +48,19 @@ class MaskedBatches:
         accumulate: int | None = None,
         pad_id: int = PAD_ID,
     ) -> None:
-        """Describes the batches.
+        """Prepares the batches.
 
         Args:
-          blocks: of a corpus.
-          masking: what is masked.
-          rows: of a batch.
-          max_positions: of the model; no block is longer.
-          seed: of order and masks.
-          accumulate: batches of a step, which arrays have as a first axis; None for one without that axis.
-          pad_id: of the model.
+          blocks: the blocks of a corpus.
+          masking: how tokens are masked.
+          rows: number of rows in a batch.
+          max_positions: the model's maximum length. No block may be longer.
+          seed: the seed of the order and the masks.
+          accumulate: number of batches in a step, the leading axis of its arrays; None for one batch without this axis.
+          pad_id: the model's padding id.
 
         Raises:
-          InputError: rows or accumulate that are not positive, a seed that is negative, or a block that is too long.
+          InputError: rows or accumulate is not positive, the seed is negative, or a block is too long.
         """
         for name, value in (("batch size", rows), ("update_freq", accumulate or 1)):
             if value < 1:
@@ -76,26 +76,26 @@ class MaskedBatches:
             )
         self._blocks, self._masking, self._seed, self._pad_id = blocks, masking, seed, pad_id
         self._shape = (rows,) if accumulate is None else (accumulate, rows)
-        self._buckets = _buckets(longest, max_positions)[lengths]
+        self._buckets = _padded_lengths(longest, max_positions)[lengths]
         self._rows = rows * (accumulate or 1)
         self.steps_per_epoch = -(-len(blocks) // self._rows)
-        self._shuffled = lru_cache(maxsize=2)(self._shuffle)
+        self._cached_order = lru_cache(maxsize=2)(self._epoch_order)
 
     def shuffled(self, step: int) -> HostBatch:
-        """The batch of step `step`, from 0, of an endless training."""
+        """Returns the batch of a training step, numbered from 0. There is no last step."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        order, steps = self._shuffled(epoch)
+        order, steps = self._cached_order(epoch)
         first = int(steps[number]) * self._rows
         return self._batch(order[first : first + self._rows], epoch)
 
     def in_order(self) -> Iterator[HostBatch]:
-        """Every block once, always with the same masks: those of epoch 0."""
+        """Yields batches with every block once, and always with the masks of epoch 0."""
         order = self._buckets.argsort(kind="stable")
         for first in range(0, len(order), self._rows):
             yield self._batch(order[first : first + self._rows], 0)
 
-    def _shuffle(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """An epoch's blocks, shuffled within lengths, and the order in which its steps come."""
+    def _epoch_order(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Returns an epoch's blocks, shuffled within each length, and the order of its steps."""
         random = stream(self._seed, epoch)
         order = random.permutation(len(self._buckets))
         order = order[self._buckets[order].argsort(kind="stable")]
@@ -108,15 +108,15 @@ class MaskedBatches:
             mask_block(block, self._masking, seed=self._seed, epoch=epoch, index=index)
             for index, block in zip(chosen.tolist(), blocks, strict=True)
         ]
-        most = self._width(time, max(len(positions) for _, positions in masked))
+        most = self._positions_per_row(time, max(len(positions) for _, positions in masked))
         batch = batch_of(blocks, masked, (self._rows, time, most), self._pad_id)
         return {name: array.reshape(*self._shape, -1) for name, array in batch.items()}
 
-    def _width(self, time: int, longest: int) -> int:
-        """The number of positions of a batch's rows, of which `longest` are masked in one.
+    def _positions_per_row(self, time: int, longest: int) -> int:
+        """Returns the number of positions in each row of a batch; at most `longest` are masked in any row.
 
-        By `time` alone if tokens are masked. Whole words may have any number: half as many again, or twice that, and so
-        on until all fit, so that few shapes are compiled.
+        If tokens are masked, it depends on `time` alone. With whole words any number may be masked: it is then one and
+        a half times that, doubled until all fit, so that few shapes are compiled.
         """
         most = self._masking.most(time)
         if self._masking.word_begins is not None:
@@ -132,13 +132,13 @@ def batch_of(
     shape: tuple[int, int, int],
     pad_id: int = PAD_ID,
 ) -> HostBatch:
-    """The batch of some sequences.
+    """Makes the batch of some sequences.
 
     Args:
-      blocks: token ids [length] of each.
-      masked: of each, with masks in it, and the positions that are to be predicted (Masking.apply).
-      shape: rows, tokens of a row, and positions of a row; no fewer than there are.
-      pad_id: of the model.
+      blocks: the original token ids of each sequence, int32 [length].
+      masked: for each sequence, the masked token ids and the positions to predict (Masking.apply).
+      shape: number of rows, tokens per row, and positions per row, each at least what the sequences need.
+      pad_id: the model's padding id.
     """
     rows, time, most = shape
     tokens, positions = zip(*masked, strict=True)
@@ -151,10 +151,11 @@ def batch_of(
     }
 
 
-def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
-    """What a batch is padded to by the length of its longest block, for lengths from 0 to `longest`.
+def _padded_lengths(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
+    """Returns the padded length of a batch for each length of its longest block, from 0 to `longest`.
 
-    Coarser than batching.length_bucket: a training step takes longer to compile than a forward pass.
+    The lengths are coarser than those of batching.length_bucket, because a training step takes longer to compile than a
+    forward pass.
     """
     lengths = np.arange(longest + 1)
     steps = np.array([*batching.LENGTH_BUCKETS, max(longest, max_positions)], np.int32)
@@ -162,12 +163,12 @@ def _buckets(longest: int, max_positions: int) -> npt.NDArray[np.int32]:
 
 
 def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[HostBatch]:
-    """The batches of an endless training, made ahead of it; get_state() and set_state() go on exactly.
+    """Returns an endless iterator of training batches, made in advance. Its state can be saved and restored exactly.
 
     Raises:
       InputError: grain is not installed.
     """
     grain = require("grain", "train")
     steps = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
-    # one thread: numpy holds Python's lock for most of the time
+    # One thread, because numpy holds Python's lock most of the time.
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))

@@ -1,8 +1,8 @@
-"""Dynamic masking, as fairseq's MaskTokensDataset does it.
+"""Dynamic masking, as in fairseq's MaskTokensDataset.
 
-`Masking.apply` draws what fairseq draws, in its order: from the same random generator both make the same masks. The
-generator is seeded otherwise: fairseq takes hash((seed, epoch, index)) % 1e6, of which there are some 15,000 different
-values; here every (seed, epoch, index) has a stream of its own.
+`Masking.apply` draws the same random numbers as fairseq, in the same order, so that the same generator gives the same
+masks. The generator is seeded differently: fairseq's seed is hash((seed, epoch, index)) % 1e6, which has only some
+15,000 distinct values. Here every (seed, epoch, index) has its own stream.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from roberta_flax.text.tokenizer import BOS, EOS, MASK, PAD, UNK, Tokenizer
 Block = npt.NDArray[np.int32]  # one sequence of token ids, [length]
 
 _SPECIALS = 4  # fairseq's Dictionary.nspecial: <s>, <pad>, </s>, <unk>
-_LARGEST_RANDOM = 1 - 2**-53  # that Generator.random gives
+_LARGEST_RANDOM = 1 - 2**-53  # the largest number that Generator.random returns
 
 
 def whole_word_begins(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
-    """Which token ids begin a word, bool [vocab_size] (fairseq/data/encoders/utils.py, get_whole_word_mask).
+    """Returns which token ids begin a word, bool [vocab_size] (fairseq/data/encoders/utils.py, get_whole_word_mask).
 
-    Those whose text begins with a space; `<s>`, `<pad>`, `</s>`, `<unk>`; and symbols that are no pieces of the BPE. So
-    `</s>` and the first word of the line after it, which has no space before it, are one word, as in fairseq.
+    These are the ids whose text begins with a space; `<s>`, `<pad>`, `</s>`, `<unk>`; and symbols that are not pieces
+    of the BPE. As in fairseq, `</s>` and the first word of the next line, which has no space before it, are one word.
     """
     pieces = tokenizer.bpe.symbols
 
@@ -41,14 +41,15 @@ def whole_word_begins(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class Masking:
-    """What is masked, and by what.
+    """How tokens are masked.
 
     Attributes:
-      vocab_size, mask_id: of the tokenizer.
-      mask_prob: the share of tokens, or of words, that are predicted, `<s>` and `</s>` among them.
-      leave_unmasked_prob: the share of these that stay as they are.
-      random_token_prob: the share of these that become another token: any but the four specials, each as likely.
-      word_begins: bool [vocab_size], to mask whole words: which ids begin one. None to mask tokens.
+      vocab_size, mask_id: the tokenizer's.
+      mask_prob: the share of tokens, or of words, to predict, including `<s>` and `</s>`.
+      leave_unmasked_prob: the share of these that are left unchanged.
+      random_token_prob: the share of these that are replaced by a random token, drawn uniformly from all but the four
+        special tokens.
+      word_begins: bool [vocab_size]: which ids begin a word, to mask whole words. None masks tokens.
     """
 
     vocab_size: int
@@ -64,13 +65,13 @@ class Masking:
         kept, random = self.leave_unmasked_prob, self.random_token_prob
         if kept < 0 or random < 0 or kept + random > 1:
             raise InputError(
-                f"leave_unmasked_prob and random_token_prob must be 0 or more, and 1 together at most, got {kept} and "
+                f"leave_unmasked_prob and random_token_prob must be 0 or more, and at most 1 together, got {kept} and "
                 f"{random}"
             )
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, *, whole_words: bool = False, **probabilities: float) -> Self:
-        """The masking for a tokenizer; `probabilities` are the attributes of that name."""
+        """Returns the masking for a tokenizer. `probabilities` are attributes."""
         begins = whole_word_begins(tokenizer) if whole_words else None
         return cls(tokenizer.vocab_size, tokenizer.mask_id, **probabilities, word_begins=begins)
 
@@ -79,10 +80,10 @@ class Masking:
 
         Args:
           tokens: int32 [length].
-          random: where the draws come from.
+          random: the random generator.
 
         Returns:
-          The sequence with masks, int32 [length], and the positions that are to be predicted, ascending: [masked].
+          The masked sequence, int32 [length], and the positions to predict, int64 [masked], ascending.
         """
         word_of = None
         units = len(tokens)
@@ -92,22 +93,22 @@ class Masking:
             word_of = begins.cumsum() - 1
             units = int(word_of[-1]) + 1
         chosen = np.zeros(units, bool)
-        # a random number is added for the rounding, so that the share is mask_prob on average
+        # A random number is added before rounding down, so that the mean share is mask_prob.
         chosen[random.choice(units, int(self.mask_prob * units + random.random()), replace=False)] = True
-        kept, replaced = self._exceptions(chosen, random)
+        kept, replaced = self._draw_exceptions(chosen, random)
         masked = chosen & ~kept
         if word_of is not None:
             chosen, masked, replaced = chosen[word_of], masked[word_of], replaced[word_of]
         result = tokens.copy()
         result[masked] = self.mask_id
         if count := int(replaced.sum()):
-            result[replaced] = self._replacements(count, random)
+            result[replaced] = self._draw_replacements(count, random)
         return result, np.flatnonzero(chosen)
 
-    def _exceptions(
+    def _draw_exceptions(
         self, chosen: npt.NDArray[np.bool_], random: np.random.Generator
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Of the units that were chosen, which stay as they are, and which become another token."""
+        """Draws which of the chosen units are left unchanged, and which are replaced by a random token."""
         exceptional = self.leave_unmasked_prob + self.random_token_prob
         none = np.zeros_like(chosen)
         if exceptional == 0:
@@ -120,17 +121,17 @@ class Masking:
         stays = random.random(len(chosen)) < self.leave_unmasked_prob / exceptional
         return exceptions & stays, exceptions & ~stays
 
-    def _replacements(self, count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
-        return _cumulative(self.vocab_size).searchsorted(random.random(count), side="right")
+    def _draw_replacements(self, count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+        return _replacement_distribution(self.vocab_size).searchsorted(random.random(count), side="right")
 
     def most(self, time: int) -> int:
-        """The most positions that a row of `time` tokens can have masked, if words are not masked whole."""
+        """Returns the maximum number of masked positions in a row of `time` tokens, unless whole words are masked."""
         return min(int(self.mask_prob * time + _LARGEST_RANDOM), time)
 
 
 @lru_cache(maxsize=4)
-def _cumulative(vocab_size: int) -> npt.NDArray[np.float64]:
-    """The cumulative distribution that Generator.choice makes, in every call, of fairseq's weights of replacements."""
+def _replacement_distribution(vocab_size: int) -> npt.NDArray[np.float64]:
+    """Returns the cumulative distribution of replacements, which Generator.choice computes from fairseq's weights."""
     weights = np.ones(vocab_size)
     weights[:_SPECIALS] = 0
     cumulative: npt.NDArray[np.float64] = (weights / weights.sum()).cumsum()
@@ -141,10 +142,10 @@ def _cumulative(vocab_size: int) -> npt.NDArray[np.float64]:
 def mask_block(
     tokens: Block, masking: Masking, *, seed: int, epoch: int, index: int
 ) -> tuple[Block, npt.NDArray[np.int64]]:
-    """`Masking.apply` with random numbers that depend on the seed, the epoch and the block's index alone."""
+    """Applies a masking with random numbers that depend only on the seed, the epoch and the block's index."""
     return masking.apply(tokens, stream(seed, epoch, index))
 
 
 def stream(seed: int, *numbers: int) -> np.random.Generator:
-    """The random numbers of a seed that `numbers` name: other numbers, or more or fewer, other ones."""
+    """Returns a random generator that is independent for each seed and each tuple of `numbers`."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=numbers))

@@ -1,4 +1,4 @@
-"""fairseq's optimizer for RoBERTa, under its names, as optax transformations."""
+"""fairseq's Adam and learning rate schedule for RoBERTa, as optax transformations with fairseq's names."""
 
 from __future__ import annotations
 
@@ -28,13 +28,20 @@ def polynomial_decay(
     end_learning_rate: float = 0.0,
     power: float = 1.0,
 ) -> optax.Schedule:
-    """From 0 up to `learning_rate` in `warmup_steps`, then down to `end_learning_rate` at `total_steps`, and there.
+    """A schedule that rises linearly from 0, decays to `end_learning_rate` at `total_steps`, and stays there.
 
-    fairseq's PolynomialDecayLRSchedule. As there, the first step of a warm-up has the rate 0: rates are those of the
-    number of steps done.
+    It is fairseq's PolynomialDecayLRSchedule. A step's learning rate depends on the number of steps before it, so the
+    first step of a warmup has the learning rate 0.
+
+    Args:
+      learning_rate: the peak learning rate, reached after `warmup_steps`.
+      warmup_steps: number of warmup steps.
+      total_steps: number of steps, warmup included.
+      end_learning_rate: the learning rate at and after `total_steps`.
+      power: power of the polynomial; 1 decays linearly.
 
     Raises:
-      InputError: numbers of steps or rates that make no schedule.
+      InputError: a number is out of range.
     """
     if not 0 <= warmup_steps <= total_steps or total_steps < 1:
         raise InputError(f"warmup_steps must be from 0 to total_steps, got {warmup_steps} of {total_steps}")
@@ -57,7 +64,7 @@ def polynomial_decay(
 
 
 class AdamState(NamedTuple):
-    """Steps done, int32 [], and the moments: trees like the parameters'."""
+    """The number of steps, int32 [], and the first and second moments, trees like the parameters."""
 
     steps: Int[Array, ""]
     mean: Params
@@ -65,9 +72,9 @@ class AdamState(NamedTuple):
 
 
 def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """Adam's direction as fairseq's Adam computes it: `eps` is added before the second moment's bias is corrected.
+    """Computes Adam's direction as fairseq does: `eps` is added before the second moment's bias is corrected.
 
-    optax.scale_by_adam adds it after, which is another number while few steps are done.
+    optax.scale_by_adam adds it afterwards, which makes a difference in the first steps.
     """
 
     def init(params: Params) -> AdamState:
@@ -77,7 +84,7 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
         del params
         steps = optax.safe_increment(state.steps)
         count = steps.astype(jnp.result_type(float))
-        # 1 - beta ** count, without the cancellation
+        # 1 - beta ** count, without cancellation
         corrections = [-jnp.expm1(count * math.log(beta)) if beta else jnp.ones_like(count) for beta in (beta1, beta2)]
         scale = jnp.sqrt(corrections[1]) / corrections[0]
         mean = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mean, gradients)
@@ -88,21 +95,22 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def clip_by_norm(largest: float) -> optax.GradientTransformation:
-    """Scales gradients by largest / (norm + 1e-6) where that is under 1 (fairseq.utils.clip_grad_norm_)."""
+def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients by max_norm / (norm + 1e-6) if that is less than 1 (fairseq.utils.clip_grad_norm_)."""
 
     def update(gradients: Params, state: optax.EmptyState, params: Params | None = None) -> tuple[Params, Any]:
         del params
-        scale = jnp.minimum(largest / (optax.tree.norm(gradients) + 1e-6), 1.0)
+        scale = jnp.minimum(max_norm / (optax.tree.norm(gradients) + 1e-6), 1.0)
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def scale_by_layer(decay: float, config: RobertaConfig) -> optax.GradientTransformation:
-    """Scales updates by `decay` once for each layer above: heads by 1, the last layer by decay, embeddings the least.
+    """Scales updates by `decay` to the power of the number of layers above: heads by 1, the last layer by `decay`.
 
-    Layer-wise learning-rate decay (Clark et al., 2020, ELECTRA): the learning rate of a parameter and its weight decay.
+    This is layer-wise learning rate decay (Clark et al., 2020, ELECTRA). It scales a parameter's learning rate and
+    its weight decay. Embeddings have the smallest factor.
     """
     layers = config.num_layers
 
@@ -129,20 +137,20 @@ def adam(
     clip_norm: float = 0.0,
     layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-    """fairseq's FairseqAdam with its arguments' defaults for GLUE: betas, eps, weight decay, clip norm, schedule.
+    """fairseq's FairseqAdam, with the defaults of its GLUE recipes.
 
-    A step takes learning rate * (direction + weight_decay * parameter) from each parameter, biases and LayerNorm
-    included.
+    A step subtracts learning rate * (direction + weight_decay * parameter) from each parameter, including biases and
+    LayerNorm.
 
     Args:
-      schedule: polynomial_decay(...), any optax schedule, or a number.
-      config: the network's.
-      betas, eps, weight_decay: Adam's.
-      clip_norm: the largest norm of all gradients together; 0 for any.
-      layer_decay: see scale_by_layer; 1 for none.
+      schedule: polynomial_decay(...), any optax schedule, or a constant learning rate.
+      config: the network's configuration.
+      betas, eps, weight_decay: Adam's parameters.
+      clip_norm: the maximum norm of all gradients together; 0 disables clipping.
+      layer_decay: see scale_by_layer; 1 disables it.
 
     Raises:
-      InputError: numbers that are out of range.
+      InputError: a number is out of range.
     """
     if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
         raise InputError(f"betas must be from 0 to under 1, got {betas}")
@@ -162,7 +170,10 @@ def adam(
 def recipe_optimizer(
     recipe: Recipe, *, config: RobertaConfig, warmup_steps: int, total_steps: int, layer_decay: float = 1.0
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """A recipe's learning rate, by polynomial_decay, and its optimizer, by adam; arguments and errors as theirs."""
+    """Returns a recipe's learning rate schedule and optimizer.
+
+    Arguments and errors are those of polynomial_decay and adam.
+    """
     schedule = polynomial_decay(
         recipe.learning_rate,
         warmup_steps=warmup_steps,

@@ -1,4 +1,4 @@
-"""A run's curves as a picture, from its records."""
+"""Draws a run's curves from its records."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.files import replacing
 
-_VALID = "valid_"
+_VALIDATION_PREFIX = "valid_"
 _COLUMNS = 2
-_WIDTH, _HEIGHT = 5.2, 3.2  # inches of a panel
+_WIDTH, _HEIGHT = 5.2, 3.2  # size of a panel, in inches
 
 
 def curves(metrics: Path, picture: Path) -> None:
-    """Draws the loss, each validation metric, the learning rate and the gradient's norm over the steps.
+    """Draws the loss, the validation metrics, the learning rate and the gradient norm against the steps.
 
     Args:
-      metrics: a metrics.jsonl (records.Records).
+      metrics: a metrics.jsonl file (records.Records).
       picture: the PNG file to write.
 
     Raises:
-      InputError: a file that cannot be read or written, or matplotlib is not installed.
+      InputError: a file cannot be read or written, or matplotlib is not installed.
     """
     figure_module = require("matplotlib.figure", "train")
     ticker = require("matplotlib.ticker", "train")
-    lines = _read(metrics)
+    lines = _read_records(metrics)
     names = [
         "loss",
         *_validation_metrics(lines),
@@ -50,7 +50,7 @@ def curves(metrics: Path, picture: Path) -> None:
 
 
 def _draw(panel: Any, lines: Sequence[dict[str, Any]], name: str, best: int | None) -> None:
-    training, validation = _points(lines, name), _points(lines, _VALID + name)
+    training, validation = _points(lines, name), _points(lines, _VALIDATION_PREFIX + name)
     if training[0]:
         panel.plot(*training, color="tab:blue", linewidth=1.2, label="training")
     if validation[0]:
@@ -65,7 +65,7 @@ def _draw(panel: Any, lines: Sequence[dict[str, Any]], name: str, best: int | No
         panel.legend(fontsize=8, frameon=False)
 
 
-def _read(metrics: Path) -> list[dict[str, Any]]:
+def _read_records(metrics: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -73,12 +73,14 @@ def _read(metrics: Path) -> list[dict[str, Any]]:
 
 
 def _validation_metrics(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """The metrics of validations, but the loss and how much was judged, in the order in which they are recorded."""
-    names = dict.fromkeys(name.removeprefix(_VALID) for line in lines for name in line if name.startswith(_VALID))
+    """Returns the names of the validation metrics, except the loss and the size, in the order of the records."""
+    names = dict.fromkeys(
+        name.removeprefix(_VALIDATION_PREFIX) for line in lines for name in line if name.startswith(_VALIDATION_PREFIX)
+    )
     return [name for name in names if name not in ("loss", "size")]
 
 
 def _points(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """The steps and the values of what was recorded under a name, where it is a number."""
+    """Returns the steps and values recorded under a name, if they are numbers."""
     points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     return [step for step, _ in points], [value for _, value in points]

@@ -1,4 +1,4 @@
-"""Pretraining: a run that leaves the best model in a directory, and perplexity.
+"""Pretrains a masked language model, saves the best one in a directory, and computes perplexity.
 
 >>> tokenizer = Tokenizer.from_directory("gpt2_bpe")
 >>> corpus.write(["wiki.train.raw"], "train.bin", tokenizer)
@@ -30,7 +30,7 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.text.tokenizer import Tokenizer
-from roberta_flax.train import directory as layout
+from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.losses import HostBatch, masked_lm_loss
 from roberta_flax.train.masked_batches import training_batches
@@ -43,38 +43,40 @@ SIZES: Mapping[str, Callable[..., RobertaConfig]] = {"base": RobertaConfig.base,
 
 
 def new_model(tokenizer: Tokenizer, size: str = "base", *, seed: int = 1, **sizes: int) -> Roberta:
-    """A model in fairseq's initial distributions, to be pretrained from scratch.
+    """Initializes a model to pretrain from scratch, with fairseq's distributions.
 
     Args:
-      tokenizer: the model's.
+      tokenizer: the model's tokenizer.
       size: one of SIZES.
-      seed: of the parameters.
-      sizes: fields of RobertaConfig that differ from those of `size`: num_layers=4, hidden_size=256, ...
+      seed: the seed that initializes the parameters.
+      sizes: fields of RobertaConfig that replace those of `size`: num_layers=4, hidden_size=256, ...
 
     Raises:
-      InputError: another size, or sizes that do not fit each other.
+      InputError: the size is unknown, or the fields contradict each other.
     """
     if size not in SIZES:
-        raise InputError(f"size must be one of {', '.join(SIZES)}, got {size!r}; num_layers and the like change it")
+        raise InputError(
+            f"size must be one of {', '.join(SIZES)}, got {size!r}; change it with num_layers, hidden_size and so on"
+        )
     config = SIZES[size](vocab_size=tokenizer.vocab_size, **sizes)
     return Roberta(config, forward.init_params(config, jax.random.key(seed)), tokenizer)
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A run of masked language modeling, whatever model it begins with.
+    """A pretraining job: the data and the hyperparameters, for any initial model.
 
     Attributes:
-      training, validation: files of token ids, as corpus.write makes them.
-      total_steps, warmup_steps: how long; the recipe's if not given.
-      samples: how the files become samples, and which tokens are masked. Its seed is that of dropout, too.
+      training, validation: files of token ids, written by corpus.write.
+      total_steps, warmup_steps: the length of a run; the default is the recipe's.
+      samples: how the files become samples, and which tokens are masked. Its seed is also that of dropout.
       recipe: the hyperparameters.
-      validate_every, save_every: steps between validations, and between checkpoints.
-      keep: the newest checkpoints that stay.
-      log_every: steps that a line of metrics.jsonl is of.
-      patience: validations without a better one after which a run ends; None for none.
-      numerics: of the computation.
-      note: what else a run's numbers depend on: the model it begins with.
+      validate_every, save_every: number of steps between validations, and between checkpoints.
+      keep: number of checkpoints to keep, the newest ones.
+      log_every: log metrics every N steps.
+      patience: stop after N validations in a row without improvement; None never stops early.
+      numerics: how to compute.
+      note: anything else that a run's numbers depend on, such as the initial model, as a JSON object.
     """
 
     training: Path
@@ -102,24 +104,31 @@ class Pretraining:
         plot: bool = False,
         progress: bool = True,
     ) -> Result:
-        """Pretrains a model without its heads, which nothing trains; or resumes a run that was stopped (see loop.run).
+        """Pretrains a model, or resumes a run that was stopped (see loop.run).
+
+        The model's classification heads are dropped, because masked language modeling does not train them.
 
         Args:
-          roberta: the model to begin with, of new_model or roberta_flax.load. Its parameters are given up.
-          directory: the run's; the best model will be in its best, and how the run ended in its summary.json.
-          mesh: devices that share a batch's rows and each layer (devices.mesh_for); one device if not given.
-          fully_sharded: whether the parameters are divided over the devices that share the rows, too.
+          roberta: the initial model, from new_model or roberta_flax.load. Its parameters are donated.
+          directory: the run's directory. The best model is saved in its `best`, and the result in its `summary.json`.
+          mesh: devices that share a batch's rows and each layer (devices.mesh_for); the default is one device.
+          fully_sharded: whether to also divide the parameters over the devices that share the rows.
           tensorboard, plot, progress: as in loop.run.
 
         Raises:
-          InputError, DivergedError, StoppedError: as loop.run; or files that do not fit the model.
+          InputError: as in loop.run, or the files do not match the model.
+          DivergedError, StoppedError: as in loop.run.
         """
         recipe, tokenizer = self.recipe, roberta.tokenizer
         config = recipe.with_dropout(dataclasses.replace(roberta.config, heads=()))
         params = {name: tree for name, tree in roberta.params.items() if name != "heads"}
         accumulate = recipe.update_freq if recipe.update_freq > 1 else None
-        trained, training_note = self.samples.batches(self.training, tokenizer, config, recipe.batch_size, accumulate)
-        validated, validation_note = self.samples.batches(self.validation, tokenizer, config, recipe.batch_size)
+        training_samples, training_note = self.samples.batches(
+            self.training, tokenizer, config, recipe.batch_size, accumulate
+        )
+        validation_samples, validation_note = self.samples.batches(
+            self.validation, tokenizer, config, recipe.batch_size
+        )
         total, warmup = self._steps()
         schedule, optimizer = recipe_optimizer(recipe, config=config, warmup_steps=warmup, total_steps=total)
         loss = masked_lm_loss(config=config, numerics=self.numerics)
@@ -132,7 +141,7 @@ class Pretraining:
             make_train_step(loss, optimizer, accumulate=recipe.update_freq),
             params,
             init_optimizer(optimizer, params),
-            training_batches(trained),
+            training_batches(training_samples),
             plan=loop.Plan(
                 total, self.validate_every, self.save_every, self.keep, self.log_every, self.patience,
                 seed=self.samples.seed,
@@ -146,11 +155,11 @@ class Pretraining:
                 "samples": asdict(self.samples),
                 **asdict(recipe),
                 "warmup_steps": warmup,
-                **layout.numerics_note(self.numerics),
+                **run_directory.numerics_note(self.numerics),
             },
             schedule=schedule,
-            validate=lambda params: mean_loss(eval_step, params, validated.in_order(), mesh),
-            save_best=lambda params: layout.save_best(directory, config, params, tokenizer),
+            validate=lambda params: mean_loss(eval_step, params, validation_samples.in_order(), mesh),
+            save_best=lambda params: run_directory.save_best(directory, config, params, tokenizer),
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
@@ -159,15 +168,15 @@ class Pretraining:
             progress=progress,
         )  # fmt: skip
         result = Result(
-            directory / layout.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,
-            trained.steps_per_epoch,
+            directory / run_directory.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,
+            training_samples.steps_per_epoch,
         )  # fmt: skip
         if is_first_process():
-            layout.write_summary(directory, result.to_json())
+            run_directory.write_summary(directory, result.to_json())
         return result
 
     def _steps(self) -> tuple[int, int]:
-        """All steps, and those of the warm-up."""
+        """Returns the total number of steps and the number of warmup steps."""
         total = self.recipe.total_steps if self.total_steps is None else self.total_steps
         warmup = self.recipe.warmup_steps if self.warmup_steps is None else self.warmup_steps
         if total is None or warmup is None:
@@ -181,11 +190,11 @@ class Result:
 
     Attributes:
       model: the directory of the best model.
-      steps: those done.
-      stopped: "done" after the last, "patience" before.
-      best_step: after which the best model was; None if no validation gave a number.
-      loss: its validation loss, nats a masked token.
-      steps_per_epoch: steps that one pass over the training file takes.
+      steps: number of steps done.
+      stopped: "done" after the last step, "patience" if the run stopped early.
+      best_step: number of steps after which the model was best; None if no validation loss was a number.
+      loss: the best model's validation loss, in nats per masked token.
+      steps_per_epoch: number of steps in one pass over the training file.
     """
 
     model: Path
@@ -197,19 +206,21 @@ class Result:
 
     @property
     def perplexity(self) -> float | None:
-        """The exponential of the loss."""
+        """The exponential of the loss; None without a loss."""
         return None if self.loss is None else _exponential(self.loss)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, for json.dumps."""
+        """Returns the fields by name, and the perplexity, for json.dumps."""
         return {**asdict(self), "model": str(self.model), "perplexity": self.perplexity}
 
     def to_text(self) -> str:
-        """One line."""
+        """Returns one line for a terminal."""
         if self.loss is None:
-            return f"{self.model.parent}: {self.steps} steps; no validation gave a number, so there is no best model"
+            return (
+                f"{self.model.parent}: {self.steps} steps; no validation loss was a number, so there is no best model"
+            )
         return (
-            f"{self.model}: validation loss {self.loss:.4f}, perplexity {self.perplexity:.2f}, of step "
+            f"{self.model}: validation loss {self.loss:.4f}, perplexity {self.perplexity:.2f}, from step "
             f"{self.best_step} of {self.steps}"
         )
 
@@ -223,21 +234,21 @@ def perplexity(
     mesh: Mesh | None = None,
     numerics: Numerics | None = None,
 ) -> dict[str, float]:
-    """How well a model predicts masked tokens: each of a file's samples has one mask, which depends on the seed alone.
+    """Computes a model's masked-LM loss and perplexity on a file. Each sample is masked once, as the seed determines.
 
     Args:
       roberta: the model.
-      path: a file of token ids, as corpus.write makes them.
-      samples: how it becomes samples, and which tokens are masked.
-      batch_size: samples that all devices compute together.
-      mesh: devices that share them (devices.mesh_for); one device if not given.
-      numerics: of the computation; the model's if not given.
+      path: a file of token ids, written by corpus.write.
+      samples: how the file becomes samples, and which tokens are masked.
+      batch_size: number of samples that all devices compute together.
+      mesh: devices that share a batch (devices.mesh_for); the default is one device.
+      numerics: how to compute; the default is the model's.
 
     Returns:
-      As mean_loss, and bits: the loss in bits, as fairseq prints it.
+      The values of mean_loss, and "bits", the loss in bits, as fairseq prints it.
 
     Raises:
-      InputError: as Samples.batches.
+      InputError: as in Samples.batches.
     """
     batches, _ = samples.batches(path, roberta.tokenizer, roberta.config, batch_size)
     params = roberta.params if mesh is None else sharding.place(roberta.params, roberta.config, mesh)
@@ -252,30 +263,30 @@ def mean_loss(
     batches: Iterable[HostBatch],
     mesh: Mesh | None = None,
 ) -> dict[str, float]:
-    """The masked-LM loss over batches, and perplexity.
+    """Computes the mean masked-LM loss over batches, and the perplexity.
 
     Args:
-      eval_step: of step.make_eval_step.
-      params: of the model.
-      batches: MaskedBatches.in_order(), say.
-      mesh: of the parameters, where they are on several devices; its DATA axis divides a batch's rows.
+      eval_step: a function of step.make_eval_step.
+      params: the model's parameters.
+      batches: the batches, such as MaskedBatches.in_order().
+      mesh: the mesh of the parameters, if they are on several devices. Its DATA axis divides a batch's rows.
 
     Returns:
-      loss, nats a predicted token; perplexity, its exponential; size, how many tokens were predicted.
+      "loss", in nats per predicted token; "perplexity", its exponential; and "size", the number of predicted tokens.
     """
     total = size = 0.0
-    under_way: deque[tuple[Any, Any]] = deque()
+    pending: deque[tuple[Any, Any]] = deque()
 
-    def finish_first() -> tuple[float, float]:
-        loss, count = under_way.popleft()
+    def fetch_oldest() -> tuple[float, float]:
+        loss, count = pending.popleft()
         return total + float(loss), size + float(count)
 
     for batch in batches:
-        under_way.append(eval_step(params, batch if mesh is None else sharding.place_batch(batch, mesh)))
-        if len(under_way) > 1:
-            total, size = finish_first()
-    while under_way:
-        total, size = finish_first()
+        pending.append(eval_step(params, batch if mesh is None else sharding.place_batch(batch, mesh)))
+        if len(pending) > 1:
+            total, size = fetch_oldest()
+    while pending:
+        total, size = fetch_oldest()
     loss = total / size if size else math.nan
     return {"loss": loss, "perplexity": _exponential(loss), "size": size}
 

@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, otherwise a line now and then."""
+"""Shows a run's progress on stderr: a bar on a terminal, otherwise a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress(Protocol):
-    """Is told what each step gave."""
+    """A callback that shows the progress after each step."""
 
     def __call__(self, step: int, loss: float, learning_rate: float | None, tokens: int) -> None:
-        """`step` are done; the last had this loss, learning rate (None where it is not known) and tokens."""
+        """Shows that `step` steps are done.
+
+        Args:
+          step: number of steps done.
+          loss: loss of the last step.
+          learning_rate: learning rate of the last step; None if it is not known.
+          tokens: number of tokens in the last step.
+        """
 
 
 @contextmanager
-def shown(total: int, done: int) -> Iterator[Progress]:
-    """A Progress that shows loss, learning rate, tokens a second and the time left.
+def show_progress(total: int, done: int) -> Iterator[Progress]:
+    """Returns a Progress that shows the loss, the learning rate, tokens per second and the time left.
 
     Args:
-      total: the steps of the whole run.
-      done: of them, those that an earlier process did.
+      total: number of steps in the whole run.
+      done: number of steps that were done before the run was resumed.
     """
     rate = _Rate(total, done)
     if not sys.stderr.isatty():
@@ -36,7 +43,7 @@ def shown(total: int, done: int) -> Iterator[Progress]:
             rate.count(tokens)
             if time.monotonic() - last >= _SECONDS_BETWEEN_LINES or step == total:
                 last = time.monotonic()
-                print(f"{step} of {total} steps, {rate.text(step, loss, learning_rate)}", file=sys.stderr)
+                print(f"{step} of {total} steps, {rate.to_text(step, loss, learning_rate)}", file=sys.stderr)
 
         yield line
         return
@@ -50,13 +57,13 @@ def shown(total: int, done: int) -> Iterator[Progress]:
 
         def advance(step: int, loss: float, learning_rate: float | None, tokens: int) -> None:
             rate.count(tokens)
-            bar.update(task, completed=step, description=rate.text(step, loss, learning_rate))
+            bar.update(task, completed=step, description=rate.to_text(step, loss, learning_rate))
 
         yield advance
 
 
 class _Rate:
-    """Tokens a second, and the time left, from the first step of this process on, which compiles."""
+    """Estimates tokens per second and the time left. The first step of the process, which compiles, is not timed."""
 
     def __init__(self, total: int, done: int) -> None:
         self._total = total
@@ -70,7 +77,7 @@ class _Rate:
         else:
             self._tokens += tokens
 
-    def text(self, step: int, loss: float, learning_rate: float | None) -> str:
+    def to_text(self, step: int, loss: float, learning_rate: float | None) -> str:
         text = f"loss {loss:.4f}" + ("" if learning_rate is None else f" lr {learning_rate:.3g}")
         seconds = time.monotonic() - (self._begin or 0.0)
         if step == self._first or not seconds:
@@ -80,13 +87,13 @@ class _Rate:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes and reports."""
+    """Whether this is the process that writes files and reports."""
     import jax
 
     return jax.process_index() == 0
 
 
 def report(text: str) -> None:
-    """A line on stderr, of the first process."""
+    """Prints a line on stderr, in the first process only."""
     if is_first_process():
         print(text, file=sys.stderr)

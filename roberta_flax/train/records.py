@@ -1,7 +1,7 @@
-"""What a run says of itself: lines of JSON, and TensorBoard's files where they are asked for.
+"""A run's records: JSON lines, and optionally TensorBoard files.
 
-metrics.jsonl   what was computed; of two runs of one command the same bytes
-speed.jsonl     what time it took, also what a killed run did after its last checkpoint
+metrics.jsonl   computed metrics; two runs of one command write the same bytes
+speed.jsonl     the time that steps took, including those that a killed run did after its last checkpoint
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.extras import require
-from roberta_flax.train import directory as layout
+from roberta_flax.train import directory as run_directory
 
 
 class Records:
-    """The records of a run that goes on after `step` steps: what is said of later ones is removed.
+    """The records of a run that has done `step` steps. Records of later steps are removed.
 
-    A line of metrics.jsonl is of the steps since the line before it (step, loss, learning_rate, ...) or of a
+    A line of metrics.jsonl describes the steps since the line before it (step, loss, learning_rate, ...) or a
     validation (step, valid_loss, ...).
 
     Args:
-      directory: the run's.
-      step: the number of steps done.
-      tensorboard: whether TensorBoard's files are written too.
+      directory: the run's directory.
+      step: number of steps done.
+      tensorboard: whether to write TensorBoard files too.
 
     Raises:
-      InputError: a file that cannot be written, or tensorboardX is not installed.
+      InputError: a file cannot be written, or tensorboardX is not installed.
     """
 
     def __init__(self, directory: Path, step: int, *, tensorboard: bool) -> None:
         self._writer: Any = None
         if tensorboard:
-            board = directory / layout.TENSORBOARD
+            board = directory / run_directory.TENSORBOARD
             with _writing(board):
                 self._writer = require("tensorboardX", "train").SummaryWriter(str(board), purge_step=step + 1)
-        self._metrics = directory / layout.METRICS_FILE
-        self._speed = directory / layout.SPEED_FILE
+        self._metrics = directory / run_directory.METRICS_FILE
+        self._speed = directory / run_directory.SPEED_FILE
         with _writing(self._metrics):
             self._metrics_file = self._metrics.open("ab")
-            self._metrics_file.truncate(_length_until(self._metrics, step))
+            self._metrics_file.truncate(_length_of_lines_until(self._metrics, step))
         with _writing(self._speed):
             self._speed_file = self._speed.open("ab")
 
@@ -64,43 +64,43 @@ class Records:
             self._writer.close()
 
     def training(self, step: int, values: Mapping[str, float]) -> None:
-        """Records what the steps since the last record gave; `step` counts them from the beginning."""
-        self._line(step, values)
-        self._scalars("train", step, values)
+        """Records the metrics of the steps since the last record. `step` is the number of steps done."""
+        self._write_line(step, values)
+        self._add_scalars("train", step, values)
 
     def validation(self, step: int, values: Mapping[str, float], *, best: bool) -> None:
-        """Records a validation, and whether it was the best so far."""
-        self._line(step, {f"valid_{name}": value for name, value in values.items()} | {"best": best})
-        self._scalars("valid", step, values)
+        """Records the metrics of a validation, and whether it was the best so far."""
+        self._write_line(step, {f"valid_{name}": value for name, value in values.items()} | {"best": best})
+        self._add_scalars("valid", step, values)
 
     def speed(self, step: int, tokens: int, seconds: float) -> None:
-        """Records in how many seconds so many tokens were trained on."""
+        """Records the number of tokens trained on, and the seconds they took."""
         rate = tokens / seconds if seconds else 0.0
         line = {"step": step, "tokens": tokens, "seconds": round(seconds, 4), "tokens_per_second": round(rate, 1)}
         with _writing(self._speed):
             self._speed_file.write(json.dumps(line).encode() + b"\n")
             self._speed_file.flush()
-        self._scalars("speed", step, {"tokens_per_second": rate})
+        self._add_scalars("speed", step, {"tokens_per_second": rate})
 
     def sync(self) -> None:
-        """Has the lines so far on disk, so that no checkpoint is ahead of them."""
+        """Flushes metrics.jsonl to disk, so that no checkpoint is ahead of it."""
         with _writing(self._metrics):
             os.fsync(self._metrics_file.fileno())
 
-    def _line(self, step: int, values: Mapping[str, Any]) -> None:
-        line = {"step": step} | {name: _plain(value) for name, value in values.items()}
+    def _write_line(self, step: int, values: Mapping[str, Any]) -> None:
+        line = {"step": step} | {name: _json_value(value) for name, value in values.items()}
         with _writing(self._metrics):
             self._metrics_file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
             self._metrics_file.flush()
 
-    def _scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
+    def _add_scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
 
 class Stopwatch:
-    """The time that steps take, without what is done between them, and the tokens trained on in it."""
+    """Measures the time of steps, excluding the work between them, and counts their tokens."""
 
     def __init__(self) -> None:
         self._tokens = 0
@@ -108,7 +108,7 @@ class Stopwatch:
         self._since = time.perf_counter()
 
     def count(self, tokens: int) -> None:
-        """Counts a step that has ended."""
+        """Counts a step that has just ended."""
         now = time.perf_counter()
         self._tokens += tokens
         self._seconds += now - self._since
@@ -116,35 +116,35 @@ class Stopwatch:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Does not run in here."""
+        """Stops the watch inside this context."""
         self._seconds += time.perf_counter() - self._since
         yield
         self._since = time.perf_counter()
 
     def take(self) -> tuple[int, float]:
-        """The tokens and seconds since it was last asked."""
+        """Returns the tokens and seconds since the last call, and resets both."""
         taken = self._tokens, self._seconds
         self._tokens, self._seconds = 0, 0.0
         return taken
 
 
-def _plain(value: Any) -> Any:
-    """A value as a line has it: a float by its shortest decimals in float32, and null where it is none."""
+def _json_value(value: Any) -> Any:
+    """Converts a value for JSON: floats have the fewest digits for the same float32; NaN and infinity are null."""
     if isinstance(value, bool | int):
         return value
     return float(str(np.float32(value))) if math.isfinite(value) else None
 
 
-def _length_until(path: Path, step: int) -> int:
-    """The bytes of the whole lines that say nothing of steps after `step`."""
+def _length_of_lines_until(path: Path, step: int) -> int:
+    """Returns the number of bytes in the complete lines up to `step`."""
     length = 0
     with path.open("rb") as file:
         for line in file:
             try:
-                of = json.loads(line)["step"]
+                line_step = json.loads(line)["step"]
             except (ValueError, KeyError, TypeError):
                 break
-            if not line.endswith(b"\n") or of > step:
+            if not line.endswith(b"\n") or line_step > step:
                 break
             length += len(line)
     return length
@@ -155,4 +155,4 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise layout.unwritable(path, error) from None
+        raise run_directory.unwritable(path, error) from None

@@ -1,4 +1,4 @@
-"""How a corpus becomes pretraining samples."""
+"""The options that turn a corpus into pretraining samples."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from roberta_flax.train.progress import report
 
 @dataclass(frozen=True)
 class Samples:
-    """What is predicted of a file of tokens.
+    """How a file of token ids is split into samples and masked.
 
     Attributes:
-      break_mode, tokens_per_sample: as in Corpus.blocks; as long as the model takes if not given.
-      mask_prob, leave_unmasked_prob, random_token_prob, whole_words: as in Masking.
-      seed: of order and masks.
+      break_mode: as in Corpus.blocks.
+      tokens_per_sample: as in Corpus.blocks; the default is the model's maximum length.
+      mask_prob, leave_unmasked_prob, random_token_prob: as in Masking.
+      whole_words: whether to mask whole words.
+      seed: the seed of the order and the masks.
     """
 
     break_mode: str = "complete"
@@ -35,17 +37,17 @@ class Samples:
     def batches(
         self, path: Path, tokenizer: Tokenizer, config: RobertaConfig, rows: int, accumulate: int | None = None
     ) -> tuple[MaskedBatches, dict[str, int]]:
-        """A file's batches for a model, and what tells the file from others; says on stderr what is left out.
+        """Returns the batches of a file for a model, and values that identify the file. Dropped samples are reported.
 
         Args:
           path: a file that corpus.write made.
-          tokenizer: of the model, and of the file.
-          config: of the model.
-          rows: of a batch.
-          accumulate: batches of a step, as in MaskedBatches.
+          tokenizer: the tokenizer of the model and the file.
+          config: the model's configuration.
+          rows: number of rows in a batch.
+          accumulate: number of batches in a step, as in MaskedBatches.
 
         Raises:
-          InputError: a file that cannot be read, tokens of another tokenizer, or samples or masks that cannot be.
+          InputError: the file cannot be read, it was encoded with another tokenizer, or these options are out of range.
         """
         corpus = Corpus(path)
         corpus.check_tokenizer(tokenizer)
@@ -58,7 +60,7 @@ class Samples:
         if blocks.dropped:
             report(
                 f"{path}: {blocks.dropped} of {blocks.dropped + len(blocks)} samples are over {longest} tokens and "
-                "left out; split their lines, or use --sample-break-mode none"
+                "are dropped; split their lines, or use --sample-break-mode none"
             )
         masking = Masking.of(
             tokenizer,

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a question that is asked after each step, so that a run ends between two and saves."""
+"""Turns SIGINT and SIGTERM into a stop request that the loop checks after each step, so that it can save and end."""
 
 from __future__ import annotations
 
@@ -11,49 +11,51 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequests:
-    """While it is entered, the first SIGINT or SIGTERM is noted; a second does what it did before.
+    """A context that records the first SIGINT or SIGTERM. A second one has its usual effect.
 
-    Several processes have to stop after the same step. There JAX's preemption service hears SIGTERM, of whichever
-    process, and agrees on a step a moment later; SIGINT is passed on to it as SIGTERM.
+    Several processes have to stop after the same step. JAX's preemption service handles this: it receives SIGTERM in
+    any process and agrees on a step shortly after. SIGINT is forwarded to it as SIGTERM.
 
-    Outside the main thread, where Python allows no handlers, nothing is noted.
+    Outside the main thread, where Python allows no signal handlers, signals are not recorded.
     """
 
     def __init__(self) -> None:
-        self._several = jax.process_count() > 1
+        self._multi_process = jax.process_count() > 1
         self._received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
-            handled, handler = ((signal.SIGINT,), self._pass_on) if self._several else (_SIGNALS, self._note)
-            self._before = {number: signal.signal(number, handler) for number in handled}
+            handled, handler = (
+                ((signal.SIGINT,), self._forward) if self._multi_process else (_STOP_SIGNALS, self._record)
+            )
+            self._previous_handlers = {number: signal.signal(number, handler) for number in handled}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._restore()
+        self._restore_handlers()
 
     def received(self, step: int) -> signal.Signals | None:
-        """The signal that asks for an end after `step` steps; each process must ask after each of them."""
-        if self._several:
+        """Returns the signal that requests a stop after `step` steps, or None. Every process must call it each step."""
+        if self._multi_process:
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
         return self._received
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
-        self._restore()
+        self._restore_handlers()
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._restore()
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._restore_handlers()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous_handlers = {}

@@ -1,4 +1,4 @@
-"""One training step: gradients of a loss, and what an optimizer makes of them, as one jitted function.
+"""A training step as one jitted function: the gradients of a loss, and the optimizer's update.
 
 optimizer = adam(polynomial_decay(1e-5, warmup_steps=7432, total_steps=123873), config=config)
 train_step = make_train_step(head_loss("mnli", config=config), optimizer)
@@ -35,39 +35,40 @@ if TYPE_CHECKING:
 def make_train_step(
     loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1, freeze: Sequence[str] = ()
 ) -> TrainStep:
-    """A function (params, opt_state, batch, key) -> (params, opt_state, metrics), jitted.
+    """Returns a jitted function (params, opt_state, batch, key) -> (params, opt_state, metrics).
 
-    The gradient is that of the mean over all that has weight in the step. Parameters that the loss says it does not
-    read (losses.NetworkLoss) stay as they are. The arrays of params and opt_state that are
-    given are donated: use those that come back.
+    The gradient is that of the weighted mean over the whole step. Parameters that the loss does not use
+    (losses.NetworkLoss) stay unchanged. The arrays in `params` and `opt_state` are donated: use the returned ones.
 
     Args:
-      loss: of losses, or a function like it.
-      optimizer: any optax transformation; `init_optimizer` makes its state.
-      accumulate: batches in a step (fairseq's update_freq), worked off one after the other; over 1, every array of
-        the batch has them along a first axis of its own. Each draws dropout of its own.
-      freeze: patterns of the paths of parameters (docs/parameters.md) that stay as they are: regular expressions that
-        match a path's beginning, "embeddings" or r"layers\\.[0-5]\\.".
+      loss: a loss from train.losses, or a function with the same signature.
+      optimizer: any optax transformation. `init_optimizer` makes its state.
+      accumulate: number of batches in a step (fairseq's update_freq), processed sequentially. If it is more than 1,
+        every array in the batch has them along a leading axis. Each batch has its own dropout.
+      freeze: regular expressions that match the beginnings of paths (docs/parameters.md) of parameters to leave
+        unchanged: "embeddings" or r"layers\\.[0-5]\\.", for example.
 
     Returns:
-      The function. Its metrics, float32 []: loss, the mean; size, what it is the mean of; gradient_norm, of all
-      gradients together before clipping.
+      The function. Its metrics are float32 []: the mean "loss"; "size", the sum of weights that it was divided by; and
+      "gradient_norm", the norm of all gradients together before clipping.
 
     Raises:
-      InputError: accumulate under 1; from the function, patterns that match no parameter, or all.
+      InputError: accumulate is less than 1; from the function, a pattern matches no parameter, or all are frozen.
     """
     if accumulate < 1:
         raise InputError(f"accumulate must be 1 or more, got {accumulate}")
 
-    unread = getattr(loss, "unread", ())
+    unused = getattr(loss, "unused", ())
 
-    def summed(trained: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Array, Params]:
-        """Loss, size and gradients of one batch."""
+    def sums_and_gradients(
+        trained: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Array, Array, Params]:
+        """Returns the loss, size and gradients of one batch, all as sums."""
 
-        def of_trained(trained: Params) -> tuple[Array, Array]:
+        def loss_of_trained(trained: Params) -> tuple[Array, Array]:
             return loss(_merged(trained, frozen), batch, key)
 
-        (total, size), gradients = jax.value_and_grad(of_trained, has_aux=True)(trained)
+        (total, size), gradients = jax.value_and_grad(loss_of_trained, has_aux=True)(trained)
         return total, size, gradients
 
     def train_step(
@@ -75,22 +76,24 @@ def make_train_step(
     ) -> tuple[Params, optax.OptState, Metrics]:
         trained, frozen = partition(params, freeze)
         if accumulate == 1:
-            total, size, gradients = summed(trained, frozen, batch, key)
+            total, size, gradients = sums_and_gradients(trained, frozen, batch, key)
         else:
 
-            def add(sums: Any, one: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
-                return optax.tree.add(sums, summed(trained, frozen, *one)), None
+            def add(sums: Any, batch_and_key: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
+                return optax.tree.add(sums, sums_and_gradients(trained, frozen, *batch_and_key)), None
 
-            each = batch, jax.random.split(key, accumulate)
-            shapes = jax.eval_shape(summed, trained, frozen, *jax.tree.map(lambda x: x[0], each))
+            batches_and_keys = batch, jax.random.split(key, accumulate)
+            shapes = jax.eval_shape(
+                sums_and_gradients, trained, frozen, *jax.tree.map(lambda x: x[0], batches_and_keys)
+            )
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (total, size, gradients), _ = lax.scan(add, zeros, each)
+            (total, size, gradients), _ = lax.scan(add, zeros, batches_and_keys)
         scale = 1 / jnp.where(size == 0, 1, size)
         gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, opt_state, trained)
         metrics = {"loss": total * scale, "size": size, "gradient_norm": optax.tree.norm(gradients)}
         updated = jax.tree_util.tree_map_with_path(
-            lambda path, old, new: old if _matches(path, unread) else new,
+            lambda path, old, new: old if _matches(path, unused) else new,
             trained,
             optax.apply_updates(trained, updates),
         )
@@ -100,39 +103,41 @@ def make_train_step(
 
 
 class TrainStep:
-    """(params, opt_state, batch, key) -> (params, opt_state, metrics), compiled for each shape and each placing.
+    """A function (params, opt_state, batch, key) -> (params, opt_state, metrics), compiled for each shape and sharding.
 
-    What comes back is divided over devices as what went in: left to the compiler, some arrays would not be.
+    The returned params and opt_state have the sharding of the given ones. The compiler would change it for some arrays.
     """
 
     def __init__(self, function: Callable[..., tuple[Params, optax.OptState, Metrics]]) -> None:
         self._function = function
-        self._compiled = lru_cache(maxsize=None)(self._jitted)
+        self._cached_jit = lru_cache(maxsize=None)(self._jit)
 
     def __call__(
         self, params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Params, optax.OptState, Metrics]:
-        """One step; params and opt_state are donated."""
-        updated: tuple[Params, optax.OptState, Metrics] = self._of(params, opt_state)(params, opt_state, batch, key)
+        """Does one step. `params` and `opt_state` are donated."""
+        updated: tuple[Params, optax.OptState, Metrics] = self._compiled_for(params, opt_state)(
+            params, opt_state, batch, key
+        )
         return updated
 
     def lower(self, params: Params, opt_state: optax.OptState, batch: Batch, key: Any) -> jax.stages.Lowered:
-        """For arrays or jax.ShapeDtypeStructs, to be compiled ahead of time."""
-        lowered: jax.stages.Lowered = self._of(params, opt_state).lower(params, opt_state, batch, key)
+        """Lowers the step for arrays or jax.ShapeDtypeStructs, for ahead-of-time compilation."""
+        lowered: jax.stages.Lowered = self._compiled_for(params, opt_state).lower(params, opt_state, batch, key)
         return lowered
 
-    def _of(self, *kept: Any) -> Any:
+    def _compiled_for(self, *kept: Any) -> Any:
         leaves, tree = jax.tree.flatten(kept)
-        return self._compiled(tree, tuple(map(_named_sharding, leaves)), _platforms(leaves) == {"cpu"})
+        return self._cached_jit(tree, tuple(map(_named_sharding, leaves)), _platforms(leaves) == {"cpu"})
 
-    def _jitted(self, tree: Any, shardings: tuple[NamedSharding | None, ...], on_cpu: bool) -> Any:
+    def _jit(self, tree: Any, shardings: tuple[NamedSharding | None, ...], on_cpu: bool) -> Any:
         kept = jax.tree.unflatten(tree, shardings)
         options = KEEP_BARRIERS if on_cpu else None
         return jax.jit(self._function, donate_argnums=(0, 1), out_shardings=(*kept, None), compiler_options=options)
 
 
 def _platforms(leaves: Sequence[Any]) -> set[str]:
-    """Of the devices that arrays are on, or are said to be; the default backend's where nothing is said."""
+    """Returns the platforms of the devices that arrays are on; the default backend's if they have no sharding."""
     shardings = [leaf.sharding for leaf in leaves if getattr(leaf, "sharding", None) is not None]
     return {device.platform for one in set(shardings) for device in one.device_set} or {jax.default_backend()}
 
@@ -143,25 +148,26 @@ def _named_sharding(leaf: Any) -> NamedSharding | None:
 
 
 def make_eval_step(loss: Loss) -> Callable[[Params, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """A jitted function (params, batch) -> (sum, size) of a loss without dropout."""
+    """Returns a jitted function (params, batch) -> (sum, size) that computes a loss without dropout."""
     return jax.jit(lambda params, batch: loss(params, batch, None))
 
 
 def init_optimizer(
     optimizer: optax.GradientTransformation, params: Params, freeze: Sequence[str] = ()
 ) -> optax.OptState:
-    """An optimizer's state for the parameters that make_train_step(freeze=freeze) trains; frozen ones take no memory.
+    """Returns an optimizer's state for the parameters that make_train_step(freeze=freeze) trains.
 
-    Moments are divided over devices as the parameters are: zeros_like, outside of jit, keeps an array's sharding.
+    Frozen parameters take no memory. Moments have the sharding of their parameters, because zeros_like keeps it outside
+    jit.
     """
     return optimizer.init(partition(params, freeze)[0])
 
 
 def partition(params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Params]:
-    """Two trees like `params`, what is trained and what is frozen: None, no leaf, where the other has an array.
+    """Splits `params` into two trees, trained and frozen. Each has None, which is no leaf, for the other's arrays.
 
     Raises:
-      InputError: a pattern that matches no parameter's path, or patterns that match all.
+      InputError: a pattern matches no parameter's path, or all parameters match.
     """
     if not freeze:
         return params, jax.tree.map(lambda _: None, params)
@@ -170,15 +176,15 @@ def partition(params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Param
         if not any(re.match(pattern, path) for path in paths):
             raise InputError(f"freeze: no parameter's path begins with {pattern!r}; paths are as in docs/parameters.md")
 
-    def keep(frozen: bool) -> Params:
+    def select(frozen: bool) -> Params:
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf if _matches(path, freeze) == frozen else None, params
         )
 
-    trained = keep(False)
+    trained = select(False)
     if not jax.tree.leaves(trained):
         raise InputError(f"freeze leaves no parameter to train: {', '.join(freeze)}")
-    return trained, keep(True)
+    return trained, select(True)
 
 
 def _matches(path: Any, patterns: Sequence[str]) -> bool:

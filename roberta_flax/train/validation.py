@@ -1,4 +1,4 @@
-"""How well a head does on examples: its loss, and the metrics of its task."""
+"""Computes the loss and the metrics of a head on labeled examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from roberta_flax.train.losses import HostBatch, head_loss
 
 
 class Validation:
-    """Judges parameters by examples.
+    """Computes the validation loss and metrics of parameters.
 
     >>> validation = Validation(examples, "rte", config=config, tokenizer=tokenizer, labels=labels)
     >>> validation(params)
@@ -47,61 +47,63 @@ class Validation:
         numerics: Numerics = Numerics(),
         mesh: Mesh | None = None,
     ) -> None:
-        """Prepares; nothing is computed.
+        """Prepares a validation. Nothing is computed yet.
 
         Args:
-          examples: for the head's kind.
-          head: of `config.heads`.
-          config: of the parameters.
-          tokenizer: that the examples were made with.
-          labels: the gold string of each class, for sentence and token heads; the head's if not given.
-          metrics: the head's, in the order asked for (see default_metrics); all of them if not given.
-          batch_size: rows that are computed together; on a mesh, a multiple of its DATA axis.
-          numerics: of the computation.
-          mesh: of the parameters, where they are on several devices.
+          examples: examples for the head's kind.
+          head: name of a head in `config.heads`.
+          config: the configuration of the parameters.
+          tokenizer: the tokenizer that encoded the examples.
+          labels: the gold string of each class, for sentence and token heads; the default is the head's labels.
+          metrics: the metrics to compute, in order; the default is all metrics of the head (see default_metrics).
+          batch_size: number of rows that are computed together; with a mesh, a multiple of its DATA axis.
+          numerics: how to compute.
+          mesh: the mesh of the parameters, if they are on several devices.
 
         Raises:
-          InputError: examples for another kind of head, or metrics that it does not have.
+          InputError: the examples are for another kind of head.
         """
         self.examples, self.head = examples, config.head(head)
         if examples.kind != self.head.kind:
-            raise InputError(f"head {head!r} is of kind {self.head.kind}, and the examples of {examples.kind}")
+            raise InputError(
+                f"head {head!r} is a {self.head.kind} head, but the examples are for a {examples.kind} head"
+            )
         self.metrics = tuple(metrics) or default_metrics(self.head)
         self.labels = tuple(labels) or self.head.label_names
         self._config, self._tokenizer, self._batch_size, self._mesh = config, tokenizer, batch_size, mesh
         loss = head_loss(head, config=config, numerics=numerics)
 
         def compute(params: Params, batch: Any) -> tuple[Any, Any, Any]:
-            """The loss's sum, its size, and the head's outputs: one network, as the compiler finds."""
+            """Returns the loss, its size and the head's outputs. The compiler merges the two networks into one."""
             tokens = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
             outputs = forward.head_logits(params, tokens, head=head, config=config, numerics=numerics)
             return *loss(params, batch, None), outputs
 
-        everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-        self._compute = jax.jit(compute, out_shardings=everywhere)
+        replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+        self._compute = jax.jit(compute, out_shardings=replicated)
 
     def __call__(self, params: Params) -> dict[str, float]:
-        """The loss, a mean as in training, and the metrics by name."""
-        judged, loss = self.evaluate(params)
-        return {"loss": loss, **judged.metrics}
+        """Returns the mean loss, as in training, and the metrics, by name."""
+        evaluation, loss = self.evaluate(params)
+        return {"loss": loss, **evaluation.metrics}
 
     def evaluate(self, params: Params) -> tuple[Evaluation, float]:
-        """The metrics with all that Evaluation has, and the loss."""
-        judge = self._judge()
+        """Returns the metrics as an Evaluation, and the mean loss."""
+        judge = self._make_judge()
         total = size = 0.0
         sizes = {"pad_id": self._config.pad_id, "max_positions": self._config.max_positions}
         for numbers, batch in validation_batches(self.examples, batch_size=self._batch_size, **sizes):
-            some_loss, some_size, outputs = jax.device_get(
+            batch_loss, batch_size, outputs = jax.device_get(
                 self._compute(params, batch if self._mesh is None else place_batch(batch, self._mesh))
             )
-            total, size = total + float(some_loss), size + float(some_size)
-            judge.add(*self._judged(numbers, batch, np.asarray(outputs, np.float64)))
+            total, size = total + float(batch_loss), size + float(batch_size)
+            judge.add(*self._outputs_and_gold(numbers, batch, np.asarray(outputs, np.float64)))
         return judge.evaluation(), total / size
 
-    def _judged(
+    def _outputs_and_gold(
         self, numbers: range, batch: HostBatch, outputs: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[Any]]:
-        """Outputs and gold, as judges take them, of the examples `numbers`, which are a batch's first rows."""
+        """Returns the outputs and gold values of a batch's examples, as a judge accepts them."""
         rows = len(numbers)
         if self.head.kind == "span":
             return outputs[:rows], self.examples.windows[numbers.start : numbers.stop]
@@ -113,7 +115,7 @@ class Validation:
             gold = np.where(batch["weights"] > 0, gold, NO_TAG)
         return outputs[:rows], gold[:rows]
 
-    def _judge(self) -> judging.Judge:
+    def _make_judge(self) -> judging.Judge:
         if self.head.kind == "span":
             return judging.Answers(self.examples.questions, self._tokenizer)
         if self.head.kind == "choice":

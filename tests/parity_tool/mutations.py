@@ -622,7 +622,7 @@ MUTATIONS = [
     Mutation(
         "masked-LM's weights not used",
         "lm_head.loss",
-        source(losses.masked_lm_loss, "(each * weights.reshape(-1)).sum()", "each.sum()"),
+        source(losses.masked_lm_loss, "(losses * weights.reshape(-1)).sum()", "losses.sum()"),
     ),
     Mutation(
         "label smoothing",
@@ -647,19 +647,19 @@ MUTATIONS = [
     Mutation(
         "a regression's sum for its mean",
         "heads.score.loss",
-        source(losses._each_loss, "errors.mean(axis=-1)", "errors.sum(axis=-1)"),
+        source(losses._item_losses, "errors.mean(axis=-1)", "errors.sum(axis=-1)"),
         pre_norm=True,
     ),
     Mutation(
         "a regression's absolute error",
         "heads.score.loss",
-        source(losses._each_loss, "jnp.square(", "jnp.abs("),
+        source(losses._item_losses, "jnp.square(", "jnp.abs("),
         pre_norm=True,
     ),
     Mutation(
         "labels that do not hold left out",
         "heads.topics.loss",
-        source(losses._each_loss, " + (1 - targets) * jax.nn.log_sigmoid(-outputs)", ""),
+        source(losses._item_losses, " + (1 - targets) * jax.nn.log_sigmoid(-outputs)", ""),
         pre_norm=True,
     ),
     # gradients

@@ -117,7 +117,7 @@ def test_files_are_documents_of_their_own(tmp_path, tokenizer):
 def test_a_model_saved_and_loaded_has_the_tokenizer_of_before(sample, tiny, tmp_path, gpt2_tokenizer):
     tiny.save(tmp_path / "saved")
     sample.check_tokenizer(Tokenizer.from_directory(tmp_path / "saved"))
-    with pytest.raises(InputError, match="tokens of another tokenizer, of 581 ids; the model's has 50265"):
+    with pytest.raises(InputError, match="was encoded with another tokenizer, with 581 ids; the model's has 50265"):
         sample.check_tokenizer(gpt2_tokenizer)
 
 
@@ -133,7 +133,9 @@ def test_every_changed_byte_and_every_length_is_noticed(sample, tmp_path):
     ]
     for place in places:
         damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(InputError, match="is not a whole file of roberta-flax preprocess: .*; make it again"):
+        with pytest.raises(
+            InputError, match="is not a complete file from roberta-flax preprocess: .*; create it again"
+        ):
             Corpus(damaged)
     for size in (0, 5, 12, 16, 100, corpus.HEADER_SIZE, len(whole) - 1):
         damaged.write_bytes(whole[:size])
@@ -146,7 +148,7 @@ def test_every_changed_byte_and_every_length_is_noticed(sample, tmp_path):
 
 def test_other_files_are_refused_in_one_line(sample, text, tmp_path):
     for path, message in (
-        (text, "it is of another kind"),
+        (text, "it has another format"),
         (tmp_path, "cannot read .*: Is a directory"),
         (tmp_path / "none.bin", "cannot read .*none.bin: No such file"),
     ):
@@ -154,7 +156,7 @@ def test_other_files_are_refused_in_one_line(sample, text, tmp_path):
             Corpus(path)
     header = dataclasses.replace(sample.header, version=2).to_bytes()
     (tmp_path / "new.bin").write_bytes(header + sample.path.read_bytes()[corpus.HEADER_SIZE :])
-    with pytest.raises(InputError, match="it is of version 2, and this program reads 1"):
+    with pytest.raises(InputError, match="its version is 2, and this program reads 1"):
         Corpus(tmp_path / "new.bin")
 
 
@@ -165,7 +167,7 @@ def test_texts_that_are_none_are_refused_and_nothing_is_left(text, tmp_path, tok
     (tmp_path / "rows.jsonl.gz").write_bytes(b"")
     for texts, message in (
         ([], "no texts to encode"),
-        (["latin.txt"], r"latin.txt, line 2: invalid UTF-8 at byte 4; mend the line"),
+        (["latin.txt"], r"latin.txt, line 2: invalid UTF-8 at byte 4; correct or remove the line"),
         (["blank.txt"], "there is no sentence in .*blank.txt; nothing was written"),
         (["text.txt", "none.txt"], "cannot read .*none.txt: No such file"),
         (["cut.txt.gz"], "is not a whole gzip file"),

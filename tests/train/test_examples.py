@@ -1,4 +1,4 @@
-"""Labelled files as examples: ids against fairseq's tasks, places of words and answers against transformers, batches."""
+"""Labeled files as examples: ids against fairseq's tasks, places of words and answers against transformers, batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from roberta_flax.datasets.examples import (
     tag_names,
     token_examples,
 )
-from roberta_flax.datasets.layouts import TASKS, Task
+from roberta_flax.datasets.layouts import LAYOUTS, Layout
 from roberta_flax.errors import InputError
 from roberta_flax.text.encoding import encode_texts
 from roberta_flax.train.batches import training_batches, validation_batches
@@ -53,7 +53,7 @@ def test_sicks_pairs_are_encoded_as_encode_does_and_have_its_labels(gpt2_tokeniz
     if not path.is_file():
         skip_or_fail(f"{path} is not there")
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-    found = sentence_examples(path, TASKS["sick"], TASKS["sick"].labels, gpt2_tokenizer, LIMIT)
+    found = sentence_examples(path, LAYOUTS["sick"], LAYOUTS["sick"].labels, gpt2_tokenizer, LIMIT)
     assert len(found) == found.tally.examples == len(rows)
     assert (found.tally.truncated, found.tally.unusable, found.tally.unlabeled) == (0, 0, 0)
     order = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
@@ -61,7 +61,7 @@ def test_sicks_pairs_are_encoded_as_encode_does_and_have_its_labels(gpt2_tokeniz
     for number in (0, 7, 4000):
         (tokens,) = found.sequences([number])
         assert tokens.tolist() == gpt2_tokenizer.encode(rows[number][1], rows[number][2]).tolist()
-    values = sentence_examples(path, TASKS["sick-relatedness"], (), gpt2_tokenizer, LIMIT)
+    values = sentence_examples(path, LAYOUTS["sick-relatedness"], (), gpt2_tokenizer, LIMIT)
     assert values.targets.dtype == np.float32
     assert values.targets[:3].tolist() == pytest.approx([4.5, 3.2, 4.7])
 
@@ -76,7 +76,7 @@ def test_rows_without_agreement_and_malformed_ones_are_left_out_and_told(tokeniz
         "A dog.\tA cat.\tneutral",
         "two\tcolumns",
     )
-    found = sentence_examples(path, TASKS["mnli"], TASKS["mnli"].labels, tokenizer, LIMIT)
+    found = sentence_examples(path, LAYOUTS["mnli"], LAYOUTS["mnli"].labels, tokenizer, LIMIT)
     assert found.targets.tolist() == [0, 1]
     assert (found.tally.unlabeled, found.tally.unusable) == (1, 2)
     assert f"2 unusable rows left out; the first is {path}, line 4: 1 column" in found.tally.to_text()
@@ -85,22 +85,22 @@ def test_rows_without_agreement_and_malformed_ones_are_left_out_and_told(tokeniz
 def test_a_label_that_is_none_of_the_tasks_is_an_error_with_its_line(tokenizer, tmp_path):
     path = written(tmp_path / "a.tsv", "question\tsentence\tlabel", "q\ts\tentailment", "q\ts\tentailed")
     with pytest.raises(
-        InputError, match=r"a\.tsv, line 3: 'entailed' is none of the labels entailment, not_entailment"
+        InputError, match=r"a\.tsv, line 3: 'entailed' is not one of the labels entailment, not_entailment"
     ):
-        sentence_examples(path, TASKS["qnli"], TASKS["qnli"].labels, tokenizer, LIMIT)
+        sentence_examples(path, LAYOUTS["qnli"], LAYOUTS["qnli"].labels, tokenizer, LIMIT)
 
 
 def test_sts_b_scores_are_divided_by_five_as_in_fairseqs_preprocessing(tokenizer, tmp_path):
     path = written(tmp_path / "s.tsv", "sentence1\tsentence2\tscore", "a\tb\t5.000", "a\tb\t2.5", "a\tb\tnan")
-    found = sentence_examples(path, TASKS["sts-b"], (), tokenizer, LIMIT, divisor=5.0)
+    found = sentence_examples(path, LAYOUTS["sts-b"], (), tokenizer, LIMIT, divisor=5.0)
     assert found.targets.tolist() == [1.0, 0.5]
-    assert "line 4: score 'nan' is no number" in found.tally.first
+    assert "line 4: score 'nan' is not a number" in found.tally.first
 
 
 def test_texts_that_are_too_long_are_cut_as_in_inference_and_counted(tokenizer, tmp_path):
     pair = ["the dog " * 30, "a cat " * 5]
     path = written(tmp_path / "l.jsonl", {"a": pair[0], "b": pair[1], "y": 1}, {"a": "short", "b": "", "y": 0})
-    task = Task("custom", ("a", "b"), "y", ("0", "1"), ("accuracy",))
+    task = Layout("custom", ("a", "b"), "y", ("0", "1"), ("accuracy",))
     found = sentence_examples(path, task, ("0", "1"), tokenizer, 40)
     assert found.tally.truncated == 1
     assert found.tally.to_text() == f"{path}: 2 examples; 1 truncated"
@@ -109,14 +109,14 @@ def test_texts_that_are_too_long_are_cut_as_in_inference_and_counted(tokenizer, 
 
 def test_files_without_a_usable_row_are_an_error_that_says_why(tokenizer, tmp_path):
     path = written(tmp_path / "e.csv", "text,label", "hello,")
-    with pytest.raises(InputError, match="is none of the labels"):
+    with pytest.raises(InputError, match="is not one of the labels"):
         sentence_examples(
-            path, Task("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
+            path, Layout("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
         )
     path = written(tmp_path / "f.jsonl", {"text": 5, "label": "a"})
-    with pytest.raises(InputError, match=r"no row to learn from.* the first is .*f\.jsonl, line 1: column 'text'"):
+    with pytest.raises(InputError, match=r"no usable row.* the first is .*f\.jsonl, line 1: column 'text'"):
         sentence_examples(
-            path, Task("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
+            path, Layout("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
         )
 
 
@@ -208,9 +208,9 @@ def test_tags_of_words_beyond_the_limit_are_left_out_and_counted(tokenizer, tmp_
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"words": ["a", "b"], "tags": ["X"]}, "2 words and 1 tags"),
-        ({"words": ["a", " "], "tags": ["X", "X"]}, "words that are not text, or empty"),
-        ({"words": "a b", "tags": ["X", "X"]}, "words is missing or not a list of something"),
+        ({"words": ["a", "b"], "tags": ["X"]}, "2 words but 1 tags"),
+        ({"words": ["a", " "], "tags": ["X", "X"]}, "words has an item that is empty or not text"),
+        ({"words": "a b", "tags": ["X", "X"]}, "words is missing, empty or not a list"),
         ("{not JSON", "not JSON"),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_question_without_an_answer_points_at_the_first_token_in_every_window(
     [
         ({"text": ["mayor"], "answer_start": [3]}, "answer 'mayor' is not at character 3 of the context"),
         ({"text": ["mayor"]}, "as many text as answer_start"),
-        ("mayor", "answers is missing, or not as SQuAD's are"),
+        ("mayor", "answers is missing, or not in SQuAD's form"),
     ],
 )
 def test_answers_that_are_not_in_the_context_are_told(answers, reason, tokenizer, tmp_path):
@@ -472,11 +472,11 @@ def test_rows_have_choices_of_their_own_number_and_wrong_answers_are_errors(toke
     assert found.tally.first.endswith("line 3: 1 choices, expected two or more")
     ((_, batch),) = validation_batches(found, batch_size=2, pad_id=1, max_positions=LIMIT)
     assert (batch["tokens"][0, 2] == 1).all()
-    with pytest.raises(InputError, match=r"d\.jsonl, line 1: 'C' is none of 2 choices"):
+    with pytest.raises(InputError, match=r"d\.jsonl, line 1: 'C' is not one of 2 choices"):
         choice_examples(written(tmp_path / "d.jsonl", {**two, "label": "C"}, row), "choice", tokenizer, LIMIT)
     for label in (3, "D", None, True):
         bad = written(tmp_path / "d.jsonl", {**row, "label": label})
-        with pytest.raises(InputError, match=r"d\.jsonl, line 1: .* is none of 3 choices"):
+        with pytest.raises(InputError, match=r"d\.jsonl, line 1: .* is not one of 3 choices"):
             choice_examples(bad, "choice", tokenizer, LIMIT)
 
 
@@ -489,7 +489,9 @@ def numbered(tokenizer, tmp_path) -> reading.Examples:
     rows = ({"text": "a dog " * (1 + i % 7), "label": i} for i in range(23))
     path = written(tmp_path / "n.jsonl", *rows)
     labels = tuple(map(str, range(23)))
-    return sentence_examples(path, Task("custom", ("text",), "label", labels, ("accuracy",)), labels, tokenizer, LIMIT)
+    return sentence_examples(
+        path, Layout("custom", ("text",), "label", labels, ("accuracy",)), labels, tokenizer, LIMIT
+    )
 
 
 def batches(examples: reading.Examples, **changes: Any) -> Any:
@@ -559,7 +561,7 @@ def test_few_lengths_occur(numbered):
 def test_one_example_is_enough(tokenizer, tmp_path):
     path = written(tmp_path / "one.jsonl", {"text": "a", "label": "x"})
     one = sentence_examples(
-        path, Task("custom", ("text",), "label", ("x", "y"), ("accuracy",)), ("x", "y"), tokenizer, LIMIT
+        path, Layout("custom", ("text",), "label", ("x", "y"), ("accuracy",)), ("x", "y"), tokenizer, LIMIT
     )
     iterator = batches(one, batch_size=2)
     for _ in range(3):
@@ -596,6 +598,6 @@ def test_batches_of_tokens_spans_and_choices_have_the_shapes_of_the_losses(token
 def test_fingerprints_tell_files_apart(numbered, tokenizer, tmp_path):
     path = written(tmp_path / "o.jsonl", {"text": "a dog", "label": "1"})
     other = sentence_examples(
-        path, Task("custom", ("text",), "label", ("0", "1"), ("accuracy",)), ("0", "1"), tokenizer, LIMIT
+        path, Layout("custom", ("text",), "label", ("0", "1"), ("accuracy",)), ("0", "1"), tokenizer, LIMIT
     )
     assert numbered.fingerprint() == numbered.fingerprint() != other.fingerprint()

@@ -76,7 +76,7 @@ def test_sst2_learns_and_predict_and_evaluate_take_the_best_model(finetune, run,
     summary, err = finetune(sentiment, tmp_path / "o", "--task", "sst2", "--steps", "40", "--validate-every", "10")
     assert summary["metrics"] == {"accuracy": 1.0}
     assert (summary["task"], summary["head"], summary["steps"]) == ("sst-2", "sst-2", 40)
-    assert "config/finetuning/sst_2.yaml: 40 steps of 8 examples, 2 of them warm-up; 2 steps an epoch" in err
+    assert "config/finetuning/sst_2.yaml: 40 steps of 8 examples, 2 of them warmup; 2 steps per epoch" in err
     best = tmp_path / "o" / "best"
     config = converted.read_config(best)
     assert config.heads == (HeadConfig("sst-2", 2, 64, labels=("negative", "positive")),)
@@ -390,14 +390,14 @@ def test_dtype_remat_plot_and_tensorboard_go_through(finetune, sentiment, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task", "nothing"), "no one task is named in 'nothing'"),
+        (("--task", "nothing"), "'nothing' does not name exactly one task"),
         (("--task", "sst-2", "--kind", "token"), "--kind is for --task custom"),
         (("--task", "custom", "--kind", "tokens"), "kind must be one of classification"),
         (("--task", "sst-2", "--epochs", "0"), "epochs must be 1 or more, got 0"),
         (("--task", "sst-2", "--epochs", "1", "--steps", "2"), "give epochs or steps, not both"),
-        (("--task", "sst-2", "--seed", "1", "--seed", "1"), "seeds must be different numbers"),
+        (("--task", "sst-2", "--seed", "1", "--seed", "1"), "seeds must be distinct numbers"),
         (("--task", "sst-2", "--freeze", "9"), "freeze: 9 is more than the 2 layers"),
-        (("--task", "sst-2", "--freeze", "("), "is no regular expression"),
+        (("--task", "sst-2", "--freeze", "("), "is not a regular expression"),
         (("--task", "sst-2", "--freeze", "nowhere"), "no parameter's path begins with 'nowhere'"),
         (("--task", "sst-2", "--best-metric", "f1"), "the best metric must be one of accuracy, loss, got 'f1'"),
         (("--task", "sst-2", "--max-length", "1000"), "max_length must be from 8 to the model's 512, got 1000"),

@@ -173,7 +173,7 @@ def test_the_best_is_kept_and_patience_ends_a_run(tmp_path):
     assert records[2]["valid_accuracy"] is None
     assert steps(tmp_path / "run")[-1] == 12
     assert dataclass_without_params(small.train(tmp_path / "run", plan, **options)) == (12, 0.7, 8, "patience")
-    with pytest.raises(InputError, match="the validation has no 'f1' to say which is best, only accuracy"):
+    with pytest.raises(InputError, match="the validation has no metric 'f1' to select the best model, only accuracy"):
         small.train(tmp_path / "f1", {**plan, "best": "f1"}, validate=lambda params: {"accuracy": 0.5})
 
 
@@ -350,7 +350,9 @@ def test_a_nan_loss_names_the_update_the_batch_and_the_last_good_checkpoint(tmp_
     with pytest.raises(DivergedError) as error:
         small.train(tmp_path / "run", plan, **options)
     text = str(error.value)
-    assert text.startswith(f"step {update}: the loss is nan; its batch is number {update}, at {json.dumps(position)} ")
+    assert text.startswith(
+        f"step {update}: the loss is nan; its batch, number {update}, at position {json.dumps(position)} "
+    )
     last = f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / str(good)}"
     assert (f"; {last}. " if good else "; there is no checkpoint yet. ") in text
     assert "\n" not in text
@@ -434,7 +436,7 @@ def test_directories_that_cannot_be_written_or_read_say_so(tmp_path):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"cannot read .*checkpoints/8: .*; remove it to go on from the one before"
+        InputError, match=r"cannot read .*checkpoints/8: .*; remove it to resume from the previous checkpoint"
     ) as error:
         small.train(tmp_path / "run", {"total_steps": 8})
     assert "\n" not in str(error.value)
@@ -577,7 +579,9 @@ try:
 except InputError as error:
     print(error)
 """)
-    assert output == ("a batch's rows are divided over 8 devices; row has 12: choose a batch size that is a multiple\n")
+    assert output == (
+        "a batch's rows are divided over 8 devices, and row has 12 rows; choose a batch size that is a multiple of 8\n"
+    )
 
 
 DISTRIBUTED = """

@@ -237,7 +237,7 @@ def test_no_row_has_more_masks_than_are_reserved(whole_words):
     [
         ({"mask_prob": 0.0}, "mask_prob must be over 0 and under 1, got 0.0"),
         ({"mask_prob": 1.0}, "mask_prob must be over 0 and under 1, got 1.0"),
-        ({"leave_unmasked_prob": 0.6, "random_token_prob": 0.5}, "1 together at most, got 0.6 and 0.5"),
+        ({"leave_unmasked_prob": 0.6, "random_token_prob": 0.5}, "at most 1 together, got 0.6 and 0.5"),
         ({"random_token_prob": -0.1}, "must be 0 or more"),
     ],
 )

@@ -343,8 +343,8 @@ def test_what_cannot_be_done_is_said_in_one_line(run, data, tiny_directory, tiny
         (data, ("--model", tiny_directory, *start), "--model has a tokenizer and sizes of its own"),
         (data, (*start, "--size", "huge"), "size must be one of base, large, got 'huge'"),
         (data, (*start, "--heads", 3), "hidden_size must be a multiple of num_heads, got 32 and 3"),
-        (data, ("--tokenizer", gpt2_bpe, *SMALL), "tokens of another tokenizer, of 581 ids"),
-        (tmp_path / "cut.bin", start, "is not a whole file of roberta-flax preprocess"),
+        (data, ("--tokenizer", gpt2_bpe, *SMALL), "was encoded with another tokenizer, with 581 ids"),
+        (tmp_path / "cut.bin", start, "is not a complete file from roberta-flax preprocess"),
         (data, (*start, "--sample-break-mode", "doc"), "break mode must be one of none, complete"),
         (
             data,
@@ -372,7 +372,7 @@ def test_long_samples_are_left_out_and_counted(run, data, tiny_directory):
     status, _, err = run("perplexity", data, "--tokens-per-sample", 13, *options[2:])
     assert status == 0
     assert err.count("\n") == 1
-    assert "samples are over 13 tokens and left out" in err
+    assert "samples are over 13 tokens and are dropped" in err
 
 
 def test_rows_that_the_devices_cannot_share_are_refused_in_one_line(eight_devices, data, tiny_directory, tmp_path):

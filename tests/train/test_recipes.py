@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from roberta_flax.datasets.layouts import TASKS
+from roberta_flax.datasets.layouts import LAYOUTS
 from roberta_flax.datasets.recipes import CUSTOM, RECIPES, Recipe, recipe_of
 from tests.conftest import skip_or_fail
 
@@ -54,7 +54,7 @@ def test_glue_recipes_are_fairseqs_yaml_files(published, task):
     assert ours.dropout == theirs["model"]["dropout"]
     assert ours.attention_dropout == theirs["model"]["attention_dropout"]
     classes = theirs["task"]["num_classes"]
-    assert classes == (1 if TASKS[task].problem == "regression" else len(TASKS[task].labels))
+    assert classes == (1 if LAYOUTS[task].problem == "regression" else len(LAYOUTS[task].labels))
 
 
 @pytest.mark.parametrize(

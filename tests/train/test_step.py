@@ -442,10 +442,10 @@ def test_layer_decay_scales_updates_by_depth(params):
         (lambda: adam(1e-3, config=CONFIG, eps=0.0), "eps must be over 0"),
         (lambda: adam(1e-3, config=CONFIG, layer_decay=1.5), "layer_decay must be over 0 and at most 1, got 1.5"),
         (lambda: head_loss("nothing", config=CONFIG), "no head called 'nothing'"),
-        (lambda: head_loss("pooler", config=CONFIG), "'pooler' is a pooler: it has no outputs to train on"),
+        (lambda: head_loss("pooler", config=CONFIG), "'pooler' is a pooler: it has no loss to train with"),
         (
             lambda: head_loss("sentence", config=CONFIG, numerics=Numerics(dtype="float16")),
-            "float16 has too few exponents",
+            "float16 has too small a range of exponents",
         ),
         (lambda: masked_lm_loss(config=RobertaConfig(lm_head=False)), "no masked-LM head"),
         (
