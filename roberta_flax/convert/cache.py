@@ -78,7 +78,10 @@ def resolve(
 
 def _with_sha256(directory: Path, sha256: str | None) -> Path:
     if sha256 is not None:
-        recorded = converted.read_conversion(directory).get("sha256", "nothing recorded")
+        try:
+            recorded = converted.read_conversion(directory).get("sha256") or "nothing recorded"
+        except CheckpointError:
+            recorded = "nothing recorded"
         if recorded != sha256.lower():
             raise CheckpointError(f"{directory} was made from a file of sha256 {recorded}, expected {sha256.lower()}")
     return directory
