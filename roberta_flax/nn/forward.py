@@ -3,14 +3,14 @@
 `params` is an ordinary pytree (nested dicts of arrays, or the nnx.State that nnx.split returns): shard it, optimize it
 with optax, save it, map over it. Every function takes the network's RobertaConfig and how to compute it (Numerics) as
 static arguments, and compiles once for each [batch, time] shape. Token ids are not checked here: a compiled function
-cannot raise for an id outside the table (see text.batching.check_tokens). With parameters from quantize.quantize, the
+cannot raise for an id outside the table (see batching.check_tokens). With parameters from quantize.quantize, the
 layers' products are computed in int8.
 
 With `key=None` the functions evaluate; a PRNG key turns on dropout and LayerDrop.
 
 Several sequences may stand in one row, one after the other. `segments`, [batch, time], then has the number of each
 token's sequence, from 0 in every row, and -1 for padding; `starts`, [batch, segment], the position of each sequence's
-first token. Results are those of the sequences alone. text.batching.pack makes all three.
+first token. Results are those of the sequences alone. batching.pack makes all three.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Subject:
             return {point: np.asarray(value) for point, value in found.items()}
 
     def _inside(self, batch: Batch) -> dict[str, Array]:
-        # "xla" computes all scores at once, and so can record them
+        # "xla": scores are there where they are computed at once
         numerics = dataclasses.replace(self._numerics, attention="xla", observed=True)
         values: dict[str, Array] = _inside(
             self.params, batch.tokens, batch.positions, config=self.config, numerics=numerics
