@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import roberta_flax
 from roberta_flax import InputError, RobertaConfig
 from roberta_flax.nn import forward
 from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import HeadConfig
+from roberta_flax.nn.model import RobertaModel, tokens_at
 from roberta_flax.nn.numerics import Numerics
 
 CONFIG = RobertaConfig(
@@ -109,6 +111,34 @@ def test_nothing_is_computed_that_is_not_needed(selected):
         count += 2 * (products + 2 * queries * time * hidden)
     # what stands between the products, softmax, gelu and LayerNorm, is a few operations a number, here under 5 %
     assert count <= flops <= 1.05 * count
+
+
+def test_the_tokens_of_a_slice_are_those_at_its_positions():
+    x = jnp.arange(3 * 7 * 2.0).reshape(3, 7, 2)
+    positions = np.tile(np.arange(2, 5), (3, 1))
+    np.testing.assert_array_equal(tokens_at(x, slice(2, 5)), tokens_at(x, positions))
+    np.testing.assert_array_equal(tokens_at(x, positions[:, ::-1]), x[:, 4:1:-1])
+
+
+# the module
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_network_without_numbers_is_the_one_that_is_initialized(name, quantized):
+    """Its layers are clones of one layer: their structure, their parameters and what they share, which is nothing."""
+    config, numerics = CONFIGS[name], Numerics("bfloat16", quantized=quantized)
+    graph, params = forward._abstract(config, numerics)
+    initialized, state = nnx.split(RobertaModel(config, numerics, nnx.Rngs(0)))
+    assert graph == initialized
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (params, nnx.to_pure_dict(state)))
+    assert shapes[0] == shapes[1]
+
+
+def test_logits_of_a_network_without_lm_head_are_refused_in_one_line():
+    network = RobertaModel(dataclasses.replace(CONFIG, lm_head=False), Numerics(), nnx.Rngs(0))
+    with pytest.raises(InputError, match="this model has no masked-LM head"):
+        network.lm_logits(jnp.zeros((1, CONFIG.hidden_size)))
 
 
 # attention

@@ -98,7 +98,7 @@ print("the same")
 def test_what_cannot_be_is_refused_in_one_line(tiny, tiny_directory, tmp_path):
     with pytest.raises(InputError, match="quantize must be one of int8, got 'int4'"):
         roberta_flax.load(tiny_directory, quantize="int4")
-    with pytest.raises(InputError, match="quantised already"):
+    with pytest.raises(InputError, match="quantized already"):
         quantize(quantize(tiny.params))
     with pytest.raises(InputError, match="quantized parameters cannot be saved"):
         roberta_flax.load(tiny_directory, quantize="int8").save(tmp_path / "model")

@@ -272,7 +272,7 @@ import numpy as np
 from roberta_flax.checkpoint import stablehlo
 from roberta_flax.nn import model
 def never(*_, **__): raise AssertionError("traced")
-model.RobertaModel.hidden_states = never
+model.RobertaModel.features = model.RobertaModel.hidden_states = never
 programs = stablehlo.load({str(exported)!r})
 print(np.asarray(programs["head_log_probs.mnli"]([0, 5, 6, 2]))[0].tolist())
 """

@@ -21,6 +21,8 @@ MNLI_LABELS = ("contradiction", "neutral", "entailment")
 HEAD_KINDS = ("sentence", "token", "span", "choice", "pooler")
 PROBLEMS = ("single_label", "multi_label", "regression")  # transformers' problem_type, less "_classification"
 
+NO_LM_HEAD = "this model has no masked-LM head: it was converted from a checkpoint without one"
+
 
 @dataclass(frozen=True)
 class HeadConfig:

@@ -1,12 +1,12 @@
-"""Pure, jitted functions over (params, token ids).
+"""Pure, jitted functions of (params, token ids).
 
-`params` is an ordinary pytree (nested dicts of arrays, or the nnx.State that nnx.split gives): shard it,
-optimise it with optax, save it, map over it. Every function takes the network's RobertaConfig and how to
-compute (Numerics) as static arguments; one compilation serves each (batch, time) shape. Token ids are not checked here:
-an index outside the table cannot be seen inside a compiled function (see batching.check_tokens). With parameters from
-quantize.quantize, the layers' products are computed in int8.
+`params` is an ordinary pytree (nested dicts of arrays, or the nnx.State that nnx.split returns): shard it, optimize it
+with optax, save it, map over it. Every function takes the network's RobertaConfig and how to compute it (Numerics) as
+static arguments, and compiles once for each [batch, time] shape. Token ids are not checked here: a compiled function
+cannot raise for an id outside the table (see batching.check_tokens). With parameters from quantize.quantize, the
+layers' products are computed in int8.
 
-With `key=None` they evaluate; a PRNG key turns on dropout and LayerDrop.
+With `key=None` the functions evaluate; a PRNG key turns on dropout and LayerDrop.
 
 Several sequences may stand in one row, one after the other. `segments`, [batch, time], then has the number of each
 token's sequence, from 0 in every row, and -1 for padding; `starts`, [batch, segment], the position of each sequence's
@@ -25,8 +25,8 @@ import numpy as np
 from flax import nnx
 
 from roberta_flax.errors import InputError
-from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.model import RobertaModel, Selection, first_token, tokens_at
+from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
+from roberta_flax.nn.model import FIRST_TOKEN, RobertaModel, TransformerLayer
 from roberta_flax.nn.numerics import DTypeLike, Numerics
 from roberta_flax.nn.quantize import is_quantized
 
@@ -57,35 +57,39 @@ _STATIC = ("config", "numerics")
 
 @lru_cache(maxsize=64)
 def _abstract(config: RobertaConfig, numerics: Numerics) -> tuple[nnx.GraphDef[RobertaModel], Params]:
-    """The network without its numbers. One layer is traced and the others are copies: tracing each takes seconds."""
-    shallow = dataclasses.replace(config, num_layers=1)
-    model = nnx.eval_shape(lambda: RobertaModel(shallow, numerics, nnx.Rngs(0)))
-    model.layers = nnx.List([nnx.clone(model.layers[0]) for _ in range(config.num_layers)])
-    for _, module in nnx.iter_graph(model):
-        if getattr(module, "config", None) == shallow:
-            module.config = config
+    """The network without its numbers: its structure, and its parameters as jax.ShapeDtypeStruct.
+
+    All layers have the same shapes, so one is traced and the others are clones of it: tracing each of the 24 of
+    roberta.large takes ten times as long.
+    """
+    layer = nnx.eval_shape(lambda: TransformerLayer(config, numerics, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: RobertaModel(config, numerics, nnx.Rngs(0), layers=[]))
+    model.layers = nnx.List([nnx.clone(layer) for _ in range(config.num_layers)])
     graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
 
 
 def abstract_params(config: RobertaConfig, param_dtype: DTypeLike = jnp.float32) -> Params:
-    """The parameter tree of `config` with jax.ShapeDtypeStruct for arrays; nothing is computed."""
+    """The parameter tree of `config`, with jax.ShapeDtypeStruct in place of arrays; nothing is computed."""
     return _abstract(config, Numerics(param_dtype=param_dtype))[1]
 
 
 def init_params(config: RobertaConfig, key: Key[Array, ""], param_dtype: DTypeLike = jnp.float32) -> Params:
-    """A freshly initialised parameter tree, in fairseq's distributions (see RobertaModel)."""
+    """Initializes a parameter tree from fairseq's distributions (see RobertaModel)."""
     model = RobertaModel(config, Numerics(param_dtype=param_dtype), nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def operands(params: Params, dtype: DTypeLike) -> Params:
-    """The parameters with those in `dtype` already that a computation in `dtype` casts to it: the same results.
+    """Casts to `dtype` the parameters that a computation in `dtype` would cast anyway: the results are the same.
 
-    Of nested dicts: kernels of linear layers, and the LM head's own matrix; not biases, embeddings and LayerNorm. A
-    caller who runs many batches saves the cast in each, and a caller who keeps only these, memory.
+    These are the kernels of linear layers, and the LM head's own matrix; not biases, embeddings and LayerNorm. It saves
+    a caller who runs many batches the cast in each, and a caller who keeps only these parameters, memory.
+
+    Args:
+      params: nested dicts.
+      dtype: the `dtype` of the Numerics to compute with.
     """
-
     if "kernel" in params and "kernel_scale" not in params:
         return params | {"kernel": params["kernel"].astype(dtype)}
     tree = {name: operands(node, dtype) if isinstance(node, dict) else node for name, node in params.items()}
@@ -95,7 +99,7 @@ def operands(params: Params, dtype: DTypeLike) -> Params:
 
 
 def network(params: Params, config: RobertaConfig, numerics: Numerics) -> RobertaModel:
-    """The network with these parameters, to be used inside a traced function."""
+    """The network with these parameters, for use inside a traced function."""
     model: RobertaModel = nnx.merge(_abstract(config, numerics)[0], params)
     return model
 
@@ -115,7 +119,7 @@ def features(
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch time hidden"]:
     """The last layer's features, in `dtype`."""
-    return _network(params, config, numerics).hidden_states(tokens, segments, key)[1].astype(numerics.dtype)
+    return _network(params, config, numerics).features(tokens, segments, key).astype(numerics.dtype)
 
 
 POOLINGS = ("first", "mean")
@@ -133,18 +137,24 @@ def pooled_features(
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch hidden"] | Float[Array, "batch segment hidden"]:
-    """One vector a sequence, in the accumulation dtype.
+    """One vector for each sequence, in the accumulation dtype.
 
     Args:
       params, tokens, segments, starts: see the module's docstring.
-      pooling: "first", the features of the first token; or "mean", of all tokens, `<s>` and `</s>` included.
+      pooling: "first", the features of the first token; or "mean", the mean over all tokens, `<s>` and `</s>` included.
       config, numerics, key: see the module's docstring.
+
+    Returns:
+      [batch, hidden], or [batch, segment, hidden] with `starts`.
+
+    Raises:
+      InputError: another pooling.
     """
     network = _network(params, config, numerics)
     if pooling == "first":
-        pooled = network.hidden_states(tokens, segments, key, _first_tokens(starts))[1]
+        pooled = network.features(tokens, segments, key, FIRST_TOKEN if starts is None else starts)
     elif pooling == "mean":
-        x = network.hidden_states(tokens, segments, key)[1]
+        x = network.features(tokens, segments, key)
         if segments is None or starts is None:
             member = (tokens != config.pad_id)[:, None, :]
         else:
@@ -155,10 +165,6 @@ def pooled_features(
     else:
         raise InputError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
     return pooled[:, 0] if starts is None else pooled
-
-
-def _first_tokens(starts: Int[Array, "batch segment"] | None) -> Selection:
-    return first_token if starts is None else tokens_at(starts)
 
 
 @partial(jax.jit, static_argnames=_STATIC)
@@ -174,14 +180,14 @@ def hidden_states(
 
     As in fairseq, a pre-norm network's final LayerNorm is in `features` and not in the last of these.
     """
-    states, _ = _network(params, config, numerics).hidden_states(tokens, key=key)
+    states = _network(params, config, numerics).hidden_states(tokens, key=key)
     return [state.astype(numerics.dtype) for state in states]
 
 
 def check_lm_head(config: RobertaConfig) -> None:
     """Raises InputError where there is no masked-LM head."""
     if not config.lm_head:
-        raise InputError("this model has no masked-LM head: it was converted from a checkpoint without one")
+        raise InputError(NO_LM_HEAD)
 
 
 @partial(jax.jit, static_argnames=_STATIC)
@@ -195,22 +201,25 @@ def lm_logits(
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch masked vocab"]:
-    """Masked-LM logits, in the accumulation dtype (float32, or float64 under a float64 `dtype`).
+    """Masked-LM logits, in the accumulation dtype (float32, or float64 where `dtype` is float64).
 
     Args:
       params: the parameter tree.
       tokens: token ids.
-      positions: for each row, the positions to predict; only these meet the vocabulary, and the last layer's
-        feed-forward. None for all.
+      positions: of the tokens to predict in each row; the product with the vocabulary, and most of the last layer, are
+        computed for these only. None for all tokens.
       segments: see the module's docstring.
       config, numerics, key: see the module's docstring.
 
     Returns:
       [batch, time, vocab], or [batch, masked, vocab] with `positions`.
+
+    Raises:
+      InputError: the model has no masked-LM head.
     """
     check_lm_head(config)
     network = _network(params, config, numerics)
-    x = network.hidden_states(tokens, segments, key, None if positions is None else tokens_at(positions))[1]
+    x = network.features(tokens, segments, key, positions)
     logits = network.lm_logits(x.reshape(-1, config.hidden_size))
     return logits.reshape(*x.shape[:2], config.vocab_size)
 
@@ -243,7 +252,7 @@ def token_log_probs(
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch masked"]:
-    """The masked LM's log-probability of each of `targets` to be the token at each of `positions`."""
+    """The masked LM's log-probability that each of `targets` is the token at each of `positions`."""
     logits: Array = lm_logits(params, tokens, positions, config=config, numerics=numerics, key=key)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
@@ -257,11 +266,11 @@ def head_outputs(
     starts: Int[Array, "batch segment"] | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
-    """head_logits, inside a traced function: the last layer is computed only for the tokens that the head sees."""
+    """`head_logits` inside a traced function. The last layer is computed only for the tokens that the head sees."""
     body_key, head_key = (None, None) if key is None else cast(Any, jax.random.split(key))
     if not head.has_dense:
-        return network.head_logits(head.name, network.hidden_states(tokens, segments, body_key)[1], head_key)
-    first = network.hidden_states(tokens, segments, body_key, _first_tokens(starts))[1]
+        return network.head_logits(head.name, network.features(tokens, segments, body_key), head_key)
+    first = network.features(tokens, segments, body_key, FIRST_TOKEN if starts is None else starts)
     logits = network.head_logits(head.name, first.reshape(-1, 1, first.shape[-1]), head_key)
     return logits if starts is None else logits.reshape(*first.shape[:2], -1)
 
@@ -280,8 +289,11 @@ def head_logits(
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """The outputs of the head called `head`, in the accumulation dtype.
 
-    [batch, classes], or [batch, segment, classes] with `starts`; [batch, time, classes] of a head that sees every
+    [batch, classes], or [batch, segment, classes] with `starts`; [batch, time, classes] from a head that sees every
     token. A choice head scores each row of `tokens`.
+
+    Raises:
+      InputError: the model has no such head.
     """
     network = _network(params, config, numerics)
     return head_outputs(network, config.head(head), tokens, segments, starts, key)
@@ -299,13 +311,16 @@ def head_log_probs(
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
-    """What the outputs of the head called `head` say, in the accumulation dtype.
+    """Log-probabilities from the head called `head`, in the accumulation dtype; shapes as of `head_logits`.
 
     By the head's kind and problem (see HeadConfig):
       single label  log-probabilities of the classes
-      multi label   log-probability of each class, whatever the others'
-      span          log-probabilities of the row's tokens, padding left out, to be the start and to be the end
-      regression, choice, pooler   the outputs as they are; a choice's log-probability needs its alternatives
+      multi label   the log-probability of each class, independently of the others
+      span          log-probabilities of each token of the row to be the start, and to be the end; padding is excluded
+      regression, choice, pooler   the outputs unchanged; a choice's log-probability depends on its alternatives
+
+    Raises:
+      InputError: the model has no such head, or a span head is given `segments`.
     """
     logits: Array = head_logits(params, tokens, segments, starts, head=head, config=config, numerics=numerics, key=key)
     match config.head(head):

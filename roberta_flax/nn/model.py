@@ -1,22 +1,24 @@
 """The network: RoBERTa (Liu et al., 2019) as fairseq computes it, in Flax NNX.
 
-Reading order: embeddings, attention, layer, encoder, heads, the whole. Shapes: `batch`, `time` (tokens in a
-row), `hidden`; inside a layer the tokens of all rows stand in one axis, `tokens` = batch * time.
+Reading order: embeddings, attention, feed-forward, layer, heads, the whole network, and what they are built from.
 
-Numbers: a matrix product takes its operands in `dtype` and gives its result in the accumulation type (float32;
-float64 where `dtype` is float64). Everything between two products (bias, gelu, residual, LayerNorm, softmax)
-stays in that type.
+Shapes: `batch` rows of `time` tokens, `hidden` features of each. Inside a layer the tokens of all rows share one axis:
+`tokens` = batch * time. Of the last layer only some tokens may be wanted; `queries` are those of them whose output is
+computed.
 
-In int8 a layer's products are quantize.QuantizedLinear.
+Numbers: a matrix product takes its operands in `dtype` and returns its result in the accumulation dtype (float32, or
+float64 where `dtype` is float64). Everything between two products (bias, gelu, residual, LayerNorm, softmax) stays in
+that dtype. In int8 a layer's linear maps are quantize.QuantizedLinear.
 
-Dropout takes explicit keys: `key=None` is evaluation, a PRNG key is training.
+Dropout takes explicit keys: `key=None` evaluates, a PRNG key trains.
 
-Each part shows the values that roberta_flax.parity compares (`Part.show`), where somebody looks.
+Intermediate values are the outputs of methods: `nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)`
+returns them by path, "layers.0.attention.query.__call__" for one (see roberta_flax.parity.observation).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +27,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from roberta_flax.errors import InputError
 from roberta_flax.nn.attention import attend
-from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.products import product
 from roberta_flax.nn.quantize import QuantizedLinear
-from roberta_flax.nn.residuals import RecomputedLayerNorm, keeping_rounded, made_once
+from roberta_flax.nn.residuals import RecomputedLayerNorm, optimization_barrier, with_low_precision_residual
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int, Key
+    from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+    # Tokens of each row, by their positions; or a slice of positions, the same for all rows.
+    Positions = Int[Array, "batch selected"] | slice
+
+FIRST_TOKEN = slice(0, 1)
 
 # fairseq.utils.get_activation_fn. "gelu" is the exact erf form; gelu_fast is gelu_accurate's old name.
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -47,20 +55,20 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate); nothing without a key."""
+def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
+    """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate); no-op without a key."""
     if key is None or rate == 0.0:
         return x
-    keep = made_once(jax.random.bernoulli(key, 1.0 - rate, x.shape))
+    keep = optimization_barrier(jax.random.bernoulli(key, 1.0 - rate, x.shape))
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def position_ids(
     token_ids: Int[Array, "batch time"], pad_id: int, segments: Int[Array, "batch time"] | None = None
 ) -> Int[Array, "batch time"]:
-    """pad_id + 1 and on for the tokens that are not padding, pad_id for padding (fairseq.utils.make_positions).
+    """Numbers the tokens that are not padding from pad_id + 1; padding gets pad_id (fairseq.utils.make_positions).
 
-    With `segments` they begin anew in each segment.
+    With `segments`, numbers start again in each segment.
     """
     not_padding = (token_ids != pad_id).astype(jnp.int32)
     count = jnp.cumsum(not_padding, axis=1)
@@ -72,33 +80,21 @@ def position_ids(
 
 def attention_mask(
     is_padding: Bool[Array, "batch time"], segments: Int[Array, "batch time"] | None
-) -> Bool[Array, "batch queries key"]:
-    """Which keys each query sees: all that are not padding (one row for all queries); or those of its own segment."""
+) -> Bool[Array, "batch #time time"]:
+    """The keys that each query sees: [batch, 1, time], those that are not padding, the same for all queries.
+
+    With `segments`, [batch, time, time]: those of the query's own segment.
+    """
     if segments is None:
         return ~is_padding[:, None, :]
     return segments[:, :, None] == segments[:, None, :]
 
 
-# Takes some of each row's tokens: [batch, time, n] to [batch, selected, n].
-Selection = Callable[["Float[Array, 'batch time n']"], "Float[Array, 'batch selected n']"]
-
-
-def first_token(x: Float[Array, "batch time n"]) -> Float[Array, "batch 1 n"]:
-    """The Selection of each row's first token."""
-    return x[:, :1]
-
-
-def tokens_at(positions: Int[Array, "batch selected"]) -> Selection:
-    """The Selection of the tokens at these positions of each row."""
-    return lambda x: jnp.take_along_axis(x, positions[:, :, None], axis=1)
-
-
-def select_tokens(
-    select: Selection, x: Float[Array, "tokens hidden"], mask: Bool[Array, "batch queries time"]
-) -> Float[Array, "selected hidden"]:
-    """`select` for tokens of all rows in one axis; the mask tells how many rows there are."""
-    batch, _, time = mask.shape
-    return select(x.reshape(batch, time, -1)).reshape(-1, x.shape[-1])
+def tokens_at(x: Shaped[Array, "batch time n"], positions: Positions) -> Shaped[Array, "batch selected n"]:
+    """The tokens of each row at `positions`."""
+    if isinstance(positions, slice):
+        return x[:, positions]
+    return jnp.take_along_axis(x, positions[:, :, None], axis=1)
 
 
 class Part(nnx.Module):
@@ -107,11 +103,6 @@ class Part(nnx.Module):
     def __init__(self, config: RobertaConfig, numerics: Numerics) -> None:
         self.config = config
         self.numerics = numerics
-
-    def show(self, name: str, value: Float[Array, "..."]) -> None:
-        """Sows an intermediate value where the network is observed; roberta_flax.parity.points has the names."""
-        if self.numerics.observed:
-            self.sow(nnx.Intermediate, name, value)
 
 
 class Embeddings(Part):
@@ -136,21 +127,24 @@ class Embeddings(Part):
         segments: Int[Array, "batch time"] | None,
         key: Key[Array, ""] | None,
     ) -> Float[Array, "batch time hidden"]:
-        x = self._rows(self.token, token_ids)
-        if self.token_type is not None:
-            x = x + self._rows(self.token_type, jnp.zeros_like(token_ids))
-        x = x + self._rows(self.position, position_ids(token_ids, self.config.pad_id, segments))
-        self.show("sum", x)
+        x = self.sum(token_ids, segments)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         x = dropout(x, self.config.dropout, key)
         is_padding = token_ids == self.config.pad_id
-        x = jnp.where(is_padding[..., None], jnp.zeros_like(x), x)
-        self.show("output", x)
-        return x
+        return jnp.where(is_padding[..., None], jnp.zeros_like(x), x)
+
+    def sum(
+        self, token_ids: Int[Array, "batch time"], segments: Int[Array, "batch time"] | None
+    ) -> Float[Array, "batch time hidden"]:
+        """The sum of the embeddings, before LayerNorm, in the accumulation dtype."""
+        x = self._rows(self.token, token_ids)
+        if self.token_type is not None:
+            x = x + self._rows(self.token_type, jnp.zeros_like(token_ids))
+        return x + self._rows(self.position, position_ids(token_ids, self.config.pad_id, segments))
 
     def _rows(self, table: nnx.Embed, ids: Int[Array, "batch time"]) -> Float[Array, "batch time hidden"]:
-        """Rows of a table. (Calling nnx.Embed would first cast the table, all of it.)"""
+        """Rows of a table. (Calling nnx.Embed would first cast the whole table.)"""
         return jnp.take(table.embedding[...], ids, axis=0).astype(self.numerics.accumulation_dtype)
 
 
@@ -165,35 +159,39 @@ class SelfAttention(Part):
     def __call__(
         self,
         x: Float[Array, "queries hidden"],
-        context: Float[Array, "tokens hidden"],
-        mask: Bool[Array, "batch queries time"],
+        tokens: Float[Array, "tokens hidden"],
+        mask: Bool[Array, "batch #queries//batch tokens//batch"],
         key: Key[Array, ""] | None,
     ) -> Float[Array, "queries hidden"]:
-        """What each token of `x` takes from those of `context`, both all rows' tokens in one axis."""
+        """What each token of `x` takes from `tokens`."""
+        return self.output(self.context(self.query(x), self.key(tokens), self.value(tokens), mask, key))
+
+    def context(
+        self,
+        query: Float[Array, "queries hidden"],
+        key: Float[Array, "tokens hidden"],
+        value: Float[Array, "tokens hidden"],
+        mask: Bool[Array, "batch #queries//batch tokens//batch"],
+        dropout_key: Key[Array, ""] | None,
+    ) -> Float[Array, "queries hidden"]:
+        """The mean of the values, weighted for each query by head, before the output projection."""
         batch, num_heads = mask.shape[0], self.config.num_heads
         depth = self.config.hidden_size // num_heads
 
         def heads(projected: Float[Array, "tokens hidden"]) -> Float[Array, "batch time heads depth"]:
             return projected.astype(self.numerics.dtype).reshape(batch, -1, num_heads, depth)
 
-        query, key_, value = self.query(x), self.key(context), self.value(context)
-        for name, projected in (("query", query), ("key", key_), ("value", value)):
-            self.show(name, projected)
         rate = self.config.attention_dropout
-        attended = attend(
+        return attend(
             heads(query * depth**-0.5),
-            heads(key_),
+            heads(key),
             heads(value),
             mask,
             implementation=self.numerics.attention,
             precision=self.numerics.precision,
-            dropout=None if key is None or rate == 0.0 else partial(dropout, rate=rate, key=key),
-            show=self.show if self.numerics.observed else None,
-        ).reshape(x.shape)
-        output = self.output(attended)
-        self.show("context", attended)
-        self.show("output", output)
-        return output
+            dropout=None if dropout_key is None or rate == 0.0 else partial(dropout, rate=rate, key=dropout_key),
+            record=partial(self.sow, nnx.Intermediate) if self.numerics.observed else None,
+        ).reshape(query.shape)
 
 
 class FeedForward(Part):
@@ -201,17 +199,17 @@ class FeedForward(Part):
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         super().__init__(config, numerics)
-        self.activation = keeping_rounded(ACTIVATION_FUNCTIONS[config.activation], numerics.dtype)
         self.intermediate = layer_linear(config.hidden_size, config.intermediate_size, numerics, rngs)
         self.output = layer_linear(config.intermediate_size, config.hidden_size, numerics, rngs)
 
     def __call__(self, x: Float[Array, "tokens hidden"], key: Key[Array, ""] | None) -> Float[Array, "tokens hidden"]:
-        intermediate = self.intermediate(x)
-        activation = self.activation(intermediate)
-        output = self.output(dropout(activation, self.config.activation_dropout, key))
-        for name, value in (("intermediate", intermediate), ("activation", activation), ("output", output)):
-            self.show(name, value)
-        return output
+        activated = self.activation(self.intermediate(x))
+        return self.output(dropout(activated, self.config.activation_dropout, key))
+
+    def activation(self, x: Float[Array, "tokens intermediate"]) -> Float[Array, "tokens intermediate"]:
+        """The configured activation function, element by element."""
+        function = ACTIVATION_FUNCTIONS[self.config.activation]
+        return with_low_precision_residual(function, self.numerics.dtype)(x)
 
 
 class TransformerLayer(Part):
@@ -227,42 +225,30 @@ class TransformerLayer(Part):
     def __call__(
         self,
         x: Float[Array, "tokens hidden"],
-        mask: Bool[Array, "batch queries time"],
+        mask: Bool[Array, "batch #time time"],
         key: Key[Array, ""] | None,
-        select: Selection | None = None,
-    ) -> Float[Array, "selected hidden"]:
-        """The layer's output for each token, or for those that `select` takes of each row."""
+        positions: Positions | None = None,
+    ) -> Float[Array, "queries hidden"]:
+        """The layer's output for every token, or for those of each row at `positions`."""
         keys = _split(key, 4)
         pre_norm = self.config.normalize_before
 
-        def attention_norm(x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
-            x = self.attention_layer_norm(x)
-            self.show("attention_layer_norm", x)
-            return x
+        tokens = self.attention_layer_norm(x) if pre_norm else x
+        queries = tokens
+        if positions is not None:
+            x, queries = (_take(each, mask.shape[0], positions) for each in (x, tokens))
+            mask = mask if mask.shape[1] == 1 else tokens_at(mask, positions)
+        attn_output = self.attention(queries, tokens, mask, keys[0])
+        x = x + dropout(attn_output, self.config.dropout, keys[1])
+        x = x if pre_norm else self.attention_layer_norm(x)
 
-        def feed_forward_norm(x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
-            x = self.feed_forward_layer_norm(x)
-            self.show("feed_forward_layer_norm", x)
-            return x
-
-        context = attention_norm(x) if pre_norm else x
-        queries = context
-        if select is not None:
-            x, queries = select_tokens(select, x, mask), select_tokens(select, context, mask)
-            mask = mask if mask.shape[1] == 1 else select(mask)
-        attended = self.attention(queries, context, mask, keys[0])
-        x = x + dropout(attended, self.config.dropout, keys[1])
-        x = x if pre_norm else attention_norm(x)
-
-        fed = self.feed_forward(feed_forward_norm(x) if pre_norm else x, keys[2])
-        x = x + dropout(fed, self.config.dropout, keys[3])
-        x = x if pre_norm else feed_forward_norm(x)
-        self.show("output", x)
-        return x
+        mlp_output = self.feed_forward(self.feed_forward_layer_norm(x) if pre_norm else x, keys[2])
+        x = x + dropout(mlp_output, self.config.dropout, keys[3])
+        return x if pre_norm else self.feed_forward_layer_norm(x)
 
 
 class LMHead(Part):
-    """Features to a logit for every token of the vocabulary (fairseq's RobertaLMHead)."""
+    """A logit for every token of the vocabulary, from features (fairseq's RobertaLMHead)."""
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         super().__init__(config, numerics)
@@ -279,17 +265,16 @@ class LMHead(Part):
         self, features: Float[Array, "tokens hidden"], token_embedding: Float[Array, "vocab hidden"]
     ) -> Float[Array, "tokens vocab"]:
         x = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.lm_head_activation](self.dense(features)))
-        self.show("layer_norm", x)
         rows = token_embedding if self.embedding is None else self.embedding[...]
         logits = product("th,vh->tv", x, rows, dtype=self.numerics.dtype, precision=self.numerics.precision)
         return logits + self.bias[...].astype(logits.dtype)
 
 
 class Head(Part):
-    """Features to the outputs of a head, whichever its kind (see HeadConfig).
+    """The outputs of a head of any kind, from features (see HeadConfig).
 
-    A new head is initialised as torch initialises nn.Linear, uniform within 1 / sqrt(inputs): fairseq
-    registers heads after it has applied init_bert_params to the rest.
+    A new head is initialized as torch initializes nn.Linear, uniformly within 1 / sqrt(inputs): fairseq registers heads
+    after it has applied init_bert_params to the rest.
     """
 
     def __init__(self, config: RobertaConfig, head: HeadConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
@@ -310,100 +295,137 @@ class Head(Part):
     def init_params(
         cls, config: RobertaConfig, head: HeadConfig, numerics: Numerics, key: Key[Array, ""]
     ) -> dict[str, Any]:
-        """The parameters of a new head: its part of the tree."""
+        """Initializes the parameters of a new head: its part of the parameter tree."""
         return nnx.to_pure_dict(nnx.state(cls(config, head, numerics, nnx.Rngs(key)), nnx.Param))
 
     def __call__(
         self, features: Float[Array, "batch time hidden"], key: Key[Array, ""] | None
     ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
-        """Of the first token; [batch, time, classes] where the kind sees every token."""
+        """[batch, classes], for the first token; [batch, time, classes] where the kind sees every token."""
         first_token_only = self.head.has_dense
-        batch, time, size = features.shape
-        x = features[:, 0, :] if first_token_only else features.reshape(batch * time, size)
+        batch, time, hidden = features.shape
+        x = features[:, 0, :] if first_token_only else features.reshape(batch * time, hidden)
         keys = _split(key, 2)
         if self.dense is not None:
             if self.head.kind == "sentence":
                 x = dropout(x, self.config.pooler_dropout, keys[0])
-            activation = self.config.pooler_activation if self.head.kind == "sentence" else "tanh"
-            x = ACTIVATION_FUNCTIONS[activation](self.dense(x))
-            self.show("dense", x)
+            x = self.activation(self.dense(x))
         if self.output is not None:
             rate = 0.0 if self.head.kind == "span" else self.config.pooler_dropout
             x = self.output(dropout(x, rate, keys[1]))
         return x if first_token_only else x.reshape(batch, time, -1)
 
+    def activation(self, x: Float[Array, "batch inner"]) -> Float[Array, "batch inner"]:
+        """The activation of the dense layer: the configured one in a sentence head, tanh in others."""
+        activation = self.config.pooler_activation if self.head.kind == "sentence" else "tanh"
+        return ACTIVATION_FUNCTIONS[activation](x)
+
 
 class RobertaModel(Part):
-    """The whole network. Its parameter tree is documented in docs/parameters.md."""
+    """The whole network. docs/parameters.md lists its parameters."""
 
-    def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        """Builds the network, initialised as fairseq does (init_bert_params: normal, 0.02; biases zero)."""
+    def __init__(
+        self,
+        config: RobertaConfig,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+        layers: Iterable[TransformerLayer] | None = None,
+    ) -> None:
+        """Builds the network, initialized as fairseq does (init_bert_params: normal, 0.02; biases zero).
+
+        Args:
+          config, numerics: what to compute, and how.
+          rngs: for the initial parameters.
+          layers: the transformer layers; None initializes config.num_layers new ones.
+        """
         super().__init__(config, numerics)
         self.embeddings = Embeddings(config, numerics, rngs)
-        self.layers = nnx.List([TransformerLayer(config, numerics, rngs) for _ in range(config.num_layers)])
+        if layers is None:
+            layers = [TransformerLayer(config, numerics, rngs) for _ in range(config.num_layers)]
+        self.layers = nnx.List(layers)
         self.layer_norm = layer_norm(config, numerics, rngs) if config.normalize_before else None
         self.lm_head = LMHead(config, numerics, rngs) if config.lm_head else None
         self.heads = nnx.Dict({head.name: Head(config, head, numerics, rngs) for head in config.heads})
 
-    def hidden_states(
+    def features(
         self,
         token_ids: Int[Array, "batch time"],
         segments: Int[Array, "batch time"] | None = None,
         key: Key[Array, ""] | None = None,
-        select: Selection | None = None,
-    ) -> tuple[list[Float[Array, "batch time hidden"]], Float[Array, "batch selected hidden"]]:
-        """Every hidden state, and the features.
+        positions: Positions | None = None,
+    ) -> Float[Array, "batch selected hidden"]:
+        """The last layer's output, with the final LayerNorm where the network is pre-norm, in the accumulation dtype.
 
         Args:
           token_ids: in the vocabulary, at most max_positions a row.
           segments: where several sequences stand in a row, one after the other, the number of each token's sequence,
             and another number for padding: none sees the others, and each has positions of its own.
           key: for dropout and LayerDrop; None evaluates.
-          select: the tokens whose features are wanted. The last layer is computed for these only: the others' keys and
-            values, but not their queries, output projection and feed-forward. None for all tokens.
-
-        Returns:
-          The embedding output and each layer's output (num_layers + 1 arrays, the last of selected tokens), and the
-          features: the last of them, with the final LayerNorm where the network is pre-norm. In the accumulation dtype.
+          positions: of the tokens of each row whose features are wanted: one array a row, or one slice for all rows.
+            The last layer is computed for these only: the others' keys and values, but not their queries, output
+            projection and feed-forward. None for all tokens.
         """
-        batch, time = token_ids.shape
+        x = self._layer_outputs(token_ids, segments, key, positions)[-1]
+        x = x if self.layer_norm is None else self.layer_norm(x)
+        return _by_row(x, token_ids.shape[0])
+
+    def hidden_states(
+        self,
+        token_ids: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> list[Float[Array, "batch time hidden"]]:
+        """The embedding output and each layer's output: num_layers + 1 arrays, in the accumulation dtype.
+
+        The final LayerNorm of a pre-norm network is in `features` and not in the last of these. Arguments as of
+        `features`.
+        """
+        return [_by_row(x, token_ids.shape[0]) for x in self._layer_outputs(token_ids, segments, key)]
+
+    def _layer_outputs(
+        self,
+        token_ids: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"] | None,
+        key: Key[Array, ""] | None,
+        positions: Positions | None = None,
+    ) -> list[Float[Array, "_ hidden"]]:
+        """The embedding output and each layer's, [tokens, hidden]; the last of the tokens at `positions` only."""
         mask = attention_mask(token_ids == self.config.pad_id, segments)
         keys = _split(key, 1 + 2 * len(self.layers))
-        x = self.embeddings(token_ids, segments, keys[0]).reshape(batch * time, self.config.hidden_size)
-        states = [x]
+        x = self.embeddings(token_ids, segments, keys[0]).reshape(-1, self.config.hidden_size)
+        outputs = [x]
         for i, layer in enumerate(self.layers):
             layer_key, drop_key = keys[1 + 2 * i], keys[2 + 2 * i]
-            selected = select if i == len(self.layers) - 1 else None
-            run: Callable[[Array], Array] = partial(layer, mask=mask, key=layer_key, select=selected)
+            wanted = positions if i == len(self.layers) - 1 else None
+            run: Callable[[Array], Array] = partial(layer, mask=mask, key=layer_key, positions=wanted)
             run = jax.checkpoint(run) if self.numerics.remat else run
             if drop_key is None or self.config.layer_drop == 0.0:
                 x = run(x)
             else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
-                x = lax.cond(
-                    jax.random.uniform(drop_key) > self.config.layer_drop,
-                    run,
-                    lambda x, chosen=selected: x if chosen is None else select_tokens(chosen, x, mask),
-                    x,
-                )
-            states.append(x)
-        features = x if self.layer_norm is None else self.layer_norm(x)
-        *states, features = (state.reshape(batch, -1, self.config.hidden_size) for state in (*states, features))
-        return states, features
+                skip = partial(_take, batch=mask.shape[0], positions=wanted)
+                x = lax.cond(jax.random.uniform(drop_key) > self.config.layer_drop, run, skip, x)
+            outputs.append(x)
+        return outputs
 
     def lm_logits(self, features: Float[Array, "tokens hidden"]) -> Float[Array, "tokens vocab"]:
-        """A logit for every token of the vocabulary, from features; only where config.lm_head."""
-        assert self.lm_head is not None, "checked by forward.lm_logits"
+        """A logit for every token of the vocabulary, in the accumulation dtype.
+
+        Raises:
+          InputError: the network has no masked-LM head.
+        """
+        if self.lm_head is None:
+            raise InputError(NO_LM_HEAD)
         return self.lm_head(features, self.embeddings.token.embedding[...])
 
     def head_logits(
         self, head: str, features: Float[Array, "batch time hidden"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
-        """The outputs of the head called `head`."""
+        """The outputs of the head called `head`, in the accumulation dtype."""
         return self.heads[head](features, key)
 
 
 class Linear(nnx.Module):
-    """kernel [inputs, outputs] and bias [outputs], initialised as init_bert_params does.
+    """kernel [inputs, outputs] and bias [outputs], initialized as init_bert_params does.
 
     The bias is added to the product's result, in the accumulation dtype. (nnx.Linear rounds it to the operands' dtype,
     and derives its gradients from the casts and the product: see products.product.)
@@ -423,17 +445,17 @@ class Linear(nnx.Module):
 
 
 def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear | QuantizedLinear:
-    """`Linear`, or its quantised form."""
+    """`Linear`, or its quantized form."""
     if numerics.quantized:
         return QuantizedLinear(inputs, outputs, numerics.accumulation_dtype, numerics.param_dtype)
     return Linear(inputs, outputs, numerics, rngs)
 
 
 def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm of the features, in the accumulation dtype.
+    """LayerNorm over the features, in the accumulation dtype.
 
     The variance is computed in two passes, as torch does, but under a 16-bit `dtype` in one (the mean of squares less
-    the mean's square): what that loses is far below what rounding the operands does, and an accelerator reads the
+    the square of the mean): what that loses is far below what rounding the operands loses, and an accelerator reads the
     features once.
     """
     kind = RecomputedLayerNorm if numerics.dtype.itemsize == 2 else nnx.LayerNorm
@@ -447,18 +469,27 @@ def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx
     )
 
 
+def _by_row(x: Float[Array, "tokens hidden"], batch: int) -> Float[Array, "batch time hidden"]:
+    return x.reshape(batch, -1, x.shape[-1])
+
+
+def _take(x: Float[Array, "tokens hidden"], batch: int, positions: Positions | None) -> Float[Array, "queries hidden"]:
+    """The tokens of each row at `positions`; all of them for None."""
+    return x if positions is None else tokens_at(_by_row(x, batch), positions).reshape(-1, x.shape[-1])
+
+
 def _split(key: Key[Array, ""] | None, count: int) -> list[Key[Array, ""] | None]:
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def _normal_with_zero_row(row: int) -> Callable[..., Array]:
-    def init(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Array:
+    def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Float[Array, "..."]:
         return nnx.initializers.normal(0.02)(key, shape, dtype).at[row].set(0)
 
     return init
 
 
-def _torch_linear_init(shape: tuple[int, ...], inputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Array:
+def _torch_linear_init(shape: tuple[int, ...], inputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Float[Array, "..."]:
     """torch.nn.Linear.reset_parameters: kaiming_uniform_(a=sqrt(5)) is uniform within 1 / sqrt(inputs)."""
     bound = inputs**-0.5
     return jax.random.uniform(rngs.params(), shape, numerics.param_dtype, -bound, bound)

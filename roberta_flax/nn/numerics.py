@@ -32,10 +32,11 @@ class Numerics:
       param_dtype: of newly initialized parameters.
       precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
       attention: one of attention.IMPLEMENTATIONS; None for the backend's default.
-      remat: whether each layer's activations are recomputed for its gradient instead of kept (Chen et al., 2016).
+      remat: whether each layer's activations are recomputed for its gradient rather than kept (Chen et al., 2016).
       quantized: whether the layers' products are in int8. The functions of roberta_flax.forward set it from the
         parameters they are given.
-      observed: whether the network records its attention scores and weights for nnx.capture.
+      observed: whether attention records its scores and weights, which no method returns, for nnx.capture. It does so
+        where it computes all scores at once, as "xla" does.
 
     Raises:
       InputError: a dtype or precision that JAX does not know, a dtype that is not floating point, float64 without
@@ -81,5 +82,5 @@ class Numerics:
 
     @property
     def accumulation_dtype(self) -> jnp.dtype:
-        """float32, or float64 under a float64 `dtype`: what products return and what stands between them."""
+        """The dtype that products return, and of everything between them: float32, or float64 for a float64 `dtype`."""
         return accumulation_dtype(self.dtype)

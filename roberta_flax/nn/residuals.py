@@ -1,10 +1,11 @@
-"""What stands for the gradients between the forward and the backward pass.
+"""What the forward pass keeps for the gradients.
 
 Products keep their operands as they were cast (products.product). Between two products everything is float32, and so is
-what differentiation would keep there: three arrays of an activation, four of a LayerNorm. Under a 16-bit dtype the
-functions here keep one. They round nothing that the forward pass gives, and change nothing under other dtypes.
+what differentiation would keep there: three arrays for an activation, four for a LayerNorm. Under a 16-bit dtype the
+functions here keep one. They round nothing that the forward pass returns, and change nothing under other dtypes.
 
-What is kept is behind an optimization barrier: the compiler would else keep what it is made of, and make it again.
+What is kept is behind an optimization barrier: otherwise the compiler would keep what it is computed from, which is
+larger, and compute it again in the backward pass. (On CPUs barriers need an option: see cpu.KEEP_BARRIERS.)
 """
 
 from __future__ import annotations
@@ -19,46 +20,45 @@ from flax import nnx
 from jax import lax
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Float, Shaped
 
-Activation = Callable[["Float[Array, '...']"], "Float[Array, '...']"]
-
-# XLA's CPU backend takes barriers out before it fuses and orders operations, and with them all that they are for. This
-# is the pass that does it; a backend that has no pass of this name passes over the option.
-KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
-def made_once(x: Bool[Array, "..."]) -> Bool[Array, "..."]:
-    """The array as it is, which stands from where it is made to where it is used last."""
+def optimization_barrier(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """The array unchanged, but computed once and kept in memory until its last use."""
     return cast("Array", lax.optimization_barrier(x))  # type: ignore[no-untyped-call]
 
 
 @cache
-def keeping_rounded(function: Activation, dtype: jnp.dtype) -> Activation:
-    """The function, element by element, whose derivative is taken at its argument rounded to a 16-bit `dtype`.
+def with_low_precision_residual(function: Activation, dtype: jnp.dtype) -> Activation:
+    """An elementwise function whose derivative is taken at its argument rounded to a 16-bit `dtype`.
 
-    (torch's autocast rounds the argument forwards too.) Of another dtype it is the function given. There is no
+    The rounded argument is all that is kept for the gradient; the function's value is not rounded. (torch's autocast
+    rounds the argument in the forward pass too.) For any other dtype this is the function itself. The result has no
     forward-mode derivative.
     """
     if dtype.itemsize != 2:
         return function
-    rounded = jax.custom_vjp(function)
+    low_precision = jax.custom_vjp(function)
 
-    def forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
-        return function(x), (made_once(x.astype(dtype)), jnp.empty(0, x.dtype))
+    def forward(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], tuple[Float[Array, "..."], Float[Array, "0"]]]:
+        return function(x), (optimization_barrier(x.astype(dtype)), jnp.empty(0, x.dtype))
 
-    def backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array]:
-        kept, like = residuals
-        (of_x,) = jax.vjp(function, kept.astype(like.dtype))[1](gradient)
-        return (of_x,)
+    def backward(
+        residuals: tuple[Float[Array, "..."], Float[Array, "0"]], gradient: Float[Array, "..."]
+    ) -> tuple[Float[Array, "..."]]:
+        rounded, like = residuals
+        (x_gradient,) = jax.vjp(function, rounded.astype(like.dtype))[1](gradient)
+        return (x_gradient,)
 
-    rounded.defvjp(forward, backward)
-    return cast("Activation", rounded)
+    low_precision.defvjp(forward, backward)
+    return cast("Activation", low_precision)
 
 
 class RecomputedLayerNorm(nnx.LayerNorm):
-    """LayerNorm that keeps its input alone for the gradient, and computes means, variances and what follows again."""
+    """A LayerNorm that keeps only its input for the gradient, and recomputes the mean, the variance and the rest."""
 
     def __call__(self, x: Float[Array, "... n"], *, mask: Array | None = None) -> Float[Array, "... n"]:
-        normalised: Array = jax.checkpoint(super().__call__)(x, mask=mask)
-        return normalised
+        normalized: Array = jax.checkpoint(super().__call__)(x, mask=mask)
+        return normalized

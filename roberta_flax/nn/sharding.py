@@ -1,8 +1,8 @@
-"""Meshes of devices, and which part of the parameters each device holds.
+"""Meshes of devices, and the part of the parameters that each device holds.
 
-Two axes: DATA, along which rows of a batch are divided and the model is repeated, and MODEL, along which each layer's
-matrices are divided (Shoeybi et al., 2019: the first of two products by columns, the second by rows). For training,
-DATA may divide the parameters too (fully sharded; Rajbhandari et al., 2020): each is gathered where it is used.
+A mesh has two axes. DATA divides the rows of a batch and replicates the model; MODEL divides each layer's matrices
+(Shoeybi et al., 2019: the first of two products by columns, the second by rows). For training, DATA may divide the
+parameters too (fully sharded; Rajbhandari et al., 2020): each is gathered where it is used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 DATA, MODEL = "data", "model"
-# Paths of the tree (docs/parameters.md) -> the mesh's axis that divides each of theirs; others are whole everywhere.
+# Paths of the tree (docs/parameters.md) -> the mesh axis that divides each axis; other parameters are replicated.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(embeddings\.token|lm_head)\.embedding", (None, MODEL)),
     (r"layers\.\d+\.attention\.(query|key|value)\.kernel", (None, MODEL)),
@@ -45,19 +45,19 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers\.\d+\.feed_forward\.intermediate\.(bias|kernel_scale)", (MODEL,)),
     (r"layers\.\d+\.feed_forward\.output\.kernel", (MODEL, None)),
 )
-# Parameters with fewer numbers are whole everywhere: to gather them would cost more than it saves.
+# Parameters with fewer numbers are replicated: gathering them would cost more than it saves.
 _SMALL = 2**14
 
 
 def mesh(devices: Sequence[jax.Device] | None = None, tensor_parallel: int = 1) -> Mesh:
-    """A mesh of DATA x MODEL devices.
+    """Arranges devices in a mesh of DATA x MODEL.
 
     Args:
-      devices: all local ones if not given.
+      devices: None for all local devices.
       tensor_parallel: the size of the MODEL axis.
 
     Raises:
-      InputError: no devices, or a number of them that tensor_parallel does not divide.
+      InputError: there are no devices, or tensor_parallel does not divide their number.
     """
     devices = jax.local_devices() if devices is None else list(devices)
     whole = isinstance(tensor_parallel, int) and not isinstance(tensor_parallel, bool) and tensor_parallel >= 1
@@ -69,13 +69,13 @@ def mesh(devices: Sequence[jax.Device] | None = None, tensor_parallel: int = 1) 
 
 
 def spec(path: str) -> PartitionSpec:
-    """How the parameter at a dotted path is divided."""
+    """The mesh axes that divide the parameter at a dotted path."""
     axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, path)), ())
     return PartitionSpec(*axes)  # type: ignore[no-untyped-call]
 
 
 def fully_sharded_spec(path: str, shape: Sequence[int], on: Mesh) -> PartitionSpec:
-    """How it is divided where DATA divides parameters too: the longest axis that it can, MODEL's if need be."""
+    """The same where DATA divides parameters too: their longest axis that it can divide, MODEL's if no other."""
     axes: list[Any] = [*spec(path), *[None] * (len(shape) - len(spec(path)))]
     divided = {i: (DATA,) if axis is None else (axis, DATA) for i, axis in enumerate(axes)}
     possible = [i for i, names in divided.items() if shape[i] % math.prod(on.shape[name] for name in names) == 0]
@@ -86,10 +86,10 @@ def fully_sharded_spec(path: str, shape: Sequence[int], on: Mesh) -> PartitionSp
 
 
 def place(params: Params, config: RobertaConfig, on: Mesh, *, fully_sharded: bool = False) -> Params:
-    """The parameters on a mesh's devices, by RULES; with fully_sharded, divided along DATA too.
+    """Puts the parameters on a mesh's devices, divided by RULES; with fully_sharded, along DATA too.
 
     Raises:
-      InputError: heads or widths that the MODEL axis does not divide.
+      InputError: the MODEL axis does not divide the number of heads or a width.
     """
     parts = on.shape[MODEL]
     for name in ("num_heads", "hidden_size", "intermediate_size"):
@@ -106,18 +106,18 @@ def place(params: Params, config: RobertaConfig, on: Mesh, *, fully_sharded: boo
 
 
 def place_rows(array: npt.NDArray[Any], on: Mesh) -> jax.Array:
-    """An array on a mesh's devices, its rows divided along DATA; they must be a multiple of its size."""
+    """Puts an array on a mesh's devices, its rows divided along DATA; their number must be a multiple of its size."""
     rows: jax.Array = jax.device_put(array, NamedSharding(on, PartitionSpec(DATA)))  # type: ignore[no-untyped-call]
     return rows
 
 
 def place_batch(batch: Mapping[str, npt.NDArray[Any]], on: Mesh, axis: int = 0) -> dict[str, jax.Array]:
-    """Arrays on a mesh's devices, of all hosts, divided along DATA; every process has them whole.
+    """Puts a batch on a mesh's devices, on all hosts, divided along DATA; every process passes the whole batch.
 
     Args:
-      batch: arrays by name, whose rows are a multiple of DATA's size.
+      batch: arrays by name; their number of rows is a multiple of DATA's size.
       on: the mesh.
-      axis: of the rows.
+      axis: the axis of the rows.
     """
     rows = NamedSharding(on, PartitionSpec(*[None] * axis, DATA))  # type: ignore[no-untyped-call]
     return {name: jax.make_array_from_callback(array.shape, rows, array.__getitem__) for name, array in batch.items()}

@@ -1,4 +1,4 @@
-"""Parameter trees by path."""
+"""Leaves of parameter trees by their paths."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def flatten(params: Params) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any], like: Params) -> Params:
-    """The tree of `like`'s structure with these leaves, by dotted name: what `flatten` takes apart."""
+    """The tree of `like`'s structure with these leaves, by dotted name: the inverse of `flatten`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_name(path)], like)

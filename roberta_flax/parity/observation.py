@@ -19,12 +19,12 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
-from roberta_flax.nn.model import tokens_at
+from roberta_flax.nn.model import RobertaModel, tokens_at
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import quantize
 from roberta_flax.nn.tree import flatten
 from roberta_flax.parity.inputs import ParityBatch
-from roberta_flax.parity.points import GRADIENTS, has_log_probabilities
+from roberta_flax.parity.points import GRADIENTS, all_points, has_log_probabilities
 from roberta_flax.train.losses import head_loss, masked_lm_loss
 
 if TYPE_CHECKING:
@@ -167,22 +167,37 @@ def _inside(
     config: RobertaConfig,
     numerics: Numerics,
 ) -> dict[str, Array]:
-    def run(model: Any) -> Array:
-        features: Array = model.hidden_states(tokens)[1]
+    def run(model: RobertaModel) -> None:
+        features = model.features(tokens)
         if config.lm_head:
-            model.lm_logits(tokens_at(positions)(features).reshape(-1, config.hidden_size))
+            model.lm_logits(tokens_at(features, positions).reshape(-1, config.hidden_size))
         for head in config.heads:
             model.head_logits(head.name, features)
-        return features
 
-    features, sown = nnx.capture(run, nnx.Intermediate)(forward.network(params, config, numerics))
-    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(sown))
-    values = {".".join(str(part.key) for part in path[:-1]): value for path, value in leaves}  # each sown once
+    model = forward.network(params, config, numerics)
+    _, captured = nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)(model)
+    outputs = {
+        ".".join(str(part.key) for part in path[:-1]): value  # the last part numbers the calls, of which there is one
+        for path, value in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(captured))[0]
+    }
+    values = {point: outputs[name] for point in all_points(config) if (name := _captured_as(point)) in outputs}
     batch, time = tokens.shape
     for point, value in values.items():
         if value.ndim == 2 and point.startswith("layers."):
             values[point] = value.reshape(batch, time, -1)
-    return values | {"features": features}
+    return values
+
+
+def _captured_as(point: str) -> str:
+    """The path and the method whose output is the value at a point, as nnx.capture names it."""
+    module, _, part = point.rpartition(".")
+    if part in ("sum", "context", "scores", "weights", "activation", "features"):
+        return point
+    if part == "output" and not module.endswith((".attention", ".feed_forward")):  # a layer's, or the embeddings'
+        return f"{module}.__call__"
+    if part == "dense":  # a head's, activated
+        return f"{module}.activation"
+    return f"{point}.__call__"
 
 
 @partial(jax.jit, static_argnames=("config", "numerics"))

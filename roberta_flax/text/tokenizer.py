@@ -51,7 +51,7 @@ _NO_ID = -1  # the token id of a BPE piece that is not in encoder.json
 _REACHABLE_MERGES_SHA256 = frozenset({"1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"})
 
 # The most bytes that this check compares, since a piece is walked as many times as it has bytes. GPT-2's pieces take
-# 2.5 million, and a million pieces about 50 million. Beyond the limit, merges count as not reachable: correct, but slower.
+# 2.5 million, a million pieces about 50 million. Beyond the limit, merges count as not reachable: correct, but slower.
 _MAX_CHECKED = 1 << 26
 
 # A backtracking regex engine keeps a state for every character of a whitespace run, and tiktoken's engine fails at a

@@ -30,7 +30,6 @@ import numpy.typing as npt
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params, check_lm_head, head_outputs, network
-from roberta_flax.nn.model import tokens_at
 from roberta_flax.nn.numerics import Numerics
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def masked_lm_loss(
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         model, weights = network(params, config, numerics), batch["weights"]
-        features = model.hidden_states(batch["tokens"], key=key, select=tokens_at(batch["positions"]))[1]
+        features = model.features(batch["tokens"], key=key, positions=batch["positions"])
         logits = model.lm_logits(features.reshape(-1, config.hidden_size))
         losses = _cross_entropy(logits, batch["targets"].reshape(-1))
         return (losses * weights.reshape(-1)).sum(), weights.sum()

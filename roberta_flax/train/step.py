@@ -21,8 +21,8 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from roberta_flax.errors import InputError
+from roberta_flax.nn.cpu import KEEP_BARRIERS
 from roberta_flax.nn.forward import Params
-from roberta_flax.nn.residuals import KEEP_BARRIERS
 from roberta_flax.nn.tree import path_name
 from roberta_flax.train.losses import Batch, Loss
 
