@@ -105,7 +105,7 @@ def test_export_writes_programs_that_load(run, tiny_directory, tmp_path):
     np.testing.assert_allclose(program(tokens), roberta.predict("mnli", tokens), atol=0.02)  # int8: a step of 127
     for arguments, message in (
         ((tiny_directory, out, "--to", "stablehlo"), "exists already"),
-        ((tiny_directory, tmp_path / "x", "--to", "stablehlo", "--platform", "abacus"), "platforms must be of"),
+        ((tiny_directory, tmp_path / "x", "--to", "stablehlo", "--platform", "abacus"), "platforms must be among"),
         ((tiny_directory, tmp_path / "x", "--to", "huggingface", "--dtype", "bfloat16"), "for --to stablehlo"),
         ((tiny_directory, tmp_path / "x", "--to", "onnx"), "fairseq, huggingface or stablehlo, got 'onnx'"),
         ((tmp_path, tmp_path / "x", "--to", "stablehlo"), "is not a converted model: it lacks config.json"),

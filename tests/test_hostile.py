@@ -964,7 +964,7 @@ def test_a_conversion_that_is_killed_never_leaves_a_directory_that_loads(tiny_so
 
 def test_what_a_stopped_conversion_left_is_not_loaded_even_where_every_file_is_there(tiny_directory, tmp_path):
     left = shutil.copytree(tiny_directory, tmp_path / ".model-x.partial")
-    with pytest.raises(CheckpointError, match="a conversion that was stopped left"):
+    with pytest.raises(CheckpointError, match="left by a conversion that was interrupted"):
         roberta_flax.load(left)
 
 
