@@ -33,7 +33,7 @@ import roberta_flax
 from roberta_flax import CheckpointError
 from roberta_flax.checkpoint.tensors import Values, read_tensors
 from roberta_flax.convert import convert, export, hf_tokenizer, msgpack_file, torch_file, verify
-from roberta_flax.convert.source import equal
+from roberta_flax.convert.source import same_values
 from roberta_flax.nn.tree import flatten
 
 torch = pytest.importorskip("torch")
@@ -506,7 +506,7 @@ def test_tensors_stretched_by_strides_of_zero_are_refused_before_a_value_is_read
     saved["model"] |= {name: stretched(*shape) for name, shape in tensors.items()}
     torch.save(saved, source / "model.pt")
     message = refusal(lambda: convert(source, tmp_path / "converted"))
-    assert "not stored whole: " + next(iter(sorted(tensors))) in message
+    assert "larger than its file: " + next(iter(sorted(tensors))) in message
 
 
 def test_stretched_tensors_in_the_parts_of_a_model(source, tmp_path):
@@ -516,7 +516,9 @@ def test_stretched_tensors_in_the_parts_of_a_model(source, tmp_path):
         part = {"decoder.sentence_encoder.layer_norm.weight": stretched(1 << 40, 1 << 10)}
         torch.save({**saved, "model": {**saved["model"], **part}}, source / f"model-model_part-{i}.pt")
     (source / "model.pt").unlink()
-    assert "not stored whole: decoder.sentence_encoder.layer_norm" in refusal(lambda: convert(source, tmp_path / "out"))
+    assert "larger than its file: decoder.sentence_encoder.layer_norm" in refusal(
+        lambda: convert(source, tmp_path / "out")
+    )
 
 
 def test_metadata_of_shards_that_repeat_themselves(source, tmp_path):
@@ -555,7 +557,7 @@ def test_stretched_tensors_in_a_file_of_transformers(tmp_path, name):
         f"{name}.weight": huge,
     }
     torch.save(state, folder / "pytorch_model.bin")
-    assert f"not stored whole: {name}" in refusal(lambda: convert(folder, tmp_path / "converted"))
+    assert f"larger than its file: {name}" in refusal(lambda: convert(folder, tmp_path / "converted"))
 
 
 def test_one_tensor_by_many_names_is_not_read_once_for_each(source, tmp_path):
@@ -571,21 +573,21 @@ def test_one_tensor_by_many_names_is_not_read_once_for_each(source, tmp_path):
 def test_tensors_are_compared_a_part_at_a_time_however_they_lie():
     values = np.zeros((6000, 4000), np.float32).T  # 96 MB
     tracemalloc.start()
-    assert equal(Values(values), Values(values))
-    assert equal(Values(values.reshape(1, 4000, 6000)), Values(values.reshape(1, 4000, 6000)))
+    assert same_values(Values(values), Values(values))
+    assert same_values(Values(values.reshape(1, 4000, 6000)), Values(values.reshape(1, 4000, 6000)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < MEMORY
     for position in ((0, 0), (2000, 3000), (3999, 5999)):
         other = values.copy(order="K")
         other[position] = 1
-        assert not equal(Values(values), Values(other))
+        assert not same_values(Values(values), Values(other))
     not_a_number = np.array([np.nan, 1], np.float32)
-    assert equal(Values(not_a_number), Values(not_a_number.copy()))
-    assert not equal(Values(not_a_number), Values(np.array([0, 1], np.float32)))
-    assert not equal(Values(np.zeros((2, 3))), Values(np.zeros((3, 2))))
-    assert equal(Values(np.float32(1)[None].reshape(())), Values(np.ones((), np.float32)))
-    assert equal(Values(np.zeros((0, 3))), Values(np.zeros((0, 3))))
+    assert same_values(Values(not_a_number), Values(not_a_number.copy()))
+    assert not same_values(Values(not_a_number), Values(np.array([0, 1], np.float32)))
+    assert not same_values(Values(np.zeros((2, 3))), Values(np.zeros((3, 2))))
+    assert same_values(Values(np.float32(1)[None].reshape(())), Values(np.ones((), np.float32)))
+    assert same_values(Values(np.zeros((0, 3))), Values(np.zeros((0, 3))))
 
 
 @pytest.mark.parametrize(

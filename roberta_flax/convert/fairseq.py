@@ -15,19 +15,19 @@ from roberta_flax.checkpoint import download
 from roberta_flax.checkpoint.tensors import LazyTensor, Values
 from roberta_flax.convert import shards, torch_file
 from roberta_flax.convert.hf_tokenizer import merges_text
-from roberta_flax.convert.names import EMBED_TOKENS, LM_HEAD_WEIGHT, from_fairseq, modernize_fairseq, why_ignored
+from roberta_flax.convert.names import EMBED_TOKENS, LM_HEAD_WEIGHT, from_fairseq, modernize_fairseq, reason_to_ignore
 from roberta_flax.convert.source import (
-    Placing,
     Source,
+    TreeBuilder,
     boolean,
-    check_stored,
-    equal,
+    check_fits_files,
     integer,
+    interpret,
     is_floating,
     number,
     padded_dictionary,
-    understood,
-    unwrapped,
+    same_values,
+    wrapper_prefix,
 )
 from roberta_flax.errors import CheckpointError, shortened
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
@@ -119,29 +119,29 @@ def read(
         raise CheckpointError(f"{path} has neither 'args' nor 'cfg': without them its attention heads are unknown")
 
     tensors = shards.join(files, checkpoints)
-    check_stored(str(path), files, tensors)
+    check_fits_files(str(path), files, tensors)
     modern = _modern(path, arguments, tensors)
-    placing, notes = Placing(), list[str]()
-    tied = not understood(str(path), lambda: boolean(arguments["untie_weights_roberta"]))
-    modern = _without_pruned_layers(arguments, modern, placing)
-    modern = _with_folded_spectral_norm(modern, placing, notes)
+    builder, notes = TreeBuilder(), list[str]()
+    tied = not interpret(str(path), lambda: boolean(arguments["untie_weights_roberta"]))
+    modern = _without_pruned_layers(arguments, modern, builder)
+    modern = _with_folded_spectral_norm(modern, builder, notes)
     for modern_name, (name, tensor) in modern.items():
         if tied and modern_name == LM_HEAD_WEIGHT:
             _check_tied(path, name, tensor, modern[EMBED_TOKENS][1])
-            placing.leave_out(name, "the same as the token embedding, which the LM head is tied to")
-        elif (reason := why_ignored(modern_name)) is not None:
-            placing.leave_out(name, reason)
+            builder.leave_out(name, "the same as the token embedding, which the LM head is tied to")
+        elif (reason := reason_to_ignore(modern_name)) is not None:
+            builder.leave_out(name, reason)
         else:
-            placing.put(name, tensor, from_fairseq(modern_name))
+            builder.put(name, tensor, from_fairseq(modern_name))
 
-    config = understood(
-        str(path), lambda: _config(path, arguments, placing, Path(str(tokenizer_files[DICTIONARY_FILE])))
+    config = interpret(
+        str(path), lambda: _config(path, arguments, builder, Path(str(tokenizer_files[DICTIONARY_FILE])))
     )
-    placing.check(str(path), files, config)
+    builder.check(str(path), files, config)
     if not config.lm_head:
         notes.append(f"{path.name} has no masked-LM head: fill_mask and lm_logits will not be there")
     return Source(
-        "fairseq", config, placing.parameters, placing.provenance, _padded(tokenizer_files, arguments, config), notes
+        "fairseq", config, builder.parameters, builder.provenance, _padded(tokenizer_files, arguments, config), notes
     )
 
 
@@ -236,7 +236,7 @@ def _modern(
     path: Path, arguments: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
 ) -> dict[str, tuple[str, LazyTensor]]:
     """today's name -> (name in the file, tensor)."""
-    prefix = unwrapped(tensors)
+    prefix = wrapper_prefix(tensors)
     parts = [
         (name, *part)
         for name, tensor in tensors.items()
@@ -258,7 +258,7 @@ _LAYER = re.compile(r"(encoder\.sentence_encoder\.layers\.)([0-9]{1,4})(\..*)")
 
 
 def _without_pruned_layers(
-    arguments: Mapping[str, Any], modern: dict[str, tuple[str, LazyTensor]], placing: Placing
+    arguments: Mapping[str, Any], modern: dict[str, tuple[str, LazyTensor]], builder: TreeBuilder
 ) -> dict[str, tuple[str, LazyTensor]]:
     """Only the layers that encoder_layers_to_keep names, renumbered, where the others are still there.
 
@@ -268,7 +268,7 @@ def _without_pruned_layers(
     if not text:
         return modern
     if not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", str(text)):
-        placing.problems.append(f"encoder_layers_to_keep is {shortened(str(text))!r}, expected numbers and commas")
+        builder.problems.append(f"encoder_layers_to_keep is {shortened(str(text))!r}, expected numbers and commas")
         return modern
     keep = {old: new for new, old in enumerate(sorted({int(layer) for layer in str(text).split(",")}))}
     there = {int(match[2]) for name in modern if (match := _LAYER.fullmatch(name))}
@@ -282,12 +282,12 @@ def _without_pruned_layers(
         elif int(match[2]) in keep:
             kept[f"{match[1]}{keep[int(match[2])]}{match[3]}"] = (source, tensor)
         else:
-            placing.leave_out(source, "of a layer that encoder_layers_to_keep does not keep")
+            builder.leave_out(source, "of a layer that encoder_layers_to_keep does not keep")
     return kept
 
 
 def _with_folded_spectral_norm(
-    modern: dict[str, tuple[str, LazyTensor]], placing: Placing, notes: list[str]
+    modern: dict[str, tuple[str, LazyTensor]], builder: TreeBuilder, notes: list[str]
 ) -> dict[str, tuple[str, LazyTensor]]:
     """torch.nn.utils.spectral_norm's weight_orig, weight_u and weight_v made the weight that they stand for."""
     folded = dict(modern)
@@ -299,12 +299,12 @@ def _with_folded_spectral_norm(
         weight, u, v = (None if part is None else part[1] for part in parts)
         for part in parts:
             if part is not None:
-                placing.leave_out(part[0], f"folded into {layer}.weight")
+                builder.leave_out(part[0], f"folded into {layer}.weight")
                 folded.pop(f"{layer}.{part[0].rpartition('.')[2]}", None)
         if f"{layer}.weight" in modern:  # torch before 1.1 kept the weight itself too
             continue
         if weight is None or u is None or v is None or not _has_spectral_norm(weight, u, v):
-            placing.problems.append(
+            builder.problems.append(
                 f"wrong shape: {shortened(layer)} has no weight_u [rows] and weight_v [columns], floating point, for "
                 "its weight_orig [rows, columns]"
             )
@@ -313,7 +313,7 @@ def _with_folded_spectral_norm(
         with np.errstate(over="ignore", invalid="ignore"):
             sigma = float(u.read().astype(np.float64) @ values @ v.read().astype(np.float64))
         if not 0 < sigma < math.inf:
-            placing.problems.append(
+            builder.problems.append(
                 f"wrong values: {shortened(layer)} has a spectral norm of {sigma:.6g}, expected a positive number"
             )
             continue
@@ -331,7 +331,7 @@ def _has_spectral_norm(weight: LazyTensor, u: LazyTensor, v: LazyTensor) -> bool
     )
 
 
-def _config(path: Path, arguments: Mapping[str, Any], placing: Placing, dictionary: Path) -> RobertaConfig:
+def _config(path: Path, arguments: Mapping[str, Any], builder: TreeBuilder, dictionary: Path) -> RobertaConfig:
     """The configuration that arguments and shapes agree on; what they disagree on is added to placing's problems."""
     for name, value in _FIXED.items():
         if boolean(arguments.get(name, value)) != value:
@@ -343,20 +343,20 @@ def _config(path: Path, arguments: Mapping[str, Any], placing: Placing, dictiona
             f"{path} does not say how many attention heads it has (encoder_attention_heads), and its architecture "
             f"{shortened(str(arguments['arch']))!r} is none of fairseq's: add the argument, and save it anew"
         )
-    layers, parameters = placing.num_layers, placing.parameters
+    layers, parameters = builder.num_layers, builder.parameters
     declared = arguments.get("encoder_layers", layers)
     if not (arguments.get("encoder_layers_to_keep") or _is_interpolation(declared)) and integer(declared) != layers:
-        placing.problems.append(f"its arguments say {integer(declared)} layers, and it has {layers}")
+        builder.problems.append(f"its arguments say {integer(declared)} layers, and it has {layers}")
     activation = arguments["activation_fn"]
     positions = arguments.get("max_positions") or arguments["tokens_per_sample"]
     intermediate = "layers.0.feed_forward.intermediate.kernel"
     return RobertaConfig(
-        vocab_size=placing.size("embeddings.token.embedding", 0, len(Dictionary.read(dictionary))),
+        vocab_size=builder.size("embeddings.token.embedding", 0, len(Dictionary.read(dictionary))),
         num_layers=layers,
-        hidden_size=placing.size("embeddings.token.embedding", 1, arguments["encoder_embed_dim"]),
+        hidden_size=builder.size("embeddings.token.embedding", 1, arguments["encoder_embed_dim"]),
         num_heads=integer(arguments["encoder_attention_heads"]),
-        intermediate_size=placing.size(intermediate, 1, arguments["encoder_ffn_embed_dim"]),
-        max_positions=placing.size("embeddings.position.embedding", 0, positions, PAD_ID + 1) - PAD_ID - 1,
+        intermediate_size=builder.size(intermediate, 1, arguments["encoder_ffn_embed_dim"]),
+        max_positions=builder.size("embeddings.position.embedding", 0, positions, PAD_ID + 1) - PAD_ID - 1,
         pad_id=PAD_ID,
         activation=activation,
         lm_head_activation=activation,
@@ -367,9 +367,9 @@ def _config(path: Path, arguments: Mapping[str, Any], placing: Placing, dictiona
         pooler_dropout=number(arguments["pooler_dropout"]),
         layer_drop=number(arguments["encoder_layerdrop"]),
         # what the arguments do not say, the tensors do: architectures differ in these two
-        normalize_before=boolean(arguments.get("encoder_normalize_before", placing.has("layer_norm"))),
-        layernorm_embedding=boolean(arguments.get("layernorm_embedding", placing.has("embeddings.layer_norm"))),
-        lm_head=placing.has("lm_head"),
+        normalize_before=boolean(arguments.get("encoder_normalize_before", builder.has("layer_norm"))),
+        layernorm_embedding=boolean(arguments.get("layernorm_embedding", builder.has("embeddings.layer_norm"))),
+        lm_head=builder.has("lm_head"),
         tie_word_embeddings=not boolean(arguments["untie_weights_roberta"]),
         heads=tuple(
             HeadConfig(match[1], num_classes=parameters[path].shape[1], inner_size=parameters[path].shape[0])
@@ -398,7 +398,7 @@ def _padded(
 
 
 def _check_tied(path: Path, name: str, weight: LazyTensor, embedding: LazyTensor) -> None:
-    if weight.shape != embedding.shape or not equal(weight, embedding):
+    if weight.shape != embedding.shape or not same_values(weight, embedding):
         raise CheckpointError(
             f"{path}: {shortened(name)} differs from {EMBED_TOKENS} although its arguments tie the two "
             "(untie_weights_roberta is not set); fairseq would let one overwrite the other"

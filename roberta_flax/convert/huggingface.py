@@ -22,18 +22,18 @@ from roberta_flax.convert.names import (
     HF_WORD_EMBEDDINGS,
     from_huggingface,
     modernize_huggingface,
-    why_ignored,
+    reason_to_ignore,
 )
 from roberta_flax.convert.source import (
-    Placing,
     Source,
-    check_stored,
-    equal,
+    TreeBuilder,
+    check_fits_files,
     integer,
+    interpret,
     number,
     read_json,
-    understood,
-    unwrapped,
+    same_values,
+    wrapper_prefix,
 )
 from roberta_flax.errors import CheckpointError, DownloadError, shortened
 from roberta_flax.extras import require
@@ -218,31 +218,31 @@ def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, h
     given = {**DEFAULTS[model_type], **given}
 
     modern = _modern(what, files, model_type)
-    placing, notes = Placing(), list[str]()
+    builder, notes = TreeBuilder(), list[str]()
     kind = _head_kind(given, modern, notes)
     head = None if kind is None else (head_name or HEAD_NAMES[kind], kind)
     pooler = POOLER if kind != "choice" else None
     tied = given["tie_word_embeddings"] is not False
-    modern = _with_one_bias(modern, placing, notes)
+    modern = _with_one_bias(modern, builder, notes)
     for name, (source, tensor) in modern.items():
         if tied and name == HF_LM_HEAD_WEIGHT:
-            if not equal(tensor, modern[HF_WORD_EMBEDDINGS][1]):
+            if not same_values(tensor, modern[HF_WORD_EMBEDDINGS][1]):
                 notes.append(
                     f"{shortened(source)} differs from the embedding that it is tied to; transformers drops it too"
                 )
-            placing.leave_out(source, "the same as the token embedding, which the LM head is tied to")
+            builder.leave_out(source, "the same as the token embedding, which the LM head is tied to")
         elif name == HF_TOKEN_TYPES and not tensor.read().any():
-            placing.leave_out(source, "zero: token types add nothing")
-        elif (reason := why_ignored(name)) is not None:
-            placing.leave_out(source, reason)
+            builder.leave_out(source, "zero: token types add nothing")
+        elif (reason := reason_to_ignore(name)) is not None:
+            builder.leave_out(source, reason)
         else:
-            placing.put(source, tensor, from_huggingface(name, head, pooler))
+            builder.put(source, tensor, from_huggingface(name, head, pooler))
 
-    config = understood(what, lambda: _config(given, model_type, placing, head, tied))
-    placing.check(what, files, config)
+    config = interpret(what, lambda: _config(given, model_type, builder, head, tied))
+    builder.check(what, files, config)
     folders = [Path(bpe_dir), folder] if bpe_dir is not None else [folder]
     tokenizer_files = hf_tokenizer.read(folders, model_type, config.vocab_size, notes)
-    return Source("huggingface", config, placing.parameters, placing.provenance, tokenizer_files, notes)
+    return Source("huggingface", config, builder.parameters, builder.provenance, tokenizer_files, notes)
 
 
 def _model_type(given: Mapping[str, Any]) -> str:
@@ -256,7 +256,7 @@ def _model_type(given: Mapping[str, Any]) -> str:
 def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tuple[str, LazyTensor]]:
     """today's name -> (name in the file, tensor)."""
     parts = [(name, tensor) for file in files for name, tensor in _tensors(file).items()]
-    prefix = unwrapped(name for name, _ in parts)
+    prefix = wrapper_prefix(name for name, _ in parts)
     modern: dict[str, tuple[str, LazyTensor]] = {}
     for name, tensor in parts:
         modern_name = modernize_huggingface(name.removeprefix(prefix), model_type)
@@ -275,7 +275,7 @@ def _modern(what: str, files: Sequence[Path], model_type: str) -> dict[str, tupl
 
 
 def _with_one_bias(
-    modern: dict[str, tuple[str, LazyTensor]], placing: Placing, notes: list[str]
+    modern: dict[str, tuple[str, LazyTensor]], builder: TreeBuilder, notes: list[str]
 ) -> dict[str, tuple[str, LazyTensor]]:
     """The LM head's bias once, where a file has it by both of its names.
 
@@ -285,11 +285,11 @@ def _with_one_bias(
         return modern
     (bias, mine), (decoder_bias, decoders) = modern[HF_LM_HEAD_BIAS], modern[HF_DECODER_BIAS]
     rest = {name: part for name, part in modern.items() if name != HF_DECODER_BIAS}
-    if equal(mine, decoders):
-        placing.leave_out(decoder_bias, f"the same as {HF_LM_HEAD_BIAS}")
+    if same_values(mine, decoders):
+        builder.leave_out(decoder_bias, f"the same as {HF_LM_HEAD_BIAS}")
         return rest
     notes.append(f"{shortened(bias)} and {shortened(decoder_bias)} differ; the latter is taken, as transformers does")
-    placing.leave_out(bias, f"not the same as {HF_DECODER_BIAS}, which transformers takes")
+    builder.leave_out(bias, f"not the same as {HF_DECODER_BIAS}, which transformers takes")
     return {**rest, HF_LM_HEAD_BIAS: (decoder_bias, decoders)}
 
 
@@ -302,7 +302,7 @@ def _tensors(file: Path) -> dict[str, LazyTensor]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} is a PyTorch file but not a state dict")
     tensors: dict[str, LazyTensor] = dict(torch_file.tensors(state))
-    check_stored(str(file), [file], tensors)
+    check_fits_files(str(file), [file], tensors)
     return tensors
 
 
@@ -335,23 +335,23 @@ def _architecture(given: Mapping[str, Any]) -> str:
 
 
 def _config(
-    given: Mapping[str, Any], model_type: str, placing: Placing, head: tuple[str, str] | None, tied: bool
+    given: Mapping[str, Any], model_type: str, builder: TreeBuilder, head: tuple[str, str] | None, tied: bool
 ) -> RobertaConfig:
     activation = given["hidden_act"]
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {str(activation)[:80]!r}")
-    layers = placing.num_layers
+    layers = builder.num_layers
     if (declared := integer(given["num_hidden_layers"])) != layers:
-        placing.problems.append(f"its config.json says {declared} layers, and it has {layers}")
+        builder.problems.append(f"its config.json says {declared} layers, and it has {layers}")
     dropout = number(given["hidden_dropout_prob"])
     classifier_dropout = given["classifier_dropout"]
     return RobertaConfig(
-        vocab_size=placing.size("embeddings.token.embedding", 0, given["vocab_size"]),
+        vocab_size=builder.size("embeddings.token.embedding", 0, given["vocab_size"]),
         num_layers=layers,
-        hidden_size=placing.size("embeddings.token.embedding", 1, given["hidden_size"]),
+        hidden_size=builder.size("embeddings.token.embedding", 1, given["hidden_size"]),
         num_heads=integer(given["num_attention_heads"]),
-        intermediate_size=placing.size("layers.0.feed_forward.intermediate.kernel", 1, given["intermediate_size"]),
-        max_positions=placing.size("embeddings.position.embedding", 0, given["max_position_embeddings"]) - PAD_ID - 1,
+        intermediate_size=builder.size("layers.0.feed_forward.intermediate.kernel", 1, given["intermediate_size"]),
+        max_positions=builder.size("embeddings.position.embedding", 0, given["max_position_embeddings"]) - PAD_ID - 1,
         pad_id=PAD_ID,
         activation=ACTIVATIONS[activation],
         lm_head_activation="gelu",  # RobertaLMHead, whatever hidden_act is
@@ -362,22 +362,22 @@ def _config(
         normalize_before=model_type in PRE_NORM_TYPES,
         layernorm_embedding=model_type != "xlm-roberta-xl",
         layer_norm_epsilon=number(given["layer_norm_eps"]),
-        type_vocab_size=placing.size("embeddings.token_type.embedding", 0, 0),
-        lm_head=placing.has("lm_head"),
+        type_vocab_size=builder.size("embeddings.token_type.embedding", 0, 0),
+        lm_head=builder.has("lm_head"),
         tie_word_embeddings=tied,
-        heads=tuple(_heads(given, placing, head)),
+        heads=tuple(_heads(given, builder, head)),
     )
 
 
-def _heads(given: Mapping[str, Any], placing: Placing, head: tuple[str, str] | None) -> Iterable[HeadConfig]:
+def _heads(given: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, str] | None) -> Iterable[HeadConfig]:
     if head is not None:
         name, kind = head
-        classes = placing.size(f"heads.{name}.output.kernel", 1, 1)
-        inner = placing.size(f"heads.{name}.dense.kernel", 1, 0)
+        classes = builder.size(f"heads.{name}.output.kernel", 1, 1)
+        inner = builder.size(f"heads.{name}.dense.kernel", 1, 0)
         problem = PROBLEM_TYPES.get(str(given.get("problem_type")), "") if kind == "sentence" else "single_label"
         yield HeadConfig(name, classes, inner, kind, problem, _labels(given, classes) if kind != "choice" else ())
-    if placing.has(f"heads.{POOLER}") and (head is None or head[0] != POOLER):
-        size = placing.size(f"heads.{POOLER}.dense.kernel", 1, 0)
+    if builder.has(f"heads.{POOLER}") and (head is None or head[0] != POOLER):
+        size = builder.size(f"heads.{POOLER}.dense.kernel", 1, 0)
         yield HeadConfig(POOLER, size, size, "pooler", "regression")
 
 

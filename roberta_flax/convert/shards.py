@@ -17,7 +17,7 @@ from typing import Any
 
 from roberta_flax.checkpoint.tensors import MAX_AXES, LazyTensor
 from roberta_flax.convert import torch_file
-from roberta_flax.convert.source import check_stored, equal
+from roberta_flax.convert.source import check_fits_files, same_values
 from roberta_flax.convert.views import joined, reshaped_slice, rows
 from roberta_flax.errors import CheckpointError
 
@@ -73,7 +73,7 @@ def join(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> dic
     """
     parts = [dict(torch_file.tensors(checkpoint["model"])) for checkpoint in checkpoints]
     for file, part in zip(files, parts, strict=True):
-        check_stored(str(file), [file], part)
+        check_fits_files(str(file), [file], part)
     if all("fsdp_metadata" in checkpoint for checkpoint in checkpoints):
         metadata = [torch_file.plain(checkpoint["fsdp_metadata"]) for checkpoint in checkpoints]
         try:
@@ -96,7 +96,7 @@ def _joined(files: Sequence[Path], name: str, pieces: Sequence[LazyTensor], coun
     divided = not _NOT_DIVIDED.fullmatch(name)
     axis = 0 if divided and _ROWS.fullmatch(name) else 1 if divided and _COLUMNS.fullmatch(name) else None
     if axis is None:
-        if not all(equal(pieces[0], piece) for piece in pieces[1:]):
+        if not all(same_values(pieces[0], piece) for piece in pieces[1:]):
             raise CheckpointError(f"{files[0]} and the other parts do not fit: {name[:200]} differs among them")
         return pieces[0]
     others = {(piece.dtype, piece.shape[:axis], piece.shape[axis + 1 :]) for piece in pieces}

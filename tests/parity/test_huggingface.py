@@ -379,8 +379,8 @@ def test_labels_of_one_name_are_told_and_go_back_as_transformers_has_them(tmp_pa
         ({"hidden_act": "silu"}, "hidden_act must be one of"),
         ({"num_hidden_layers": 4}, "config.json says 4 layers, and it has 3"),
         ({"num_attention_heads": 5}, "multiple of num_heads"),
-        ({"num_attention_heads": "many"}, "arguments that do not make a RoBERTa"),
-        ({"layer_norm_eps": 1e400}, "arguments that do not make a RoBERTa"),
+        ({"num_attention_heads": "many"}, "arguments that do not describe a RoBERTa"),
+        ({"layer_norm_eps": 1e400}, "arguments that do not describe a RoBERTa"),
     ],
 )  # fmt: skip
 def test_settings_that_mean_another_network_are_refused(change, message, tmp_path, tokenizers):
