@@ -340,7 +340,7 @@ def test_exported_tokenizers_give_transformers_the_same_ids(tmp_path, tokenizers
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
-        ({"problem_type": "multi_label_classification", "num_labels": 4}, "is of several labels at once"),
+        ({"problem_type": "multi_label_classification", "num_labels": 4}, "is a multi-label head"),
         ({"problem_type": "regression", "num_labels": 2}, "is a regression of several values"),
         ({"problem_type": "regression", "num_labels": 1}, None),
         ({"problem_type": "single_label_classification", "num_labels": 2}, None),
@@ -363,7 +363,7 @@ def test_labels_of_one_name_are_told_and_go_back_as_transformers_has_them(tmp_pa
     directory = convert(write(model, tmp_path / "source", tokenizers), tmp_path / "converted")
     caplog.clear()
     config = json.loads((export(directory, tmp_path / "exported", to="huggingface") / "config.json").read_text())
-    assert "has labels of one name (A)" in caplog.text
+    assert "has several labels with the same name (A)" in caplog.text
     again = transformers.AutoConfig.from_pretrained(tmp_path / "exported")
     assert (again.id2label, again.num_labels) == (labels, 3)
     assert config["label2id"] == dict(zip(labels.values(), labels.keys(), strict=True)) == {"A": 2, "B": 1}
