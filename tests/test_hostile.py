@@ -542,7 +542,7 @@ def test_metadata_of_shards_that_repeat_themselves(source, tmp_path):
             for prefix in ("", f"{long['fsdp_path']}.")[: 1 + (i == 0)]
         }
         torch.save({**saved, "model": flat, "fsdp_metadata": metadata}, source / "model-shard0.pt")
-        assert "metadata that do not fit" in refusal(
+        assert "metadata that do not match" in refusal(
             lambda: convert(source, tmp_path / "out", checkpoint_file="model-shard0.pt")
         )
 

@@ -377,7 +377,7 @@ def test_labels_of_one_name_are_told_and_go_back_as_transformers_has_them(tmp_pa
         ({"position_embedding_type": "relative_key"}, "position_embedding_type=relative_key"),
         ({"pad_token_id": 0}, "pad_token_id=0"),
         ({"hidden_act": "silu"}, "hidden_act must be one of"),
-        ({"num_hidden_layers": 4}, "config.json says 4 layers, and it has 3"),
+        ({"num_hidden_layers": 4}, "config.json declares 4 layers, but the model has 3"),
         ({"num_attention_heads": 5}, "multiple of num_heads"),
         ({"num_attention_heads": "many"}, "arguments that do not describe a RoBERTa"),
         ({"layer_norm_eps": 1e400}, "arguments that do not describe a RoBERTa"),
@@ -409,7 +409,7 @@ def test_files_that_are_missing_are_named(tmp_path, tokenizers):
 def test_an_index_cannot_lead_out_of_its_directory(name, tmp_path, tokenizers):
     source = write(build("RobertaForMaskedLM", 581, torch.float32), tmp_path / "source", tokenizers)
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(CheckpointError, match="should name the files of weights beside it"):
+    with pytest.raises(CheckpointError, match="should list the weights files beside it"):
         convert(source, tmp_path / "converted")
 
 
