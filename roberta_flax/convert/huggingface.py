@@ -220,7 +220,7 @@ def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, h
     model_type = _model_type(settings)
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{source_name} contains a model of type {model_type[:80]!r}, not a RoBERTa; "
+            f"{source_name} contains a model of type {model_type[:80]!r}, not a RoBERTa: "
             f"expected {', '.join(MODEL_TYPES)}"
         )
     for key, values in _FIXED.items():
