@@ -300,7 +300,7 @@ def test_what_is_missing_is_listed_whole_when_sizes_are_read_from_it(source, tmp
 
 def test_fewer_layers_than_the_arguments_say(source, tmp_path):
     spoil(source, lambda checkpoint: setattr(checkpoint["args"], "encoder_layers", 3))
-    assert "its arguments say 3 layers, and it has 2" in refused(source, tmp_path)
+    assert "its arguments declare 3 layers, but it has 2" in refused(source, tmp_path)
 
 
 def test_layers_that_the_arguments_keep_of_a_deeper_network(source, tmp_path):
@@ -392,7 +392,7 @@ def test_attention_heads_that_are_not_said_are_the_architectures_or_unknown(sour
 
     spoil(source, change)
     if heads is None:
-        assert "does not say how many attention heads it has" in refused(source, tmp_path)
+        assert "does not give the number of attention heads" in refused(source, tmp_path)
     else:
         assert roberta_flax.load(convert(source, tmp_path / "converted")).config.num_heads == heads
 
@@ -433,7 +433,7 @@ def test_a_checkpoint_of_another_architecture_is_named(source, tmp_path, archite
         "model": {name: torch.zeros(2, 2) for name in names},
     }
     torch.save(checkpoint, source / "model.pt")
-    assert f"holds a model of architecture '{architecture}', not a RoBERTa" in refused(source, tmp_path)
+    assert f"contains a model of architecture '{architecture}', not a RoBERTa" in refused(source, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_data2vecs_settings_without_the_attention_heads(tmp_path, tiny_source):
     saved = torch.load(tmp_path / "source" / "model.pt", weights_only=False)
     del saved["cfg"]["model"]["transformer"]["encoder"]["attention_heads"]
     torch.save(saved, tmp_path / "source" / "model.pt")
-    with pytest.raises(CheckpointError, match="does not say how many attention heads it has"):
+    with pytest.raises(CheckpointError, match="does not give the number of attention heads"):
         convert(tmp_path / "source", tmp_path / "converted")
 
 

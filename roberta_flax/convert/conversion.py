@@ -42,8 +42,8 @@ def convert(
     """Converts a RoBERTa to a directory that roberta_flax.load() accepts and that needs nothing else.
 
     Values are kept bit for bit in the dtype of the source, or rounded to `dtype`. Kernels are transposed. Nothing in
-    the source is executed, and nothing is left behind if the conversion fails. Anything unusual about the source, such as
-    NaNs or infinities, is logged as a one-line warning.
+    the source is executed, and nothing is left behind if the conversion fails. Anything unusual about the source, such
+    as NaNs or infinities, is logged as a one-line warning.
 
     Args:
       source: a fairseq directory, a .tar.gz of one, or a checkpoint file with dict.txt beside it; or a directory that
