@@ -123,7 +123,7 @@ def test_a_pickle_that_calls_something_is_refused_by_name_and_nothing_runs(
     torch.save(checkpoint, source / "model.pt", _use_new_zipfile_serialization=zip_format)
     message = refused(source, tmp_path)
     assert name in message
-    assert "nothing of it was run" in message
+    assert "none of its code was run" in message
     assert not proof.exists()
 
 

@@ -116,8 +116,8 @@ SET_STATE = b"}X\x01\x00\x00\x00xK\x01sb"  # {"x": 1}, then BUILD
 )
 def test_a_global_that_no_checkpoint_needs_is_named_and_not_run(tmp_path, data, name):
     message = refused_pickle(tmp_path, data)
-    assert f"asks for {name}" in message
-    assert "nothing of it was run" in message
+    assert f"requests {name}" in message
+    assert "none of its code was run" in message
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def call(module_and_name: bytes, arguments: bytes) -> bytes:
 def test_what_a_pickle_makes_of_little_again_and_again_is_counted(tmp_path, data):
     """Each asks for gigabytes, or for minutes, in under 1.3 MB."""
     assert len(data) < 1_300_000
-    assert re.search(r"makes more than its size allows|no storage", refused_pickle(tmp_path, data))
+    assert re.search(r"creates more than its size allows|no storage", refused_pickle(tmp_path, data))
 
 
 @pytest.mark.parametrize("operation", [b"\x8f", b"(", b"\x94", b")R0h\x00"])
@@ -318,7 +318,7 @@ def test_a_pickle_of_millions_of_operations_in_a_small_file_is_refused(tmp_path,
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         archive.writestr("m/data.pkl", data)
     message = refusal(lambda: torch_file.load(tmp_path / "m.pt"), memory=(len(data) + (300 << 20)))
-    assert "asks for more work than its size allows" in message
+    assert "requests more work than its size allows" in message
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_pickle_of_millions_of_operations_in_a_small_file_is_refused(tmp_path,
 )
 def test_keys_that_are_numbers_made_to_collide(tmp_path, keys):
     data = b"}(" + b"".join(integer(key) + b"N" for key in keys) + b"u."
-    assert "a key that is a number of over 60 bits" in refused_pickle(tmp_path, data)
+    assert "a number of over 60 bits as a key" in refused_pickle(tmp_path, data)
 
 
 def test_keys_that_are_tuples_made_to_collide_are_looked_up_under_no_hash(tmp_path):
@@ -454,7 +454,7 @@ def test_a_damaged_value_is_found_by_the_checksum_of_its_member(source, tmp_path
     content[member.header_offset + 30 + len(member.filename) + 1000] ^= 1
     (source / "model.pt").write_bytes(content)
     message = refusal(lambda: convert(source, tmp_path / "damaged"))
-    assert f"{member.filename!r} has another checksum; copy it again" in message
+    assert f"{member.filename!r} does not match its checksum; copy it again" in message
     assert not (tmp_path / "damaged").exists()
 
 
