@@ -94,7 +94,7 @@ def model_url(name: str) -> str:
       InputError: no released model has this name; the message lists the names.
     """
     if name not in MODELS:
-        raise InputError(f"no released model is called {name!r}; there are {', '.join(MODELS)}")
+        raise InputError(f"no released model is called {name!r}; choose one of {', '.join(MODELS)}")
     archive = MODELS[name]
     if "://" in archive and MIRROR_VARIABLE not in os.environ:
         return f"{archive}.tar.gz"

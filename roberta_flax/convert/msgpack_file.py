@@ -24,7 +24,7 @@ from roberta_flax.errors import CheckpointError, shortened
 _NDARRAY = 1  # flax.serialization._MsgpackExtType.ndarray
 _CHUNKED = "__msgpack_chunked_array__"
 _MAX_DEPTH = 32
-_MAX_NAME = 1000  # characters of a tensor's name, including those of its maps
+_MAX_NAME = 1000  # characters of a tensor's name, including the names of its maps
 _MAX_MAP = 4096  # entries of a map, which are usually layers
 _MAX_ENTRIES = 1 << 16  # entries of all maps together
 _DTYPES = {dtype.name: dtype for dtype in [*STORED_DTYPES.values(), np.dtype(np.int32), np.dtype(np.int64)]}

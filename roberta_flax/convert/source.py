@@ -22,9 +22,7 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.text.tokenizer import Dictionary
 
 _CHUNK = 1 << 22  # elements compared at a time
-_MAX_SHARING = (
-    4  # how many times its size a file's tensors may have; an LM head tied to the embedding makes at most two
-)
+_MAX_SHARING = 4  # tensors may have this many times the size of their file; a tied LM head at most doubles it
 
 _WRAPPER = "module."  # the prefix that torch.nn.DataParallel and DistributedDataParallel add
 
@@ -82,8 +80,8 @@ class TreeBuilder:
             other = self.parameters[place.path].source
             self.problems.append(f"twice: {shortened(other)} and {shortened(name)} are the same tensor")
         else:
-            moved = transformed(tensor, place.transform)
-            self.parameters[place.path] = Parameter(moved.dtype, moved.shape, moved.read, name)
+            in_tree = transformed(tensor, place.transform)
+            self.parameters[place.path] = Parameter(in_tree.dtype, in_tree.shape, in_tree.read, name)
             paths = self.provenance.setdefault(name, [])
             if isinstance(paths, list):
                 paths.append(place.path)
