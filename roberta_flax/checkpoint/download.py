@@ -179,7 +179,7 @@ def fetch(
         _fetch_part(_Transfer(url, part, sha256, limit, magic))
         if not _begins_with(part, magic):
             _discard_part(part)
-            raise DownloadError(f"cannot download {url}: it does not begin with {magic!r}, as expected")
+            raise DownloadError(f"cannot download {url}: it should begin with {magic!r}, but does not")
         if sha256 is not None and (found := _sha256(part)) != sha256.lower():
             _discard_part(part)
             raise DownloadError(f"{url} has sha256 {found}, expected {sha256.lower()}; it was deleted")
@@ -396,7 +396,7 @@ def _receive_encoded(transfer: _Transfer, response: requests.Response) -> None:
 
 
 def _check_complete(transfer: _Transfer, response: requests.Response, size: int | None) -> None:
-    """Raises _TryAgainError unless `part`, whose transfer has ended, is known to be complete."""
+    """Raises _RetryableError unless `part`, whose transfer has ended, is known to be complete."""
     received = _size(transfer.part)
     if size is None and (_is_chunked(response) or transfer.sha256 is not None):  # chunks mark the end
         return

@@ -379,7 +379,7 @@ def _config(path: Path, arguments: Mapping[str, Any], builder: TreeBuilder, dict
         activation_dropout=number(arguments["activation_dropout"] or arguments["relu_dropout"]),
         pooler_dropout=number(arguments["pooler_dropout"]),
         layer_drop=number(arguments["encoder_layerdrop"]),
-        # architectures differ in these two: if the arguments leave them out, the tensors tell
+        # architectures differ in these two; if the arguments leave them out, the tensors decide
         normalize_before=boolean(arguments.get("encoder_normalize_before", builder.has("layer_norm"))),
         layernorm_embedding=boolean(arguments.get("layernorm_embedding", builder.has("embeddings.layer_norm"))),
         lm_head=builder.has("lm_head"),

@@ -134,7 +134,7 @@ IGNORED_TENSORS: list[tuple[str, str]] = [
     (r"_float_tensor", "RobertaHubInterface's marker of the device"),
     (r"encoder\.regression_head\..*", "data2vec's regression onto its teacher, which fairseq drops too"),
     (r"encoder\._ema(\..*)?", "data2vec's teacher, which fairseq drops too"),
-    (r"roberta\.embeddings\.(position|token_type)_ids", "the numbers 0, 1, 2, ... that a position begins from"),
+    (r"roberta\.embeddings\.(position|token_type)_ids", "a buffer of constant ids"),
 ]
 
 
