@@ -69,7 +69,7 @@ def test_an_archive_that_is_cut_short_or_none_is_refused(tmp_path):
         gzip.compress(b"not a tar file" * 100),
     ):
         (tmp_path / "b.tar.gz").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"is not a whole .tar.gz"):
+        with pytest.raises(CheckpointError, match=r"is not a complete .tar.gz"):
             extract_archive(tmp_path / "b.tar.gz", tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
@@ -132,14 +132,14 @@ def refused(path: Path, memory: int = 8 << 20) -> str:
 @pytest.mark.parametrize("size", [1 << 21, 2 << 30, 1 << 60, -1])
 def test_a_header_of_gigabytes_is_refused_before_it_is_read(tmp_path, kind, size):
     blocks = (block for part in ([header("x", kind, size)], [bytes(1 << 20)] * 3) for block in part)
-    assert "has headers of over" in refused(packed(tmp_path / "a.tar.gz", blocks))
+    assert "headers exceed" in refused(packed(tmp_path / "a.tar.gz", blocks))
 
 
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
 def test_very_many_small_headers_are_refused(tmp_path, kind):
     """tarfile, which reads them one inside the other, runs out of stack."""
     one = header("x", kind, 20_000) + padded(b"1" * 20_000 if kind in (b"L", b"K") else record("a", "b" * 19_990))
-    assert "has headers of over" in refused(packed(tmp_path / "a.tar.gz", (one for _ in range(1000))))
+    assert "headers exceed" in refused(packed(tmp_path / "a.tar.gz", (one for _ in range(1000))))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("", tarfile.DIRTYPE), ("", tarfile.REGTYPE), ("/a" * 40, tarfile.DIRTYPE)])
@@ -160,14 +160,14 @@ def test_folders_very_deep_inside_each_other_are_refused(tmp_path):
 )
 def test_attributes_that_cannot_be_read_are_damage(tmp_path, content):
     blocks = [header("x", b"x", len(content)), padded(content), header("m"), bytes(1024)]
-    assert "an extended header that cannot be read" in refused(packed(tmp_path / "a.tar.gz", blocks))
+    assert "a malformed extended header" in refused(packed(tmp_path / "a.tar.gz", blocks))
 
 
 def test_digits_that_no_attribute_follows_are_read_once(tmp_path):
     """A regular expression would begin anew from each of them."""
     content = b"1" * 65_000
     blocks = [block for _ in range(100) for block in (header("x", b"x", len(content)), padded(content))]
-    assert "an extended header that cannot be read" in refused(packed(tmp_path / "a.tar.gz", blocks))
+    assert "a malformed extended header" in refused(packed(tmp_path / "a.tar.gz", blocks))
 
 
 def test_members_of_a_size_that_is_none_are_damage(tmp_path):

@@ -123,7 +123,7 @@ def test_a_pickle_that_calls_something_is_refused_by_name_and_nothing_runs(
     torch.save(checkpoint, source / "model.pt", _use_new_zipfile_serialization=zip_format)
     message = refused(source, tmp_path)
     assert name in message
-    assert "nothing of it was run" in message
+    assert "none of its code was run" in message
     assert not proof.exists()
 
 
@@ -300,7 +300,7 @@ def test_what_is_missing_is_listed_whole_when_sizes_are_read_from_it(source, tmp
 
 def test_fewer_layers_than_the_arguments_say(source, tmp_path):
     spoil(source, lambda checkpoint: setattr(checkpoint["args"], "encoder_layers", 3))
-    assert "its arguments say 3 layers, and it has 2" in refused(source, tmp_path)
+    assert "its arguments declare 3 layers, but it has 2" in refused(source, tmp_path)
 
 
 def test_layers_that_the_arguments_keep_of_a_deeper_network(source, tmp_path):
@@ -324,7 +324,7 @@ def test_a_tensor_that_is_stretched_from_one_number_is_not_unrolled(source, tmp_
         checkpoint["model"][name] = torch.zeros(1, 1).expand(1 << 40, 64)
 
     spoil(source, change)
-    assert "not stored whole: decoder.sentence_encoder.embed_positions.weight" in refused(source, tmp_path)
+    assert "larger than its file: decoder.sentence_encoder.embed_positions.weight" in refused(source, tmp_path)
 
 
 def test_an_lm_head_that_is_not_the_embedding_it_is_said_to_be(source, tmp_path):
@@ -363,7 +363,7 @@ def test_a_tensor_with_another_number_of_axes(source, tmp_path, name, shape):
 )  # fmt: skip
 def test_arguments_that_make_no_sense(source, tmp_path, argument):
     spoil(source, lambda checkpoint: vars(checkpoint["args"]).update(argument))
-    assert "arguments that do not make a RoBERTa" in refused(source, tmp_path)
+    assert "arguments that do not describe a RoBERTa" in refused(source, tmp_path)
 
 
 def test_what_the_tensors_tell_need_not_be_in_the_arguments(source, tmp_path):
@@ -392,7 +392,7 @@ def test_attention_heads_that_are_not_said_are_the_architectures_or_unknown(sour
 
     spoil(source, change)
     if heads is None:
-        assert "does not say how many attention heads it has" in refused(source, tmp_path)
+        assert "does not give the number of attention heads" in refused(source, tmp_path)
     else:
         assert roberta_flax.load(convert(source, tmp_path / "converted")).config.num_heads == heads
 
@@ -433,7 +433,7 @@ def test_a_checkpoint_of_another_architecture_is_named(source, tmp_path, archite
         "model": {name: torch.zeros(2, 2) for name in names},
     }
     torch.save(checkpoint, source / "model.pt")
-    assert f"holds a model of architecture '{architecture}', not a RoBERTa" in refused(source, tmp_path)
+    assert f"contains a model of architecture '{architecture}', not a RoBERTa" in refused(source, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_head_of_multiple_choice_where_nothing_says_so(saved, tmp_path, caplog
     model, folder = saved("RobertaForMultipleChoice", ("architectures",))
     roberta = roberta_flax.load(convert(folder, tmp_path / "converted"))
     assert [(head.name, head.kind) for head in roberta.config.heads] == [("multiple_choice", "choice")]
-    assert any("is taken for multiple choice" in message for message in caplog.messages)
+    assert any("is taken to be multiple choice" in message for message in caplog.messages)
     tokens = random_tokens([20, 20], VOCAB)
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens).long()[None]).logits
@@ -184,7 +184,7 @@ def test_dataparallels_prefix_before_transformers_names(saved, tmp_path, form):
 def test_an_index_that_names_a_file_too_long(saved, tmp_path):
     _, folder = saved("RobertaForMaskedLM")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 300}}))
-    with pytest.raises(CheckpointError, match="index.json names xxx.*, not there"):
+    with pytest.raises(CheckpointError, match="index.json lists xxx.*, not found"):
         convert(folder, tmp_path / "converted")
 
 
@@ -251,7 +251,7 @@ def test_data2vecs_settings_without_the_attention_heads(tmp_path, tiny_source):
     saved = torch.load(tmp_path / "source" / "model.pt", weights_only=False)
     del saved["cfg"]["model"]["transformer"]["encoder"]["attention_heads"]
     torch.save(saved, tmp_path / "source" / "model.pt")
-    with pytest.raises(CheckpointError, match="does not say how many attention heads it has"):
+    with pytest.raises(CheckpointError, match="does not give the number of attention heads"):
         convert(tmp_path / "source", tmp_path / "converted")
 
 

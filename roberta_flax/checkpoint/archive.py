@@ -1,4 +1,4 @@
-"""Unpacks a model's .tar.gz, which is somebody else's: nothing is written outside, linked, or made without bound."""
+"""Unpacking of an untrusted .tar.gz: it writes no links and nothing outside the destination, within fixed limits."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import IO
 
 from roberta_flax.errors import CheckpointError
 
-# Weights hardly compress, text to about a third. Only a bomb expands a hundredfold.
+# Weights hardly compress, and text compresses to about a third. Only a decompression bomb expands a hundredfold.
 _MAX_EXPANSION = 100
 _MAX_EXPANSION_FLOOR = 1 << 30
-_MAX_ENTRIES = 5000  # files and folders; a model has some ten, a directory of code beside it a thousand
-_MAX_DEPTH = 64  # folders inside each other; pathlib makes them in a recursion
+_MAX_ENTRIES = 5000  # files and folders; a model has about ten, a directory of code beside it a thousand
+_MAX_DEPTH = 64  # nested folders; pathlib creates them recursively
 _MAX_HEADERS = 1 << 23  # bytes of all headers together
-_MAX_EXTENDED_HEADER = 1 << 16  # bytes of a header that holds a long name, or attributes
+_MAX_EXTENDED_HEADER = 1 << 16  # bytes of a header that contains a long name or attributes
 
-_BLOCK = 512  # of a tar file
+_BLOCK = 512  # bytes in a block of a tar file
 _CHUNK = 1 << 20  # bytes copied at a time
 _LONG_NAME, _ATTRIBUTES = (tarfile.GNUTYPE_LONGNAME,), (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-_PASSED_OVER = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
-_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_IGNORED = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
+_FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
 def extract_archive(archive: Path, destination: Path) -> None:
     """Unpacks a model's .tar.gz into `destination`, which must not exist.
 
-    Only files inside `destination`, and the directories that they are in, are written. Archives with links, devices or
-    paths that lead out, and archives that expand more than a hundredfold (and over 1 GiB) or have over 5000 entries,
-    are refused; a header is read only where it is small.
+    Only files inside `destination`, and the directories that contain them, are written. An archive is refused if it
+    contains links, devices or paths that lead out of it, if it expands more than a hundredfold (and to over 1 GiB), or
+    if it has over 5000 entries. The size of headers is limited too.
 
     Raises:
-      CheckpointError: such an archive, or one that is damaged or cut short; nothing of it is left behind.
+      CheckpointError: the archive is refused, damaged or truncated. Nothing of it is left behind.
     """
     limit = max(_MAX_EXPANSION_FLOOR, _MAX_EXPANSION * archive.stat().st_size)
     destination.mkdir(parents=True)
@@ -48,18 +48,18 @@ def extract_archive(archive: Path, destination: Path) -> None:
             raise CheckpointError(f"cannot unpack {archive}: {error.strerror}") from None
         if isinstance(error, tarfile.TarError | EOFError | zlib.error | OSError | _DamagedError):
             raise CheckpointError(
-                f"{archive} is not a whole .tar.gz ({error}); remove it, and copy or download it again"
+                f"{archive} is not a complete .tar.gz ({error}); remove it, and copy or download it again"
             ) from None
         raise
 
 
 class _DamagedError(Exception):
-    """A tar file that is none, or not whole."""
+    """The file is not a tar file, or is incomplete."""
 
 
 def _extract(archive: Path, stream: gzip.GzipFile, destination: Path, limit: int) -> None:
     total = 0
-    for path, size in _files(archive, stream):
+    for path, size in _iterate_files(archive, stream):
         total += size
         if total > limit:
             raise CheckpointError(f"{archive} is not safe to unpack: it expands to over {limit} bytes")
@@ -67,50 +67,50 @@ def _extract(archive: Path, stream: gzip.GzipFile, destination: Path, limit: int
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:
             _copy(stream, file, size)
-    while block := stream.read(_CHUNK):  # to the end, where gzip's checksum is
+    while block := stream.read(_CHUNK):  # to the end, which holds gzip's checksum
         total += len(block)
         if total > limit:
             raise CheckpointError(f"{archive} is not safe to unpack: it expands to over {limit} bytes")
 
 
-def _files(archive: Path, stream: gzip.GzipFile) -> Iterator[tuple[PurePosixPath, int]]:
-    """The files of an archive: their places in it and sizes. Each is to be read from `stream` before the next."""
-    named: dict[str, str] = {}  # what extended headers say of the next member
+def _iterate_files(archive: Path, stream: gzip.GzipFile) -> Iterator[tuple[PurePosixPath, int]]:
+    """Yields the path and the size of each file. Read its content from `stream` before the next file."""
+    extended: dict[str, str] = {}  # the extended headers of the next member
     entries: set[PurePosixPath] = set()
-    left = _MAX_HEADERS
+    header_bytes_left = _MAX_HEADERS
     while any(block := stream.read(_BLOCK)):
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        left -= _BLOCK
-        if header.type in (*_LONG_NAME, *_ATTRIBUTES, *_PASSED_OVER):
-            left -= header.size
-            if not 0 <= header.size <= _MAX_EXTENDED_HEADER or left < 0:
-                raise CheckpointError(f"{archive} is not safe to unpack: it has headers of over {header.size} bytes")
+        header_bytes_left -= _BLOCK
+        if header.type in (*_LONG_NAME, *_ATTRIBUTES, *_IGNORED):
+            header_bytes_left -= header.size
+            if not 0 <= header.size <= _MAX_EXTENDED_HEADER or header_bytes_left < 0:
+                raise CheckpointError(f"{archive} is not safe to unpack: its headers exceed {header.size} bytes")
             content = _read(stream, header.size)
             if header.type in _LONG_NAME:
-                named["path"] = _text(content.split(b"\0")[0])
+                extended["path"] = _decode_name(content.split(b"\0")[0])
             elif header.type in _ATTRIBUTES:
-                named |= _attributes(content)
+                extended |= _parse_attributes(content)
             continue
-        header.name = named.get("path", header.name)
-        header.size = _size(header, named)
-        path = _path(archive, header, sparse=any(name.startswith("GNU.sparse.") for name in named))
+        header.name = extended.get("path", header.name)
+        header.size = _member_size(header, extended)
+        path = _safe_path(archive, header, sparse=any(name.startswith("GNU.sparse.") for name in extended))
         entries.update((path, *path.parents))
-        if len(entries) > _MAX_ENTRIES or left < 0:
+        if len(entries) > _MAX_ENTRIES or header_bytes_left < 0:
             raise CheckpointError(f"{archive} is not safe to unpack: it has over {_MAX_ENTRIES} files and folders")
         if not header.isdir():
             yield path, header.size
             _read(stream, -header.size % _BLOCK, padded=False)
-        named = {}
-    if len(block) % _BLOCK or (not block and left == _MAX_HEADERS):
+        extended = {}
+    if len(block) % _BLOCK or (not block and header_bytes_left == _MAX_HEADERS):
         raise _DamagedError("it ends in the middle of a header" if block else "it is empty")
 
 
-def _path(archive: Path, header: tarfile.TarInfo, sparse: bool) -> PurePosixPath:
-    """A member's place in the archive; CheckpointError where it is to be none."""
+def _safe_path(archive: Path, header: tarfile.TarInfo, sparse: bool) -> PurePosixPath:
+    """A member's path in the archive. Raises CheckpointError if it is not safe to unpack."""
     name, path = header.name, PurePosixPath(header.name)
     if sparse or header.type == tarfile.GNUTYPE_SPARSE:
-        raise CheckpointError(f"{archive} has the sparse file {name[:200]!r}: pack it again without --sparse")
-    if header.type not in _FILES and not header.isdir():
+        raise CheckpointError(f"{archive} contains the sparse file {name[:200]!r}: pack it again without --sparse")
+    if header.type not in _FILE_TYPES and not header.isdir():
         raise CheckpointError(f"{archive} is not safe to unpack: {name[:200]!r} is a link or a device")
     if any(each.is_absolute() or ".." in each.parts for each in (path, Path(name))):
         raise CheckpointError(f"{archive} is not safe to unpack: {name[:200]!r} leads out of it")
@@ -121,17 +121,17 @@ def _path(archive: Path, header: tarfile.TarInfo, sparse: bool) -> PurePosixPath
     return path
 
 
-def _size(header: tarfile.TarInfo, named: dict[str, str]) -> int:
+def _member_size(header: tarfile.TarInfo, extended: dict[str, str]) -> int:
     if header.isdir():
-        return 0  # whatever it says, no content follows
-    size = named.get("size", str(header.size))
+        return 0  # no content follows, whatever size the header gives
+    size = extended.get("size", str(header.size))
     if not size.isdecimal() or len(size) > 20:
         raise _DamagedError(f"it has a file of {size[:20]} bytes")
     return int(size)
 
 
-def _attributes(content: bytes) -> dict[str, str]:
-    """The records of an extended header (POSIX's pax): each `length key=value`, a line of so many bytes."""
+def _parse_attributes(content: bytes) -> dict[str, str]:
+    """Parses an extended header of POSIX's pax format. Each record is `length key=value`, a line of `length` bytes."""
     records: dict[str, str] = {}
     content = content.rstrip(b"\0")
     start = 0
@@ -139,19 +139,19 @@ def _attributes(content: bytes) -> dict[str, str]:
         length, space, _ = content[start : start + 20].partition(b" ")
         end = start + int(length) if space and length.isdigit() else 0
         if not start + len(length) + 3 <= end <= len(content) or content[end - 1 : end] != b"\n":
-            raise _DamagedError("it has an extended header that cannot be read")
+            raise _DamagedError("it has a malformed extended header")
         key, _, value = content[start + len(length) + 1 : end - 1].partition(b"=")
-        records[_text(key)] = _text(value)
+        records[_decode_name(key)] = _decode_name(value)
         start = end
     return records
 
 
-def _text(name: bytes) -> str:
+def _decode_name(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
 def _read(stream: gzip.GzipFile, size: int, padded: bool = True) -> bytes:
-    """So many bytes, and what fills up their last block."""
+    """Reads `size` bytes and returns them. If `padded`, also reads past the padding of their last block."""
     content = stream.read(size + (-size % _BLOCK if padded else 0))
     if len(content) < size:
         raise EOFError("it ends in the middle of a file")

@@ -1,12 +1,12 @@
 """The converted directory on disk.
 
   config.json         RobertaConfig
-  model.safetensors   the parameter tree, a tensor a leaf, named by its path joined with dots
+  model.safetensors   the parameter tree: one tensor per leaf, named by the leaf's path joined with dots
   dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model
-  conversion.json     where it came from: source, sha256, versions, and where every source tensor went
+  conversion.json     the origin: source, sha256, versions, and where every source tensor went
 
-It needs nothing else to run. It is written under a temporary name and renamed when it is whole. Parameters are written
-and read one at a time, so that neither takes more memory than the parameters themselves.
+A model needs nothing else to run. The directory is written under a temporary name and renamed when it is complete.
+Parameters are written and read one at a time, so that neither takes more memory than the parameters themselves.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
 CONVERSION_FILE = "conversion.json"
 _READERS = 4  # threads
-_MAX_PROBLEMS = 100  # named in a message
-_LAYER_TENSORS = 16  # kernel and bias of six Dense, scale and bias of two LayerNorms
+_MAX_PROBLEMS = 100  # the most problems listed in a message
+_LAYER_TENSORS = 16  # per layer: kernel and bias of six Dense, scale and bias of two LayerNorms
 
 
 def is_converted(directory: Path) -> bool:
-    """Whether `directory` looks like a converted one; `read` tells whether it is whole.
+    """Whether `directory` looks like a converted directory. `read` checks whether it is complete.
 
-    transformers' directories have files of the same names.
+    The check looks into config.json, because Transformers' directories contain files of the same names.
     """
     if not (directory / CONFIG_FILE).is_file() or not (directory / PARAMS_FILE).is_file():
         return False
@@ -63,12 +63,12 @@ def is_converted(directory: Path) -> bool:
 
 
 def is_transformers_config(config: Any) -> bool:
-    """Whether what a config.json holds is a configuration of transformers' and not a RobertaConfig."""
+    """Whether `config`, the parsed content of a config.json, is a Transformers configuration, not a RobertaConfig."""
     return isinstance(config, dict) and not {"model_type", "num_hidden_layers"}.isdisjoint(config)
 
 
 def check_directory(bpe_dir: str | os.PathLike[str] | None) -> None:
-    """Raises InputError where `bpe_dir` is given and is no directory that can be read."""
+    """Raises InputError if `bpe_dir` is given and is not a readable directory."""
     if bpe_dir is None:
         return
     try:
@@ -80,9 +80,12 @@ def check_directory(bpe_dir: str | os.PathLike[str] | None) -> None:
 
 
 def check_tensors(config: RobertaConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is wrong with a set of tensors as the parameters of `config`: one string a problem, empty if nothing.
+    """Compares tensor shapes with the parameters that `config` requires.
 
-    A depth that is merely claimed costs nothing.
+    The number of layers is checked first, so that a `config` that merely claims a great depth costs nothing.
+
+    Returns:
+      A description of each problem; an empty list if the tensors fit.
     """
     if config.num_layers * _LAYER_TENSORS > len(shapes):
         return [f"it has {len(shapes)} tensors, too few for {config.num_layers} layers"]
@@ -99,7 +102,7 @@ def check_tensors(config: RobertaConfig, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def check_stored(config: RobertaConfig, tensors: Mapping[str, LazyTensor]) -> list[str]:
-    """What is wrong with a converted directory's tensors as the parameters of its configuration, as check_tensors."""
+    """Like `check_tensors`, and also reports tensors that are not floating point."""
     integers = [name for name, tensor in tensors.items() if tensor.dtype not in DTYPE_NAMES]
     return [
         *check_tensors(config, {name: tensor.shape for name, tensor in tensors.items()}),
@@ -108,7 +111,7 @@ def check_stored(config: RobertaConfig, tensors: Mapping[str, LazyTensor]) -> li
 
 
 def describe_problems(problems: list[str]) -> str:
-    """All problems in one line, sorted (a hundred of them at most)."""
+    """Joins the problems, sorted, into one line. At most 100 are listed; the rest are counted."""
     some = sorted(problems)[:_MAX_PROBLEMS]
     return "; ".join(some) + (f"; and {len(problems) - len(some)} more" if len(problems) > len(some) else "")
 
@@ -122,19 +125,19 @@ def save(
     *,
     replace: bool = False,
 ) -> dict[str, NonFinite]:
-    """Writes a model that is in memory as a converted directory, which `read` reads.
+    """Saves a model as a converted directory, which `read` reads.
 
     Args:
-      destination: the directory to make.
+      destination: the directory to create.
       config, params, tokenizer: the model.
-      dtype: to store parameters in; their own if not given.
-      replace: whether it takes the place of a directory that is there; without it, it must not exist.
+      dtype: the dtype to store; by default, each parameter keeps its own.
+      replace: whether to replace an existing directory. If false, `destination` must not exist.
 
     Returns:
-      What write_tensors does.
+      The counts of NaNs and infinities that `write_tensors` returns.
 
     Raises:
-      InputError: parameters that do not fit the configuration, or a dtype that they are not stored in.
+      InputError: the parameters do not fit the configuration, or cannot be stored in `dtype`.
       CheckpointError: the destination exists or cannot be written.
     """
     leaves = flatten(params)
@@ -149,7 +152,7 @@ def save(
 
 
 def versions() -> dict[str, str]:
-    """Of this program and what it computes with, for conversion.json."""
+    """The versions of this package and of the libraries that it computes with, for conversion.json."""
     return {name: importlib.metadata.version(name) for name in ("roberta-flax", "jax", "flax", "numpy")}
 
 
@@ -162,15 +165,15 @@ def write(
 ) -> dict[str, NonFinite]:
     """Writes config.json, model.safetensors and conversion.json into `directory` (see `new_directory`).
 
-    The tokenizer's files are the caller's to put there.
+    The caller writes the tokenizer's files.
 
     Returns:
-      What write_tensors does.
+      The counts of NaNs and infinities that `write_tensors` returns.
     """
-    found = write_tensors(directory / PARAMS_FILE, tensors, dtype)
+    non_finite = write_tensors(directory / PARAMS_FILE, tensors, dtype)
     _write_text(directory / CONFIG_FILE, config.to_json())
     _write_text(directory / CONVERSION_FILE, json.dumps(conversion, indent=2) + "\n")
-    return found
+    return non_finite
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -178,7 +181,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def read_config(directory: Path) -> RobertaConfig:
-    """The configuration of a converted directory; raises CheckpointError where it cannot be read."""
+    """Reads the configuration of a converted directory. Raises CheckpointError if it cannot be read."""
     text = read_text(directory / CONFIG_FILE)
     try:
         return RobertaConfig.from_json(text)
@@ -190,14 +193,14 @@ def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tu
     """Reads a converted directory.
 
     Args:
-      directory: what convert() wrote.
-      param_dtype: dtype of the parameters in memory, whatever they are stored in.
+      directory: a directory that convert() or save() wrote.
+      param_dtype: dtype of the parameters in memory, whatever dtype they are stored in.
 
     Returns:
       The configuration, and the parameter tree: nested dicts of jax.Array.
 
     Raises:
-      CheckpointError: a file is missing or damaged, or tensors do not fit the configuration (all are listed).
+      CheckpointError: a file is missing or damaged, or tensors do not fit the configuration (all problems are listed).
     """
     config, stored = read_stored(directory)
     with reading(directory / PARAMS_FILE):
@@ -206,25 +209,25 @@ def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tu
 
 
 def read_stored(directory: Path) -> tuple[RobertaConfig, dict[str, StoredTensor]]:
-    """The configuration and the tensors of a converted directory; as `read`, but the values are not read yet."""
+    """Like `read`, but returns the tensors by name and does not read their values yet."""
     if not os.path.isdir(directory) or (missing := missing_files(directory)):
         lacks = f": it lacks {', '.join(missing)}" if os.path.isdir(directory) else ""
         name = shortened(str(directory))
         raise CheckpointError(f"{name} is not a converted model{lacks}; convert one with `roberta-flax convert`")
     if directory.name.endswith(PARTIAL_SUFFIX):
-        raise CheckpointError(f"{directory} is what a conversion that was stopped left; remove it, and convert again")
+        raise CheckpointError(f"{directory} was left by a conversion that was interrupted; remove it and convert again")
     config = read_config(directory)
     stored = read_tensors(directory / PARAMS_FILE)
     if problems := check_stored(config, stored):
         raise CheckpointError(
-            f"{directory / PARAMS_FILE} does not hold the parameters of its {CONFIG_FILE}: "
+            f"{directory / PARAMS_FILE} does not contain the parameters that its {CONFIG_FILE} requires: "
             f"{describe_problems(problems)}"
         )
     return config, stored
 
 
 def read_conversion(directory: Path) -> dict[str, Any]:
-    """What a converted directory's conversion.json records; CheckpointError where it is damaged."""
+    """Reads a converted directory's conversion.json. Raises CheckpointError if it is damaged."""
     try:
         recorded = json.loads((directory / CONVERSION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -235,10 +238,10 @@ def read_conversion(directory: Path) -> dict[str, Any]:
 
 
 def _on_device(stored: Mapping[str, StoredTensor], dtype: np.dtype[Any]) -> dict[str, jax.Array]:
-    """The tensors as arrays on JAX's default device.
+    """Copies the tensors to JAX's default device.
 
-    Several are read at once, since what takes the time is that the kernel finds memory for them; some, so that a host
-    never holds many that are on their way to an accelerator.
+    Several tensors are read at once, because most of the time goes into the kernel's allocation of memory. Their number
+    is limited so that the host never holds many tensors that are on their way to an accelerator.
     """
     names, arrays = list(stored), {}
     with ThreadPoolExecutor(_READERS) as readers:
@@ -250,11 +253,11 @@ def _on_device(stored: Mapping[str, StoredTensor], dtype: np.dtype[Any]) -> dict
 
 
 def file_names(directory: Path) -> tuple[str, ...]:
-    """The names of a converted directory's files, by the tokenizer that `directory` has."""
+    """The names of a converted directory's files, which depend on the tokenizer in `directory`."""
     tokenizer = SENTENCEPIECE_FILES if (directory / SENTENCEPIECE_FILE).is_file() else BYTE_LEVEL_FILES
     return (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *tokenizer)
 
 
 def missing_files(directory: Path) -> list[str]:
-    """The files of a converted directory that are not in `directory`."""
+    """The names of a converted directory's files that `directory` lacks."""
     return [name for name in file_names(directory) if not (directory / name).is_file()]

@@ -2,16 +2,17 @@
 
   config.json, model.safetensors, ...   the converted directory's own files
   stablehlo/NAME.jax                    a program, as jax.export serializes it
-  stablehlo/NAME.mlirbc                 the same as portable StableHLO bytecode, for compilers outside JAX
-  stablehlo/programs.json               what each takes and gives, and its files' sha256
+  stablehlo/NAME.mlirbc                 the same program as portable StableHLO bytecode, for compilers outside JAX
+  stablehlo/programs.json               the inputs and outputs of each program, and the sha256 of its files
 
-Parameters are arguments and no constants, so that a program is small and the weights are there once. `batch` (from 1),
-`time` (from 1 to max_positions) and `masked` are symbols: one program takes every shape. Whoever computes with it needs
-neither the network's code nor what it was traced with; gradients and dropout are not in it.
+Parameters are arguments, not constants, so that programs are small and the weights are stored once. `batch` (from 1),
+`time` (from 1 to max_positions) and `masked` are symbols: one program takes every shape. To run a program, you need
+neither the network's code nor the devices that it was traced for. Programs contain no gradients and no dropout.
 
-The StableHLO function `main` takes, in this order, where there are several platforms the platform's number (int32, []),
-every parameter in the order of programs.json, and the inputs. It has `shape_assertion` custom calls and, for the sum
-that numbers the positions, `stablehlo.dynamic_reduce_window`: XLA's refinement of shapes replaces both.
+The StableHLO function `main` takes, in this order: the index of the platform (int32, []) if there are several
+platforms, every parameter in the order of programs.json, and the inputs. It contains `shape_assertion` custom calls
+and, for the cumulative sum that numbers the positions, `stablehlo.dynamic_reduce_window`. XLA's shape refinement
+replaces both.
 """
 
 from __future__ import annotations
@@ -62,18 +63,19 @@ DIRECTORY = "stablehlo"  # in the converted directory
 PROGRAMS_FILE = "programs.json"
 JAX_SUFFIX, BYTECODE_SUFFIX = ".jax", ".mlirbc"
 PLATFORMS = ("cpu", "cuda", "tpu")
-KNOWN_PLATFORMS = (*PLATFORMS, "rocm")  # those that JAX lowers this network for
-DTYPES = ("float32", "bfloat16", "float16")  # float64 would depend on jax_enable_x64, here and where it is loaded
+KNOWN_PLATFORMS = (*PLATFORMS, "rocm")  # the platforms that JAX can lower this network for
+DTYPES = ("float32", "bfloat16", "float16")  # float64 would depend on jax_enable_x64, at export and at load
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Which function a program is, and what it takes beside the parameters.
+    """The function that a program computes, and its inputs besides the parameters.
 
     Attributes:
-      function: its name in roberta_flax.forward.
-      static: the arguments that are fixed, a head's name say.
-      inputs: the names of the others, in order: int32 arrays, "tokens" [batch, time] and "positions" [batch, masked].
+      function: the name of the function in roberta_flax.forward.
+      static: the arguments that are fixed in the program, such as the name of a head.
+      inputs: the names of the other arguments, in order. They are int32 arrays: "tokens" [batch, time] and "positions"
+        [batch, masked].
     """
 
     function: str
@@ -82,29 +84,29 @@ class Signature:
 
     @property
     def name(self) -> str:
-        """The function's, followed by what is fixed and by the inputs after the tokens, joined with dots."""
+        """The function's name, the fixed arguments, and the inputs other than tokens, joined with dots."""
         return ".".join((self.function, *self.static.values(), *self.inputs[1:]))
 
 
 def signatures(config: RobertaConfig, heads: Sequence[str] | None = None) -> dict[str, Signature]:
-    """The programs that a model has, by name.
+    """Returns the signatures of a model's programs, by name.
 
     Args:
-      config: the model's.
-      heads: those to take; all if not given.
+      config: the model's configuration.
+      heads: the names of the heads to include; all by default.
 
     Raises:
-      InputError: a head that is not there.
+      InputError: the model has no head of that name.
     """
     chosen = config.heads if heads is None else [config.head(name) for name in dict.fromkeys(heads)]
-    every = [
+    all_signatures = [
         Signature("features"),
         *(Signature("pooled_features", {"pooling": pooling}) for pooling in forward.POOLINGS),
         Signature("hidden_states"),
         *([Signature("lm_logits"), Signature("lm_logits", inputs=("tokens", "positions"))] if config.lm_head else []),
         *(Signature(f, {"head": head.name}) for head in chosen for f in ("head_logits", "head_log_probs")),
     ]
-    return {signature.name: signature for signature in every}
+    return {signature.name: signature for signature in all_signatures}
 
 
 def export(
@@ -117,26 +119,26 @@ def export(
     quantize: str | None = None,
     platforms: Sequence[str] = PLATFORMS,
 ) -> Path:
-    """Writes a converted model with its functions as programs: a converted directory, and what `load` reads.
+    """Exports a converted model and its functions as programs, to a converted directory that `load` also reads.
 
-    Nothing is computed, and no device of these platforms is needed.
+    The export computes nothing, and needs no device of the platforms.
 
     Args:
       source: a converted directory.
-      destination: the directory to make; it must not exist. It appears when it is whole.
-      heads: which heads' programs to make; all if not given. Their parameters are there in any case.
-      dtype: of the computation's operands: float32, bfloat16, float16.
-      precision: of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
-      quantize: "int8" for the layers' products in int8 (roberta_flax.nn.quantize). model.safetensors is kept as it is:
-        `load` quantizes, and so must who computes with the programs in another way.
-      platforms: those to lower for, of KNOWN_PLATFORMS.
+      destination: the directory to create. It must not exist, and it appears only when it is complete.
+      heads: the heads to write programs for; all by default. The parameters of all heads are kept in any case.
+      dtype: the dtype of the computation's operands: float32, bfloat16 or float16.
+      precision: the precision of matrix products, as in jax.lax.Precision; "highest" for float32 parity on TPU and GPU.
+      quantize: "int8" to compute the layers' products in int8 (roberta_flax.nn.quantize). model.safetensors stays
+        unquantized: `load` quantizes it, and so must any other program that runs the export.
+      platforms: the platforms to lower for, from KNOWN_PLATFORMS.
 
     Returns:
       The destination.
 
     Raises:
-      InputError: a head that is not there, or a dtype, precision, quantize or platform that is not known.
-      CheckpointError: not a whole converted directory, or the destination exists or cannot be written.
+      InputError: the model has no such head, or the dtype, precision, quantize or platform is unknown.
+      CheckpointError: the source is not a complete converted directory, or the destination exists or cannot be written.
     """
     source, destination = Path(source), Path(destination)
     numerics = _numerics(dtype, precision)
@@ -144,20 +146,20 @@ def export(
         check_method(quantize)
     platforms = tuple(dict.fromkeys(platforms))
     if not platforms or not set(platforms) <= set(KNOWN_PLATFORMS):
-        raise InputError(f"platforms must be of {', '.join(KNOWN_PLATFORMS)}, got {', '.join(platforms) or 'none'}")
+        raise InputError(f"platforms must be among {', '.join(KNOWN_PLATFORMS)}; got {', '.join(platforms) or 'none'}")
 
     config, stored = converted.read_stored(source)
     chosen = signatures(config, heads)
     param_dtype = _param_dtype(stored)
     params = forward.abstract_params(config, param_dtype)
     params = params if quantize is None else jax.eval_shape(partial(quantized, method=quantize), params)
-    to_program = partial(_program, config=config, params=params, numerics=numerics, platforms=platforms)
+    trace = partial(_trace, config=config, params=params, numerics=numerics, platforms=platforms)
     with new_directory(destination) as directory:
         for name in converted.file_names(source):
             shutil.copyfile(source / name, directory / name)
         (directory / DIRECTORY).mkdir()
         programs = {
-            name: _write_program(directory / DIRECTORY, signature, to_program(signature))
+            name: _write_program(directory / DIRECTORY, signature, trace(signature))
             for name, signature in chosen.items()
         }
         manifest = {
@@ -169,7 +171,7 @@ def export(
             "quantize": quantize,
             "symbols": {"batch": [1, None], "time": [1, config.max_positions], "masked": [1, None]},
             "arguments": [*(["platform_index"] if len(platforms) > 1 else []), "parameters", "inputs"],
-            "parameters": _described(flatten(params)),
+            "parameters": _describe_arrays(flatten(params)),
             "programs": programs,
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
@@ -179,14 +181,14 @@ def export(
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A program, with the parameters of the directory that it was loaded from. `load` makes it.
+    """A program together with the parameters of the directory that `load` read it from.
 
     Attributes:
-      signature: which function it is.
-      config: the model's.
-      params: the parameter tree, as roberta_flax.forward takes it.
-      exported: as jax.export gives it: `call`, `mlir_module`, `platforms`, `in_avals` and so on. Its arguments are a
-        dict of the parameters by dotted name, model.safetensors's, and the inputs.
+      signature: the function that it computes, and its inputs.
+      config: the model's configuration.
+      params: the parameter tree that the functions of roberta_flax.forward take.
+      exported: the jax.export.Exported, with `call`, `mlir_module`, `platforms`, `in_avals` and so on. Its arguments
+        are a dict of the parameters by their dotted names in model.safetensors, and the inputs.
     """
 
     signature: Signature
@@ -195,31 +197,31 @@ class Program:
     exported: jax_export.Exported
 
     def __call__(self, tokens: npt.ArrayLike, positions: npt.ArrayLike | None = None) -> Any:
-        """The function's results, of inputs that are checked. Each new shape is compiled.
+        """Checks the inputs and runs the program. Each new shape is compiled.
 
         Args:
-          tokens: ids, [time] or [batch, time].
-          positions: [batch, masked], of a program that takes them.
+          tokens: token ids, [time] or [batch, time].
+          positions: [batch, masked], if the program takes positions.
 
         Returns:
-          What the function of roberta_flax.forward does, of the same shapes and dtypes.
+          The results of the function in roberta_flax.forward, with the same shapes and dtypes.
 
         Raises:
-          InputError: ids that the model cannot take (see batching.check_tokens), or positions that are missing, not
-            taken, of another shape, or outside the rows.
+          InputError: the model does not accept the token ids (see batching.check_tokens), or the positions are missing,
+            unexpected, of another shape, or outside the rows.
         """
         ids = batching.check_tokens(tokens, self.config.vocab_size, self.config.max_positions)
         takes_positions = "positions" in self.signature.inputs
         if takes_positions != (positions is not None):
             given = "none were given" if positions is None else "they were given"
-            raise InputError(f"{self.signature.name} takes {'' if takes_positions else 'no '}positions, and {given}")
-        return self.apply(self.params, ids, *([_checked_positions(positions, ids)] if takes_positions else []))
+            raise InputError(f"{self.signature.name} takes {'' if takes_positions else 'no '}positions, but {given}")
+        return self.apply(self.params, ids, *([_check_positions(positions, ids)] if takes_positions else []))
 
     def apply(self, params: Params, *inputs: Any) -> Any:
-        """The function's results, a pure function for jit and the like; nothing is checked.
+        """Runs the program without checks: a pure function, for jit and other transformations.
 
         Args:
-          params: a tree of the shapes and dtypes of `self.params`.
+          params: a tree with the shapes and dtypes of `self.params`.
           inputs: int32 arrays, in the order of `signature.inputs`.
         """
         return self._compiled(flatten(params), *inputs)
@@ -230,19 +232,21 @@ class Program:
 
 
 def load(directory: str | os.PathLike[str]) -> dict[str, Program]:
-    """Reads what `export` wrote.
+    """Loads the programs that `export` wrote.
 
-    A program is code that runs, for JAX and not for the host, but code: load only what you trust. The sums find damage.
+    A program is code. JAX runs it, not the host, but load only programs that you trust: checksums detect damage, not
+    tampering.
 
     Args:
-      directory: what `export` wrote.
+      directory: a directory that `export` wrote.
 
     Returns:
       The programs by name (see `signatures`), all with the same parameters.
 
     Raises:
-      CheckpointError: a file is missing, damaged, or not of one export; or of a version that this JAX does not read.
-      InputError: not exported for the platform that JAX computes on here.
+      CheckpointError: a file is missing or damaged, the files come from different exports, or this JAX does not read
+        their version.
+      InputError: the programs were not exported for the platform that JAX uses here.
     """
     directory = Path(directory)
     manifest = _read_manifest(directory)
@@ -250,8 +254,8 @@ def load(directory: str | os.PathLike[str]) -> dict[str, Program]:
     if manifest.quantize is not None:
         params = quantized(params, manifest.quantize)
     known = signatures(config)
-    if _described(flatten(params)) != manifest.parameters or not manifest.sha256.keys() <= known.keys():
-        raise CheckpointError(f"{directory / DIRECTORY} is not of the model that is beside it; export it again")
+    if _describe_arrays(flatten(params)) != manifest.parameters or not manifest.sha256.keys() <= known.keys():
+        raise CheckpointError(f"{directory / DIRECTORY} does not belong to the model beside it; export it again")
     return {
         name: Program(known[name], config, params, _read_program(directory / DIRECTORY, known[name], sha256))
         for name, sha256 in manifest.sha256.items()
@@ -259,20 +263,20 @@ def load(directory: str | os.PathLike[str]) -> dict[str, Program]:
 
 
 def _numerics(dtype: DTypeLike, precision: PrecisionLike) -> Numerics:
-    with suppress(TypeError):  # of what is no dtype, which Numerics refuses
+    with suppress(TypeError):  # not a dtype: Numerics refuses it
         if (name := jnp.dtype(dtype).name) not in DTYPES:
             raise InputError(f"programs compute in {', '.join(DTYPES)}; got {name}")
-    # "xla": whichever else there is wants shapes or a platform that are known
+    # "xla", because every other implementation of attention needs to know the shapes or the platform
     return Numerics(dtype, precision=precision, attention="xla")
 
 
 def _param_dtype(stored: Mapping[str, LazyTensor]) -> str:
-    """The one that holds every tensor's values; of float64 float32, as elsewhere."""
+    """The name of the narrowest dtype that holds every tensor's values; float32 instead of float64, as elsewhere."""
     widest = reduce(jnp.promote_types, (tensor.dtype for tensor in stored.values())).name
     return widest if widest in DTYPES else "float32"
 
 
-def _program(
+def _trace(
     signature: Signature, *, config: RobertaConfig, params: Params, numerics: Numerics, platforms: Sequence[str]
 ) -> jax_export.Exported:
     function = partial(
@@ -282,24 +286,24 @@ def _program(
         numerics=numerics,
     )
 
-    def of_leaves(leaves: Mapping[str, jax.Array], *inputs: jax.Array) -> Any:
-        of_inputs = dict(zip(signature.inputs, inputs, strict=True))
-        return function(unflatten(leaves, params), **of_inputs)
+    def call(leaves: Mapping[str, jax.Array], *inputs: jax.Array) -> Any:
+        arguments = dict(zip(signature.inputs, inputs, strict=True))
+        return function(unflatten(leaves, params), **arguments)
 
-    # jax.export takes every symbol to be 1 at least, and checks it
-    longest = f"time <= {config.max_positions}"
-    batch, time, masked = jax_export.symbolic_shape("batch, time, masked", constraints=[longest])
+    # jax.export assumes that every symbol is at least 1, and checks it
+    time_limit = f"time <= {config.max_positions}"
+    batch, time, masked = jax_export.symbolic_shape("batch, time, masked", constraints=[time_limit])
     shapes = {"tokens": (batch, time), "positions": (batch, masked)}
     inputs = [jax.ShapeDtypeStruct(shapes[name], jnp.int32) for name in signature.inputs]  # type: ignore[no-untyped-call]
     with jax.enable_x64(False), _without_source_paths():
-        # unused parameters are kept, so that all programs take the same ones
-        traced = jax_export.export(jax.jit(of_leaves, keep_unused=True), platforms=platforms)
+        # unused parameters are kept, so that all programs take the same parameters
+        traced = jax_export.export(jax.jit(call, keep_unused=True), platforms=platforms)
         return traced(flatten(params), *inputs)
 
 
 @contextmanager
 def _without_source_paths() -> Iterator[None]:
-    """Programs would name the exporting machine's files and lines, the caller's too, and differ by them."""
+    """Keeps the exporting machine's file names and line numbers out of programs, which would differ by them."""
     name = "jax_traceback_in_locations_limit"
     limit = getattr(jax.config, name)
     jax.config.update(name, 0)  # type: ignore[no-untyped-call]
@@ -310,17 +314,19 @@ def _without_source_paths() -> Iterator[None]:
 
 
 def _write_program(directory: Path, signature: Signature, program: jax_export.Exported) -> dict[str, Any]:
-    """Writes a program's two files; what programs.json says of it."""
+    """Writes a program's two files, and returns its entry in programs.json."""
     contents = {JAX_SUFFIX: bytes(program.serialize()), BYTECODE_SUFFIX: program.mlir_module_serialized}
     files = {}
     for suffix, content in contents.items():
-        path = _path(directory, signature, suffix)
+        path = _program_file(directory, signature, suffix)
         write_bytes(path, content)
         files[suffix] = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
     return {
         "function": signature.function,
         "static": dict(signature.static),
-        "inputs": _described(dict(zip(signature.inputs, program.in_avals[-len(signature.inputs) :], strict=True))),
+        "inputs": _describe_arrays(
+            dict(zip(signature.inputs, program.in_avals[-len(signature.inputs) :], strict=True))
+        ),
         "results": [_shape_and_dtype(result) for result in program.out_avals],
         "calling_convention_version": program.calling_convention_version,
         "jax_export": files[JAX_SUFFIX],
@@ -328,12 +334,12 @@ def _write_program(directory: Path, signature: Signature, program: jax_export.Ex
     }
 
 
-def _path(directory: Path, signature: Signature, suffix: str) -> Path:
+def _program_file(directory: Path, signature: Signature, suffix: str) -> Path:
     return directory / (quote(signature.name, safe=" ") + suffix)  # heads may have any name
 
 
-def _described(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """In the order of the names, which is that of a flattened dict."""
+def _describe_arrays(arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Describes arrays in the order of their names, which is the order of a flattened dict."""
     return [{"name": name, **_shape_and_dtype(arrays[name])} for name in sorted(arrays)]
 
 
@@ -344,7 +350,7 @@ def _shape_and_dtype(array: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What `load` needs of programs.json; `sha256` by program."""
+    """The parts of programs.json that `load` needs. `sha256` maps the name of a program to its checksum."""
 
     param_dtype: str
     quantize: str | None
@@ -362,7 +368,7 @@ def _read_manifest(directory: Path) -> _Manifest:
             raise ValueError(f"unknown param_dtype or quantize: {manifest.param_dtype!r}, {manifest.quantize!r}")
     except OSError as error:
         raise CheckpointError(
-            f"cannot read {path}: {error.strerror or error}; `roberta-flax export --to stablehlo` makes it"
+            f"cannot read {path}: {error.strerror or error}; create it with `roberta-flax export --to stablehlo`"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from None
@@ -370,13 +376,13 @@ def _read_manifest(directory: Path) -> _Manifest:
 
 
 def _read_program(directory: Path, signature: Signature, sha256: str) -> jax_export.Exported:
-    path = _path(directory, signature, JAX_SUFFIX)
+    path = _program_file(directory, signature, JAX_SUFFIX)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}; export it again") from None
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise CheckpointError(f"{path} is damaged: its sha256 is not what {PROGRAMS_FILE} says; export it again")
+        raise CheckpointError(f"{path} is damaged: its sha256 differs from the one in {PROGRAMS_FILE}; export it again")
     try:
         program = jax_export.deserialize(bytearray(content))
     except (ValueError, NotImplementedError) as error:
@@ -386,7 +392,7 @@ def _read_program(directory: Path, signature: Signature, sha256: str) -> jax_exp
     return program
 
 
-def _checked_positions(positions: Any, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+def _check_positions(positions: Any, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     try:
         given = np.asarray(positions)
     except ValueError:

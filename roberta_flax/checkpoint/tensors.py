@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files, written and read one at a time."""
+"""Named tensors in safetensors files, which are written and read one at a time."""
 
 from __future__ import annotations
 
@@ -18,37 +18,24 @@ from safetensors import SafetensorError, safe_open
 
 from roberta_flax.errors import CheckpointError, InputError
 
-STORED_DTYPES: dict[str, np.dtype[Any]] = {  # by safetensors' names
+STORED_DTYPES: dict[str, np.dtype[Any]] = {  # the dtypes of parameters, by their names in safetensors
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-
-
 DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
-
-
-_READ_DTYPES: dict[str, np.dtype[Any]] = {  # those of buffers, which are no parameters
+_READ_DTYPES: dict[str, np.dtype[Any]] = {  # also those of buffers, which are not parameters
     **STORED_DTYPES,
     "BOOL": np.dtype(np.bool_),
     **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
 }
 
-
-_ALIGNMENT = 64  # bytes; XLA's CPU backend takes an array as it is where it begins at a multiple of this
-
-
+_ALIGNMENT = 64  # bytes; XLA's CPU backend uses an array without a copy if it begins at a multiple of this
 _CHUNK = 1 << 22  # elements written at a time
-
-
-MAX_AXES = 8  # of a tensor in a file; a RoBERTa's have two
-
-
-_MAX_HEADER = 1 << 24  # bytes of a safetensors file's header, about 120 a tensor
-
-
+MAX_AXES = 8  # the most axes of a tensor in a file; a RoBERTa's tensors have two
+_MAX_HEADER = 1 << 24  # bytes of a safetensors file's header, which has about 120 per tensor
 _TILE = 128  # rows and columns of a transpose copied at a time, so that both sides stay in the cache
 
 
@@ -62,7 +49,7 @@ class LazyTensor(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def read(self) -> npt.NDArray[Any]:
-        """The values; where it can be, a view of the file."""
+        """Returns the values, as a view of the file where possible."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +72,12 @@ class Values:
 
 @dataclass
 class NonFinite:
-    """How many values of a tensor are not numbers.
+    """The number of a tensor's values that are not finite.
 
     Attributes:
-      nan: not a number.
-      infinite: infinite in the source.
-      overflowed: finite in the source, and beyond the range of the dtype that is stored.
+      nan: values that are NaN.
+      infinite: values that are infinite in the source.
+      overflowed: values that are finite in the source but exceed the range of the stored dtype.
     """
 
     nan: int = 0
@@ -106,7 +93,7 @@ class NonFinite:
 
 
 def stored_dtype(name: str) -> np.dtype[Any]:
-    """The dtype called `name`; InputError where parameters are not stored in it."""
+    """The dtype called `name`. Raises InputError if parameters cannot be stored in it."""
     for dtype in STORED_DTYPES.values():
         if dtype.name == name:
             return dtype
@@ -119,40 +106,40 @@ def write_tensors(
     dtype: np.dtype[Any] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, NonFinite]:
-    """Writes a safetensors file, one tensor at a time and a part of it at a time.
+    """Writes a safetensors file, one tensor at a time, in chunks.
 
     Args:
-      path: the file to make.
-      tensors: by name; floating point.
-      dtype: to store them in, rounding to nearest; their own if not given.
-      metadata: of the file.
+      path: the file to create.
+      tensors: floating-point tensors, by name.
+      dtype: the dtype to store, rounding to nearest; by default, each tensor keeps its own.
+      metadata: the metadata of the file.
 
     Returns:
-      The names of tensors that have values which are not finite, with counts.
+      The counts for each tensor that has values that are not finite, by name.
     """
-    # those whose length keeps what follows aligned come first
-    names = sorted(tensors, key=lambda name: (_size(tensors[name], dtype) % _ALIGNMENT != 0, name))
+    # tensors whose length keeps the next one aligned come first
+    names = sorted(tensors, key=lambda name: (_stored_size(tensors[name], dtype) % _ALIGNMENT != 0, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
         tensor = tensors[name]
-        begin, end = end, end + _size(tensor, dtype)
+        begin, end = end, end + _stored_size(tensor, dtype)
         code = DTYPE_NAMES[np.dtype(dtype or tensor.dtype)]
         header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    found: dict[str, NonFinite] = {}
+    non_finite: dict[str, NonFinite] = {}
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             if counts := _write_values(file, tensors[name].read(), dtype):
-                found[name] = counts
+                non_finite[name] = counts
         file.flush()
         os.fsync(file.fileno())
-    return found
+    return non_finite
 
 
-def _size(tensor: LazyTensor, dtype: np.dtype[Any] | None) -> int:
+def _stored_size(tensor: LazyTensor, dtype: np.dtype[Any] | None) -> int:
     return math.prod(tensor.shape) * np.dtype(dtype or tensor.dtype).itemsize
 
 
@@ -161,7 +148,7 @@ def _write_values(file: IO[bytes], values: npt.NDArray[Any], dtype: np.dtype[Any
     rows = values.reshape(1) if values.ndim == 0 else values
     step = max(1, _CHUNK // max(1, math.prod(rows.shape[1:])))
     for start in range(0, len(rows), step):
-        block = _contiguous(rows[start : start + step])
+        block = _row_major(rows[start : start + step])
         with np.errstate(over="ignore", invalid="ignore"):
             stored = block if dtype is None else block.astype(dtype)
         if not np.isfinite(stored).all():
@@ -173,8 +160,8 @@ def _write_values(file: IO[bytes], values: npt.NDArray[Any], dtype: np.dtype[Any
     return counts
 
 
-def _contiguous(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The values in row-major order. A transpose is copied tile by tile, several times faster than numpy's own copy."""
+def _row_major(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns the values in row-major order. A transpose is copied by tiles, several times faster than numpy does."""
     if values.ndim != 2 or values.flags.c_contiguous:
         return np.ascontiguousarray(values)
     result = np.empty(values.shape, values.dtype)
@@ -200,44 +187,42 @@ class StoredTensor:
         return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
 
     def load(self, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """The values in memory, in `dtype`, where JAX can take them without another copy."""
+        """Reads the values into memory, in `dtype`, aligned so that JAX can use them without another copy."""
         size = math.prod(self.shape) * self.dtype.itemsize
-        room = np.empty(size + _ALIGNMENT, np.uint8)
-        begin = -room.ctypes.data % _ALIGNMENT
-        raw = room[begin : begin + size]
+        buffer = np.empty(size + _ALIGNMENT, np.uint8)
+        begin = -buffer.ctypes.data % _ALIGNMENT
+        raw = buffer[begin : begin + size]
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            view, done = raw.data, 0
-            while done < size:  # one read gives at most 2 GiB
-                count = file.readinto(view[done:])
+            view, bytes_read = raw.data, 0
+            while bytes_read < size:  # one read returns at most 2 GiB
+                count = file.readinto(view[bytes_read:])
                 if not count:
                     raise CheckpointError(f"{self.path} is damaged or cut short; convert the model again")
-                done += count
+                bytes_read += count
         return raw.view(self.dtype).reshape(self.shape).astype(dtype, copy=False)
 
 
 def is_countable(shape: Sequence[int]) -> bool:
-    """Whether a shape's sizes can be counted to: by numpy, and where it has no elements, which cost nothing, by us."""
+    """Whether arrays of a shape can be represented: by numpy, or, if there are no elements, with sizes that stay small."""
     elements = math.prod(shape)
     return elements < 1 << 56 if elements else math.prod(size or 1 for size in shape) <= 1 << 20
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name; their values are not read yet.
+    """Opens a safetensors file and returns its tensors by name. Their values are not read yet.
 
     Raises:
-      CheckpointError: it is missing, damaged, or has tensors in a dtype that is neither floating point nor integers,
-        or of more than 8 axes.
+      CheckpointError: the file is missing or damaged, or has tensors of an unsupported dtype or of more than 8 axes.
     """
     try:
         with path.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
             if _MAX_HEADER < length < path.stat().st_size:
                 raise CheckpointError(
-                    f"{path} is damaged or meant to harm: its header has {length} bytes, over the {_MAX_HEADER} that "
-                    "any model's has"
+                    f"{path} is damaged or malicious: its header has {length} bytes, over the limit of {_MAX_HEADER}"
                 )
-            with safe_open(path, framework="numpy") as file:  # checks the header: offsets, sizes, no gap, no overlap
+            with safe_open(path, framework="numpy") as file:  # checks offsets and sizes: no gap, no overlap
                 names = list(file.keys())
             header = json.loads(raw.read(length))
     except CheckpointError:

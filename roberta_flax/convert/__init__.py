@@ -1,6 +1,6 @@
-"""Checkpoints of fairseq and transformers to Flax parameter trees, and back.
+"""Conversion of fairseq and Transformers checkpoints to Flax parameter trees, and back.
 
-Reading needs no torch: checkpoints are parsed here, and nothing in them is executed (see convert.torch_file).
+Reading needs no torch. Checkpoints are parsed here, and nothing in them is executed (see convert.torch_file).
 """
 
 from roberta_flax.convert.conversion import convert

@@ -1,4 +1,4 @@
-"""convert(): a RoBERTa in another library's form to a converted directory."""
+"""convert(): converts a RoBERTa of another library to a converted directory."""
 
 from __future__ import annotations
 
@@ -48,34 +48,35 @@ def convert(
     strict: bool = False,
     head_name: str | None = None,
 ) -> Path:
-    """Converts a RoBERTa to a directory that roberta_flax.load() takes and that needs nothing else.
+    """Converts a RoBERTa to a directory that roberta_flax.load() accepts and that needs nothing else.
 
-    Values are kept bit for bit, in the dtype of the source or rounded to `dtype`; kernels are transposed. Nothing in
-    the source is executed, and nothing is left behind where conversion fails. What is odd about a source, values that
-    are not finite among it, is logged as a warning, a line each.
+    Values are kept bit for bit in the dtype of the source, or rounded to `dtype`. Kernels are transposed. Nothing in
+    the source is executed, and nothing is left behind if the conversion fails. Anything unusual about the source, such
+    as NaNs or infinities, is logged as a one-line warning.
 
     Args:
       source: a fairseq directory, a .tar.gz of one, or a checkpoint file with dict.txt beside it; or a directory that
-        transformers wrote, a file of weights in one, or "hf:org/name" for one on Hugging Face's hub.
-      destination: the directory to make; it must not exist.
-      checkpoint_file: the checkpoint's name, where source is a fairseq directory or archive; it may be in a folder
-        there ("sub/best.pt").
-      bpe_dir: where encoder.json and vocab.bpe are (and dict.txt, where it is not beside the checkpoint). Otherwise
-        they are looked for beside the checkpoint, then in source, then in the cache, then downloaded: GPT-2's.
+        Transformers wrote, a weights file in one, or "hf:org/name" for a model on the Hugging Face Hub.
+      destination: the directory to create. It must not exist.
+      checkpoint_file: the name of the checkpoint if `source` is a fairseq directory or archive. It may be in a
+        subfolder ("sub/best.pt").
+      bpe_dir: the directory of encoder.json and vocab.bpe (and of dict.txt, if it is not beside the checkpoint). By
+        default they are looked up beside the checkpoint, then in `source`. If they are in neither, GPT-2's are taken
+        from the cache or downloaded.
       cache_dir: the cache; see roberta_flax.checkpoint.download.cache_dir.
-      sha256: what the source file (the archive, or the checkpoint) must hash to, in hex.
-      dtype: of the stored parameters: "float32", "bfloat16", "float16" or "float64"; the source's if not given.
-      strict: refuse values that are not finite.
-      head_name: what the head of a transformers model is called here; its own libraries give it no name.
+      sha256: the expected SHA-256 of the source (the archive or the checkpoint), in hex.
+      dtype: the dtype to store: "float32", "bfloat16", "float16" or "float64". The default is the source's dtype.
+      strict: whether to refuse NaNs and infinities.
+      head_name: the name to give the head of a Transformers model, which has no name there.
 
     Returns:
       The destination.
 
     Raises:
-      InputError: a dtype that parameters are not stored in, or a bpe_dir that is no directory.
-      CheckpointError: the source is not a RoBERTa, is damaged or incomplete; the destination exists or cannot be
+      InputError: parameters cannot be stored in `dtype`, or `bpe_dir` is not a readable directory.
+      CheckpointError: the source is not a RoBERTa, is damaged or incomplete, or the destination exists or cannot be
         written.
-      DownloadError: a file is needed and cannot be fetched.
+      DownloadError: a file is needed but cannot be fetched.
     """
     converted.check_directory(bpe_dir)
     if bpe_dir is not None:
@@ -83,8 +84,8 @@ def convert(
     destination = Path(destination)
     stored = None if dtype is None else stored_dtype(dtype)
     with new_directory(destination) as directory, open_source(source, checkpoint_file, cache_dir) as source_files:
-        hashes = {file.name: file_sha256(file) for file in source_files.hashed}
-        digest = _combined(hashes)
+        hashes = {file.name: file_sha256(file) for file in source_files.hashed_files}
+        digest = _combined_sha256(hashes)
         if sha256 is not None and digest != sha256.lower():
             raise CheckpointError(f"{source} has sha256 {digest}, expected {sha256.lower()}; download it again")
         model = source_files.read(bpe_dir, cache_dir, head_name)
@@ -93,7 +94,8 @@ def convert(
         if model.config.vocab_size != vocab_size:
             raise CheckpointError(
                 f"{source_files.weights[0]} embeds {model.config.vocab_size} tokens but its dictionary has "
-                f"{vocab_size} (four specials, dict.txt's lines, and <mask>): give the dict.txt it was trained with"
+                f"{vocab_size} (four special tokens, dict.txt's lines, and <mask>): use the dict.txt that the model "
+                "was trained with"
             )
         conversion = {
             "source": Path(source).name,
@@ -106,26 +108,28 @@ def convert(
             "versions": converted.versions(),
             "tensors": model.provenance,
         }
-        found = converted.write(directory, model.config, model.parameters, conversion, stored)
-        _report(str(source), model, found, strict)
+        non_finite = converted.write(directory, model.config, model.parameters, conversion, stored)
+        _report(str(source), model, non_finite, strict)
     return destination
 
 
-def _report(source: str, model: Source, found: Mapping[str, NonFinite], strict: bool) -> None:
-    """Warns of what is odd about a source; raises CheckpointError for values that are not finite, where strict."""
-    if found:
-        some = [f"{model.parameters[path].source} has {counts}" for path, counts in list(found.items())[:20]]
-        more = f"; and {len(found) - len(some)} more" if len(found) > len(some) else ""
-        message = f"{source} has values that are not finite in {len(found)} of its tensors: {'; '.join(some)}{more}"
+def _report(source: str, model: Source, non_finite: Mapping[str, NonFinite], strict: bool) -> None:
+    """Warns of anything unusual about a source. If `strict`, raises CheckpointError for NaNs and infinities."""
+    if non_finite:
+        some = [f"{model.parameters[path].source} has {counts}" for path, counts in list(non_finite.items())[:20]]
+        rest = f"; and {len(non_finite) - len(some)} more" if len(non_finite) > len(some) else ""
+        message = (
+            f"{source} has values that are not finite in {len(non_finite)} of its tensors: {'; '.join(some)}{rest}"
+        )
         if strict:
-            raise CheckpointError(f"{message}. It was not converted, as strict asks")
+            raise CheckpointError(f"{message}. It was not converted, because strict was set")
         logger.warning("%s", " ".join(message.split()))
     for note in model.notes:
         logger.warning("%s", " ".join(note.split()))
 
 
 def write_files(files: Mapping[str, Path | str | bytes], directory: Path) -> None:
-    """Copies a Source's tokenizer files into a directory, or writes them there."""
+    """Copies or writes a Source's tokenizer files into a directory."""
     for name, content in files.items():
         if isinstance(content, str | bytes):
             (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -136,13 +140,13 @@ def write_files(files: Mapping[str, Path | str | bytes], directory: Path) -> Non
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hex; CheckpointError where it cannot be read."""
+    """The SHA-256 of a file, in hex. Raises CheckpointError if it cannot be read."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _combined(hashes: Mapping[str, str]) -> str:
-    """A file's sha256; of several, that of the lines `sha256  name` that sha256sum prints for them."""
+def _combined_sha256(hashes: Mapping[str, str]) -> str:
+    """The SHA-256 of one file, or for several files, of the lines that sha256sum prints for them."""
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in hashes.items()).encode()).hexdigest()
@@ -150,23 +154,23 @@ def _combined(hashes: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """A source's files, on this machine and unpacked.
+    """The files of a source, downloaded and unpacked.
 
     Attributes:
       kind: "fairseq" or "huggingface".
-      weights: the files of weights.
-      hashed: the files that its sha256 is of.
-      folder: the directory that was given, or that the file was in.
+      weights: the weights files.
+      hashed_files: the files that the source's SHA-256 covers.
+      folder: the source's directory, or the directory that contains it.
     """
 
     kind: str
     weights: Sequence[Path]
-    hashed: Sequence[Path]
+    hashed_files: Sequence[Path]
     folder: Path
 
     @property
     def checkpoint_file(self) -> str:
-        """The first file's name, from `folder` on."""
+        """The path of the first weights file, relative to `folder`."""
         file = self.weights[0]
         return file.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else str(file)
 
@@ -176,7 +180,7 @@ class SourceFiles:
         cache_dir: str | os.PathLike[str] | None = None,
         head_name: str | None = None,
     ) -> Source:
-        """Reads it. Arguments and errors as in `convert`."""
+        """Reads the source. Arguments and errors are those of `convert`."""
         with reading(self.weights[0]):
             if self.kind == "huggingface":
                 return huggingface.read(self.weights, bpe_dir, head_name)
@@ -187,25 +191,25 @@ class SourceFiles:
 def open_source(
     source: str | os.PathLike[str], checkpoint_file: str, cache_dir: str | os.PathLike[str] | None = None
 ) -> Iterator[SourceFiles]:
-    """A source's files: fetched where it is a name on the hub, unpacked while the block runs where it is an archive."""
+    """Yields the files of a source. A model on the Hub is downloaded; an archive is unpacked while the block runs."""
     if str(source).startswith(huggingface.HUB_PREFIX):
         yield _source_files(huggingface.fetch(str(source), cache_dir), checkpoint_file)
         return
     path = Path(source)
     if not os.path.exists(path) and not os.path.exists(shards.files_of(path)[0]):
         raise CheckpointError(
-            f"{shortened(str(path))} does not exist; expected a fairseq or transformers directory, a .tar.gz, a "
+            f"{shortened(str(path))} does not exist; expected a fairseq or Transformers directory, a .tar.gz, a "
             f"checkpoint file, or {huggingface.HUB_PREFIX}org/name"
         )
     if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
         with tempfile.TemporaryDirectory(prefix="roberta-flax-") as temporary:
             folder = Path(temporary) / "archive"
             extract_archive(path, folder)
-            inside = list(folder.iterdir())
+            contents = list(folder.iterdir())
             source_files = _source_files(
-                inside[0] if len(inside) == 1 and inside[0].is_dir() else folder, checkpoint_file
+                contents[0] if len(contents) == 1 and contents[0].is_dir() else folder, checkpoint_file
             )
-            yield dataclasses.replace(source_files, hashed=[path])
+            yield dataclasses.replace(source_files, hashed_files=[path])
     else:
         yield _source_files(path, checkpoint_file)
 
@@ -215,34 +219,34 @@ def _source_files(path: Path, checkpoint_file: str) -> SourceFiles:
         folder = path if path.is_dir() else path.parent
         _check_sizes(folder)
         if path.is_dir() and converted.is_converted(path) and not converted.missing_files(path):
-            raise CheckpointError(f"{path} is converted already: load it as it is")
+            raise CheckpointError(f"{path} is already converted: load it as it is")
         files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
         _check_sizes(files[0].parent)
-        is_there = os.path.isfile(files[0])
-        if weights := _weight_files(path, is_there and not huggingface.is_weight_file(files[0])):
+        exists = os.path.isfile(files[0])
+        if weights := _weight_files(path, exists and not huggingface.is_weight_file(files[0])):
             return SourceFiles("huggingface", weights, weights, folder)
-        if not is_there:
-            there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+        if not exists:
+            found_names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
             raise CheckpointError(
-                f"no {shortened(checkpoint_file)} in {path} (there is: {there}); name it with checkpoint_file or "
-                "--checkpoint-file"
+                f"no {shortened(checkpoint_file)} in {path} (found: {found_names}); name the checkpoint with "
+                "checkpoint_file (--checkpoint-file)"
             )
         return SourceFiles("fairseq", files, files, folder)
 
 
 def _check_sizes(folder: Path) -> None:
-    """Raises CheckpointError for a file of a configuration or tokenizer that is larger than any is."""
+    """Raises CheckpointError for a configuration or tokenizer file that is larger than any real one."""
     for name, limit in _MAX_SIZES.items():
         file = folder / name
         if file.is_file() and (size := file.stat().st_size) > limit:
-            raise CheckpointError(f"{file} has {size} bytes, over the {limit} that such a file may have")
+            raise CheckpointError(f"{file} has {size} bytes, more than the {limit} allowed for such a file")
 
 
-def _weight_files(path: Path, has_fairseqs: bool) -> list[Path]:
-    """transformers' files of weights. A config.json that is no configuration is not its own, beside a fairseq model."""
+def _weight_files(path: Path, is_fairseq: bool) -> list[Path]:
+    """The weights files of a Transformers model. An unreadable config.json beside a fairseq checkpoint is ignored."""
     try:
         return huggingface.weight_files(path)
     except huggingface.ConfigError:
-        if not has_fairseqs:
+        if not is_fairseq:
             raise
         return []

@@ -1,4 +1,4 @@
-"""export(): a converted directory to a checkpoint that fairseq, or transformers, loads. Values are kept bit for bit."""
+"""export(): writes a converted directory as a checkpoint for fairseq or Transformers. Values are kept bit for bit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from roberta_flax.text.tokenizer import (
 logger = logging.getLogger(__name__)
 
 FORMATS = ("fairseq", "huggingface")
-_UTF8_BYTES = {*range(0xC0), *range(0xC2, 0xF5)}  # the rest is in no text (RFC 3629, section 4)
+_UTF8_BYTES = {*range(0xC0), *range(0xC2, 0xF5)}  # other bytes never occur in text (RFC 3629, section 4)
 _FAIRSEQ_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
 _FAIRSEQ_ENCODER_VERSION = 3.0  # TransformerEncoderBase: below 2, a pre-norm network's last LayerNorm is dropped
 _CLASS_SUFFIXES = {
@@ -63,7 +63,7 @@ _CLASS_SUFFIXES = {
     "span": "ForQuestionAnswering",
     "choice": "ForMultipleChoice",
 }
-_PROBLEM_NAMES = {"multi_label": "of several labels at once", "regression": "a regression of several values"}
+_PROBLEM_NAMES = {"multi_label": "a multi-label head", "regression": "a regression of several values"}
 _HIDDEN_ACT = {  # roberta_flax.nn.config.ACTIVATIONS -> transformers/activations.py, ACT2FN
     "gelu": "gelu",
     "gelu_accurate": "gelu_new",
@@ -77,7 +77,7 @@ _HIDDEN_ACT = {  # roberta_flax.nn.config.ACTIVATIONS -> transformers/activation
 
 @dataclass(frozen=True)
 class _Model:
-    """A converted directory, opened."""
+    """An open converted directory."""
 
     directory: Path
     config: RobertaConfig
@@ -92,28 +92,28 @@ def export(
     to: str,
     heads: Sequence[str] | None = None,
 ) -> Path:
-    """Writes a converted model as a directory that fairseq's or transformers' from_pretrained loads.
+    """Writes a converted model as a directory that the from_pretrained of fairseq or Transformers loads.
 
-    What is of no effect in evaluation and has no place in the other library (LayerDrop, say) is left out, with a
-    warning. To fairseq needs torch, which writes the file.
+    A setting that the other library cannot represent but that has no effect in evaluation, such as LayerDrop, is left
+    out with a warning. An export to fairseq needs torch, which writes the file.
 
     Args:
       source: a converted directory.
-      destination: the directory to make; it must not exist.
+      destination: the directory to create. It must not exist.
       to: "fairseq" (model.pt, dict.txt and the BPE's files) or "huggingface" (model.safetensors, config.json and the
         tokenizer's files).
-      heads: which heads to take: fairseq has sentence heads, as many as there are; a transformers model has one, of
-        any kind. All if not given; none if empty.
+      heads: the names of the heads to export. A fairseq model takes any number of sentence heads, a Transformers model
+        one head of any kind. By default all heads; none if empty.
 
     Returns:
       The destination.
 
     Raises:
-      InputError: another format, a head that is not there, or torch is needed and not installed.
-      CheckpointError: not a converted directory, or something that the other library cannot have.
+      InputError: the format is unknown, the model has no such head, or torch is needed but not installed.
+      CheckpointError: the source is not a converted directory, or the other library cannot represent the model.
     """
     if to not in FORMATS:
-        raise InputError(f"models are exported to {' or '.join(FORMATS)}, got {to!r}")
+        raise InputError(f"a model can be exported to {' or '.join(FORMATS)}; got {to!r}")
     model = _open(Path(source))
     chosen = tuple(model.config.heads if heads is None else map(model.config.head, heads))
     destination = Path(destination)
@@ -130,39 +130,39 @@ def _open(directory: Path) -> _Model:
     return _Model(directory, config, tensors, Tokenizer.from_directory(directory))
 
 
-# fairseq
+# To fairseq
 
 
 def _fairseq_heads(heads: Sequence[HeadConfig]) -> list[HeadConfig]:
-    taken = [head for head in heads if head.kind == "sentence"]
-    if left := [head for head in heads if head.kind not in ("sentence", "pooler")]:
-        names = ", ".join(f"{head.name!r} ({head.kind})" for head in left)
+    exported = [head for head in heads if head.kind == "sentence"]
+    if unsupported := [head for head in heads if head.kind not in ("sentence", "pooler")]:
+        names = ", ".join(f"{head.name!r} ({head.kind})" for head in unsupported)
         raise CheckpointError(
-            f"fairseq's RoBERTa has sentence heads only, and this model has {names}; name the heads to take with heads "
-            "(--head NAME, or --no-heads)"
+            f"fairseq's RoBERTa has sentence heads only, but this model has {names}; name the heads to export with "
+            "heads (--head NAME, or --no-heads)"
         )
     for head in heads:
         if head.kind == "pooler":
             logger.warning("the pooler %r is left out: fairseq's RoBERTa has none", head.name)
         elif head.labels:
-            logger.warning("the label names of head %r are left out: fairseq keeps none", head.name)
-    for head in taken:
-        # RobertaHubInterface.predict: log_softmax, whatever the head was trained for
+            logger.warning("the label names of head %r are left out: fairseq does not store them", head.name)
+    for head in exported:
+        # RobertaHubInterface.predict applies log_softmax, whatever the head was trained for
         if head.problem == "multi_label" or (head.problem == "regression" and head.num_classes > 1):
             logger.warning(
-                "head %r is %s: fairseq keeps no such thing, and its predict() gives log_softmax; call it there with "
+                "head %r is %s: fairseq does not store that, and its predict() returns log_softmax; call it with "
                 "return_logits=True",
                 head.name,
                 _PROBLEM_NAMES[head.problem],
             )
-    return taken
+    return exported
 
 
 def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> None:
     config = model.config
     if config.layer_norm_epsilon != _FAIRSEQ_EPSILON:
         raise CheckpointError(
-            f"fairseq's LayerNorms have an epsilon of {_FAIRSEQ_EPSILON}, this model's have {config.layer_norm_epsilon}"
+            f"fairseq's LayerNorms have an epsilon of {_FAIRSEQ_EPSILON}; this model's have {config.layer_norm_epsilon}"
         )
     if config.lm_head and config.lm_head_activation != config.activation:
         raise CheckpointError(
@@ -178,9 +178,9 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
     if config.lm_head and config.tie_word_embeddings:
         state[LM_HEAD_WEIGHT] = state["encoder.sentence_encoder.embed_tokens.weight"]
     if not config.lm_head:
-        # RobertaModel.upgrade_state_dict_named gives a checkpoint with data2vec's mark a fresh LM head
+        # RobertaModel.upgrade_state_dict_named creates an LM head for a checkpoint that data2vec marked in this way
         state["encoder._ema"] = torch.zeros(0)
-        logger.warning("this model has no masked-LM head: fairseq will make a fresh one, untrained")
+        logger.warning("this model has no masked-LM head: fairseq will create an untrained one")
     state["encoder.sentence_encoder.version"] = torch.tensor([_FAIRSEQ_ENCODER_VERSION])
     saved = {
         "args": fairseq_arguments(model.config, heads),
@@ -198,7 +198,7 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
 def _save(torch: Any, saved: Mapping[str, Any], path: Path) -> None:
     try:
         torch.save(saved, path)
-    except RuntimeError as error:  # of its C++ writer, which does not say why it could not write
+    except RuntimeError as error:  # from torch's C++ writer, which does not say why it could not write
         reason = " ".join(str(error).split("\n", 1)[0].split())[:200]
         free = shutil.disk_usage(path.parent).free / 1e6
         raise CheckpointError(
@@ -207,7 +207,7 @@ def _save(torch: Any, saved: Mapping[str, Any], path: Path) -> None:
 
 
 def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, LazyTensor]:
-    """The tensors that go to fairseq, by path."""
+    """The tensors to write for fairseq, by path of the tree."""
     names = {head.name for head in heads}
     tensors: dict[str, LazyTensor] = {
         path: tensor
@@ -220,19 +220,21 @@ def _fairseq_tensors(model: _Model, heads: Sequence[HeadConfig]) -> dict[str, La
         tensors["embeddings.position.embedding"] = Values(
             (positions.read() + token_types.read()[:1]).astype(positions.dtype)
         )
-        logger.warning("fairseq has no token types: the embedding of type 0 was added to the positions', and rounded")
+        logger.warning(
+            "fairseq has no token types: the embedding of type 0 was added to the position embeddings, and rounded"
+        )
     return tensors
 
 
 def _to_torch(torch: Any, tensor: LazyTensor) -> Any:
-    values = np.array(tensor.read(), order="C")  # in memory: torch.save needs it so
+    values = np.array(tensor.read(), order="C")  # a copy in memory, which torch.save needs
     if values.dtype.name == "bfloat16":
         return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(values)
 
 
 def fairseq_arguments(config: RobertaConfig, heads: Sequence[HeadConfig]) -> argparse.Namespace:
-    """What fairseq builds a model and its masked-LM task from."""
+    """The arguments from which fairseq builds a model and its masked-LM task."""
     return argparse.Namespace(
         arch="roberta_base", task="masked_lm", criterion="masked_lm", data=".", seed=1, no_seed_provided=False,
         sample_break_mode="complete", tokens_per_sample=config.max_positions, max_positions=config.max_positions,
@@ -248,22 +250,22 @@ def fairseq_arguments(config: RobertaConfig, heads: Sequence[HeadConfig]) -> arg
     )  # fmt: skip
 
 
-# transformers
+# To Transformers
 
 
 def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> None:
-    named = [head for head in heads if head.kind != "pooler"]
-    if len(named) > 1:
+    real_heads = [head for head in heads if head.kind != "pooler"]
+    if len(real_heads) > 1:
         raise CheckpointError(
-            f"a transformers model has one head, and this one has {', '.join(repr(head.name) for head in named)}; name "
-            "the one to take with heads (--head NAME, or --no-heads)"
+            f"a Transformers model has one head, but this one has {', '.join(repr(head.name) for head in real_heads)}; "
+            "name the one to export with heads (--head NAME, or --no-heads)"
         )
-    head = named[0] if named else None
+    head = real_heads[0] if real_heads else None
     poolers = [each for each in heads if each.kind == "pooler"]
     model_type = _model_type(model)
     config = _huggingface_config(model, head, poolers, model_type)
-    taken = [*([head] if head else []), *poolers[: 0 if head and head.kind == "choice" else 1]]
-    kinds = {each.name: each.kind for each in taken}
+    exported = [*([head] if head else []), *poolers[: 0 if head and head.kind == "choice" else 1]]
+    kinds = {each.name: each.kind for each in exported}
 
     tensors: dict[str, LazyTensor] = {}
     for path, tensor in model.tensors.items():
@@ -277,12 +279,12 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
     write_tensors(directory / huggingface.WEIGHT_FILES[0], tensors, metadata={"format": "pt"})
     _write_json(directory / huggingface.CONFIG_FILE, config)
     _write_tokenizer(model, model_type, directory)
-    for what, value in (
+    for setting, value in (
         ("activation_dropout", model.config.activation_dropout),
         ("layer_drop", model.config.layer_drop),
     ):
         if value:
-            logger.warning("%s (%s, in training) is left out: transformers' RoBERTa has none", what, value)
+            logger.warning("%s (%s, in training) is left out: Transformers' RoBERTa has none", setting, value)
 
 
 def _model_type(model: _Model) -> str:
@@ -295,7 +297,7 @@ def _model_type(model: _Model) -> str:
             return "xlm-roberta-xl"
         case True, True:
             return "roberta-prelayernorm"
-    raise CheckpointError("transformers has no RoBERTa with LayerNorm after each block and none after the embedding")
+    raise CheckpointError("Transformers has no RoBERTa with a LayerNorm after each block but none after the embedding")
 
 
 def _huggingface_config(
@@ -303,14 +305,14 @@ def _huggingface_config(
 ) -> dict[str, Any]:
     config, tokenizer = model.config, model.tokenizer
     if config.lm_head and config.lm_head_activation != "gelu":
-        raise CheckpointError(f"transformers' LM head has gelu, this model's has {config.lm_head_activation}")
+        raise CheckpointError(f"Transformers' LM head uses gelu; this model's uses {config.lm_head_activation}")
     if head and head.kind == "sentence" and (head.inner_size, config.pooler_activation) != (config.hidden_size, "tanh"):
         raise CheckpointError(
-            f"transformers' sentence heads are as wide as the features ({config.hidden_size}) and have tanh; head "
-            f"{head.name!r} is {head.inner_size} wide and has {config.pooler_activation}"
+            f"Transformers' sentence heads are as wide as the features ({config.hidden_size}) and use tanh; head "
+            f"{head.name!r} is {head.inner_size} wide and uses {config.pooler_activation}"
         )
     if len(poolers) > 1:
-        raise CheckpointError("a transformers model has one pooler, and this one has several; name the heads to take")
+        raise CheckpointError("a Transformers model has one pooler, but this one has several; name the heads to export")
     suffix = _CLASS_SUFFIXES[head.kind] if head else "ForMaskedLM" if config.lm_head else "Model"
     result: dict[str, Any] = {
         "architectures": [huggingface.CLASS_PREFIXES[model_type] + suffix],
@@ -338,11 +340,11 @@ def _huggingface_config(
         labels = head.labels or [f"LABEL_{i}" for i in range(head.num_classes)]
         result["id2label"] = {str(i): label for i, label in enumerate(labels)}
         result["label2id"] = {label: i for i, label in enumerate(labels)}
-        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        if duplicates := sorted({label for label in labels if labels.count(label) > 1}):
             logger.warning(
-                "head %r has labels of one name (%s): label2id, as transformers makes it, has the last of each",
+                "head %r has several labels with the same name (%s): label2id, as in Transformers, keeps the last",
                 head.name,
-                ", ".join(twice[:5]),
+                ", ".join(duplicates[:5]),
             )
     if head and head.kind == "sentence":
         problems = {ours: theirs for theirs, ours in huggingface.PROBLEM_TYPES.items()}
@@ -363,8 +365,8 @@ def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
         expected = dictionary_symbols(model.tokenizer.bpe.pieces, layout)
         if symbols[4 : 4 + len(expected)] != expected:
             raise CheckpointError(
-                f"{model.directory / DICTIONARY_FILE} is not in the order of its sentencepiece model, as "
-                f"{tokenizer_class} has it: transformers would give other token ids"
+                f"{model.directory / DICTIONARY_FILE} is not in the order that {tokenizer_class} gives the pieces of "
+                "its SentencePiece model: Transformers would give other token ids"
             )
         shutil.copyfile(model.directory / SENTENCEPIECE_FILE, directory / SENTENCEPIECE_FILE)
         settings["tokenizer_class"] = tokenizer_class
@@ -374,7 +376,9 @@ def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
         piece_of = {str(i): piece for piece, i in encoder.items()}
         vocab = {piece_of.get(symbol, symbol): i for i, symbol in enumerate(symbols)}
         if len(vocab) != len(symbols):
-            raise CheckpointError(f"{model.directory / DICTIONARY_FILE} has a piece twice, which vocab.json cannot")
+            raise CheckpointError(
+                f"{model.directory / DICTIONARY_FILE} contains a piece twice, which vocab.json cannot"
+            )
         _write_json(directory / VOCAB_FILE, vocab)
         shutil.copyfile(model.directory / MERGES_FILE, directory / HF_MERGES_FILE)
         settings |= {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False}
@@ -382,10 +386,10 @@ def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
 
 
 def _check_every_piece_has_an_id(model: _Model) -> None:
-    """Raises CheckpointError where text can need a piece that dict.txt lacks.
+    """Raises CheckpointError if dict.txt lacks a piece that some text needs.
 
-    fairseq gives it `<unk>`. transformers' fast tokenizer, which AutoTokenizer takes, does not load with a merge whose
-    result has no id, and drops a byte that has none; and an id of its own would need a row of the embedding.
+    fairseq encodes such a piece as `<unk>`. Transformers' fast tokenizer, which AutoTokenizer chooses, does not load if
+    the result of a merge has no id, and drops a byte that has none. An id of its own would need a row of the embedding.
     """
     bpe = model.tokenizer.bpe
     assert isinstance(bpe, ByteLevelBPE)
@@ -398,8 +402,8 @@ def _check_every_piece_has_an_id(model: _Model) -> None:
     if missing:
         raise CheckpointError(
             f"{model.directory / DICTIONARY_FILE} lacks {len(missing)} of the {len(bpe.pieces)} pieces of its BPE "
-            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}), for which fairseq gives <unk>; "
-            "transformers' fast tokenizer cannot, and would not load: export the model to fairseq"
+            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}), which fairseq encodes as <unk>; "
+            "Transformers' fast tokenizer would not load without them: export the model to fairseq"
         )
 
 

@@ -1,7 +1,8 @@
-"""ONE table: paths of the Flax tree <-> parameter names in fairseq and in Hugging Face's transformers.
+"""The one table of parameter names: paths of the Flax tree <-> names in fairseq and in Transformers.
 
-Names are those that the two libraries write today; older ones are brought to these first (`modernize`). `{i}` stands
-for a layer's number and `{head}` for a head's name. A Hugging Face model has one head, which has no name there.
+The names are those that the two libraries write today. Older names are translated to these first
+(`modernize_fairseq`, `modernize_huggingface`). `{i}` stands for a layer number and `{head}` for the name of a head. A
+Transformers model has one head, which has no name there.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from roberta_flax.convert.views import rows, transposed
 
 
 class Transform(Enum):
-    """What happens to a tensor's values on the way from torch; each is its own inverse."""
+    """How a tensor's values change on the way from torch to Flax. Each transform is its own inverse."""
 
     SAME = "as it is"
-    TRANSPOSE = "transposed"  # torch's Linear keeps [outputs, inputs], Flax's [inputs, outputs]
+    TRANSPOSE = "transposed"  # torch's Linear stores [outputs, inputs], Flax's [inputs, outputs]
 
 
 SAME, TRANSPOSE = Transform.SAME, Transform.TRANSPOSE
@@ -27,9 +28,9 @@ SAME, TRANSPOSE = Transform.SAME, Transform.TRANSPOSE
 
 @dataclass(frozen=True)
 class Row:
-    """A parameter in the tree, in fairseq and in transformers; None where a library does not have it.
+    """A parameter's names in the tree, in fairseq and in Transformers; None if a library does not have it.
 
-    `kind` is the HeadConfig.kind of a head's parameter: the tree names the parts of every kind alike.
+    `kind` is the HeadConfig.kind if the parameter belongs to a head: the tree uses the same names for every kind.
     """
 
     path: str
@@ -45,8 +46,8 @@ _HF_LAYER = "roberta.encoder.layer.{i}"
 _HEAD = "classification_heads.{head}"
 
 
-def _both(path: str, fairseq: str | None, huggingface: str | None, names: dict[str, str], **changes: str) -> list[Row]:
-    """A row for each parameter of a Linear or a LayerNorm."""
+def _rows(path: str, fairseq: str | None, huggingface: str | None, names: dict[str, str], **changes: str) -> list[Row]:
+    """The rows of a Linear's or a LayerNorm's parameters."""
     return [
         Row(
             f"{path}.{ours}",
@@ -60,11 +61,11 @@ def _both(path: str, fairseq: str | None, huggingface: str | None, names: dict[s
 
 
 def _linear(path: str, fairseq: str | None, huggingface: str | None, **changes: str) -> list[Row]:
-    return _both(path, fairseq, huggingface, {"kernel": "weight", "bias": "bias"}, **changes)
+    return _rows(path, fairseq, huggingface, {"kernel": "weight", "bias": "bias"}, **changes)
 
 
 def _layer_norm(path: str, fairseq: str, huggingface: str) -> list[Row]:
-    return _both(path, fairseq, huggingface, {"scale": "weight", "bias": "bias"})
+    return _rows(path, fairseq, huggingface, {"scale": "weight", "bias": "bias"})
 
 
 EMBED_TOKENS = f"{_ENCODER}.embed_tokens.weight"
@@ -73,7 +74,7 @@ HF_WORD_EMBEDDINGS = "roberta.embeddings.word_embeddings.weight"
 HF_TOKEN_TYPES = "roberta.embeddings.token_type_embeddings.weight"
 HF_LM_HEAD_WEIGHT = "lm_head.decoder.weight"
 HF_LM_HEAD_BIAS = "lm_head.bias"
-HF_DECODER_BIAS = "lm_head.decoder.bias"  # the same parameter by another name
+HF_DECODER_BIAS = "lm_head.decoder.bias"  # another name of the same parameter
 
 TABLE: list[Row] = [
     Row("embeddings.token.embedding", EMBED_TOKENS, HF_WORD_EMBEDDINGS),
@@ -99,7 +100,7 @@ TABLE: list[Row] = [
     *_layer_norm("layer_norm", f"{_ENCODER}.layer_norm", "roberta.encoder.LayerNorm"),
     *_linear("lm_head.dense", "encoder.lm_head.dense", "lm_head.dense"),
     *_layer_norm("lm_head.layer_norm", "encoder.lm_head.layer_norm", "lm_head.layer_norm"),
-    Row("lm_head.embedding", LM_HEAD_WEIGHT, HF_LM_HEAD_WEIGHT),  # of its own only where the weights are untied
+    Row("lm_head.embedding", LM_HEAD_WEIGHT, HF_LM_HEAD_WEIGHT),  # exists only if the weights are untied
     Row("lm_head.bias", "encoder.lm_head.bias", HF_LM_HEAD_BIAS),
     *_linear("heads.{head}.dense", f"{_HEAD}.dense", "classifier.dense", kind="sentence"),
     *_linear("heads.{head}.output", f"{_HEAD}.out_proj", "classifier.out_proj", kind="sentence"),
@@ -110,7 +111,7 @@ TABLE: list[Row] = [
     *_linear("heads.{head}.dense", None, "roberta.pooler.dense", kind="pooler"),
 ]
 
-# Where transformers names the LayerNorms of its pre-norm models otherwise: in a layer, and after the last one.
+# The LayerNorms of Transformers' pre-norm models that have other names: in each layer, and after the last one.
 HF_PRE_NORM_NAMES: dict[str, dict[str, str]] = {
     "xlm-roberta-xl": {
         ".attention.output.LayerNorm.": ".attention.self_attn_layer_norm.",
@@ -123,8 +124,8 @@ HF_PRE_NORM_NAMES: dict[str, dict[str, str]] = {
     },
 }
 
-# Tensors that carry nothing a network needs.
-NOTHING_IN_THEM: list[tuple[str, str]] = [
+# Tensors that the network does not need, by regular expression, and why.
+IGNORED_TENSORS: list[tuple[str, str]] = [
     (rf"{re.escape(_ENCODER)}\.version", "a format number: TransformerEncoderBase's buffer"),
     (
         rf"{re.escape(_ENCODER)}\.embed_positions\._float_tensor",
@@ -133,20 +134,20 @@ NOTHING_IN_THEM: list[tuple[str, str]] = [
     (r"_float_tensor", "RobertaHubInterface's marker of the device"),
     (r"encoder\.regression_head\..*", "data2vec's regression onto its teacher, which fairseq drops too"),
     (r"encoder\._ema(\..*)?", "data2vec's teacher, which fairseq drops too"),
-    (r"roberta\.embeddings\.(position|token_type)_ids", "the numbers 0, 1, 2, ... that a position begins from"),
+    (r"roberta\.embeddings\.(position|token_type)_ids", "a buffer of constant ids"),
 ]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor goes: a path of the tree, its parts joined by dots, and what happens to its values."""
+    """The destination of a tensor: its path in the tree, joined with dots, and the transform of its values."""
 
     path: str
     transform: Transform
 
 
 def transformed(tensor: LazyTensor, transform: Transform) -> LazyTensor:
-    """A tensor of torch's as the tree has it, or the other way."""
+    """Converts a tensor from torch's form to the tree's, or back."""
     return transposed(tensor) if transform is TRANSPOSE else tensor
 
 
@@ -173,36 +174,36 @@ _TO_HUGGINGFACE = {
 
 
 def from_fairseq(name: str) -> Place | None:
-    """The place of a tensor of fairseq's, by its (modern) name; None for a name that is not in the table."""
+    """The place of a fairseq tensor, by its modern name; None if the table does not contain the name."""
     return _look_up(name, _FROM_FAIRSEQ)
 
 
 def to_fairseq(path: str) -> Place | None:
-    """The other direction: fairseq's name, as a Place, for a path of the tree."""
+    """The reverse of `from_fairseq`: fairseq's name, as a Place, for a path of the tree."""
     return _look_up(path, _TO_FAIRSEQ)
 
 
 def from_huggingface(name: str, head: tuple[str, str] | None = None, pooler: str | None = None) -> Place | None:
-    """The place of a tensor of transformers', by its (modern) name; None for a name that is not in the table.
+    """The place of a Transformers tensor, by its modern name; None if the table does not contain the name.
 
     Args:
-      name: its name, with "roberta." before the parts of the encoder.
-      head: the model's head as (name here, kind), where it has one.
-      pooler: what a pooler that is no part of a head is called here.
+      name: the tensor's name, with "roberta." before the parts of the encoder.
+      head: the name in the tree and the kind of the model's head, if it has one.
+      pooler: the name in the tree of a pooler that is not part of a head.
     """
     place = _look_up(name, _FROM_HUGGINGFACE[None])
-    for called, kind in (head or ("", ""), (pooler or "", "pooler")):
-        if place is None and called and (found := _look_up(name, _FROM_HUGGINGFACE[kind])):
-            place = Place(found.path.replace("{head}", called), found.transform)
+    for head_name, kind in (head or ("", ""), (pooler or "", "pooler")):
+        if place is None and head_name and (found := _look_up(name, _FROM_HUGGINGFACE[kind])):
+            place = Place(found.path.replace("{head}", head_name), found.transform)
     return place
 
 
 def to_huggingface(path: str, kinds: dict[str, str]) -> Place | None:
-    """The other direction: transformers' name, as a Place, for a path of the tree.
+    """The reverse of `from_huggingface`: Transformers' name, as a Place, for a path of the tree.
 
     Args:
-      path: of the tree.
-      kinds: name -> kind of the heads that go into the file.
+      path: a path of the tree.
+      kinds: name -> kind of the heads to write.
     """
     if (place := _look_up(path, _TO_HUGGINGFACE[None])) is not None:
         return place
@@ -219,13 +220,13 @@ def _look_up(name: str, rules: list[tuple[re.Pattern[str], str, Transform]]) -> 
     return None
 
 
-def why_ignored(name: str) -> str | None:
-    """Why a tensor of this (modern) name is left out, or None where it is not."""
-    return next((why for pattern, why in NOTHING_IN_THEM if re.fullmatch(pattern, name)), None)
+def reason_to_ignore(name: str) -> str | None:
+    """The reason to leave out a tensor of this modern name; None if it is needed."""
+    return next((reason for pattern, reason in IGNORED_TENSORS if re.fullmatch(pattern, name)), None)
 
 
-# fairseq's older names -> today's, in the order in which its upgrade_state_dict_named renames them.
-_RENAMED_IN_FAIRSEQ = [
+# fairseq's older names -> today's names, in the order of its upgrade_state_dict_named.
+_FAIRSEQ_RENAMES = [
     (re.compile(r"^(sentence_encoder|lm_head|regression_head|_ema)\b"), r"encoder.\1"),  # an encoder saved alone
     (re.compile(r"^decoder\."), "encoder."),  # RoBERTa's encoder was called decoder in 2019
     (re.compile(r"\.emb_layer_norm\."), ".layernorm_embedding."),
@@ -236,8 +237,8 @@ _FUSED = re.compile(r"(.*\.self_attn\.)in_proj_(weight|bias)")
 
 
 def modernize_fairseq(name: str, tensor: LazyTensor) -> list[tuple[str, LazyTensor]]:
-    """One tensor under today's names: itself, or the three that a fused in_proj_weight or in_proj_bias holds."""
-    for pattern, replacement in _RENAMED_IN_FAIRSEQ:
+    """Returns a tensor by its modern name, or the three parts of a fused in_proj_weight or in_proj_bias by theirs."""
+    for pattern, replacement in _FAIRSEQ_RENAMES:
         name = pattern.sub(replacement, name)
     match = _FUSED.fullmatch(name)
     if match is None or len(tensor.shape) == 0 or tensor.shape[0] % 3:
@@ -252,29 +253,29 @@ _HF_PREFIXES = ("roberta_prelayernorm.",)
 
 
 def modernize_huggingface(name: str, model_type: str) -> str:
-    """A name as a RobertaForX of today has it, whichever class and model type it comes from."""
-    name = re.sub(r"\bgamma$", "weight", re.sub(r"\bbeta$", "bias", name))  # LayerNorms that came from TensorFlow
+    """Translates a name of any class and model type to the name in today's RobertaForX."""
+    name = re.sub(r"\bgamma$", "weight", re.sub(r"\bbeta$", "bias", name))  # LayerNorms converted from TensorFlow
     for prefix in _HF_PREFIXES:
         if name.startswith(prefix):
             name = "roberta." + name.removeprefix(prefix)
     if name.startswith(_HF_ENCODER_PARTS):  # a RobertaModel alone
         name = f"roberta.{name}"
     for ours, theirs in HF_PRE_NORM_NAMES.get(model_type, {}).items():
-        name = _within_layer(name, theirs, ours)
+        name = _replace_in_layer(name, theirs, ours)
     return name
 
 
 def localize_huggingface(name: str, model_type: str) -> str:
-    """The other direction: the name of a RobertaForX as a model type's own classes have it."""
+    """The reverse of `modernize_huggingface`: translates a name in RobertaForX to that in the model type's classes."""
     for ours, theirs in HF_PRE_NORM_NAMES.get(model_type, {}).items():
-        if (changed := _within_layer(name, ours, theirs)) != name:
+        if (changed := _replace_in_layer(name, ours, theirs)) != name:
             name = changed
             break
     return re.sub(r"^roberta\.", "roberta_prelayernorm.", name) if model_type == "roberta-prelayernorm" else name
 
 
-def _within_layer(name: str, old: str, new: str) -> str:
-    """`name` with `old`, which follows a layer's number (or begins the name), replaced by `new`."""
+def _replace_in_layer(name: str, old: str, new: str) -> str:
+    """Replaces `old` with `new` if it follows the layer number, or, if it has no leading dot, begins the name."""
     if not old.startswith("."):
         return new + name.removeprefix(old) if name.startswith(old) else name
     return re.sub(rf"^(roberta\.encoder\.layer\.[0-9]+){re.escape(old)}", rf"\g<1>{new}", name)

@@ -32,7 +32,7 @@ The names are those that fairseq and Transformers write today. Older names are r
 `attention.self_attn_layer_norm` and `LayerNorm` (xlm-roberta-xl), or `attention.LayerNorm` and
 `intermediate.LayerNorm` (roberta-prelayernorm). In a `RobertaModel` alone, names have no `roberta.` prefix.
 """
-_ONLY_WHERE = {
+_CONDITIONS = {
     "embeddings.token_type": "type_vocab_size > 0",
     "embeddings.layer_norm": "layernorm_embedding",
     "layer_norm": "normalize_before",
@@ -42,8 +42,8 @@ _ONLY_WHERE = {
 
 
 def markdown() -> str:
-    """The page: every path of the tree with its shape, its names in fairseq and transformers, and when it is there."""
-    # Sizes that are all different stand for their names.
+    """Returns the page: every path of the tree with its shape, its names in the other libraries, and its condition."""
+    # All sizes differ, so that a shape identifies the names of its sizes.
     sizes = {"vocab": 11, "hidden": 6, "intermediate": 13, "positions": 19, "types": 3, "inner": 7, "classes": 5}
     config = RobertaConfig(
         vocab_size=sizes["vocab"],
@@ -63,7 +63,9 @@ def markdown() -> str:
         row = _row(path)
         shape = ", ".join(name_of[size] for size in leaf.shape)
         names = " | ".join(f"`{name}`" if name else "" for name in (row.fairseq, row.huggingface))
-        rows.append(f"| `{row.path}` | [{shape}] | {leaf.dtype} | {names} | {row.transform.value} | {_where(row)} |")
+        rows.append(
+            f"| `{row.path}` | [{shape}] | {leaf.dtype} | {names} | {row.transform.value} | {_condition(row)} |"
+        )
     header = [
         "| path | shape | dtype | fairseq | Transformers | values | present if |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -72,22 +74,22 @@ def markdown() -> str:
 
 
 def _head(kind: str, classes: int, inner: int) -> HeadConfig:
-    """A head of a kind, called as the kind."""
+    """A head of this kind, whose name is the kind."""
     outputs = {"span": 2, "choice": 1, "pooler": inner}.get(kind, classes)
     return HeadConfig(kind, outputs, 0 if kind in ("token", "span") else inner, kind)
 
 
 def _row(path: str) -> Row:
-    """The row of the table for a path; a head's name in it is its kind."""
+    """The table's row for a path, in which the name of a head is its kind."""
     general = re.sub(r"^layers\.0\.", "layers.{i}.", re.sub(r"^heads\.[^.]+\.", "heads.{head}.", path))
     kind = path.split(".")[1] if path.startswith("heads.") else None
     return next(row for row in TABLE if (row.path, row.kind) == (general, kind))
 
 
-def _where(row: Row) -> str:
+def _condition(row: Row) -> str:
     if row.kind is not None:
         return f"the head is of kind {row.kind}"
-    return next((when for prefix, when in _ONLY_WHERE.items() if f"{row.path}.".startswith(f"{prefix}.")), "always")
+    return next((when for prefix, when in _CONDITIONS.items() if f"{row.path}.".startswith(f"{prefix}.")), "always")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every source becomes: a configuration, parameters by path of the Flax tree, and the tokenizer's files."""
+"""The common form of every source: a configuration, parameters by path of the Flax tree, and the tokenizer's files."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.text.tokenizer import Dictionary
 
 _CHUNK = 1 << 22  # elements compared at a time
-_MAX_SHARING = 4  # times that a file's tensors are its size: an LM head tied to the embedding makes at most two
+_MAX_SHARING = 4  # tensors may have this many times the size of their file; a tied LM head at most doubles it
 
-_WRAPPER = "module."  # torch.nn.DataParallel and DistributedDataParallel
+_WRAPPER = "module."  # the prefix that torch.nn.DataParallel and DistributedDataParallel add
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Parameter(View):
-    """A tensor as it stands in the tree; `source` is what the source calls it."""
+    """A tensor as the Flax tree contains it. `source` is its name in the source."""
 
     source: str
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model in another library's form, read and understood.
+    """A model from another library, read and translated.
 
     Attributes:
       kind: "fairseq" or "huggingface".
-      config: sizes and choices, from its arguments and its tensors' shapes.
-      parameters: dotted path of the tree -> Parameter; exactly the paths that `config` asks for.
-      provenance: for every tensor of the source, the paths of the tree that it becomes, or why it is left out.
-      tokenizer_files: the converted directory's, by name: a file to copy, or what is to be in it.
-      notes: what the user should hear of, a line each.
+      config: the configuration, from the source's arguments and the shapes of its tensors.
+      parameters: dotted path of the tree -> Parameter; exactly the paths that `config` requires.
+      provenance: for every tensor of the source, the paths of the tree that it goes to, or the reason it is left out.
+      tokenizer_files: file name in the converted directory -> a file to copy, or the content to write.
+      notes: messages for the user, one line each.
     """
 
     kind: str
@@ -58,15 +58,15 @@ class Source:
 
 
 @dataclass
-class Placing:
-    """Tensors on their way into the tree, and all that is wrong with them."""
+class TreeBuilder:
+    """Collects tensors at their paths in the Flax tree, and all problems with them."""
 
     parameters: dict[str, Parameter] = field(default_factory=dict)
     provenance: dict[str, list[str] | str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def put(self, name: str, tensor: LazyTensor, place: Place | None) -> None:
-        """Places the tensor that the source calls `name`."""
+        """Puts the tensor that the source calls `name` at its place in the tree, or records the problem with it."""
         shape = list(tensor.shape)
         if place is None:
             self.problems.append(f"unknown: {shortened(name)} {shape}")
@@ -80,95 +80,98 @@ class Placing:
             other = self.parameters[place.path].source
             self.problems.append(f"twice: {shortened(other)} and {shortened(name)} are the same tensor")
         else:
-            moved = transformed(tensor, place.transform)
-            self.parameters[place.path] = Parameter(moved.dtype, moved.shape, moved.read, name)
+            in_tree = transformed(tensor, place.transform)
+            self.parameters[place.path] = Parameter(in_tree.dtype, in_tree.shape, in_tree.read, name)
             paths = self.provenance.setdefault(name, [])
             if isinstance(paths, list):
                 paths.append(place.path)
 
-    def leave_out(self, name: str, why: str) -> None:
-        """Notes why a tensor is left out."""
-        self.provenance[name] = why
+    def leave_out(self, name: str, reason: str) -> None:
+        """Records why a tensor is left out."""
+        self.provenance[name] = reason
 
-    def size(self, path: str, axis: int, declared: Any, more: int = 0) -> int:
-        """A size from a tensor's shape; `more` than declared where there is none, so that all problems are listed."""
+    def size(self, path: str, axis: int, declared: Any, surplus: int = 0) -> int:
+        """Returns the size of an axis of the parameter at `path`.
+
+        If there is no such parameter, returns the declared size plus `surplus`, so that `check` can list all problems.
+        """
         shape = self.parameters[path].shape if path in self.parameters else ()
-        return shape[axis] if len(shape) == 2 else integer(declared) + more
+        return shape[axis] if len(shape) == 2 else integer(declared) + surplus
 
     @property
     def num_layers(self) -> int:
         return len({match[1] for path in self.parameters if (match := re.match(r"layers\.([0-9]+)\.", path))})
 
     def has(self, part: str) -> bool:
-        """Whether there are parameters in a part of the tree."""
+        """Whether a part of the tree contains parameters."""
         return any(path.startswith(f"{part}.") for path in self.parameters)
 
-    def check(self, what: str, files: Iterable[Path], config: RobertaConfig) -> None:
-        """Raises CheckpointError, with all problems in it, unless the parameters are those of `config`.
+    def check(self, source_name: str, files: Iterable[Path], config: RobertaConfig) -> None:
+        """Raises CheckpointError, which lists all problems, unless the parameters are those that `config` requires.
 
         Args:
-          what: the source, for the message.
-          files: the files that hold the tensors, which they cannot outgrow.
-          config: what the source is taken for.
+          source_name: the name of the source, for the message.
+          files: the files that contain the tensors, whose total size the parameters cannot exceed.
+          config: the source's configuration.
         """
         self.problems += check_tensors(config, {path: each.shape for path, each in self.parameters.items()})
         if self.problems:
-            raise CheckpointError(f"{what} does not fit a RoBERTa: {describe_problems(self.problems)}")
-        _check_total(what, self.parameters.values(), _room(files))
+            raise CheckpointError(f"{source_name} does not fit a RoBERTa: {describe_problems(self.problems)}")
+        _check_total_size(source_name, self.parameters.values(), _total_file_size(files))
 
 
-def check_stored(what: str, files: Iterable[Path], tensors: Mapping[str, LazyTensor]) -> None:
-    """Raises CheckpointError for tensors that their files cannot hold; before anything reads a value.
+def check_fits_files(source_name: str, files: Iterable[Path], tensors: Mapping[str, LazyTensor]) -> None:
+    """Raises CheckpointError if tensors are larger than their files can hold. Reads no values.
 
-    A tensor is stretched by strides of zero: a small file, a huge array. Many that share their values are too.
+    Strides of zero turn a small file into a huge array. So do many tensors that share their values.
 
     Args:
-      what: the source, for the message.
-      files: the files that hold the tensors.
-      tensors: by the source's names.
+      source_name: the name of the source, for the message.
+      files: the files that contain the tensors.
+      tensors: the tensors, by their names in the source.
     """
-    room = _room(files)
-    stretched = [
-        f"not stored whole: {shortened(name)} {list(tensor.shape)}"
+    file_size = _total_file_size(files)
+    oversized = [
+        f"larger than its file: {shortened(name)} {list(tensor.shape)}"
         for name, tensor in tensors.items()
-        if size_in_bytes(tensor) > room
+        if size_in_bytes(tensor) > file_size
     ]
-    if stretched:
-        raise CheckpointError(f"{what} does not fit a RoBERTa: {describe_problems(stretched)}")
-    _check_total(what, tensors.values(), room, _MAX_SHARING)
+    if oversized:
+        raise CheckpointError(f"{source_name} does not fit a RoBERTa: {describe_problems(oversized)}")
+    _check_total_size(source_name, tensors.values(), file_size, _MAX_SHARING)
 
 
-def _room(files: Iterable[Path]) -> int:
+def _total_file_size(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _check_total(what: str, tensors: Iterable[LazyTensor], room: int, sharing: int = 1) -> None:
-    """Raises CheckpointError where tensors together are over `sharing` times the size of their files."""
-    if (total := sum(map(size_in_bytes, tensors))) > sharing * room:
+def _check_total_size(source_name: str, tensors: Iterable[LazyTensor], file_size: int, max_sharing: int = 1) -> None:
+    """Raises CheckpointError if the tensors together exceed `max_sharing` times the size of their files."""
+    if (total := sum(map(size_in_bytes, tensors))) > max_sharing * file_size:
         raise CheckpointError(
-            f"{what} is not a model as it was saved: its tensors share their values, {total} bytes of parameters "
-            f"in {room} bytes of file"
+            f"{source_name} is not an intact checkpoint: its tensors share their values, {total} bytes of parameters "
+            f"in {file_size} bytes of files"
         )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The one object in a JSON file; CheckpointError where it is none."""
+    """Reads a JSON file that contains one object. Raises CheckpointError if it does not."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({shortened(str(error))})") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} should hold one JSON object")
+        raise CheckpointError(f"{path} should contain one JSON object")
     return value
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether parameters are stored in this dtype."""
+    """Whether parameters may be stored in this dtype."""
     return dtype in STORED_DTYPES.values()
 
 
 def integer(value: Any) -> int:
-    """An argument that is an integer; ValueError where it is none."""
+    """Converts an argument to a nonnegative integer. Raises ValueError if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | str | float):
         raise ValueError(f"expected an integer, got {type(value).__name__}")
     number = int(value)
@@ -178,7 +181,7 @@ def integer(value: Any) -> int:
 
 
 def number(value: Any) -> float:
-    """An argument that is a number; ValueError where it is none."""
+    """Converts an argument to a finite number. Raises ValueError if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | str | float):
         raise ValueError(f"expected a number, got {type(value).__name__}")
     result = float(value)
@@ -188,45 +191,52 @@ def number(value: Any) -> float:
 
 
 def boolean(value: Any) -> bool:
-    """An argument that is true or false, or says so; ValueError where it is neither."""
+    """Converts an argument, or its text, to true or false. Raises ValueError if it is neither."""
     named = {"true": True, "1": True, "false": False, "0": False}
     if (found := named.get(str(value).lower())) is None:
         raise ValueError(f"expected true or false, got {shortened(str(value))}")
     return found
 
 
-def understood(what: str, make: Callable[[], _Result]) -> _Result:
-    """What `make` makes of a source's arguments; CheckpointError where these make no sense."""
+def interpret(source_name: str, parse: Callable[[], _Result]) -> _Result:
+    """Calls `parse`, which interprets a source's arguments. Raises CheckpointError if they make no sense."""
     try:
-        return make()
+        return parse()
     except CheckpointError:
         raise
     except (InputError, TypeError, ValueError, OverflowError, KeyError) as error:
-        raise CheckpointError(f"{what} has arguments that do not make a RoBERTa: {shortened(str(error))}") from None
+        raise CheckpointError(
+            f"{source_name} has arguments that do not describe a RoBERTa: {shortened(str(error))}"
+        ) from None
 
 
-def unwrapped(names: Iterable[str]) -> str:
-    """The prefix that torch's DataParallel puts before the names of a model, where all have it."""
+def wrapper_prefix(names: Iterable[str]) -> str:
+    """The prefix that torch's DataParallel adds to a model's names, if all of them have it; otherwise empty."""
     names = list(names)
     return _WRAPPER if names and all(name.startswith(_WRAPPER) for name in names) else ""
 
 
-def equal(a: LazyTensor, b: LazyTensor) -> bool:
-    """Whether two tensors have the same shape and values (NaN is NaN), a part of them at a time."""
-    return a.shape == b.shape and _same(a.read(), b.read())
+def same_values(a: LazyTensor, b: LazyTensor) -> bool:
+    """Whether two tensors have the same shape and values. NaNs are equal. Values are compared a block at a time."""
+    return a.shape == b.shape and _blocks_equal(a.read(), b.read())
 
 
-def _same(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> bool:
-    """Nothing is copied whole: what is strided is not made one row."""
+def _blocks_equal(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> bool:
+    """Compares two arrays of one shape, of any strides, without copying either as a whole."""
     if left.size <= _CHUNK:
         return bool(((left == right) | ((left != left) & (right != right))).all())
     if len(left) == 1:
-        return _same(left[0], right[0])
+        return _blocks_equal(left[0], right[0])
     step = max(1, _CHUNK // (left.size // len(left)))
-    return all(_same(left[i : i + step], right[i : i + step]) for i in range(0, len(left), step))
+    return all(_blocks_equal(left[i : i + step], right[i : i + step]) for i in range(0, len(left), step))
 
 
 def padded_dictionary(symbols: Sequence[str], size: int) -> str:
-    """dict.txt of `symbols` (those after the four specials, with `<mask>`), filled up to `size` as fairseq fills it."""
+    """Returns the text of a dict.txt, padded as fairseq pads it.
+
+    Args:
+      symbols: the symbols after the four special ones, including `<mask>`.
+      size: the number of symbols in all, with the special ones.
+    """
     fillers = (f"madeupword{i:04d}" for i in range(size - 4 - len(symbols)))
     return Dictionary([*symbols, *fillers]).to_text()

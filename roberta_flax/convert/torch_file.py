@@ -1,18 +1,18 @@
-"""Reads what torch.save wrote, without torch and without executing anything.
+"""Reads files that torch.save wrote, without torch and without executing anything.
 
-A checkpoint is a pickle plus raw storages. The pickle is untrusted: only the globals named here are known, none
-of them runs code of the file's choosing, and any other global is an error that names it. Classes that carry
-arguments (argparse.Namespace, OmegaConf's nodes, fairseq's enums) become inert `Record`s.
+A checkpoint is a pickle plus raw storages. The pickle is untrusted: only the globals named here are known, none of them
+runs code that the file chooses, and any other global is an error that names it. Classes that carry arguments
+(argparse.Namespace, OmegaConf's nodes, fairseq's enums) become inert `Record`s.
 
-Two layouts, told apart by their first bytes:
-  zip     torch >= 1.6: NAME/data.pkl and one uncompressed member NAME/data/KEY a storage
+There are two layouts, which differ in their first bytes:
+  zip     torch >= 1.6: NAME/data.pkl, and one uncompressed member NAME/data/KEY per storage
   legacy  torch < 1.6 (the released models): magic, protocol and system pickles, the object, the storage
           keys, then for each key an int64 count and its elements
-(torch/serialization.py: _save, _legacy_save.) Storages are memory-mapped and read when asked for.
+(torch/serialization.py: _save, _legacy_save.) Storages are memory-mapped and read on demand.
 
-Hostile files are bounded too: nothing is allocated by what a file merely claims, no size is taken from a compressed
-member, what is shared or nested in a pickle is never walked twice, and each thing that a pickle asks for is counted
-against a `Budget` that grows with the file. tests/fuzz_reader.py looks for exceptions to that.
+The cost of malicious files is limited too. No allocation follows a size that a file merely claims, no size comes from a
+compressed member, objects that are shared or nested in a pickle are never traversed twice, and everything that a pickle
+requests is charged to a `Budget` that grows with the file. tests/fuzz_reader.py searches for exceptions.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _STORAGE_DTYPES: dict[str, npt.DTypeLike] = {
     "ComplexDoubleStorage": np.complex128,
     "UntypedStorage": np.uint8,
 }
-_DTYPES: dict[str, np.dtype[Any]] = {  # by torch's names
+_DTYPES: dict[str, np.dtype[Any]] = {  # by their names in torch
     **{
         name: np.dtype(name)
         for kind, sizes in (("int", (8, 16, 32, 64)), ("uint", (8, 16, 32, 64)), ("float", (16, 32, 64)))
@@ -74,16 +74,16 @@ _DTYPES: dict[str, np.dtype[Any]] = {  # by torch's names
     },
 }
 
-_MAX_COUNT = 1 << 62  # elements, offsets, strides; a number that can be printed and added to others
-_MAX_LINE = 1 << 16  # of a pickle's text opcodes: a global's name, a decimal number
-_MAX_PICKLE = 1 << 27  # bytes of a pickle, which holds names and numbers, and no values of tensors
-_MAX_DIRECTORY = 1 << 23  # bytes of a zip file's directory, about 80 a tensor
-_MAX_INT_KEY = 2**61 - 2  # above it integers begin to share their hashes (sys.hash_info.modulus)
+_MAX_COUNT = 1 << 62  # elements, offsets or strides; small enough to be printed and added
+_MAX_LINE = 1 << 16  # bytes of a line after a pickle's text opcodes, such as a global's name or a decimal number
+_MAX_PICKLE = 1 << 27  # bytes of a pickle, which contains names and numbers but no values of tensors
+_MAX_DIRECTORY = 1 << 23  # bytes of a zip file's directory, which has about 80 per tensor
+_MAX_INT_KEY = 2**61 - 2  # larger integers share their hashes with smaller ones (sys.hash_info.modulus)
 _BLOCK = 1 << 20  # bytes read at a time for a checksum
-_MAX_NAME = 300  # of a name out of the file, in a message
+_MAX_NAME = 300  # characters of a name from the file, in a message
 _UNCOMPRESSED_ONLY = "torch writes its members uncompressed"
 
-# Packages whose classes only hold values: they become Records. Nothing of theirs is imported or called.
+# Packages whose classes only hold values. They become Records, and nothing in the packages is imported or called.
 _INERT_PACKAGES = (
     "argparse",
     "omegaconf",
@@ -127,31 +127,31 @@ _INERT_NAMES = {
 
 @dataclass(eq=False, slots=True)
 class Storage:
-    """A run of elements in the file.
+    """A contiguous run of elements in the file.
 
     Attributes:
-      dtype: of an element.
-      count: of elements.
+      dtype: the dtype of the elements.
+      count: the number of elements.
       path: the file.
-      offset: where they begin, in bytes; known for a legacy file only after its pickle has been read.
-      unchecked: the zip member that they are in, until its checksum has been compared.
+      offset: the position of the first element, in bytes. In a legacy file it is known only after the pickle is read.
+      unchecked_member: the zip member that contains the elements, until its checksum has been compared; then None.
     """
 
     dtype: np.dtype[Any]
     count: int
     path: Path
     offset: int | None = None
-    unchecked: zipfile.ZipInfo | None = None
+    unchecked_member: zipfile.ZipInfo | None = None
 
     def read(self) -> npt.NDArray[Any]:
-        """The elements, memory-mapped: [count]. CheckpointError where they are not those that were written."""
+        """Returns the elements, memory-mapped: [count]. Raises CheckpointError if the checksum does not match."""
         if self.count == 0:
             return np.empty(0, self.dtype)
         assert self.offset is not None, "a storage is placed before its tensors are given out"
-        if self.unchecked is not None:
+        if self.unchecked_member is not None:
             with self.path.open("rb") as file:
-                _check_sum(self.path, file, self.unchecked, self.offset)
-            self.unchecked = None
+                _check_checksum(self.path, file, self.unchecked_member, self.offset)
+            self.unchecked_member = None
         return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=(self.count,))
 
 
@@ -160,13 +160,13 @@ class StridedTensor:
     """A strided view of a storage.
 
     Attributes:
-      storage: what it is a view of.
-      offset: of its first element there.
-      shape: its sizes.
-      strides: in elements.
-      dtype: the storage's, or what its bytes are taken for.
-      conjugate, negative: whether its values are the conjugates, the negatives, of what is stored (torch's views by
-        conj() and, of such a view, imag).
+      storage: the storage.
+      offset: the index of the first element in the storage.
+      shape: the size of each axis.
+      strides: the stride of each axis, in elements.
+      dtype: the dtype of the values: the storage's own, or the one with which to interpret its bytes.
+      conjugate, negative: whether the values are the conjugates, or the negatives, of the stored ones. torch's conj(),
+        and imag of its result, create such views.
     """
 
     storage: Storage
@@ -178,14 +178,14 @@ class StridedTensor:
     negative: bool = False
 
     def read(self) -> npt.NDArray[Any]:
-        """The elements, as a read-only view of the memory-mapped file; a copy where they are not as they are stored."""
+        """Returns the values: a read-only view of the memory-mapped file, or a copy if they are computed."""
         elements = self.storage.read()
         if self.dtype != elements.dtype:
             elements = elements[: elements.nbytes // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
         if math.prod(self.shape) == 0:
             return np.empty(self.shape, self.dtype)
-        raw = elements[self.offset :].view(np.dtype((np.void, self.dtype.itemsize)))  # numpy strides no float8
-        # the stride of an axis of one element is never taken, and may be any number
+        raw = elements[self.offset :].view(np.dtype((np.void, self.dtype.itemsize)))  # numpy does not stride float8
+        # the stride of an axis of one element is never used, and may be any number
         strides = [
             stride * self.dtype.itemsize if size > 1 else 0
             for size, stride in zip(self.shape, self.strides, strict=True)
@@ -198,7 +198,7 @@ class StridedTensor:
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object of a class that is not loaded: what it is called, and what the pickle says of it."""
+    """An object of a class that is not loaded: the name of the class, and the content that the pickle gives."""
 
     class_name: str = ""
     arguments: tuple[Any, ...] = ()
@@ -217,20 +217,20 @@ class Record:
 
 @dataclass(slots=True)
 class Budget:
-    """What the pickles of a file may ask for, before they are refused.
+    """The work and memory that the pickles of a file may still use.
 
-    Work and memory stay within it whatever the opcodes are, since each opcode costs one operation (a microsecond, and
-    at most some 300 bytes: an empty set, a number remembered), and what an opcode makes, copies, hashes or compares
+    Both stay within the budget whatever the opcodes are. Each opcode costs one operation (a microsecond, and at most
+    about 300 bytes, for an empty set or a memoized number). Whatever an opcode creates, copies, hashes or compares
     beyond that costs bytes.
 
-    An honest checkpoint is far from both. Its operations go with the number of its tensors, about 40 each, and tensors
-    are large: roberta.large with Adam's two moments, 1,179 tensors of 4.3 GB, takes 45 thousand operations of the 17.7
-    million that it may, and under 0.6 MB of 17; a model whose tensors are as many and tiny still has a million
-    operations. (`pytest -s tests/test_hostile.py -k robertas_size` prints them.)
+    A genuine checkpoint stays far below both limits. Its operations grow with the number of tensors, about 40 for each,
+    and tensors are large. roberta.large with Adam's two moments, 1,179 tensors of 4.3 GB, uses 45 thousand operations
+    of the 17.7 million allowed, and under 0.6 MB of 17. A model with as many but tiny tensors still has a million
+    operations. (`pytest -s tests/test_hostile.py -k robertas_size` prints these numbers.)
 
     Attributes:
-      operations: opcodes left: 2**20, and one more for 256 bytes of the file.
-      size: bytes left: 16 MiB, and two more for each byte of pickle that is read.
+      operations: the opcodes left: initially 2**20, plus one for every 256 bytes of the file.
+      size: the bytes left: initially 16 MiB, plus two for each byte of pickle that is read.
     """
 
     operations: int
@@ -238,40 +238,40 @@ class Budget:
 
     @classmethod
     def of(cls, file_size: int) -> Budget:
-        """The budget of a file of so many bytes."""
+        """The initial budget for a file of this size in bytes."""
         return cls((1 << 20) + file_size // 256)
 
     def use(self, size: int, operations: int = 0) -> None:
-        """Takes bytes and operations."""
+        """Charges bytes and operations. Raises CheckpointError if none are left."""
         self.size -= size
         self.operations -= operations
         if self.size < 0 or self.operations < 0:
-            what = "makes more" if self.size < 0 else "asks for more work"
-            raise CheckpointError(f"it is damaged or meant to harm: its pickle {what} than its size allows")
+            what = "creates more" if self.size < 0 else "requests more work"
+            raise CheckpointError(f"it is damaged or malicious: its pickle {what} than its size allows")
 
 
 def load(path: Path) -> Any:
-    """The object in a file that torch.save wrote, with `StridedTensor`s for tensors.
+    """Loads the object in a file that torch.save wrote, with `StridedTensor`s for tensors.
 
     Raises:
-      CheckpointError: not such a file, damaged, cut short, or it asks for a global that is not allowed.
+      CheckpointError: the file is not such a file, is damaged or truncated, or requests a global that is not allowed.
     """
     read = layout_of(path)
     try:
         with path.open("rb") as file:
             return read(path, file)
     except CheckpointError as error:
-        raise _naming(path, error) from None
+        raise _with_file_name(path, error) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except MemoryError:
-        raise CheckpointError(f"{path} needs more memory than there is") from None
+        raise CheckpointError(f"{path} needs more memory than is available") from None
     except Exception as error:  # a damaged file can fail in any way: IndexError, KeyError, BadZipFile...
-        raise _damaged(path, error) from None
+        raise _damaged_error(path, error) from None
 
 
 def layout_of(path: Path) -> Callable[[Path, IO[bytes]], Any]:
-    """The reader for a file's layout, by its first bytes; CheckpointError where it is none that torch.save writes."""
+    """Returns the reader for a file's layout. Raises CheckpointError if its first bytes are of no known layout."""
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -289,14 +289,14 @@ def layout_of(path: Path) -> Callable[[Path, IO[bytes]], Any]:
 def _load_zip(path: Path, file: IO[bytes]) -> Any:
     size = path.stat().st_size
     storages: dict[tuple[str, np.dtype[Any], int], Storage] = {}
-    with zipfile.ZipFile(_SmallReads(file)) as archive:
-        members = _members(path, archive)
+    with zipfile.ZipFile(_DirectoryLimit(file)) as archive:
+        members = _safe_members(path, archive)
         pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise CheckpointError(f"{path} is a zip file but not a PyTorch checkpoint: it has no data.pkl")
         root = pickles[0].removesuffix("data.pkl")
         byte_order = members.get(f"{root}byteorder")
-        if byte_order is not None and _content(path, file, byte_order, size)[:8] != b"little":
+        if byte_order is not None and _read_member(path, file, byte_order, size)[:8] != b"little":
             raise CheckpointError(f"{path} was written on a big-endian machine, which is not supported")
 
         def storage_of(dtype: np.dtype[Any], key: str, count: int) -> Storage:
@@ -307,19 +307,19 @@ def _load_zip(path: Path, file: IO[bytes]) -> Any:
                 raise CheckpointError(f"{path} is damaged: it has no storage {shortened(key)!r}")
             if member.file_size < count * dtype.itemsize:
                 raise CheckpointError(
-                    f"{path} is damaged: storage {shortened(key)!r} should hold {count} x {dtype}; "
-                    f"it has {member.file_size} bytes"
+                    f"{path} is damaged: storage {shortened(key)!r} should contain {count} x {dtype}, but has "
+                    f"{member.file_size} bytes"
                 )
             offset = _member_offset(path, file, member, size)
             storages[key, dtype, count] = storage = Storage(dtype, count, path, offset, member)
             return storage
 
-        data = _content(path, file, members[pickles[0]], size)
+        data = _read_member(path, file, members[pickles[0]], size)
         return _unpickle(io.BytesIO(data), storage_of, Budget.of(size))
 
 
-class _SmallReads:
-    """A zip file as zipfile reads it, whose directory is only read where it is no larger than a checkpoint's."""
+class _DirectoryLimit:
+    """A file for zipfile that refuses to read a directory larger than any checkpoint's."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -328,14 +328,13 @@ class _SmallReads:
     def read(self, count: int = -1) -> bytes:
         if count > _MAX_DIRECTORY:
             raise CheckpointError(
-                f"it is damaged or meant to harm: its directory claims {count} bytes, over the {_MAX_DIRECTORY} that "
-                "any checkpoint's has"
+                f"it is damaged or malicious: its directory claims {count} bytes, over the limit of {_MAX_DIRECTORY}"
             )
         return self._file.read(count)
 
 
-def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The members by name; refused where torch could not have written them."""
+def _safe_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members by name. Raises CheckpointError if torch cannot have written them."""
     members: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
         name = member.filename
@@ -345,15 +344,15 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
             raise CheckpointError(f"{path} is damaged: it has {shortened(name)!r} twice")
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise CheckpointError(
-                f"{path}: its member {shortened(name)!r} is compressed or encrypted, and {_UNCOMPRESSED_ONLY}; if it "
-                "was packed again by another program, load it with torch and save it anew"
+                f"{path}: its member {shortened(name)!r} is compressed or encrypted, but {_UNCOMPRESSED_ONLY}; if "
+                "another program packed it again, load it with torch and save it again"
             )
         members[name] = member
     return members
 
 
 def _member_offset(path: Path, file: IO[bytes], member: zipfile.ZipInfo, size: int) -> int:
-    """Where a member's bytes begin: after its local header, whose name and extra field vary in length."""
+    """The position of a member's first byte, after its local header, whose name and extra field vary in length."""
     file.seek(member.header_offset)
     header = file.read(30)
     if len(header) < 30 or not header.startswith(_ZIP_MAGIC):
@@ -365,18 +364,18 @@ def _member_offset(path: Path, file: IO[bytes], member: zipfile.ZipInfo, size: i
     return offset
 
 
-def _content(path: Path, file: IO[bytes], member: zipfile.ZipInfo, size: int) -> bytes:
-    """A member's bytes; not of a storage, which is read by tensors."""
+def _read_member(path: Path, file: IO[bytes], member: zipfile.ZipInfo, size: int) -> bytes:
+    """Reads a member that is not a storage. (Tensors read storages.)"""
     offset = _member_offset(path, file, member, size)
     if member.file_size > _MAX_PICKLE:
         raise CheckpointError(f"{path} is damaged: {shortened(member.filename)!r} has {member.file_size} bytes")
-    _check_sum(path, file, member, offset)
+    _check_checksum(path, file, member, offset)
     file.seek(offset)
     return file.read(member.file_size)
 
 
-def _check_sum(path: Path, file: IO[bytes], member: zipfile.ZipInfo, offset: int) -> None:
-    """Raises CheckpointError where a member, whose bytes begin at `offset`, has another checksum than it names."""
+def _check_checksum(path: Path, file: IO[bytes], member: zipfile.ZipInfo, offset: int) -> None:
+    """Raises CheckpointError if the bytes of a member, which begin at `offset`, do not match its checksum."""
     if member.CRC == 0:  # torch.serialization.set_crc32_options(False)
         return
     file.seek(offset)
@@ -384,7 +383,9 @@ def _check_sum(path: Path, file: IO[bytes], member: zipfile.ZipInfo, offset: int
     while left and (block := file.read(min(left, _BLOCK))):
         found, left = zlib.crc32(block, found), left - len(block)
     if found != member.CRC:
-        raise CheckpointError(f"{path} is damaged: {shortened(member.filename)!r} has another checksum; copy it again")
+        raise CheckpointError(
+            f"{path} is damaged: {shortened(member.filename)!r} does not match its checksum; copy it again"
+        )
 
 
 def _load_legacy(path: Path, file: IO[bytes]) -> Any:
@@ -399,11 +400,11 @@ def _load_legacy(path: Path, file: IO[bytes]) -> Any:
         return storage
 
     def no_storage(*_: Any) -> Storage:
-        raise CheckpointError(f"{path} is damaged: a storage where none can be")
+        raise CheckpointError(f"{path} is damaged: it has a storage in an unexpected place")
 
     magic, protocol, system = (_unpickle(file, no_storage, budget) for _ in range(3))
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
-        raise CheckpointError(f"{path} is of an unknown version of torch's format")
+        raise CheckpointError(f"{path} has an unknown version of torch's format")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{path} was written on a big-endian machine, which is not supported")
     loaded = _unpickle(file, storage_of, budget)
@@ -423,47 +424,47 @@ def _load_legacy(path: Path, file: IO[bytes]) -> Any:
             )
         if struct.unpack("<q", header)[0] != storage.count:
             raise CheckpointError(
-                f"{path} is damaged: storage {shortened(key)!r} has another size than its tensors say"
+                f"{path} is damaged: the size of storage {shortened(key)!r} differs from that in its tensors"
             )
         file.seek(end)
     return loaded
 
 
-class _Input:
-    """What the unpickler reads from: never more than is there, and no line without an end."""
+class _BoundedReader:
+    """The file that the unpickler reads, within limits: no more bytes than it has, and no endless lines."""
 
     def __init__(self, file: IO[bytes], budget: Budget) -> None:
         self._file = file
         self._budget = budget
         position = file.tell()
-        self._left = min(file.seek(0, io.SEEK_END) - position, _MAX_PICKLE)
+        self._bytes_left = min(file.seek(0, io.SEEK_END) - position, _MAX_PICKLE)
         file.seek(position)
 
     def read(self, count: int) -> bytes:
-        self._take(count)
+        self._consume(count)
         return self._file.read(count)
 
     def readline(self) -> bytes:
         line = self._file.readline(_MAX_LINE)
         if not line.endswith(b"\n"):
-            raise EOFError("a line in it has no end")
-        self._take(len(line))
+            raise EOFError("it contains a line without an end")
+        self._consume(len(line))
         return line
 
-    def _take(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
+    def _consume(self, count: int) -> None:
+        self._bytes_left -= count
+        if self._bytes_left < 0:
             raise EOFError(f"it ends early, or has over {_MAX_PICKLE} bytes of pickle")
         self._budget.size += 2 * count
 
 
-# The pure-Python machine, for three reasons: its memo is a dict, where the C one allocates as many slots as a number in
-# the file says; it reads no byte past its end; and each opcode can be held to what checkpoints need.
+# The pure-Python unpickler, for three reasons. Its memo is a dict, where the C one allocates as many slots as a number
+# in the file says. It reads no byte past its end. And each opcode can be restricted to what checkpoints need.
 _Machine: Any = pickle._Unpickler
 
 
-def _counted(operation: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An opcode's operation, taken from the budget first."""
+def _charged(operation: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Makes an opcode charge its operation to the budget first."""
 
     def run(machine: _Unpickler) -> None:
         machine._budget.use(0, operations=1)
@@ -476,7 +477,7 @@ class _Unpickler(_Machine):  # type: ignore[misc]
     def __init__(
         self, file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], Storage], budget: Budget
     ) -> None:
-        super().__init__(_Input(file, budget), encoding="utf-8")
+        super().__init__(_BoundedReader(file, budget), encoding="utf-8")
         self._storage_of = storage_of
         self._budget = budget
 
@@ -492,8 +493,8 @@ class _Unpickler(_Machine):  # type: ignore[misc]
             self._budget.use(len(module) + len(name))
             return _RecordType(f"{module}.{name}")
         raise CheckpointError(
-            f"it asks for {shortened(f'{module}.{name}')}, which no RoBERTa checkpoint needs; nothing of it was run. "
-            "Do not load this file with torch.load either, unless you trust who wrote it"
+            f"it requests {shortened(f'{module}.{name}')}, which no RoBERTa checkpoint needs; none of its code was "
+            "run. Do not load this file with torch.load either, unless you trust its author"
         )
 
     def persistent_load(self, saved_id: Any) -> Storage:
@@ -503,19 +504,19 @@ class _Unpickler(_Machine):  # type: ignore[misc]
             ):
                 self._budget.use(len(key))
                 return self._storage_of(dtype, key, count)
-        raise CheckpointError("it is damaged: it has a reference that is not a tensor's storage")
+        raise CheckpointError("it is damaged: it contains a reference that is not a tensor's storage")
 
     def get_extension(self, code: int) -> Any:
-        raise CheckpointError("it is damaged: a class by number, which torch never writes")
+        raise CheckpointError("it is damaged: it refers to a class by number, which torch never does")
 
     def load_build(self) -> None:
-        """State only for what can hold it; a class or a function of ours cannot be changed."""
+        """Sets the state of a Record. Nothing else can be changed, least of all a class or function of this module."""
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, Record):
             target.state = state
-        elif not isinstance(target, OrderedDict):  # a state dict's _metadata: not needed
-            raise CheckpointError(f"it is damaged: state for {type(target).__name__}, which has none")
+        elif not isinstance(target, OrderedDict):  # the _metadata of a state dict is not needed
+            raise CheckpointError(f"it is damaged: it sets the state of {type(target).__name__}, which has none")
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
@@ -541,12 +542,12 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         items = self.pop_mark()
         target = self.stack[-1]
         if not isinstance(target, set):
-            raise CheckpointError(f"it is damaged: elements for {type(target).__name__}, which has none")
-        target.update(_key(self._budget, item) for item in items)
+            raise CheckpointError(f"it is damaged: it adds elements to {type(target).__name__}")
+        target.update(_checked_key(self._budget, item) for item in items)
 
     def load_frozenset(self) -> None:
-        items = self.pop_mark()  # which makes another stack the one to append to
-        self.append(frozenset(_key(self._budget, item) for item in items))
+        items = self.pop_mark()  # first, because this changes the stack to append to
+        self.append(frozenset(_checked_key(self._budget, item) for item in items))
 
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
@@ -554,38 +555,38 @@ class _Unpickler(_Machine):  # type: ignore[misc]
 
     def load_newobj(self) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
-        self.append(self._instance(kind, arguments))
+        self.append(self._make_instance(kind, arguments))
 
     def load_newobj_ex(self) -> None:
         keywords, arguments, kind = self.stack.pop(), self.stack.pop(), self.stack.pop()
         if not isinstance(keywords, dict):
-            raise CheckpointError("it is damaged: an object made from arguments that are none")
-        self.append(self._instance(kind, arguments))  # an inert record does without keywords
+            raise CheckpointError("it is damaged: it creates an object from arguments that are not a dict")
+        self.append(self._make_instance(kind, arguments))  # an inert record needs no keyword arguments
 
-    def _instantiate(self, kind: Any, arguments: Any) -> None:  # of INST and OBJ
+    def _instantiate(self, kind: Any, arguments: Any) -> None:  # called for INST and OBJ
         self.append(self._call(kind, tuple(arguments)))
 
-    def _instance(self, kind: Any, arguments: Any) -> Any:
+    def _make_instance(self, kind: Any, arguments: Any) -> Any:
         if not isinstance(kind, _RecordType):
-            raise CheckpointError("it is damaged: an object of what is no class")
+            raise CheckpointError("it is damaged: it creates an object of something that is not a class")
         return self._call(kind, arguments)
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        """What a call makes: a Record, or what one of our own functions gives."""
+        """Calls a function of this module, or creates a Record of a class."""
         if not isinstance(arguments, tuple):
-            raise CheckpointError("it is damaged: a call without arguments")
-        self._budget.use(8 * len(arguments))  # copied
+            raise CheckpointError("it is damaged: it contains a call without arguments")
+        self._budget.use(8 * len(arguments))  # for the copy
         if isinstance(function, _RecordType):
             return Record(function.class_name, arguments)
-        if isinstance(function, FunctionType):  # find_class gives out no others than those of _REBUILDERS
+        if isinstance(function, FunctionType):  # find_class returns only the functions in _REBUILDERS
             return function(self._budget, *arguments)
-        raise CheckpointError(f"it is damaged: a call of {type(function).__name__}, which is no function")
+        raise CheckpointError(f"it is damaged: it calls {type(function).__name__}, which is not a function")
 
-    def refused(self) -> None:
-        raise CheckpointError("it is damaged: a buffer, which torch never writes")
+    def refuse_buffer(self) -> None:
+        raise CheckpointError("it is damaged: it contains a buffer, which torch never writes")
 
     dispatch: ClassVar[dict[int, Any]] = {
-        code: _counted(operation)
+        code: _charged(operation)
         for code, operation in {
             **_Machine.dispatch,
             pickle.BUILD[0]: load_build,
@@ -599,46 +600,46 @@ class _Unpickler(_Machine):  # type: ignore[misc]
             pickle.REDUCE[0]: load_reduce,
             pickle.NEWOBJ[0]: load_newobj,
             pickle.NEWOBJ_EX[0]: load_newobj_ex,
-            pickle.BYTEARRAY8[0]: refused,  # allocates what it claims
-            pickle.NEXT_BUFFER[0]: refused,
-            pickle.READONLY_BUFFER[0]: refused,
+            pickle.BYTEARRAY8[0]: refuse_buffer,  # would allocate as much as it claims
+            pickle.NEXT_BUFFER[0]: refuse_buffer,
+            pickle.READONLY_BUFFER[0]: refuse_buffer,
         }.items()
     }
 
 
 def _set_items(budget: Budget, target: Any, keys: Any, values: Any) -> Any:
     if not isinstance(target, dict | Record):
-        raise CheckpointError(f"it is damaged: items for {type(target).__name__}, which has none")
+        raise CheckpointError(f"it is damaged: it sets items of {type(target).__name__}, which has none")
     for key, value in zip(keys, values, strict=True):
-        target[_key(budget, key)] = value
+        target[_checked_key(budget, key)] = value
     return target
 
 
 def _extend(target: Any, items: list[Any]) -> None:
     if not isinstance(target, list | Record):
-        raise CheckpointError(f"it is damaged: elements for {type(target).__name__}, which has none")
+        raise CheckpointError(f"it is damaged: it appends elements to {type(target).__name__}")
     target.extend(items)
 
 
-def _key(budget: Budget, key: Any) -> Any:
-    """A key, whose hash costs no more than its size, and shares it with no others.
+def _checked_key(budget: Budget, key: Any) -> Any:
+    """Returns a key whose hash costs no more than its size and cannot be made to collide with others.
 
-    Text is hashed once, with a seed of the process's own, and compared; a number is as it is. A tuple would be hashed
-    anew each time, by a rule that is known: it becomes a Record, under which nothing is looked up.
+    Text is hashed once, with the process's own random seed. A number is its own hash. A tuple would be hashed again
+    each time, by a known rule, so it becomes a Record, which nothing is ever looked up by.
     """
     match key:
         case str() | bytes():
             budget.use(len(key))
             return key
         case int() if abs(key) > _MAX_INT_KEY:
-            raise CheckpointError("it is damaged: a key that is a number of over 60 bits")
+            raise CheckpointError("it is damaged: it has a number of over 60 bits as a key")
         case int() | float() | Record() | None:
             return key
         case tuple():
-            budget.use(32 * len(key))  # each part is looked at
+            budget.use(32 * len(key))  # for the check of each part
             if all(isinstance(part, str | bytes | int | float) for part in key):
                 return Record("builtins.tuple", key)
-    raise CheckpointError(f"it is damaged: a key of type {type(key).__name__}")
+    raise CheckpointError(f"it is damaged: it has a key of type {type(key).__name__}")
 
 
 @dataclass(frozen=True)
@@ -653,7 +654,7 @@ class _DataType:
 
 @dataclass(frozen=True)
 class _RecordType:
-    """A class whose objects become Records, whatever they are made from."""
+    """A class whose objects become Records, whatever their arguments."""
 
     class_name: str
 
@@ -670,7 +671,7 @@ def _rebuild_tensor(
 ) -> StridedTensor:
     """torch._utils._rebuild_tensor and _rebuild_tensor_v2."""
     if not isinstance(storage, Storage):
-        raise CheckpointError("it is damaged: a tensor without a storage")
+        raise CheckpointError("it is damaged: it has a tensor without a storage")
     return _tensor(storage, offset, shape, strides, storage.dtype, metadata)
 
 
@@ -685,41 +686,41 @@ def _rebuild_tensor_v3(
     data_type: Any,
     metadata: Any = None,
 ) -> StridedTensor:
-    """torch._utils._rebuild_tensor_v3: an untyped storage's bytes, for dtypes that have no storage of their own."""
+    """torch._utils._rebuild_tensor_v3: interprets an untyped storage, for dtypes that have no storage type."""
     if not isinstance(storage, Storage) or storage.dtype != np.uint8 or not isinstance(data_type, _DataType):
-        raise CheckpointError("it is damaged: a tensor without a storage or a dtype")
+        raise CheckpointError("it is damaged: it has a tensor without a storage or a dtype")
     return _tensor(storage, offset, shape, strides, data_type.dtype, metadata)
 
 
 def _tensor(
     storage: Storage, offset: Any, shape: Any, strides: Any, dtype: np.dtype[Any], metadata: Any
 ) -> StridedTensor:
-    """A tensor over a storage, with the bounds checked."""
+    """Creates a tensor, and checks that it stays within its storage."""
     if not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
-        raise CheckpointError("it is damaged: a tensor without a shape")
+        raise CheckpointError("it is damaged: it has a tensor without a shape")
     if len(shape) > MAX_AXES or len(shape) != len(strides):
-        raise CheckpointError(f"it is damaged: a tensor of {len(shape)} axes and {len(strides)} strides")
+        raise CheckpointError(f"it is damaged: it has a tensor of {len(shape)} axes and {len(strides)} strides")
     numbers = (offset, *shape, *strides)
     count = storage.count * storage.dtype.itemsize // dtype.itemsize
     if not all(type(n) is int and 0 <= n < _MAX_COUNT for n in numbers):
-        raise CheckpointError("it is damaged: a tensor's shape is not made of counts")
+        raise CheckpointError("it is damaged: the sizes, strides or offset of a tensor are not counts")
     if not is_countable(shape):
-        raise CheckpointError(f"it is damaged: a tensor of shape {tuple(shape)}")
+        raise CheckpointError(f"it is damaged: it has a tensor of shape {tuple(shape)}")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= count:
         raise CheckpointError(f"it is damaged: a tensor of shape {tuple(shape)} reaches past its {count} elements")
-    return StridedTensor(storage, offset, tuple(shape), tuple(strides), dtype, *_views(metadata, dtype))
+    return StridedTensor(storage, offset, tuple(shape), tuple(strides), dtype, *_view_flags(metadata, dtype))
 
 
-def _views(metadata: Any, dtype: np.dtype[Any]) -> tuple[bool, bool]:
-    """Whether a tensor is a conjugate and a negative view (torch._utils.set_tensor_metadata)."""
+def _view_flags(metadata: Any, dtype: np.dtype[Any]) -> tuple[bool, bool]:
+    """Whether a tensor is a conjugate view, and whether it is a negative view (torch._utils.set_tensor_metadata)."""
     if metadata is None:
         return False, False
     if not isinstance(metadata, dict) or len(metadata) > 2 or not metadata.keys() <= {"conj", "neg"}:
         raise CheckpointError("it has a tensor with metadata other than conj and neg, which may change its values")
     conjugate, negative = (bool(metadata.get(key)) for key in ("conj", "neg"))
     if (conjugate and dtype.kind != "c") or (negative and dtype.kind == "b"):
-        raise CheckpointError(f"it is damaged: a conjugate or negative view of {dtype}")
+        raise CheckpointError(f"it is damaged: it has a conjugate or negative view of {dtype}")
     return conjugate, negative
 
 
@@ -728,9 +729,9 @@ def _rebuild_parameter(_budget: Budget, tensor: Any, *_: Any) -> Any:
 
 
 def _bytes_from_latin1(budget: Budget, text: Any, encoding: Any) -> bytes:
-    """_codecs.encode, by which protocol 2 writes bytes."""
+    """_codecs.encode, with which protocol 2 represents bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise CheckpointError("it is damaged: bytes in an encoding other than latin1")
+        raise CheckpointError("it is damaged: it has bytes in an encoding other than latin1")
     budget.use(len(text))
     return text.encode("latin1")
 
@@ -742,13 +743,13 @@ def _ordered_dict(budget: Budget, items: Any = ()) -> Any:
 
 
 def _set(budget: Budget, items: Any = ()) -> set[Any]:
-    return {_key(budget, item) for item in _elements(budget, items)}
+    return {_checked_key(budget, item) for item in _elements(budget, items)}
 
 
 def _elements(budget: Budget, items: Any) -> list[Any]:
-    """What a collection is made from, its cost charged: an entry of a dict or set takes some 200 bytes."""
+    """The elements of a new collection, charged to the budget. An entry of a dict or set takes about 200 bytes."""
     if not isinstance(items, list | tuple | set | frozenset | ItemsView):
-        raise CheckpointError(f"it is damaged: a collection of {type(items).__name__}")
+        raise CheckpointError(f"it is damaged: it creates a collection from {type(items).__name__}")
     budget.use(200 * len(items))
     return list(items)
 
@@ -772,13 +773,13 @@ def _unpickle(file: IO[bytes], storage_of: Callable[[np.dtype[Any], str, int], S
     return _Unpickler(file, storage_of, budget).load()
 
 
-def _naming(path: Path, error: CheckpointError) -> CheckpointError:
-    """The error with the file's name before it, where it does not name it yet."""
+def _with_file_name(path: Path, error: CheckpointError) -> CheckpointError:
+    """The error with the file's name in front, unless it already contains it."""
     text = str(error)
     return error if str(path) in text else CheckpointError(f"{path}: {text}")
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def _damaged_error(path: Path, error: Exception) -> CheckpointError:
     reason = shortened(str(error)) or type(error).__name__
     return CheckpointError(f"{path} is damaged or cut short ({reason}); copy or download it again")
 
@@ -787,7 +788,7 @@ _NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar
 
 
 def _numpy_scalar(record: Record) -> Any:
-    """A numpy number from its record, scalar(dtype("f8"), bytes); the record itself where it is another kind."""
+    """A numpy number from its record, scalar(dtype("f8"), bytes); the record itself if it is of another kind."""
     match record.arguments:
         case (Record(arguments=(str() as code, *_)), bytes() as data) if re.fullmatch("[iu][1248]|f[248]|b1", code):
             dtype = np.dtype(code).newbyteorder("<")
@@ -796,11 +797,11 @@ def _numpy_scalar(record: Record) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Arguments as dicts, lists and scalars, whichever class they were kept in.
+    """Converts arguments to dicts, lists and scalars, whatever classes they were stored in.
 
-    argparse.Namespace, OmegaConf's DictConfig, ListConfig and value nodes, enums and numpy's numbers are opened;
-    whatever else is there stays as it is. An object that is in several places is opened once, one that holds itself
-    is None inside itself, and what is nested deeper than arguments ever are is None too.
+    argparse.Namespace, OmegaConf's DictConfig, ListConfig and value nodes, enums, and numpy's numbers are converted.
+    Other objects stay as they are. An object that occurs several times is converted once. An object becomes None inside
+    itself, and where it is nested deeper than arguments ever are.
     """
     return _plain(value, {}, 0)
 
@@ -814,11 +815,11 @@ def _plain(value: Any, opened: dict[int, Any], depth: int) -> Any:
     if id(value) in opened or depth > _MAX_DEPTH:
         return opened.get(id(value))
     opened[id(value)] = None
-    opened[id(value)] = result = _opened(value, lambda part: _plain(part, opened, depth + 1))
+    opened[id(value)] = result = _open_containers(value, lambda part: _plain(part, opened, depth + 1))
     return result
 
 
-def _opened(value: Any, inside: Callable[[Any], Any]) -> Any:
+def _open_containers(value: Any, inside: Callable[[Any], Any]) -> Any:
     if isinstance(value, Record):
         state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
         if value.class_name == "argparse.Namespace" and isinstance(state, dict):
@@ -836,13 +837,13 @@ def _opened(value: Any, inside: Callable[[Any], Any]) -> Any:
 
 
 def _plain_key(key: Any, inside: Callable[[Any], Any]) -> Any:
-    """An enum's member by its value; other keys as they are."""
+    """Converts a key that is a member of an enum to its value. Other keys stay as they are."""
     opened = inside(key) if isinstance(key, Record) else key
     return opened if isinstance(opened, str | int | float | bytes) else key
 
 
 def tensors(state: Any) -> Iterator[tuple[str, StridedTensor]]:
-    """The (name, tensor) pairs of a state dict; what is not a tensor is passed over."""
+    """Yields the (name, tensor) pairs of a state dict, and skips entries that are not tensors."""
     for name, value in state.items():
         if isinstance(name, str) and isinstance(value, StridedTensor):
             yield name, value

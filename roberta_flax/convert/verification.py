@@ -1,4 +1,4 @@
-"""verify(): a converted directory against the source it came from, tensor by tensor."""
+"""verify(): compares a converted directory with its source, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from roberta_flax.files import reading
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import Tokenizer
 
-_OF_LM_HEAD = ("lm_head_activation", "tie_word_embeddings")  # settings without effect where there is none
+_LM_HEAD_SETTINGS = ("lm_head_activation", "tie_word_embeddings")  # settings without effect if the model has no LM head
 _TOKEN_TYPES, _POSITIONS = "embeddings.token_type.embedding", "embeddings.position.embedding"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A parameter beside the source's.
+    """A parameter compared with the source's.
 
     Attributes:
-      path: in the tree.
-      source: what the source calls it.
-      shape: in the tree.
-      dtype, source_dtype: stored, and in the source.
-      identical: whether every bit is what conversion makes of the source: NaNs and signs of zero too.
-      largest_difference: of the two as numbers; 0 where the source was not rounded to another dtype.
+      path: its path in the tree.
+      source: its name in the source.
+      shape: its shape in the tree.
+      dtype, source_dtype: its dtype in the directory, and in the source.
+      identical: whether every bit is what conversion makes of the source, including NaNs and signs of zero.
+      largest_difference: the largest absolute difference; 0 if the source was not rounded to another dtype.
     """
 
     path: str
@@ -48,11 +48,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verification:
-    """What verify() found.
+    """The result of verify().
 
     Attributes:
-      comparisons: of every parameter.
-      problems: a line for each thing that differs; empty where the directory is what the source makes.
+      comparisons: one for every parameter.
+      problems: one line for each difference; empty if the directory is what a conversion of the source gives.
     """
 
     comparisons: list[Comparison]
@@ -68,52 +68,55 @@ def verify(
     cache_dir: str | os.PathLike[str] | None = None,
     head_name: str | None = None,
 ) -> Verification:
-    """Reads a converted model's source again and compares: sizes and choices, every parameter, the tokenizer.
+    """Reads a converted model's source again, and compares the settings, every parameter, and the tokenizer.
 
     Args:
       directory: the converted model.
-      against: its source, in any form that convert takes; what export wrote, too.
-      checkpoint_file: as in convert; what conversion.json says if not given, where the model came from fairseq.
+      against: its source, in any form that convert takes, or a directory that export wrote.
+      checkpoint_file: as in convert. By default, the name in conversion.json if the model came from fairseq.
       bpe_dir, cache_dir: as in convert.
-      head_name: as in convert; the name of the directory's only head (or what conversion.json says) if not given.
+      head_name: as in convert. By default, the name of the directory's only head, or else the one in conversion.json.
+
+    Returns:
+      All comparisons, and all differences. A difference is not an error.
 
     Raises:
-      InputError: a bpe_dir that is no directory.
-      CheckpointError: one of the two cannot be read. (What differs is in the result.)
+      InputError: bpe_dir is not a readable directory.
+      CheckpointError: the directory or the source cannot be read.
     """
     converted.check_directory(bpe_dir)
     folder = Path(directory)
     config, stored = converted.read_stored(folder)
-    recorded = converted.read_conversion(folder)
-    with open_source(against, checkpoint_file or _recorded_checkpoint_file(recorded), cache_dir) as source_files:
-        source = source_files.read(bpe_dir, cache_dir, head_name or _only_head(config) or recorded.get("head_name"))
+    conversion = converted.read_conversion(folder)
+    with open_source(against, checkpoint_file or _recorded_checkpoint_file(conversion), cache_dir) as source_files:
+        source = source_files.read(bpe_dir, cache_dir, head_name or _only_head(config) or conversion.get("head_name"))
         comparisons = [
-            _compared(path, stored[path], source.parameters[path])
+            _compare(path, stored[path], source.parameters[path])
             for path in sorted(stored.keys() & source.parameters.keys())
         ]
-        folded = _is_folded(stored, source.parameters)
+        is_folded = _is_folded(stored, source.parameters)
         problems = [
-            *_setting_differences(config, source.config, folded),
-            *_tensor_differences(stored, source.parameters, comparisons, folded),
+            *_setting_differences(config, source.config, is_folded),
+            *_tensor_differences(stored, source.parameters, comparisons, is_folded),
         ]
         if not _same_tokenizer(folder, source.tokenizer_files):
-            problems.append("the tokenizer is not the source's")
+            problems.append("the tokenizer differs from the source's")
     return Verification(comparisons, problems)
 
 
-def _recorded_checkpoint_file(recorded: Mapping[str, Any]) -> str:
-    name = recorded.get("checkpoint_file")
-    return name if isinstance(name, str) and name and recorded.get("kind") == "fairseq" else "model.pt"
+def _recorded_checkpoint_file(conversion: Mapping[str, Any]) -> str:
+    name = conversion.get("checkpoint_file")
+    return name if isinstance(name, str) and name and conversion.get("kind") == "fairseq" else "model.pt"
 
 
 def _only_head(config: RobertaConfig) -> str | None:
-    """The name of the head that a transformers model of this configuration would have; None where there are several."""
+    """The name of the model's only head, not counting poolers; None if it has none or several."""
     names = [head.name for head in config.heads if head.kind != "pooler"]
     return names[0] if len(names) == 1 else None
 
 
-def _setting_differences(mine: RobertaConfig, theirs: RobertaConfig, folded: bool) -> Iterator[str]:
-    """A line for each setting that differs, and has an effect; token types that are folded are not among them."""
+def _setting_differences(mine: RobertaConfig, theirs: RobertaConfig, is_folded: bool) -> Iterator[str]:
+    """Yields one line for each setting that differs and has an effect, except for token types that are folded."""
     heads = {head.name: head for head in mine.heads}, {head.name: head for head in theirs.heads}
     for name in sorted(heads[0].keys() | heads[1].keys()):
         if name not in heads[1]:
@@ -121,15 +124,17 @@ def _setting_differences(mine: RobertaConfig, theirs: RobertaConfig, folded: boo
         elif name not in heads[0]:
             yield f"the source has a head {name!r}, which is not in config.json"
         else:
-            for key, ours, others in _different(heads[0][name], heads[1][name]):
+            for key, ours, others in _differing_fields(heads[0][name], heads[1][name]):
                 yield f"config.json has {key} {ours!r} of head {name!r}, the source {others!r}"
-    passed_over = {"heads", *(() if mine.lm_head or theirs.lm_head else _OF_LM_HEAD)}
-    for key, ours, others in _different(mine, theirs):
-        if key not in passed_over and not (folded and key == "type_vocab_size"):
+    ignored = {"heads", *(() if mine.lm_head or theirs.lm_head else _LM_HEAD_SETTINGS)}
+    for key, ours, others in _differing_fields(mine, theirs):
+        if key not in ignored and not (is_folded and key == "type_vocab_size"):
             yield f"config.json has {key} {ours!r}, the source {others!r}"
 
 
-def _different(mine: RobertaConfig | HeadConfig, theirs: RobertaConfig | HeadConfig) -> Iterator[tuple[str, Any, Any]]:
+def _differing_fields(
+    mine: RobertaConfig | HeadConfig, theirs: RobertaConfig | HeadConfig
+) -> Iterator[tuple[str, Any, Any]]:
     for field in dataclasses.fields(mine):
         ours, others = getattr(mine, field.name), getattr(theirs, field.name)
         if ours != others:
@@ -137,26 +142,29 @@ def _different(mine: RobertaConfig | HeadConfig, theirs: RobertaConfig | HeadCon
 
 
 def _tensor_differences(
-    stored: Mapping[str, LazyTensor], source: Mapping[str, Parameter], comparisons: Sequence[Comparison], folded: bool
+    stored: Mapping[str, LazyTensor],
+    source: Mapping[str, Parameter],
+    comparisons: Sequence[Comparison],
+    is_folded: bool,
 ) -> Iterator[str]:
-    """A line for each parameter that is in one of the two, or differs; one for token types that are folded."""
-    explained = {_TOKEN_TYPES, _POSITIONS} if folded else set()
-    if folded:
+    """Yields one line for each parameter that differs or that only one side has, and one if token types are folded."""
+    expected = {_TOKEN_TYPES, _POSITIONS} if is_folded else set()
+    if is_folded:
         yield (
             f"{_TOKEN_TYPES} is not in the source: its row 0 is added to the source's {_POSITIONS}, and rounded, as "
             "export to fairseq does"
         )
-    for path in sorted(stored.keys() - source.keys() - explained):
+    for path in sorted(stored.keys() - source.keys() - expected):
         yield f"{path} is not in the source"
     for path in sorted(source.keys() - stored.keys()):
         yield f"the source has {path}, which is not in {converted.PARAMS_FILE}"
     for each in comparisons:
-        if not each.identical and each.path not in explained:
+        if not each.identical and each.path not in expected:
             yield f"{each.path} differs from {each.source}, by {each.largest_difference:.3g}"
 
 
 def _is_folded(stored: Mapping[str, LazyTensor], source: Mapping[str, Parameter]) -> bool:
-    """Whether the source's positions are ours with the token type of every token added, as export adds it."""
+    """Whether the source's position embedding is ours with the embedding of token type 0 added, as export adds it."""
     if not {_TOKEN_TYPES, _POSITIONS} <= stored.keys() or _TOKEN_TYPES in source or _POSITIONS not in source:
         return False
     positions, theirs = stored[_POSITIONS], source[_POSITIONS]
@@ -164,7 +172,7 @@ def _is_folded(stored: Mapping[str, LazyTensor], source: Mapping[str, Parameter]
     return np.array_equal(summed, theirs.read())
 
 
-def _compared(path: str, stored: StoredTensor, parameter: Parameter) -> Comparison:
+def _compare(path: str, stored: StoredTensor, parameter: Parameter) -> Comparison:
     same_shape = stored.shape == parameter.shape
     identical, difference = same_shape, 0.0 if same_shape else float("inf")
     if same_shape and stored.shape:

@@ -1,4 +1,4 @@
-"""Tensors made of a source's tensors, whose values are computed when they are read.
+"""Tensors derived from a source's tensors. Their values are computed on reading.
 
 They hold no values of their own, so that a checkpoint is read one tensor at a time.
 """
@@ -18,7 +18,7 @@ from roberta_flax.checkpoint.tensors import LazyTensor
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A LazyTensor by its parts."""
+    """A LazyTensor whose values a function returns."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -26,22 +26,22 @@ class View:
 
 
 def size_in_bytes(tensor: LazyTensor) -> int:
-    """Of its values, each counted once, however they are stored."""
+    """The number of bytes of a tensor's values, however they are stored."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
-    """Rows [start, stop) of a tensor's first axis."""
+    """Rows [start, stop) along a tensor's first axis."""
     return View(tensor.dtype, (stop - start, *tensor.shape[1:]), lambda: tensor.read()[start:stop])
 
 
 def transposed(tensor: LazyTensor) -> LazyTensor:
-    """A tensor of two axes, these exchanged."""
+    """A tensor of two axes, transposed."""
     return View(tensor.dtype, tensor.shape[::-1], lambda: tensor.read().T)
 
 
 def joined(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
-    """Tensors of one dtype, joined along an axis."""
+    """Concatenates tensors of one dtype along an axis."""
     shape = list(tensors[0].shape)
     shape[axis] = sum(tensor.shape[axis] for tensor in tensors)
     return View(
@@ -50,7 +50,13 @@ def joined(tensors: Sequence[LazyTensor], axis: int) -> LazyTensor:
 
 
 def reshaped_slice(tensors: Sequence[LazyTensor], start: int, shape: tuple[int, ...]) -> LazyTensor:
-    """Elements from `start` on of several flat tensors, [length] each, one after the other, in a shape of its own."""
+    """Takes elements from the concatenation of flat tensors, [length] each, and gives them a shape.
+
+    Args:
+      tensors: the flat tensors, of one dtype.
+      start: the index of the first element.
+      shape: the shape of the result.
+    """
 
     def read() -> npt.NDArray[Any]:
         last = start + math.prod(shape)

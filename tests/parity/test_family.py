@@ -572,10 +572,10 @@ def test_a_model_that_was_trained_here_goes_to_torch(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "heads", "to", "message"),
     [
-        ({}, {"a": 2, "b": 3}, "huggingface", "one head, and this one has 'a', 'b'"),
+        ({}, {"a": 2, "b": 3}, "huggingface", "one head, but this one has 'a', 'b'"),
         ({"pooler_activation_fn": "relu"}, {"a": 2}, "huggingface", "has relu"),
-        ({"activation_fn": "relu"}, {"a": 2}, "huggingface", "LM head has gelu, this model's has relu"),
-        ({"layernorm_embedding": False}, {"a": 2}, "huggingface", "transformers has no RoBERTa with"),
+        ({"activation_fn": "relu"}, {"a": 2}, "huggingface", "LM head uses gelu; this model's uses relu"),
+        ({"layernorm_embedding": False}, {"a": 2}, "huggingface", "Transformers has no RoBERTa with"),
     ],
 )
 def test_what_the_other_library_cannot_have_is_refused(changes, heads, to, message, tmp_path, tiny_source):

@@ -228,7 +228,7 @@ OTHERWISE: dict[str, tuple[str, dict[str, Any], str]] = {
     "sentencepiece, never": (
         "XLMRoberta",
         {"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="never")},
-        "a Metaspace that does not put",
+        "a Metaspace that does not add",
     ),
     "sentencepiece, whitespace": ("XLMRoberta", {"pre_tokenizer": pre_tokenizers.Whitespace()}, "Whitespace"),
     "sentencepiece, ByteLevel": ("XLMRoberta", {"pre_tokenizer": BYTE_LEVEL}, "the pre-tokenizer ByteLevel"),
@@ -306,7 +306,7 @@ def test_a_prefix_space_is_told(where, sources, tmp_path):
         (folder / "tokenizer_config.json").unlink()
         expected = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("A man").ids
     ours, notes = read(folder, "Roberta", tmp_path / "converted")
-    assert notes == [f"{folder} adds a space before each text; encode() here does not: write it yourself"]
+    assert notes == [f"{folder} adds a space before each text, but encode() does not: add it to your texts"]
     assert ours.encode(" A man").tolist() == expected != ours.encode("A man").tolist()
 
 
@@ -320,7 +320,7 @@ def test_added_tokens_are_told(family, kind, sources, tmp_path):
     ours, notes = read(tmp_path / "source", family, tmp_path / "converted", len(tokenizer))
     assert len(notes) == 1
     assert "adds 7 tokens to the vocabulary (" in notes[0]
-    assert " and 2 more); encode() here cuts them into pieces" in notes[0]
+    assert " and 2 more); encode() splits them into pieces" in notes[0]
     assert ours.encode(TEXTS[0]).tolist() == tokenizer(TEXTS[0])["input_ids"]
     assert ours.encode("[E1]").size > tokenizer("[E1]", return_tensors="np")["input_ids"].size
 
@@ -331,7 +331,7 @@ def test_other_special_tokens_around_texts_and_other_classes_are_told(sources, t
         reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         ours, notes = read(folder, "Roberta", tmp_path / f"{i} converted")
         assert ours.encode("a", "b").tolist() != reference.encode("a", "b").ids
-        assert ["does not make <s> a </s> and <s> a </s></s> b </s> of texts" in note for note in notes] == [True]
+        assert ["does not encode texts as <s> a </s> and <s> a </s></s> b </s>" in note for note in notes] == [True]
     edit(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer"})
     assert any("is for CLIPTokenizer" in note for note in read(folder, "Roberta", tmp_path / "other")[1])
 
@@ -389,7 +389,7 @@ def test_lone_surrogates_are_refused_with_the_file_that_has_them(sources, tmp_pa
     edit(folder / "tokenizer.json", {"model.vocab": {**vocab, "\udfff": 581}})
     refused(r"tokenizer.json has the lone surrogate U\+DFFF", folder, "Roberta", vocab_size=600)
     edit(folder / "tokenizer.json", {"model.vocab": vocab, "model.merges": [["a", "\ud800"]]})
-    refused(r"tokenizer.json should have merges of two BPE pieces, and has 'a \\ud800'", folder, "Roberta")
+    refused(r"tokenizer.json should contain merges of two BPE pieces, got 'a \\ud800'", folder, "Roberta")
     folder = saved("XLMRoberta", sources, tmp_path / "Unigram", alone=True)
     entries = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     edit(folder / "tokenizer.json", {"model.vocab": [*entries[:-1], ["\ud800", -1.0], entries[-1]]})

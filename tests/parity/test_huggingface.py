@@ -340,7 +340,7 @@ def test_exported_tokenizers_give_transformers_the_same_ids(tmp_path, tokenizers
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
-        ({"problem_type": "multi_label_classification", "num_labels": 4}, "is of several labels at once"),
+        ({"problem_type": "multi_label_classification", "num_labels": 4}, "is a multi-label head"),
         ({"problem_type": "regression", "num_labels": 2}, "is a regression of several values"),
         ({"problem_type": "regression", "num_labels": 1}, None),
         ({"problem_type": "single_label_classification", "num_labels": 2}, None),
@@ -363,7 +363,7 @@ def test_labels_of_one_name_are_told_and_go_back_as_transformers_has_them(tmp_pa
     directory = convert(write(model, tmp_path / "source", tokenizers), tmp_path / "converted")
     caplog.clear()
     config = json.loads((export(directory, tmp_path / "exported", to="huggingface") / "config.json").read_text())
-    assert "has labels of one name (A)" in caplog.text
+    assert "has several labels with the same name (A)" in caplog.text
     again = transformers.AutoConfig.from_pretrained(tmp_path / "exported")
     assert (again.id2label, again.num_labels) == (labels, 3)
     assert config["label2id"] == dict(zip(labels.values(), labels.keys(), strict=True)) == {"A": 2, "B": 1}
@@ -377,10 +377,10 @@ def test_labels_of_one_name_are_told_and_go_back_as_transformers_has_them(tmp_pa
         ({"position_embedding_type": "relative_key"}, "position_embedding_type=relative_key"),
         ({"pad_token_id": 0}, "pad_token_id=0"),
         ({"hidden_act": "silu"}, "hidden_act must be one of"),
-        ({"num_hidden_layers": 4}, "config.json says 4 layers, and it has 3"),
+        ({"num_hidden_layers": 4}, "config.json declares 4 layers, but the model has 3"),
         ({"num_attention_heads": 5}, "multiple of num_heads"),
-        ({"num_attention_heads": "many"}, "arguments that do not make a RoBERTa"),
-        ({"layer_norm_eps": 1e400}, "arguments that do not make a RoBERTa"),
+        ({"num_attention_heads": "many"}, "arguments that do not describe a RoBERTa"),
+        ({"layer_norm_eps": 1e400}, "arguments that do not describe a RoBERTa"),
     ],
 )  # fmt: skip
 def test_settings_that_mean_another_network_are_refused(change, message, tmp_path, tokenizers):
@@ -409,7 +409,7 @@ def test_files_that_are_missing_are_named(tmp_path, tokenizers):
 def test_an_index_cannot_lead_out_of_its_directory(name, tmp_path, tokenizers):
     source = write(build("RobertaForMaskedLM", 581, torch.float32), tmp_path / "source", tokenizers)
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(CheckpointError, match="should name the files of weights beside it"):
+    with pytest.raises(CheckpointError, match="should list the weights files beside it"):
         convert(source, tmp_path / "converted")
 
 
