@@ -33,15 +33,15 @@ class Evaluation:
 
     Attributes:
       count: number of rows.
-      metrics: values by name, in the requested order.
-        accuracy  the share of correct rows.
-        matthews  the Matthews correlation (Gorodkin, 2004); 0 if all gold or all predicted classes are the same.
-        f1        with two classes, that of the class named "1", or else class 1; otherwise macro_f1. As in
-                  scikit-learn, an F1 of 0 / 0 is 0.
-        macro_f1  the mean over the classes that occur in gold or predicted.
-        pearson, spearman  correlations; NaN if all gold or all predicted values are the same.
-        mse       the mean squared error.
-        ENTITY_METRICS     see EntityCounts.
+      metrics: values by name, in the requested order:
+        accuracy           the share of correct rows
+        matthews           the Matthews correlation (Gorodkin, 2004); 0 if all gold or all predicted classes are equal
+        f1                 with two classes, the F1 of the class named "1", or else of class 1; otherwise macro_f1; an
+                           F1 of 0 / 0 is 0, as in scikit-learn
+        macro_f1           the mean F1 of the classes that occur in gold or predicted
+        pearson, spearman  correlations; NaN if all gold or all predicted values are the same
+        mse                the mean squared error
+        ENTITY_METRICS     see EntityCounts
       intervals: 95% confidence intervals by metric. accuracy has the score interval of Wilson (1927). pearson has
         Fisher's z, and spearman the same with the standard error of Bonett and Wright (2000). These two need at least 4
         rows and a correlation between -1 and 1.

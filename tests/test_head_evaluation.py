@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_named_in_one_line(tiny, mnli, options, message):
 
 def test_options_of_sentence_heads_are_refused_for_others(tiny, tmp_path):
     model = with_head(tiny, HeadConfig("span", 2, 0, "span"))
-    with pytest.raises(InputError, match="no file; give one with gold labels"):
+    with pytest.raises(InputError, match="does not exist; name a file with gold labels"):
         evaluate(model, tmp_path / "none.jsonl")
     path = tmp_path / "questions.jsonl"
     path.write_text("{}\n")

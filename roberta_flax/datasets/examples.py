@@ -266,11 +266,10 @@ def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
             prefix, inside = sequence.prefix_length, (sequence.begin, sequence.end)
             if not sequence.truncated:
                 prefix, inside = len(sequence.ids) - 1 - len(spans), (0, len(spans))
-            there = bool(answers) and inside[0] <= first and last < inside[1]
-            moved = prefix - inside[0]
-            found.append(
-                _Example([sequence.ids], (first + moved, last + moved) if there else (0, 0), sequence.truncated)
-            )
+            has_answer = bool(answers) and inside[0] <= first and last < inside[1]
+            shift = prefix - inside[0]
+            target = (first + shift, last + shift) if has_answer else (0, 0)
+            found.append(_Example([sequence.ids], target, sequence.truncated))
             windows.append((len(questions), prefix, *inside))
         questions.append(Question(context, tuple(text for text, _ in answers)))
         return found
@@ -416,8 +415,8 @@ def _squad_answers(record: dict[str, Any], context: str) -> list[tuple[str, int]
     else:
         raise InputError("answers is missing, or not in SQuAD's form")
     for text, start in answers:
-        there = isinstance(text, str) and isinstance(start, int) and start >= 0
-        if not there or not text.strip() or context[start : start + len(text)] != text:
+        is_valid = isinstance(text, str) and isinstance(start, int) and start >= 0
+        if not is_valid or not text.strip() or context[start : start + len(text)] != text:
             raise InputError(f"answer {str(text)[:40]!r} is not at character {start} of the context")
     return answers
 

@@ -139,10 +139,10 @@ def test_every_changed_byte_and_every_length_is_noticed(sample, tmp_path):
             Corpus(damaged)
     for size in (0, 5, 12, 16, 100, corpus.HEADER_SIZE, len(whole) - 1):
         damaged.write_bytes(whole[:size])
-        with pytest.raises(InputError, match="is not a whole file"):
+        with pytest.raises(InputError, match="is not a complete file"):
             Corpus(damaged)
     damaged.write_bytes(whole + b"\0")
-    with pytest.raises(InputError, match=f"it has {len(whole) + 1} bytes of {len(whole)}; make it again"):
+    with pytest.raises(InputError, match=f"it has {len(whole) + 1} bytes of {len(whole)}; create it again"):
         Corpus(damaged)
 
 

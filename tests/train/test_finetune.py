@@ -575,7 +575,7 @@ def test_the_documentations_python_runs(tiny, tmp_path, monkeypatch):
     """Its section on fine-tuning, on the embedded model and a file of a few rows."""
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     (program,) = re.findall(
-        r"```python\n(.*?)```", page.partition("## Fine-tuning")[2].partition("\n## ")[0], re.DOTALL
+        r"```python\n(.*?)```", page.partition("### Fine-tune from Python")[2].partition("\n## ")[0], re.DOTALL
     )
     rows = [f"{i}\tA {noun}.\tA {noun} sleeps.\tentailment" for i, noun in enumerate(NOUNS)]
     (tmp_path / "RTE").mkdir()
