@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recipes.tiny.released import model_file, tokenizer_files, train_bpe, write_archive
+from recipes.tiny.fairseq_archive import model_file, tokenizer_files, train_bpe, write_archive
 from roberta_flax import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import ENCODER_FILE
 

@@ -1,4 +1,4 @@
-"""The embedded model: sentences from facts, what it was trained to, and what it answers to pairs that people wrote."""
+"""The embedded model: the sentences it is trained on, its training, and its answers to pairs written by hand."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import pytest
 import roberta_flax
 from recipes.tiny import training
 from recipes.tiny.__main__ import ARCHIVE, NAME, merges
-from recipes.tiny.english import say
-from recipes.tiny.families import FAMILIES
-from recipes.tiny.pairs import pairs
-from recipes.tiny.released import model_file, state_dict, tokenizer_files, train_bpe
-from recipes.tiny.scenes import Doing, Scene, Subject, Thing
-from recipes.tiny.words import CONTRADICTION, ENTAILMENT, NEUTRAL, inflect
+from recipes.tiny.english import scene_sentence
+from recipes.tiny.fairseq_archive import model_file, state_dict, tokenizer_files, train_bpe
+from recipes.tiny.generators import GENERATORS
+from recipes.tiny.morphology import inflect
+from recipes.tiny.pairs import generate_pairs
+from recipes.tiny.scenes import Activity, Scene, Subject, Thing
+from recipes.tiny.taxonomy import CONTRADICTION, ENTAILMENT, NEUTRAL
 from roberta_flax import HeadConfig, RobertaConfig
 from roberta_flax.checkpoint import download
 from roberta_flax.nn.config import MNLI_LABELS
@@ -30,7 +31,7 @@ HELD_OUT = Path(__file__).parent / "data" / "held_out_pairs.tsv"
 
 
 def scene(noun: str, action: str, thing: str | None = None, place: str | None = None, **subject: object) -> Scene:
-    return Scene(Subject(noun, **subject), Doing(action, Thing(thing) if thing else None), place)  # type: ignore[arg-type]
+    return Scene(Subject(noun, **subject), Activity(action, Thing(thing) if thing else None), place)  # type: ignore[arg-type]
 
 
 MAN_WITH_GUITAR = scene("man", "play {instrument}", "guitar", "in the park")
@@ -57,15 +58,15 @@ MAN_WITH_GUITAR = scene("man", "play {instrument}", "guitar", "in the park")
         (scene("doctor", "sleep"), scene("nurse", "sleep"), None),
     ],
 )  # fmt: skip
-def test_the_relation_of_two_scenes_follows_from_their_facts(first, second, relation):
+def test_relation_of_two_scenes_follows_from_their_facts(first, second, relation):
     assert first.relation(second) == relation
 
 
-def test_a_scene_is_said_in_english():
-    said = {say(MAN_WITH_GUITAR, Random(seed)) for seed in range(300)}
-    assert {"A man is playing a guitar in the park.", "There is a man playing a guitar in the park."} <= said
-    denied = {say(MAN_WITH_GUITAR, Random(seed), "past", negated=True) for seed in range(100)}
-    assert {"The man did not play the guitar in the park.", "The man didn't play a guitar in the park."} <= denied
+def test_sentences_describe_a_scene_in_english():
+    sentences = {scene_sentence(MAN_WITH_GUITAR, Random(seed)) for seed in range(300)}
+    assert {"A man is playing a guitar in the park.", "There is a man playing a guitar in the park."} <= sentences
+    negated = {scene_sentence(MAN_WITH_GUITAR, Random(seed), "past", negated=True) for seed in range(100)}
+    assert {"The man did not play the guitar in the park.", "The man didn't play a guitar in the park."} <= negated
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,8 @@ def test_verbs_are_inflected(verb, forms):
     assert [inflect(verb, form) for form in ("base", "third", "ing", "past", "participle")] == forms.split()
 
 
-def test_pairs_are_the_same_for_a_seed_and_of_three_labels_in_turn():
-    first, again, other = (list(itertools.islice(pairs(seed), 300)) for seed in (5, 5, 6))
+def test_pairs_are_reproducible_and_have_the_three_labels_in_turn():
+    first, again, other = (list(itertools.islice(generate_pairs(seed), 300)) for seed in (5, 5, 6))
     assert first == again != other
     assert [pair.label for pair in first] == [CONTRADICTION, NEUTRAL, ENTAILMENT] * 100
     for text in itertools.chain.from_iterable((pair.premise, pair.hypothesis) for pair in first):
@@ -89,56 +90,59 @@ def test_pairs_are_the_same_for_a_seed_and_of_three_labels_in_turn():
         assert "  " not in text
 
 
-def test_every_family_makes_pairs_of_its_labels():
-    made = collections.Counter()
-    for number, (family, label) in enumerate(itertools.product(FAMILIES, range(3))):
+def test_every_generator_makes_pairs_of_its_labels():
+    labels_made = collections.Counter()
+    for number, (generator, label) in enumerate(itertools.product(GENERATORS, range(3))):
         random = Random(number)
-        made[family.__name__] += any(family(random, label) for _ in range(60))
-    assert made.pop("unrelated") == 1
-    assert made.pop("asleep_or_awake") == 2
-    assert set(made.values()) == {3}
+        labels_made[generator.__name__] += any(generator(random, label) for _ in range(60))
+    assert labels_made.pop("unrelated") == 1
+    assert labels_made.pop("asleep_or_awake") == 2
+    assert set(labels_made.values()) == {3}
 
 
-def test_no_pair_that_measures_the_model_is_among_those_it_was_trained_on():
+def test_held_out_pairs_are_not_among_the_training_pairs():
     with HELD_OUT.open(newline="") as file:
         held_out = {(row["sentence1"], row["sentence2"]) for row in csv.DictReader(file, delimiter="\t")}
     assert len(held_out) == 90
-    seen = {(pair.premise, pair.hypothesis) for pair in itertools.islice(pairs(training.PAIR_SEED), 5000)}
-    assert not held_out & seen
+    training_pairs = {
+        (pair.premise, pair.hypothesis) for pair in itertools.islice(generate_pairs(training.PAIR_SEED), 5000)
+    }
+    assert not held_out & training_pairs
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory) -> Path:
+def embedded_model(tmp_path_factory) -> Path:
+    """The directory of the embedded model, unpacked."""
     folder = tmp_path_factory.mktemp("embedded")
     download.extract_archive(ARCHIVE, folder / "unpacked")
     return folder / "unpacked" / NAME
 
 
-def test_the_embedded_model_is_small_and_all_but_its_weights_what_the_script_makes(embedded):
+def test_embedded_model_is_small_and_the_recipe_reproduces_all_but_its_weights(embedded_model):
     assert ARCHIVE.stat().st_size <= 4_000_000
-    roberta = roberta_flax.load(embedded)
-    assert roberta.config == training.config(Tokenizer.from_directory(embedded).vocab_size)
-    model = model_file(state_dict(roberta.params), roberta.config, training.UPDATES)
+    roberta = roberta_flax.load(embedded_model)
+    assert roberta.config == training.config(Tokenizer.from_directory(embedded_model).vocab_size)
+    model = model_file(state_dict(roberta.params), roberta.config, training.STEPS)
     for name, content in {"model.pt": model, **tokenizer_files(merges())}.items():
-        assert (embedded / name).read_bytes() == content, name
+        assert (embedded_model / name).read_bytes() == content, name
 
 
 def test_training_is_reproducible_and_learns(tmp_path, monkeypatch):
-    def small(vocab_size: int) -> RobertaConfig:
+    def small_config(vocab_size: int) -> RobertaConfig:
         return RobertaConfig(
             vocab_size=vocab_size, num_layers=1, hidden_size=32, num_heads=2, intermediate_size=32, max_positions=128,
             heads=(HeadConfig("mnli", 3, 32),),
         )  # fmt: skip
 
-    for name, value in {"config": small, "ROWS": 16, "WINDOW": 2, "WARMUP": 2}.items():
+    for name, value in {"config": small_config, "ROWS": 16, "WINDOW": 2, "WARMUP_STEPS": 2}.items():
         monkeypatch.setattr(training, name, value)
-    some = itertools.islice(pairs(0), 500)
-    for name, content in tokenizer_files(train_bpe((pair.premise for pair in some), 100)).items():
+    bpe_pairs = itertools.islice(generate_pairs(0), 500)
+    for name, content in tokenizer_files(train_bpe((pair.premise for pair in bpe_pairs), 100)).items():
         (tmp_path / name).write_bytes(content)
     tokenizer = Tokenizer.from_directory(tmp_path)
     batches = training.batches
-    # few shapes: the first window's batches, again and again
-    monkeypatch.setattr(training, "batches", lambda *given: itertools.cycle(itertools.islice(batches(*given), 2)))
+    # Repeats the batches of the first window, so that there are few shapes to compile.
+    monkeypatch.setattr(training, "batches", lambda *args: itertools.cycle(itertools.islice(batches(*args), 2)))
     losses: list[float] = []
     first, second = (
         training.train(tokenizer, 10, lambda _, metrics: losses.append(float(metrics["loss"]))) for _ in range(2)
@@ -148,23 +152,23 @@ def test_training_is_reproducible_and_learns(tmp_path, monkeypatch):
     assert np.mean(losses[8:10]) < np.mean(losses[:2]) - 0.1
 
 
-def test_the_embedded_model_answers_pairs_that_were_written_by_hand(embedded):
-    roberta = roberta_flax.load(embedded)
+def test_embedded_model_classifies_pairs_written_by_hand(embedded_model):
+    roberta = roberta_flax.load(embedded_model)
     with HELD_OUT.open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     predicted = [
         MNLI_LABELS[int(roberta.predict("mnli", roberta.encode(row["sentence1"], row["sentence2"])).argmax())]
         for row in rows
     ]
-    right = collections.Counter(
+    correct = collections.Counter(
         row["gold_label"] for row, label in zip(rows, predicted, strict=True) if label == row["gold_label"]
     )
-    assert right.total() >= 70
-    assert min(right[label] for label in MNLI_LABELS) >= 20
+    assert correct.total() >= 70
+    assert min(correct[label] for label in MNLI_LABELS) >= 20
 
 
-def test_the_embedded_model_fills_masks_with_what_fits(embedded):
-    roberta = roberta_flax.load(embedded)
+def test_embedded_model_fills_masks_with_fitting_words(embedded_model):
+    roberta = roberta_flax.load(embedded_model)
     assert roberta.fill_mask("A <mask> is barking.", topk=1)[0][2] == " dog"
     people = {token.strip() for _, _, token in roberta.fill_mask("Two <mask> are playing soccer.", topk=5)}
     assert people & {"boys", "girls", "children", "men", "women"}

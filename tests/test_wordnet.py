@@ -1,4 +1,4 @@
-"""Pairs from WordNet's files, of the recipe in docs/sick.md, against hand-worked ones. The files' form is wndb(5)'s."""
+"""Pairs from WordNet's files, for the recipe in docs/sick.md, compared with hand-worked ones. See wndb(5) for the files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from recipes.sick.wordnet import Synset, documents, pairs, read
+from recipes.sick.wordnet import Synset, Synsets, make_documents, make_pairs, read_synsets
 
-LICENCE = "  1 This software and database is being provided to you ...\n"
+LICENSE = "  1 This software and database is being provided to you ...\n"
 FILES = {
     "noun": """\
 00000010 05 n 01 animal 0 001 ~ 00000020 n 0000 | a living thing that moves; "animals eat"
@@ -29,38 +29,41 @@ FILES = {
 
 
 @pytest.fixture
-def table(tmp_path) -> dict[tuple[str, str], Synset]:
+def synsets(tmp_path) -> Synsets:
     for part, lines in FILES.items():
-        (tmp_path / f"data.{part}").write_text(LICENCE + lines, encoding="utf-8")
-    return read(tmp_path)
+        (tmp_path / f"data.{part}").write_text(LICENSE + lines, encoding="utf-8")
+    return read_synsets(tmp_path)
 
 
-def test_synsets_have_words_definitions_examples_kinds_and_antonyms(table):
-    assert len(table) == 9
-    assert table["verb", "00000040"] == Synset(
+def test_synsets_have_words_definitions_examples_hypernyms_and_antonyms(synsets):
+    assert len(synsets) == 9
+    assert synsets["verb", "00000040"] == Synset(
         ["rise", "arise"], 29, "get up", ["He rose early.", "An idea is rising."],
         [("verb", "00000060")], [(0, ("verb", "00000050"), 0)],
     )  # fmt: skip
-    assert table["adj", "00000080"].words == ["cold", "icy"]
-    assert list(documents(table))[1] == [
+    assert synsets["adj", "00000080"].words == ["cold", "icy"]
+    assert list(make_documents(synsets))[1] == [
         "dog, domestic dog: a friend of people.",
         "dog is a kind of animal.",
         "The dog barked all night.",
     ]
 
 
-def test_relations_are_those_of_the_words_that_were_exchanged(table):
-    """Every pair that can be made of these synsets, over many seeds, and no other."""
-    found = {pair for seed in range(300) for pair in pairs(table, Random(seed))}
-    of_examples = {pair for pair in found if "all night" in pair.premise or "early" in pair.premise}
-    both = [("The dog barked all night.", "The domestic dog barked all night."), ("He rose early.", "He arose early.")]
-    more_and_less = [
+def test_labels_follow_from_the_relation_of_the_replaced_words(synsets):
+    """Over many seeds, these synsets give all of these pairs and no other."""
+    found = {pair for seed in range(300) for pair in make_pairs(synsets, Random(seed))}
+    from_examples = {pair for pair in found if "all night" in pair.premise or "early" in pair.premise}
+    synonyms = [
+        ("The dog barked all night.", "The domestic dog barked all night."),
+        ("He rose early.", "He arose early."),
+    ]
+    hypernyms = [
         ("The dog barked all night.", "The animal barked all night."),
         ("He rose early.", "He moved early."),
     ]
-    assert of_examples == {
-        *((a, b, "entailment") for a, b in both), *((b, a, "entailment") for a, b in both),
-        *((a, b, "entailment") for a, b in more_and_less), *((b, a, "neutral") for a, b in more_and_less),
+    assert from_examples == {
+        *((a, b, "entailment") for a, b in synonyms), *((b, a, "entailment") for a, b in synonyms),
+        *((a, b, "entailment") for a, b in hypernyms), *((b, a, "neutral") for a, b in hypernyms),
     }  # fmt: skip
     assert {
         ("A hot stove.", "A cold stove.", "contradiction"),
@@ -72,18 +75,18 @@ def test_relations_are_those_of_the_words_that_were_exchanged(table):
     animal, cat = grass.format("An animal"), grass.format("A cat")
     assert things == {
         (*dogs, "entailment"), (*dogs[::-1], "entailment"),
-        *((more, animal, "entailment") for more in (*dogs, cat)), *((animal, more, "neutral") for more in (*dogs, cat)),
+        *((kind, animal, "entailment") for kind in (*dogs, cat)), *((animal, kind, "neutral") for kind in (*dogs, cat)),
         *((dog, cat, "neutral") for dog in dogs), *((cat, dog, "neutral") for dog in dogs),
     }  # fmt: skip
 
 
-def test_nobody_turns_the_relation_of_kinds_around(table):
-    found = {pair for seed in range(300) for pair in pairs(table, Random(seed)) if "Nobody" in pair.premise}
+def test_nobody_reverses_the_relation_with_a_hypernym(synsets):
+    found = {pair for seed in range(300) for pair in make_pairs(synsets, Random(seed)) if "Nobody" in pair.premise}
     behind = "Nobody is sitting behind {}."
     assert (behind.format("an animal"), behind.format("a dog"), "entailment") in found
     assert (behind.format("a dog"), behind.format("an animal"), "neutral") in found
     assert (behind.format("a dog"), behind.format("an animal"), "entailment") not in found
 
 
-def test_the_same_seed_gives_the_same_pairs(table):
-    assert pairs(table, Random(7)) == pairs(table, Random(7))
+def test_the_same_seed_gives_the_same_pairs(synsets):
+    assert make_pairs(synsets, Random(7)) == make_pairs(synsets, Random(7))

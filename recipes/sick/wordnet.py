@@ -1,8 +1,8 @@
-"""Text and pairs of sentences from WordNet's data files (man wndb), for the recipe in docs/sick.md.
+"""Text and labeled pairs of sentences from WordNet's data files (man wndb), for the recipe in docs/sick.md.
 
-An example of WordNet belongs to one sense of its word. Another word of that sense in its place says the same; a more
-general word says less, and follows; an antonym says the opposite. So the examples are a source of pairs whose relation
-is known, in as many words as WordNet has. Needs lemminflect, for the forms of words.
+An example in WordNet belongs to one sense of its word. If another word of that sense replaces it, the sentence says the
+same. With a hypernym it says less, and follows from the example; with an antonym it says the opposite. So the examples
+give pairs whose relation is known, with all of WordNet's vocabulary. Needs lemminflect, for the forms of words.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from roberta_flax.nn.config import MNLI_LABELS
 
 CONTRADICTION, NEUTRAL, ENTAILMENT = MNLI_LABELS
 
-PARTS = {"noun": "NOUN", "verb": "VERB", "adj": "ADJ", "adv": "ADV"}  # and their names in lemminflect
-_FILES = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
-THINGS = {5, 6, 8, 13, 17, 18, 20}  # lexnames: animals, artifacts, bodies, food, objects, people, plants
-FRAMES = (
+PARTS_OF_SPEECH = {"noun": "NOUN", "verb": "VERB", "adj": "ADJ", "adv": "ADV"}  # with their names in lemminflect
+_PART_OF_SPEECH_BY_SYMBOL = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
+# Lexicographer files (lexnames) of things: animals, artifacts, bodies, food, objects, people, plants.
+THING_FILES = {5, 6, 8, 13, 17, 18, 20}
+THING_TEMPLATES = (
     "There is {a} near the house.",
     "A man is holding {a}.",
     "A woman is looking at {a} in the park.",
@@ -34,18 +35,30 @@ FRAMES = (
     "Nobody is sitting behind {a}.",
 )
 
-Key = tuple[str, str]  # part of speech, offset in its file
+Key = tuple[str, str]  # part of speech, and offset in its data file
 
 
 class Synset(NamedTuple):
-    """A sense: the words that have it, what it says, examples of use, what it is a kind of, and the antonyms."""
+    """A sense, and the words that have it.
+
+    Attributes:
+      words: the words.
+      file: the number of the lexicographer file.
+      definition: the definition.
+      examples: sentences with one of the words.
+      hypernyms: the more general synsets.
+      antonyms: the index of a word, the key of another synset, and the index of the antonym there.
+    """
 
     words: list[str]
     file: int
     definition: str
     examples: list[str]
-    kinds: list[Key]
-    antonyms: list[tuple[int, Key, int]]  # which of words, and which word of which other synset
+    hypernyms: list[Key]
+    antonyms: list[tuple[int, Key, int]]
+
+
+Synsets = dict[Key, Synset]
 
 
 class Pair(NamedTuple):
@@ -54,144 +67,153 @@ class Pair(NamedTuple):
     label: str
 
 
-def read(folder: Path) -> dict[Key, Synset]:
-    """Every synset of the four data files of a WordNet folder, in their order."""
-    found = {}
-    for part in PARTS:
+def read_synsets(folder: Path) -> Synsets:
+    """Reads the synsets of the four data files of a WordNet folder, in the order of the files."""
+    synsets = {}
+    for part in PARTS_OF_SPEECH:
         for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
-            if line.startswith("  "):  # the licence
-                continue
-            data, _, gloss = line.partition(" | ")
-            fields = data.split()
-            count = int(fields[3], 16)
-            words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
-            after = fields[4 + 2 * count :]
-            pointers = [after[1 + 4 * i : 5 + 4 * i] for i in range(int(after[0]))]
-            examples = [text for example in re.findall(r'"([^"]+)"', gloss) if (text := example.strip())]
-            found[part, fields[0]] = Synset(
-                words,
-                int(fields[1]),
-                re.sub(r';?\s*"[^"]*"?', "", gloss).strip(" ;,"),
-                [sentence(text) for text in examples],
-                [(_FILES[pos], offset) for symbol, offset, pos, _ in pointers if symbol in ("@", "@i")],
-                [
-                    (int(ends[:2], 16) - 1, (_FILES[pos], offset), int(ends[2:], 16) - 1)
-                    for symbol, offset, pos, ends in pointers
-                    if symbol == "!"
-                ],
-            )
-    return found
+            if not line.startswith("  "):  # which marks the license
+                offset, synset = _parse_synset(line)
+                synsets[part, offset] = synset
+    return synsets
 
 
-def sentence(text: str) -> str:
-    """The text with a capital at its beginning and a mark at its end."""
+def _parse_synset(line: str) -> tuple[str, Synset]:
+    """Returns the offset and the synset of a line of a data file (man wndb)."""
+    data, _, gloss = line.partition(" | ")
+    fields = data.split()
+    count = int(fields[3], 16)
+    words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
+    pointer_fields = fields[4 + 2 * count :]
+    pointers = [pointer_fields[1 + 4 * i : 5 + 4 * i] for i in range(int(pointer_fields[0]))]
+    examples = [text for example in re.findall(r'"([^"]+)"', gloss) if (text := example.strip())]
+    synset = Synset(
+        words,
+        int(fields[1]),
+        re.sub(r';?\s*"[^"]*"?', "", gloss).strip(" ;,"),
+        [_to_sentence(text) for text in examples],
+        [(_PART_OF_SPEECH_BY_SYMBOL[pos], offset) for symbol, offset, pos, _ in pointers if symbol in ("@", "@i")],
+        [
+            (int(ends[:2], 16) - 1, (_PART_OF_SPEECH_BY_SYMBOL[pos], offset), int(ends[2:], 16) - 1)
+            for symbol, offset, pos, ends in pointers
+            if symbol == "!"
+        ],
+    )
+    return fields[0], synset
+
+
+def _to_sentence(text: str) -> str:
+    """Returns the text with a capital at the beginning and a punctuation mark at the end."""
     return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
 
 
-def documents(table: dict[Key, Synset]) -> Iterator[list[str]]:
-    """A document a synset, a sentence a line: what its words mean, what it is a kind of, and the examples."""
-    for synset in table.values():
+def make_documents(synsets: Synsets) -> Iterator[list[str]]:
+    """Yields a document of lines for each synset: the definition, a line for each hypernym, and the examples."""
+    for synset in synsets.values():
         lines = [f"{', '.join(synset.words)}: {synset.definition}."]
-        lines += [f"{synset.words[0]} is a kind of {table[kind].words[0]}." for kind in synset.kinds]
+        lines += [f"{synset.words[0]} is a kind of {synsets[key].words[0]}." for key in synset.hypernyms]
         yield lines + synset.examples
 
 
-def pairs(table: dict[Key, Synset], random: Random) -> list[Pair]:
-    """Pairs of examples, and of sentences about things, with their relation, in a random order.
+def make_pairs(synsets: Synsets, random: Random) -> list[Pair]:
+    """Returns pairs of examples, and of sentences about things, in random order.
 
     The same state of `random` gives the same pairs.
     """
-    kinds_of = defaultdict(list)
-    for key, synset in table.items():
-        for kind in synset.kinds:
-            kinds_of[kind].append(key)
-    made: list[Pair] = []
-    for (part, _), synset in table.items():
-        made += _of_examples(table, synset, part, random)
-        if part == "noun" and synset.file in THINGS and synset.kinds:
-            kind = random.choice(synset.kinds)
-            made += _of_a_thing(synset, table[kind], table[random.choice(kinds_of[kind])], random)
-    random.shuffle(made)
-    return made
+    hyponyms = defaultdict(list)
+    for key, synset in synsets.items():
+        for hypernym in synset.hypernyms:
+            hyponyms[hypernym].append(key)
+    pairs: list[Pair] = []
+    for (part, _), synset in synsets.items():
+        pairs += _example_pairs(synsets, synset, part, random)
+        if part == "noun" and synset.file in THING_FILES and synset.hypernyms:
+            hypernym = random.choice(synset.hypernyms)
+            sister = random.choice(hyponyms[hypernym])
+            pairs += _thing_pairs(synset, synsets[hypernym], synsets[sister], random)
+    random.shuffle(pairs)
+    return pairs
 
 
-def _of_examples(table: dict[Key, Synset], synset: Synset, part: str, random: Random) -> Iterator[Pair]:
-    """Each example beside itself with another word of its sense, with a more general one, and with an antonym."""
+def _example_pairs(synsets: Synsets, synset: Synset, part: str, random: Random) -> Iterator[Pair]:
+    """Yields pairs of an example and the same sentence with a synonym, a hypernym or an antonym."""
     for text in synset.examples:
-        found = next(((word, form) for word in synset.words if (form := _find(text, word, part))), None)
-        if found is None:
+        matches = ((word, inflected) for word in synset.words if (inflected := _find_word(text, word, part)))
+        match = next(matches, None)
+        if match is None:
             continue
-        word, form = found
-        for other in synset.words:
-            if other != word and (new := _exchanged(text, form, other, part)):
-                yield Pair(*random.sample((text, new), 2), ENTAILMENT)
-        for kind in synset.kinds:
-            other = table[kind].words[0]
-            if other != word and (new := _exchanged(text, form, other, part)):
-                yield _one_way(text, new, random.random() < 0.5)
+        word, inflected = match
+        for synonym in synset.words:
+            if synonym != word and (replaced := _replace_word(text, inflected, synonym, part)):
+                yield Pair(*random.sample((text, replaced), 2), ENTAILMENT)
+        for key in synset.hypernyms:
+            hypernym = synsets[key].words[0]
+            if hypernym != word and (replaced := _replace_word(text, inflected, hypernym, part)):
+                yield _one_way_pair(text, replaced, random.random() < 0.5)
         for i, key, j in synset.antonyms:
-            if synset.words[i] == word and (new := _exchanged(text, form, table[key].words[j], part)):
-                yield Pair(*random.sample((text, new), 2), CONTRADICTION)
+            if synset.words[i] == word and (replaced := _replace_word(text, inflected, synsets[key].words[j], part)):
+                yield Pair(*random.sample((text, replaced), 2), CONTRADICTION)
 
 
-def _of_a_thing(synset: Synset, kind: Synset, sister: Synset, random: Random) -> Iterator[Pair]:
-    """A sentence about a thing beside the same about itself by another word, its kind, and another of its kind.
+def _thing_pairs(synset: Synset, hypernym: Synset, sister: Synset, random: Random) -> Iterator[Pair]:
+    """Yields pairs of a sentence about a thing and the same sentence with a synonym, a hypernym or a sister term.
 
-    What holds of one of a kind may or may not hold of another: neutral.
+    What is true of one kind may or may not be true of its sister, so that pair is neutral.
     """
-    others = random.choice(synset.words), kind.words[0], random.choice(sister.words)
+    others = random.choice(synset.words), hypernym.words[0], random.choice(sister.words)
     for other in dict.fromkeys(others):
         thing = random.choice(synset.words)
         if other == thing or thing != thing.lower() or other != other.lower():
             continue
-        frame = random.choice(FRAMES)
-        first, second = (frame.format(a=_article(w), A=sentence(_article(w))[:-1]) for w in (thing, other))
+        template = random.choice(THING_TEMPLATES)
+        first, second = (
+            template.format(a=_with_article(word), A=_to_sentence(_with_article(word))[:-1]) for word in (thing, other)
+        )
         if other in synset.words:
             yield Pair(first, second, ENTAILMENT)
-        elif other == kind.words[0]:
-            upwards = "Nobody" not in frame
-            more, less = (first, second) if upwards else (second, first)
-            yield _one_way(more, less, (random.random() < 0.5) == upwards)
+        elif other == hypernym.words[0]:
+            is_upward = "Nobody" not in template
+            specific, general = (first, second) if is_upward else (second, first)
+            yield _one_way_pair(specific, general, (random.random() < 0.5) == is_upward)
         else:
             yield Pair(first, second, NEUTRAL)
 
 
-def _one_way(more: str, less: str, forwards: bool) -> Pair:
-    """From a sentence that says more follows one that says less; backwards nothing does."""
-    return Pair(more, less, ENTAILMENT) if forwards else Pair(less, more, NEUTRAL)
+def _one_way_pair(specific: str, general: str, is_forward: bool) -> Pair:
+    """Returns a pair: forward, the general sentence follows from the specific one; backward, nothing follows."""
+    return Pair(specific, general, ENTAILMENT) if is_forward else Pair(general, specific, NEUTRAL)
 
 
-def _forms(word: str, part: str) -> dict[str, str]:
-    """Its forms by their tag: NN, NNS, VB, VBZ, VBG, VBD, VBN; itself alone where the inflections are not known."""
-    known = getAllInflections(word, upos=PARTS[part])
-    return {tag: forms[0] for tag, forms in known.items() if tag not in ("VBP", "JJR", "JJS", "RBR", "RBS")} or {
-        "": word
-    }
+def _inflect(word: str, part: str) -> dict[str, str]:
+    """Returns the forms of a word by tag (NN, NNS, VB, VBZ, VBG, VBD, VBN); the word itself if they are not known."""
+    inflections = getAllInflections(word, upos=PARTS_OF_SPEECH[part])
+    ignored_tags = ("VBP", "JJR", "JJS", "RBR", "RBS")
+    return {tag: forms[0] for tag, forms in inflections.items() if tag not in ignored_tags} or {"": word}
 
 
-def _find(text: str, word: str, part: str) -> tuple[str, str] | None:
-    """The form of the word that is in the text once, and its tag."""
-    for tag, form in _forms(word, part).items():
+def _find_word(text: str, word: str, part: str) -> tuple[str, str] | None:
+    """Returns the form of a word that occurs exactly once in a text, and its tag."""
+    for tag, form in _inflect(word, part).items():
         if len(re.findall(rf"\b{re.escape(form)}\b", text, re.IGNORECASE)) == 1:
             return form, tag
     return None
 
 
-def _exchanged(text: str, found: tuple[str, str], other: str, part: str) -> str | None:
-    """The text with another word in the same form, the article before it as that word wants it."""
-    form, tag = found
-    new = _forms(other, part).get(tag, other if tag in ("", "NN", "VB", "JJ", "RB") else None)
+def _replace_word(text: str, inflected: tuple[str, str], other: str, part: str) -> str | None:
+    """Returns the text with another word in the same form, and the article before it changed if needed."""
+    form, tag = inflected
+    new = _inflect(other, part).get(tag, other if tag in ("", "NN", "VB", "JJ", "RB") else None)
     if new is None:
         return None
 
-    def put(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         article = match[1] or ""
         if article.lower() in ("a ", "an "):
             article = article[0] + ("n " if new[0].lower() in "aeiou" else " ")
         return article + (new[0].upper() + new[1:] if match[2][0].isupper() else new)
 
-    return re.sub(rf"\b((?:an? )?)({re.escape(form)})\b", put, text, count=1, flags=re.IGNORECASE)
+    return re.sub(rf"\b((?:an? )?)({re.escape(form)})\b", replacement, text, count=1, flags=re.IGNORECASE)
 
 
-def _article(word: str) -> str:
+def _with_article(word: str) -> str:
     return f"a{'n' if word[0] in 'aeiou' else ''} {word}"

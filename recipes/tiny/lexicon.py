@@ -1,12 +1,26 @@
-"""The words that the embedded model's training text is made of (recipes.tiny.pairs); written for this project.
+"""The words that the training text of the embedded model is made of (recipes.tiny.pairs). Written for this project.
 
-Nouns:   word/plural, < what it is a kind of; ~ has no article and no plural; ! at the end: its kinds exclude others.
-Actions: verb and complement | manner | what it is a kind of (a whole action) | who does it.
-In a complement {kind} stands for a noun of that kind, and {} for a noun phrase without kinds.
-`a = b` makes a word, or an action, another way to say b.
+A noun is `word/plural < hypernym`. `~` marks a mass noun, which has no article and no plural. `!` at the end says that
+the kinds of the word exclude each other.
+
+An action is `verb and complement | manner | hypernym (a whole action) | who does it`. In a complement, {kind} stands
+for a noun of that kind, and {} for a noun phrase without kinds.
+
+`a = b` makes the word or action `a` a synonym of `b`.
 """
 
 from __future__ import annotations
+
+
+def parse_rows(table: str) -> list[str]:
+    """Returns the rows of a table, without empty lines."""
+    return [line.strip() for line in table.splitlines() if line.strip()]
+
+
+def parse_cells(row: str, separator: str = "|") -> list[str]:
+    """Returns the cells of a row."""
+    return [cell.strip() for cell in row.split(separator)]
+
 
 NOUNS = """
 person/people
@@ -263,8 +277,8 @@ glass/glasses
 plate
 """
 
-# Which kinds of nouns a sentence about a thing may have.
-THINGS = "vehicle garment text container toy tool furniture building machine instrument plant food animal"
+# The kinds of nouns that {thing} stands for.
+THING_KINDS = "vehicle garment text container toy tool furniture building machine instrument plant food animal"
 
 ACTIONS = """
 move | moving | | person animal
@@ -420,8 +434,9 @@ help {person} | hands | | person
 follow {person} | moving | move | person animal
 """
 
-# Manners of two actions that one may do at once (neutral); those of an action and "be awake" apart, others exclude.
-TOGETHER = """
+# Manners of actions that are possible at the same time, and so neutral. Other manners exclude each other, apart from
+# those of "be awake".
+COMPATIBLE_MANNERS = """
 posture: hands mouth voice noise face gaze ears idle silent
 moving: voice noise face ears silent
 hands: voice noise mouth face ears gaze posture silent
@@ -437,7 +452,7 @@ state: moving face voice noise silent gaze posture idle
 resting: posture
 """
 
-# Where one does something; the first line of each group is the widest.
+# Where somebody does something. The first row of each group is the most general.
 PLACES = """
 outdoors !
 outside = outdoors
@@ -505,7 +520,7 @@ at the table
 at a desk
 """
 
-# Of adjectives of one line no two hold of the same thing; `=` joins other ways to say it. * only one of the two can be.
+# No two adjectives of a row are true of the same thing. `=` joins synonyms. `*` says that one of the two must be true.
 PERSON_ADJECTIVES = """
 young = youthful | old = elderly
 tall | short
@@ -536,7 +551,7 @@ expensive | cheap
 wooden | metal
 """
 
-# What can be said of a thing after "is": nouns | adjectives as above.
+# Predicates after "is": nouns | adjectives as above.
 STATES = """
 door window shop store box gate bank museum library window | open * | closed = shut *
 glass cup bottle box bag house room bus train fridge bucket | empty | full

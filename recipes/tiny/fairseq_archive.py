@@ -1,7 +1,8 @@
-"""Archives in the form in which RoBERTa was released in 2019, and a byte-level BPE to go into one.
+"""Archives in the format of RoBERTa's release in 2019, and a byte-level BPE to put into one.
 
-One directory, in it model.pt in torch's legacy format, float16 as the released ones, with `decoder.` names, fused
-in_proj_weight and classification heads beside the decoder, and dict.txt; and the BPE's own files beside them.
+An archive has one directory with model.pt, dict.txt and the files of the BPE. As in the release, model.pt is in torch's
+legacy format and in float16, has `decoder.` names and fused in_proj_weight, and has the classification heads beside the
+decoder.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _WORD = regex.compile(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+")
 
 
 def train_bpe(texts: Iterable[str], merges: int) -> list[tuple[str, str]]:
-    """Byte-level BPE by the book (Sennrich et al., 2016): merge the most frequent pair, again and again.
+    """Trains a byte-level BPE (Sennrich et al., 2016): merges the most frequent pair, again and again.
 
-    Fewer merges come back where every word has become one piece.
+    Returns fewer than `merges` merges if every word has become one piece.
     """
     alphabet = byte_alphabet()
-    found = collections.Counter(word for text in texts for word in _WORD.findall(text))
-    words = collections.Counter({tuple(alphabet[b] for b in word.encode()): count for word, count in found.items()})
+    counts = collections.Counter(word for text in texts for word in _WORD.findall(text))
+    words = collections.Counter({tuple(alphabet[b] for b in word.encode()): count for word, count in counts.items()})
     learned: list[tuple[str, str]] = []
     while len(learned) < merges:
         pairs: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -53,16 +54,16 @@ def train_bpe(texts: Iterable[str], merges: int) -> list[tuple[str, str]]:
             break
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         learned.append(best)
-        words = collections.Counter({_merged(word, best): count for word, count in words.items()})
+        words = collections.Counter({_merge(word, best): count for word, count in words.items()})
     return learned
 
 
-def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    """Returns the parts of a word with a pair merged wherever it occurs."""
     if pair[0] not in word:
         return word
     parts: list[str] = []
     for part in word:
-        # the pair's second half joins a first half that stands alone
         if parts and (parts[-1], part) == pair:
             parts[-1] += part
         else:
@@ -71,7 +72,7 @@ def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def tokenizer_files(merges: Merges) -> dict[str, bytes]:
-    """encoder.json, vocab.bpe and dict.txt of a BPE, in which a piece's id is its rank."""
+    """Returns encoder.json, vocab.bpe and dict.txt of a BPE. The id of a piece is its rank."""
     pieces = [*sorted(byte_alphabet()), *(left + right for left, right in merges)]
     encoder = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     return {
@@ -82,13 +83,13 @@ def tokenizer_files(merges: Merges) -> dict[str, bytes]:
 
 
 def state_dict(params: Params) -> dict[str, torch.Tensor]:
-    """A parameter tree under the names of the released checkpoints, and in their dtype, float16."""
+    """Returns the parameters under the names of the released checkpoints, and in their dtype, float16."""
     state: dict[str, torch.Tensor] = {}
     for path, values in flatten(params).items():
-        place = to_fairseq(path)
-        assert place is not None, path
-        values = np.asarray(values).T if place.transform is TRANSPOSE else np.asarray(values)
-        state[place.path] = torch.from_numpy(values.copy()).half()
+        target = to_fairseq(path)
+        assert target is not None, path
+        values = np.asarray(values).T if target.transform is TRANSPOSE else np.asarray(values)
+        state[target.path] = torch.from_numpy(values.copy()).half()
     for name in [name for name in state if ".q_proj." in name]:
         parts = [state.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
         state[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
@@ -100,7 +101,7 @@ def state_dict(params: Params) -> dict[str, torch.Tensor]:
 
 
 def arguments(config: RobertaConfig) -> argparse.Namespace:
-    """The arguments of a masked-LM training of 2019, as far as a model and its task are made from them."""
+    """Returns the arguments of a masked-LM training in 2019 from which fairseq builds a model and its task."""
     return argparse.Namespace(
         arch="roberta_base", task="masked_lm", criterion="masked_lm", data=".", seed=1, no_seed_provided=False,
         sample_break_mode="complete", tokens_per_sample=config.max_positions, max_positions=config.max_positions,
@@ -114,18 +115,18 @@ def arguments(config: RobertaConfig) -> argparse.Namespace:
     )  # fmt: skip
 
 
-def model_file(state: Mapping[str, torch.Tensor], config: RobertaConfig, updates: int = 0) -> bytes:
-    """model.pt as trainers of 2019 wrote it after some updates, less the optimiser's state."""
+def model_file(state: Mapping[str, torch.Tensor], config: RobertaConfig, steps: int = 0) -> bytes:
+    """Returns model.pt as fairseq's trainer wrote it in 2019 after some steps, without the state of the optimizer."""
     saved = {
         "args": arguments(config),
         "model": dict(state),
-        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": updates}},
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": steps}},
         "optimizer_history": [
             {
                 "criterion_name": "MaskedLmLoss",
                 "optimizer_name": "FairseqAdam",
                 "lr_scheduler_state": {},
-                "num_updates": updates,
+                "num_updates": steps,
             }
         ],
         "last_optimizer_state": None,
@@ -134,7 +135,10 @@ def model_file(state: Mapping[str, torch.Tensor], config: RobertaConfig, updates
 
 
 def _legacy_file(saved: object) -> bytes:
-    """The bytes of torch's format before 1.6. The same ones each time: torch.save names storages by their addresses."""
+    """Returns a file in torch's format before 1.6.
+
+    The file is the same every time, unlike one of torch.save, which names storages by their addresses.
+    """
     content = io.BytesIO()
     version = torch.serialization.PROTOCOL_VERSION
     system = {"protocol_version": version, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
@@ -153,7 +157,7 @@ class _Storage(NamedTuple):
 
 
 class _LegacyPickler(pickle.Pickler):
-    """Tensors as torch pickles them, each with a storage of its own, which is left out and numbered."""
+    """Pickles tensors as torch does, each with a storage of its own, whose bytes are not in the pickle but numbered."""
 
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
         super().__init__(file, protocol)
@@ -175,7 +179,7 @@ class _LegacyPickler(pickle.Pickler):
 
 
 def write_archive(path: Path, directory: str, files: Mapping[str, bytes]) -> None:
-    """Writes a .tar.gz with one directory; no time, owner or name of its own is in it."""
+    """Writes a .tar.gz with one directory. It records no time, no owner and no name of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         path.open("wb") as file,
