@@ -8,8 +8,8 @@ import random
 from pathlib import Path
 
 from recipes.sick import wordnet
-from recipes.tiny import pairs as tiny_pairs
 from recipes.tiny.fairseq_archive import tokenizer_files
+from recipes.tiny.pairs import generate_pairs
 
 SEED = 2014
 _DOCUMENTS_PER_VALIDATION_DOCUMENT = 100
@@ -26,7 +26,7 @@ def write_text(wordnet_folder: Path, output: Path) -> None:
     synsets = wordnet.read_synsets(wordnet_folder)
     documents = list(wordnet.make_documents(synsets))
     documents += [[pair.premise, pair.hypothesis] for pair in wordnet.make_pairs(synsets, random.Random(SEED))]
-    generated = itertools.islice(tiny_pairs.pairs(SEED), len(documents) // 4)
+    generated = itertools.islice(generate_pairs(SEED), len(documents) // 4)
     documents += [[pair.premise, pair.hypothesis] for pair in generated]
     random.Random(SEED).shuffle(documents)
     valid_count = len(documents) // _DOCUMENTS_PER_VALIDATION_DOCUMENT

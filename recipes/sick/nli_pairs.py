@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recipes.sick import wordnet
 from recipes.sick.words import is_negated, words
-from recipes.tiny import pairs as tiny_pairs
+from recipes.tiny.pairs import generate_pairs
 from roberta_flax.nn.config import MNLI_LABELS
 
 SEED = 2015
@@ -54,7 +54,7 @@ def _limit_by_label(pairs: Sequence[wordnet.Pair]) -> list[wordnet.Pair]:
 
 def _generated_pairs() -> Iterator[wordnet.Pair]:
     """Yields pairs of recipes.tiny without end, except contradictions without a negation on exactly one side."""
-    for pair in tiny_pairs.pairs(SEED):
+    for pair in generate_pairs(SEED):
         label = MNLI_LABELS[pair.label]
         if label != "contradiction" or is_negated(pair.premise) != is_negated(pair.hypothesis):
             yield wordnet.Pair(pair.premise, pair.hypothesis, label)

@@ -204,7 +204,7 @@ class StoredTensor:
 
 
 def is_countable(shape: Sequence[int]) -> bool:
-    """Whether numpy can represent arrays of a shape or, if they have no elements, whether the other sizes stay small."""
+    """Whether numpy can represent arrays of a shape or, if they have no elements, whether its other sizes are small."""
     elements = math.prod(shape)
     return elements < 1 << 56 if elements else math.prod(size or 1 for size in shape) <= 1 << 20
 

@@ -27,7 +27,7 @@ from roberta_flax.parity.recording import record as write_recording
 from roberta_flax.parity.reference import REFERENCES, Reference, ReferenceValues
 from roberta_flax.parity.report import Element, Report, Run, TensorResult, TokenError
 from roberta_flax.parity.rounding import BACKENDS, DTYPES, rounding_of
-from roberta_flax.parity.tensor_comparison import DecisionStatistics, TensorStatistics, worst_tokens
+from roberta_flax.parity.tensor_comparison import DecisionStatistics, TensorStatistics, ValuePair, worst_tokens
 from roberta_flax.text.tokenizer import Tokenizer
 
 WORST_TOKENS = 20  # in a report
@@ -266,13 +266,13 @@ class _Comparison:
                     f"{name} has shape {values.shape} in batch {number}, but {reference.shape} in the reference: these "
                     "are two different networks"
                 )
-            statistics = self.tensors.setdefault(name, TensorStatistics(name, subject.dtype))
-            errors = statistics.add(number, batch, subject.config, values, reference, deviation)
+            compared = points.counted(name, batch, subject.config)
+            pair = ValuePair(name, number, batch, values, reference, deviation, compared)
+            errors = self.tensors.setdefault(name, TensorStatistics(name, subject.dtype)).add(pair)
             if name == "features":
-                self.worst_tokens += worst_tokens(number, batch, errors, WORST_TOKENS)
+                self.worst_tokens += worst_tokens(pair, errors, WORST_TOKENS)
             if name.endswith(".logits") and (name.startswith("lm_head.") or _is_classifier(name, subject.config)):
-                decisions = self.decisions.setdefault(name, DecisionStatistics(name))
-                decisions.add(number, batch, subject.config, values, reference, deviation)
+                self.decisions.setdefault(name, DecisionStatistics(name)).add(pair)
 
     def result(self, tokenizer: Tokenizer | None) -> Run:
         """Returns the run for the report."""

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.parity.inputs import ParityBatch
-from roberta_flax.parity.points import GRADIENTS, counted
+from roberta_flax.parity.points import GRADIENTS
 from roberta_flax.parity.reference import SIMULATED_RUNS, Deviation
 from roberta_flax.parity.report import DecisionResult, Element, TensorResult, TokenError
 from roberta_flax.parity.rounding import significand_bits
@@ -54,6 +53,46 @@ def tolerance_factor(count: int) -> float:
     return high
 
 
+@dataclass(frozen=True)
+class ValuePair:
+    """Both values of a tensor in one batch.
+
+    Attributes:
+      name: the name of the tensor.
+      number: the number of the batch, from 0.
+      batch: the inputs.
+      actual: the value in the Flax model.
+      reference: the value in the reference, of the same shape.
+      deviation: the deviation of the reference's runs with simulated rounding.
+      compared: which elements to compare, bool; broadcasts from the left.
+    """
+
+    name: str
+    number: int
+    batch: ParityBatch
+    actual: npt.NDArray[Any]
+    reference: npt.NDArray[Any]
+    deviation: Deviation
+    compared: npt.NDArray[np.bool_]
+
+    def element(self, index: tuple[int, ...]) -> Element:
+        """Returns an element, with the row and the token that it belongs to."""
+        row = token = None
+        if not (self.name.startswith(GRADIENTS) or self.name.endswith(".loss")):
+            row = index[0]
+            last_part = self.name.rpartition(".")[2]
+            if self.name.startswith("lm_head."):
+                token = int(self.batch.positions[row, index[1]])
+            elif last_part in ("scores", "weights"):
+                token = index[2]
+            elif self.reference.ndim == 3:
+                token = index[1]
+        actual, reference = float(self.actual[index]), float(self.reference[index])
+        error = abs(actual - reference) if math.isfinite(actual) else math.inf
+        token_id = None if row is None or token is None else int(self.batch.tokens[row, token])
+        return Element(self.number, row, token, token_id, None, index, reference, actual, error)
+
+
 @dataclass
 class TensorStatistics:
     """Accumulates the errors of one tensor over all batches."""
@@ -77,19 +116,10 @@ class TensorStatistics:
     worst_by_ratio: Element | None = None
     histogram: dict[int, int] = field(default_factory=dict)
 
-    def add(
-        self,
-        number: int,
-        batch: ParityBatch,
-        config: RobertaConfig,
-        actual: npt.NDArray[Any],
-        reference: npt.NDArray[Any],
-        deviation: Deviation,
-    ) -> npt.NDArray[np.float64]:
+    def add(self, pair: ValuePair) -> npt.NDArray[np.float64]:
         """Adds a batch. Returns the absolute errors in the shape of the tensor, zero for elements not compared."""
-        compared = _append_axes(counted(self.name, batch, config), reference.ndim)
-        compared = np.broadcast_to(compared, reference.shape)
-        actual, reference = actual.astype(np.float64), reference.astype(np.float64)
+        actual, reference = pair.actual.astype(np.float64), pair.reference.astype(np.float64)
+        compared = np.broadcast_to(_append_axes(pair.compared, reference.ndim), reference.shape)
         errors = np.where(compared, np.abs(actual - reference), 0.0)
         not_finite = compared & ~np.isfinite(actual)
         errors[not_finite] = np.inf
@@ -97,8 +127,7 @@ class TensorStatistics:
         self._add_elements(actual[compared], reference[compared], errors[compared])
 
         index = tuple(int(i) for i in np.unravel_index(int(errors.argmax()), errors.shape))
-        element = element_at(number, batch, self.name, actual, reference, index)
-        self._check_tolerances(element, errors[compared], deviation)
+        self._check_tolerances(pair.element(index), errors[compared], pair.deviation)
         return errors
 
     def result(self) -> TensorResult:
@@ -188,20 +217,12 @@ class DecisionStatistics:
         """How many of the logits a decision chooses."""
         return TOP_TOKENS if self.tensor.startswith("lm_head.") else 1
 
-    def add(
-        self,
-        number: int,
-        batch: ParityBatch,
-        config: RobertaConfig,
-        actual: npt.NDArray[Any],
-        reference: npt.NDArray[Any],
-        deviation: Deviation,
-    ) -> None:
+    def add(self, pair: ValuePair) -> None:
         """Adds a batch. A margin may shrink by twice the tolerance, since each of its two logits may move by it."""
-        tie_margin = 2 * tolerances(deviation)[0]
+        tie_margin = 2 * tolerances(pair.deviation)[0]
         self.tie_margin = max(self.tie_margin, tie_margin)
-        for index in zip(*np.nonzero(counted(self.tensor, batch, config)), strict=True):
-            expected_logits, logits = reference[index].astype(np.float64), actual[index].astype(np.float64)
+        for index in zip(*np.nonzero(pair.compared), strict=True):
+            expected_logits, logits = pair.reference[index].astype(np.float64), pair.actual[index].astype(np.float64)
             if expected_logits.size <= self.num_chosen:
                 continue
             order = np.argsort(-expected_logits, kind="stable")
@@ -214,7 +235,7 @@ class DecisionStatistics:
                 self.ties += 1
             elif not agree:
                 most_likely = (*map(int, index), int(order[0]))
-                self.disagreements.append(element_at(number, batch, self.tensor, actual, reference, most_likely))
+                self.disagreements.append(pair.element(most_likely))
 
     def result(self) -> DecisionResult:
         """Returns the result for the report."""
@@ -231,45 +252,20 @@ class DecisionStatistics:
         )
 
 
-def element_at(
-    number: int,
-    batch: ParityBatch,
-    name: str,
-    actual: npt.NDArray[Any],
-    reference: npt.NDArray[Any],
-    index: tuple[int, ...],
-) -> Element:
-    """Returns an element of a tensor, with the row and the token that it belongs to."""
-    row = token = None
-    if not (name.startswith(GRADIENTS) or name.endswith(".loss")):
-        row = index[0]
-        last_part = name.rpartition(".")[2]
-        if name.startswith("lm_head."):
-            token = int(batch.positions[row, index[1]])
-        elif last_part in ("scores", "weights"):
-            token = index[2]
-        elif reference.ndim == 3:
-            token = index[1]
-    actual_value, reference_value = float(actual[index]), float(reference[index])
-    error = abs(actual_value - reference_value) if math.isfinite(actual_value) else math.inf
-    token_id = None if row is None or token is None else int(batch.tokens[row, token])
-    return Element(number, row, token, token_id, None, index, reference_value, actual_value, error)
-
-
-def worst_tokens(number: int, batch: ParityBatch, errors: npt.NDArray[np.float64], count: int) -> list[TokenError]:
+def worst_tokens(pair: ValuePair, errors: npt.NDArray[np.float64], count: int) -> list[TokenError]:
     """Returns the `count` tokens with the largest errors in their features, worst first.
 
     Args:
-      number: the number of the batch.
-      batch: the batch.
-      errors: absolute errors of the features, [batch, time, hidden].
+      pair: both values of the features in a batch.
+      errors: their absolute errors, [batch, time, hidden].
       count: the number of tokens; tokens without an error are left out.
     """
+    tokens = pair.batch.tokens
     token_errors = errors.max(axis=-1)
     order = np.argsort(-token_errors, axis=None, kind="stable")[:count]
     positions = (np.unravel_index(int(flat_index), token_errors.shape) for flat_index in order)
     return [
-        TokenError(number, int(row), int(token), int(batch.tokens[row, token]), None, float(token_errors[row, token]))
+        TokenError(pair.number, int(row), int(token), int(tokens[row, token]), None, float(token_errors[row, token]))
         for row, token in positions
         if token_errors[row, token] > 0
     ]

@@ -10,7 +10,7 @@ from roberta_flax.checkpoint import converted
 from roberta_flax.convert import convert
 from roberta_flax.parity import inputs, points
 from roberta_flax.parity.rounding import rounding_of
-from roberta_flax.parity.tensor_comparison import TensorStatistics
+from roberta_flax.parity.tensor_comparison import TensorStatistics, ValuePair
 from roberta_flax.parity.torch_reference import TorchReference, make_torch_reference
 from tests.parity import test_huggingface as huggingface
 from tests.parity.test_huggingface import tokenizers  # noqa: F401  (a fixture)
@@ -41,7 +41,10 @@ def assert_same_values(library: TorchReference, builtin: TorchReference, directo
         assert set(actual.values) == set(names)
         for name, values in expected.values.items():
             statistics = TensorStatistics(name, "float64")
-            statistics.add(number, actual.batch, config, actual.values[name], values, deviations[name])
+            compared = points.counted(name, actual.batch, config)
+            statistics.add(
+                ValuePair(name, number, actual.batch, actual.values[name], values, deviations[name], compared)
+            )
             assert statistics.result().passed, statistics.result()
             assert statistics.result().reference_max > 0, name
             exposed.add(name)
