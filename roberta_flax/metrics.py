@@ -168,7 +168,7 @@ class EntityCounts(ClassCounts):
           labels: the names of the classes, as in ClassCounts; see marks_entities().
         """
         super().__init__(labels)
-        self.predicted = self.gold = self.correct = 0  # numbers of entities
+        self.predicted = self.gold = self.right = 0  # numbers of entities
 
     def add(self, predicted: npt.ArrayLike, gold: npt.ArrayLike) -> None:
         """Counts the words of one sentence, and its entities; arguments and errors as in ClassCounts."""
@@ -178,16 +178,16 @@ class EntityCounts(ClassCounts):
         )
         self.predicted += len(predicted_entities)
         self.gold += len(gold_entities)
-        self.correct += len(predicted_entities & gold_entities)
+        self.right += len(predicted_entities & gold_entities)
 
     def evaluation(self, metrics: Sequence[str] = ENTITY_METRICS) -> Evaluation:
         """Returns `metrics`, from ENTITY_METRICS and CLASS_METRICS, of the sentences added so far."""
         _check_metrics(metrics, ENTITY_METRICS + CLASS_METRICS)
         word_metrics = super().evaluation(CLASS_METRICS)
         pairs = (
-            (2 * self.correct, self.predicted + self.gold),
-            (self.correct, self.predicted),
-            (self.correct, self.gold),
+            (2 * self.right, self.predicted + self.gold),
+            (self.right, self.predicted),
+            (self.right, self.gold),
         )
         entity_values = (above / below if below else 0.0 for above, below in pairs)
         values = {**word_metrics.metrics, **dict(zip(ENTITY_METRICS, entity_values, strict=True))}

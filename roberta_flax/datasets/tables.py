@@ -692,7 +692,7 @@ def _arrow_schema(schema: Mapping[str, Kind]) -> Any:
     return pa.schema([(field, types[kind]) for field, kind in schema.items()])
 
 
-def arrow_table(destination: object, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind]) -> Any:
+def arrow_table(what: object, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind]) -> Any:
     """Converts records to a pyarrow.Table; raises InputError, naming the field, if a value has another type."""
     pa = _pyarrow()
     arrow, rows, columns = _arrow_schema(schema), list(records), []
@@ -702,9 +702,7 @@ def arrow_table(destination: object, records: Iterable[Mapping[str, Any]], schem
             columns.append(pa.array(values, arrow.field(field).type))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             problem = (str(error).splitlines() or ["?"])[0]
-            raise InputError(
-                f"cannot write {destination}: field {field!r} is not {kind} in every row: {problem}"
-            ) from None
+            raise InputError(f"cannot write {what}: field {field!r} is not {kind} in every row: {problem}") from None
     return pa.table(columns, schema=arrow)
 
 

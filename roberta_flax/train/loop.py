@@ -37,7 +37,8 @@ from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, open_checkpoints
 from roberta_flax.train.losses import HostBatch
-from roberta_flax.train.progress import Progress, show_progress
+from roberta_flax.train.progress import Progress
+from roberta_flax.train.progress import shown as show_progress
 from roberta_flax.train.records import Records, Stopwatch
 from roberta_flax.train.signals import StopRequests
 

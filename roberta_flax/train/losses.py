@@ -42,18 +42,18 @@ Loss = Callable[[Params, Batch, "Key[Array, ''] | None"], "tuple[Float[Array, ''
 
 @dataclass(frozen=True)
 class NetworkLoss:
-    """A loss that declares which parameters it does not use. A step leaves them unchanged, without weight decay.
+    """A loss that declares which parameters it does not read. A step leaves them unchanged, without weight decay.
 
     fairseq's Adam does the same, because it skips parameters without a gradient: the LM head while a classifier is
     trained, for example.
 
     Attributes:
       function: the loss.
-      unused: regular expressions that match the beginnings of the unused parameters' paths.
+      unread: regular expressions that match the beginnings of these parameters' paths.
     """
 
     function: Loss
-    unused: tuple[str, ...]
+    unread: tuple[str, ...]
 
     def __call__(
         self, params: Params, batch: Batch, key: Key[Array, ""] | None

@@ -95,12 +95,12 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales gradients by max_norm / (norm + 1e-6) if that is less than 1 (fairseq.utils.clip_grad_norm_)."""
+def clip_by_norm(largest: float) -> optax.GradientTransformation:
+    """Scales gradients by largest / (norm + 1e-6) if that is less than 1 (fairseq.utils.clip_grad_norm_)."""
 
     def update(gradients: Params, state: optax.EmptyState, params: Params | None = None) -> tuple[Params, Any]:
         del params
-        scale = jnp.minimum(max_norm / (optax.tree.norm(gradients) + 1e-6), 1.0)
+        scale = jnp.minimum(largest / (optax.tree.norm(gradients) + 1e-6), 1.0)
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -27,7 +27,7 @@ class Progress(Protocol):
 
 
 @contextmanager
-def show_progress(total: int, done: int) -> Iterator[Progress]:
+def shown(total: int, done: int) -> Iterator[Progress]:
     """Returns a Progress that shows the loss, the learning rate, tokens per second and the time left.
 
     Args:

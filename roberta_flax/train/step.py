@@ -58,7 +58,7 @@ def make_train_step(
     if accumulate < 1:
         raise InputError(f"accumulate must be 1 or more, got {accumulate}")
 
-    unused = getattr(loss, "unused", ())
+    unread = getattr(loss, "unread", ())
 
     def sums_and_gradients(
         trained: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
@@ -93,7 +93,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, opt_state, trained)
         metrics = {"loss": total * scale, "size": size, "gradient_norm": optax.tree.norm(gradients)}
         updated = jax.tree_util.tree_map_with_path(
-            lambda path, old, new: old if _matches(path, unused) else new,
+            lambda path, old, new: old if _matches(path, unread) else new,
             trained,
             optax.apply_updates(trained, updates),
         )
