@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from roberta_flax.nn.model import Head
 from roberta_flax.nn.numerics import DTypeLike, Numerics, PrecisionLike
 from roberta_flax.nn.quantize import check_method, is_quantized
 from roberta_flax.nn.quantize import quantize as quantized
+from roberta_flax.nn.tree import to_dict
 from roberta_flax.tasks.classify import predicted_labels
 from roberta_flax.tasks.fill_mask import check_topk, encode_masked, filled_texts
 from roberta_flax.text import alignment, batching, words
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 logger = logging.getLogger(__name__)
+
+_DROPOUT_KEY_LOCK = threading.Lock()  # of all models: a lock of its own would keep a model from being pickled
 
 
 @dataclass(frozen=True)
@@ -339,6 +343,15 @@ class Roberta:
         return self
 
     @property
+    def params(self) -> Params:
+        """The parameter tree: nested dicts of arrays with string keys."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._params = to_dict(params)
+
+    @property
     def training(self) -> bool:
         """Whether dropout and LayerDrop are on."""
         return self._dropout_key is not None
@@ -356,11 +369,12 @@ class Roberta:
         )
 
     def _next_key(self) -> jax.Array | None:
-        if self._dropout_key is None:
-            return None
-        keys: tuple[jax.Array, jax.Array] = tuple(jax.random.split(self._dropout_key))
-        self._dropout_key = keys[0]
-        return keys[1]
+        with _DROPOUT_KEY_LOCK:  # threads that share a model draw different keys
+            if self._dropout_key is None:
+                return None
+            keys: tuple[jax.Array, jax.Array] = tuple(jax.random.split(self._dropout_key))
+            self._dropout_key = keys[0]
+            return keys[1]
 
 
 def load(

@@ -213,7 +213,7 @@ def test_attention_that_cannot_be_is_refused_in_one_line(tiny, tiny_directory):
 def test_operands_that_are_cast_beforehand_give_the_same_bits(tiny, dtype):
     tokens = tiny.encode("A man is sleeping.", "Nobody is awake.")[None]
     cast = forward.operands(tiny.params, dtype)
-    assert cast["layers"][0]["attention"]["query"]["kernel"].dtype == dtype
+    assert cast["layers"]["0"]["attention"]["query"]["kernel"].dtype == dtype
     assert cast["embeddings"]["token"]["embedding"].dtype == jnp.float32
     for function, more in (
         (forward.features, {}),

@@ -152,7 +152,7 @@ def test_an_int8_program_gives_what_quantised_parameters_give(model, tmp_path):
     program = stablehlo.load(exported)["head_logits.mnli"]
     tokens = ragged_tokens(3, 20)
     params = quantize(converted.read(model)[1])
-    assert program.params["layers"][0]["attention"]["query"]["kernel"].dtype == jnp.int8
+    assert program.params["layers"]["0"]["attention"]["query"]["kernel"].dtype == jnp.int8
     wanted = forward.head_logits(params, tokens, head="mnli", config=CONFIG)
     # a float32 sum in another order can move an activation by one of 127 steps
     np.testing.assert_allclose(program(tokens), wanted, atol=0.02 * float(np.abs(wanted).max()))

@@ -37,14 +37,13 @@ from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.files import PARTIAL_SUFFIX, new_directory, read_text, reading, write_bytes
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params, abstract_params
-from roberta_flax.nn.tree import flatten, unflatten
+from roberta_flax.nn.tree import describe_problems, flatten, mismatches, unflatten
 from roberta_flax.text.tokenizer import BYTE_LEVEL_FILES, SENTENCEPIECE_FILE, SENTENCEPIECE_FILES, Tokenizer
 
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
 CONVERSION_FILE = "conversion.json"
 _READERS = 4  # threads
-_MAX_PROBLEMS = 100  # the most problems listed in a message
 _LAYER_TENSORS = 16  # per layer: kernel and bias of six Dense, scale and bias of two LayerNorms
 
 
@@ -89,16 +88,7 @@ def check_tensors(config: RobertaConfig, shapes: Mapping[str, tuple[int, ...]]) 
     """
     if config.num_layers * _LAYER_TENSORS > len(shapes):
         return [f"it has {len(shapes)} tensors, too few for {config.num_layers} layers"]
-    expected = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
-    return [
-        *(f"missing: {name} {list(expected[name])}" for name in expected.keys() - shapes.keys()),
-        *(f"unexpected: {name} {list(shapes[name])}" for name in shapes.keys() - expected.keys()),
-        *(
-            f"wrong shape: {name} is {list(shapes[name])}, expected {list(expected[name])}"
-            for name in expected.keys() & shapes.keys()
-            if tuple(shapes[name]) != tuple(expected[name])
-        ),
-    ]
+    return mismatches(shapes, {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()})
 
 
 def check_stored(config: RobertaConfig, tensors: Mapping[str, LazyTensor]) -> list[str]:
@@ -108,12 +98,6 @@ def check_stored(config: RobertaConfig, tensors: Mapping[str, LazyTensor]) -> li
         *check_tensors(config, {name: tensor.shape for name, tensor in tensors.items()}),
         *(f"wrong dtype: {name} is {tensors[name].dtype}, expected floating point" for name in integers),
     ]
-
-
-def describe_problems(problems: list[str]) -> str:
-    """Joins the problems, sorted, into one line. At most 100 are listed; the rest are counted."""
-    some = sorted(problems)[:_MAX_PROBLEMS]
-    return "; ".join(some) + (f"; and {len(problems) - len(some)} more" if len(problems) > len(some) else "")
 
 
 def save(

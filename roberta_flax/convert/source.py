@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.checkpoint.converted import check_tensors, describe_problems
+from roberta_flax.checkpoint.converted import check_tensors
 from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor
 from roberta_flax.convert.names import TRANSPOSE, Place, transformed
 from roberta_flax.convert.views import View, size_in_bytes
 from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.tree import describe_problems
 from roberta_flax.text.tokenizer import Dictionary
 
 _CHUNK = 1 << 22  # elements compared at a time

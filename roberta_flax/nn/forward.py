@@ -1,10 +1,12 @@
 """Pure, jitted functions of (params, token ids).
 
-`params` is an ordinary pytree (nested dicts of arrays, or the nnx.State that nnx.split returns): shard it, optimize it
-with optax, save it, map over it. Every function takes the network's RobertaConfig and how to compute it (Numerics) as
-static arguments, and compiles once for each [batch, time] shape. Token ids are not checked here: a compiled function
-cannot raise for an id outside the table (see batching.check_tokens). With parameters from quantize.quantize, the
-layers' products are computed in int8.
+`params` is an ordinary pytree, nested dicts of arrays with string keys: shard it, optimize it with optax, save it, map
+over it. Leaves are matched by their paths, so other forms of the same tree give the same result: what a checkpointer
+restored, a FrozenDict, an nnx.State (see nn.tree). A tree that does not fit the configuration is an InputError.
+
+Every function takes the network's RobertaConfig and how to compute it (Numerics) as static arguments, and compiles once
+for each [batch, time] shape. Token ids are not checked here: a compiled function cannot raise for an id outside the
+table (see batching.check_tokens). With parameters from quantize.quantize, the layers' products are computed in int8.
 
 With `key=None` the functions evaluate; a PRNG key turns on dropout and LayerDrop.
 
@@ -29,6 +31,7 @@ from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
 from roberta_flax.nn.model import FIRST_TOKEN, RobertaModel, TransformerLayer
 from roberta_flax.nn.numerics import DTypeLike, Numerics
 from roberta_flax.nn.quantize import is_quantized
+from roberta_flax.nn.tree import Params, arranged, to_dict
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -50,8 +53,6 @@ __all__ = [
     "top_tokens",
 ]
 
-Params = Any  # a pytree of arrays: nested dicts, or nnx.State
-
 _STATIC = ("config", "numerics")
 
 
@@ -71,13 +72,13 @@ def _abstract(config: RobertaConfig, numerics: Numerics) -> tuple[nnx.GraphDef[R
 
 def abstract_params(config: RobertaConfig, param_dtype: DTypeLike = jnp.float32) -> Params:
     """The parameter tree of `config`, with jax.ShapeDtypeStruct in place of arrays; nothing is computed."""
-    return _abstract(config, Numerics(param_dtype=param_dtype))[1]
+    return to_dict(_abstract(config, Numerics(param_dtype=param_dtype))[1])
 
 
 def init_params(config: RobertaConfig, key: Key[Array, ""], param_dtype: DTypeLike = jnp.float32) -> Params:
     """Initializes a parameter tree from fairseq's distributions (see RobertaModel)."""
     model = RobertaModel(config, Numerics(param_dtype=param_dtype), nnx.Rngs(key))
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return to_dict(nnx.state(model, nnx.Param))
 
 
 def operands(params: Params, dtype: DTypeLike) -> Params:
@@ -90,6 +91,7 @@ def operands(params: Params, dtype: DTypeLike) -> Params:
       params: nested dicts.
       dtype: the `dtype` of the Numerics to compute with.
     """
+    params = to_dict(params)
     if "kernel" in params and "kernel_scale" not in params:
         return params | {"kernel": params["kernel"].astype(dtype)}
     tree = {name: operands(node, dtype) if isinstance(node, dict) else node for name, node in params.items()}
@@ -99,8 +101,13 @@ def operands(params: Params, dtype: DTypeLike) -> Params:
 
 
 def network(params: Params, config: RobertaConfig, numerics: Numerics) -> RobertaModel:
-    """The network with these parameters, for use inside a traced function."""
-    model: RobertaModel = nnx.merge(_abstract(config, numerics)[0], params)
+    """The network with these parameters, for use inside a traced function.
+
+    Raises:
+      InputError: the parameters do not fit the configuration. The message names the leaves.
+    """
+    graphdef, abstract = _abstract(config, numerics)
+    model: RobertaModel = nnx.merge(graphdef, arranged(params, abstract))
     return model
 
 

@@ -104,6 +104,13 @@ class Part(nnx.Module):
         self.config = config
         self.numerics = numerics
 
+    def train(self, **attributes: Any) -> None:
+        """Raises InputError: a PRNG key turns dropout on, not a mode of the module."""
+        raise InputError(
+            "this module has no train mode; to turn dropout on, pass key=jax.random.key(...) to features, "
+            "hidden_states or head_logits"
+        )
+
 
 class Embeddings(Part):
     """Token plus position (plus token type 0) embedding, LayerNorm, dropout; padding becomes zero."""

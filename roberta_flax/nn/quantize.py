@@ -3,6 +3,8 @@
 Weights are quantized once, per output channel; activations as they are computed, per token. Both are symmetric, scaled
 by the absolute maximum to 127 steps each way (as in Dettmers et al., 2022, section 2, without its outliers). Sums are
 int32 and exact. Everything else stays floating point: embeddings, LayerNorm, attention's scores and softmax, heads.
+
+Derivatives pass straight through the rounding of activations: they are those of the network with the rounded weights.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from roberta_flax.errors import InputError
+from roberta_flax.nn.tree import Params, flatten, to_dict
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int8
@@ -36,14 +40,11 @@ class QuantizedLinear(nnx.Module):
 
     def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
         """The result is in the accumulation dtype."""
-        rounded, scale = _round_to_int8(x.astype(self.dtype), axis=1)
-        total = lax.dot_general(
-            rounded, self.kernel[...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32
-        ).astype(self.dtype)
-        return total * scale * self.kernel_scale[...].astype(self.dtype) + self.bias[...].astype(self.dtype)
+        product = _int8_product(x.astype(self.dtype), self.kernel[...], self.kernel_scale[...].astype(self.dtype))
+        return product + self.bias[...].astype(self.dtype)
 
 
-def quantize(params: Any, method: str = "int8") -> Any:
+def quantize(params: Params, method: str = "int8") -> Params:
     """Converts the kernels of each layer's six linear maps to int8.
 
     Args:
@@ -58,6 +59,7 @@ def quantize(params: Any, method: str = "int8") -> Any:
       InputError: another method, or parameters that are quantized.
     """
     check_method(method)
+    params = to_dict(params)
     if is_quantized(params):
         raise InputError("these parameters are quantized already")
 
@@ -70,15 +72,45 @@ def quantize(params: Any, method: str = "int8") -> Any:
     return params | {"layers": {number: quantize_layer(layer) for number, layer in params["layers"].items()}}
 
 
+@jax.custom_jvp
+def _int8_product(
+    x: Float[Array, "tokens inputs"], kernel: Int8[Array, "inputs outputs"], kernel_scale: Float[Array, " outputs"]
+) -> Float[Array, "tokens outputs"]:
+    """x, rounded to int8, times kernel * kernel_scale.
+
+    The derivative is the straight-through estimate (Bengio et al., 2013): that of the product without rounding x, since
+    rounding itself has none but zero. The kernel, of integers, has no derivative.
+    """
+    rounded, scale = _round_to_int8(x, axis=1)
+    total = lax.dot_general(rounded, kernel, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+    return total.astype(x.dtype) * scale * kernel_scale
+
+
+def _int8_product_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
+    x, kernel, kernel_scale = primals
+    x_dot, _, kernel_scale_dot = tangents
+    result = _int8_product(x, kernel, kernel_scale)
+    weights = kernel.astype(x.dtype)
+    tangent = jnp.zeros_like(result)
+    if not isinstance(x_dot, SymbolicZero):
+        tangent = (x_dot @ weights) * kernel_scale
+    if not isinstance(kernel_scale_dot, SymbolicZero):
+        tangent = tangent + (x @ weights) * kernel_scale_dot
+    return result, tangent
+
+
+_int8_product.defjvp(_int8_product_jvp, symbolic_zeros=True)
+
+
 def check_method(method: str) -> None:
     """Raises InputError unless `method` is one of METHODS."""
     if method not in METHODS:
         raise InputError(f"quantize must be one of {', '.join(METHODS)}, got {method!r}")
 
 
-def is_quantized(params: Any) -> bool:
+def is_quantized(params: Params) -> bool:
     """Whether `quantize` returned this tree."""
-    return any("kernel_scale" in layer["attention"]["query"] for layer in params["layers"].values())
+    return any(name.endswith(".kernel_scale") for name in flatten(params))
 
 
 @jax.jit

@@ -19,8 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.nn.forward import Params
-from roberta_flax.nn.tree import path_name
+from roberta_flax.nn.tree import Params, path_name, to_dict
 
 __all__ = [
     "DATA",
@@ -102,7 +101,7 @@ def place(params: Params, config: RobertaConfig, on: Mesh, *, fully_sharded: boo
         array: jax.Array = jax.device_put(leaf, NamedSharding(on, parts))
         return array
 
-    return jax.tree_util.tree_map_with_path(placed, params)
+    return jax.tree_util.tree_map_with_path(placed, to_dict(params))
 
 
 def place_rows(array: npt.NDArray[Any], on: Mesh) -> jax.Array:
