@@ -679,7 +679,7 @@ def test_the_module_needs_neither_jax_nor_torch_nor_scikit_learn():
         f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "package = type(sys)('roberta_flax'); package.__path__ = ['roberta_flax']\n"  # its __init__ imports jax
         "sys.modules['roberta_flax'] = package\n"
-        "import roberta_flax.evaluation as e\n"
+        "import roberta_flax.metrics as e\n"
         "e.evaluate_values([1, 2, 3, 4], [1, 2, 4, 3]).to_text(); e.evaluate_classes([0], [0], ['a']).to_text()\n"
         "print(sorted({'jax', 'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
     )

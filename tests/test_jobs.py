@@ -281,7 +281,8 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
 assert jax.process_count() == 2
 import roberta_flax
 from pathlib import Path
-from roberta_flax import Classify, Predictor, jobs
+from roberta_flax import Classify, Predictor
+from roberta_flax.inference import jobs
 roberta, work = roberta_flax.load(model), Classify("mnli")
 share = (jax.process_index(), jax.process_count())
 job = jobs.Job(Path(source), Path(output), ("premise", "hypothesis"), rows_per_part=64, share=share)

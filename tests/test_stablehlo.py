@@ -268,7 +268,8 @@ def test_a_fresh_process_loads_and_runs_it_without_torch_convert_or_tracing_the_
 import sys
 sys.modules["torch"] = sys.modules["convert"] = None
 import numpy as np
-from roberta_flax import model, stablehlo
+from roberta_flax.checkpoint import stablehlo
+from roberta_flax.nn import model
 def never(*_, **__): raise AssertionError("traced")
 model.RobertaModel.hidden_states = never
 programs = stablehlo.load({str(exported)!r})
@@ -412,7 +413,7 @@ def test_an_export_is_a_converted_model_too(model, exported, tmp_path):
 
 WORKER = """
 import sys
-from roberta_flax import stablehlo
+from roberta_flax.checkpoint import stablehlo
 stablehlo.export(*sys.argv[1:])
 """
 

@@ -517,10 +517,10 @@ def test_text_files_do_not_need_pyarrow_or_jax() -> None:
         package = types.ModuleType("roberta_flax")
         package.__path__ = [str(root)]  # not its __init__, which is the whole library
         sys.modules["roberta_flax"] = package
-        import roberta_flax.tables
+        import roberta_flax.datasets.tables
         assert not {"jax", "torch", "pyarrow"} & sys.modules.keys()
     """
-    subprocess.run([sys.executable, "-c", code, str(Path(tables.__file__).parent)], check=True)
+    subprocess.run([sys.executable, "-c", code, str(Path(tables.__file__).parents[1])], check=True)
 
 
 # Writing
@@ -759,7 +759,7 @@ def test_a_part_that_was_stopped_is_absent_or_as_it_was(tmp_path: Path, format: 
 def test_a_part_of_a_killed_job_is_absent_and_written_again(tmp_path: Path) -> None:
     code = """if True:
         import os, pathlib, signal, sys
-        from roberta_flax.tables import write_part
+        from roberta_flax.datasets.tables import write_part
         def rows():
             yield {"text": "x" * 100_000}
             os.kill(os.getpid(), signal.SIGKILL)
@@ -784,7 +784,7 @@ def test_a_full_disk_is_one_line_of_error_and_leaves_nothing(tmp_path: Path, for
     code = """if True:
         import json, pathlib, resource, sys
         from roberta_flax.errors import InputError
-        from roberta_flax.tables import join_parts, write_part
+        from roberta_flax.datasets.tables import join_parts, write_part
         whole, other, format = sys.argv[1:]
         records = json.load(sys.stdin)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

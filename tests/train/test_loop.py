@@ -552,7 +552,7 @@ import jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 jax.config.update("jax_enable_x64", True)
-from roberta_flax import sharding
+from roberta_flax.nn import sharding
 from roberta_flax.errors import InputError
 from tests.train import small
 small.WIDTH = 8
@@ -600,7 +600,7 @@ port, process, directory, total = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from roberta_flax import sharding
+from roberta_flax.nn import sharding
 from roberta_flax.errors import RobertaFlaxError
 from tests.train import small
 mesh = sharding.mesh(jax.devices())

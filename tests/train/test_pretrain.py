@@ -201,7 +201,7 @@ def test_a_mesh_of_eight_devices_has_one_devices_loss(eight_devices, tiny_direct
     program = f"""
 import jax, numpy as np
 import roberta_flax
-from roberta_flax import sharding
+from roberta_flax.nn import sharding
 from roberta_flax.train import make_eval_step, masked_lm_loss
 from roberta_flax.train.masking import Masking
 from roberta_flax.train.pretraining import MaskedBatches, mean_loss

@@ -11,8 +11,9 @@ PROGRAM = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)
-from roberta_flax import checkpoint, forward, sharding
-from roberta_flax.config import HeadConfig, RobertaConfig
+from roberta_flax.nn import forward, sharding
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step
 
 config = RobertaConfig(
