@@ -6,12 +6,9 @@ import base64
 import io
 import json
 import logging
-import os
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -30,6 +27,7 @@ from roberta_flax.checkpoint.tensors import Values, read_tensors
 from roberta_flax.convert import convert, export, hf_tokenizer, msgpack_file, torch_file, verify
 from roberta_flax.convert.source import equal
 from roberta_flax.nn.tree import flatten
+from tests import processes
 
 torch = pytest.importorskip("torch")
 
@@ -632,40 +630,24 @@ def test_a_tokenizer_json_that_makes_no_sense(tmp_path, tokenizer):
 # being stopped
 
 
-WORKER = """
-import sys
-from pathlib import Path
-from convert import convert
-source, folder = map(Path, sys.argv[1:])
-print("ready", flush=True)
-for number in range(1000):
-    convert(source, folder / f"converted-{number}")
-"""
-
-
-def test_a_conversion_that_is_killed_never_leaves_a_directory_that_loads(tiny_source, tiny_directory, tmp_path):
+@pytest.mark.slow
+def test_a_conversion_that_is_killed_never_leaves_a_directory_that_loads(forked, tiny_source, tiny_directory, tmp_path):
     """Fifty times, at random moments; several conversions run one after the other until the moment comes."""
     random = np.random.default_rng(0)
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     expected = {name.name: name.read_bytes() for name in tiny_directory.iterdir()}
     partial = whole = 0
     for kill in range(50):
         folder = tmp_path / str(kill)
         folder.mkdir()
-        worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tiny_source), str(folder)], stdout=subprocess.PIPE, env=environment
-        )
+        started = forked.Event()
+        worker = forked.Process(target=processes.convert_again_and_again, args=(tiny_source, folder, started))
+        worker.start()
         try:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == b"ready\n"
-            worker.stdout.close()
-            try:
-                worker.wait(float(random.uniform(0, 0.5)))
-            except subprocess.TimeoutExpired:
-                worker.kill()
+            assert started.wait(60)
+            worker.join(float(random.uniform(0, 0.3)))
         finally:
             worker.kill()
-            worker.wait()
+            worker.join()
         for left in folder.iterdir():
             if left.name.startswith("."):
                 partial += 1
