@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import pty
 import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
@@ -37,15 +39,47 @@ SHARED = ROOT.parent / "shared"
 TINY = ROOT / "tests" / "data" / "roberta.random.tar.gz"  # tests.random_model writes it
 
 
+# Fixtures whose tests start processes that compile for themselves.
+SLOW_FIXTURES = {"eight_devices", "two_hosts"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--network", action="store_true", help="run the tests that download released models")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Has JAX keep what it compiles, for later modules, the other worker and the next run; --cache-clear removes it."""
+    # Each of xdist's workers takes its share of the cores: torch's threads wait by spinning, and slow the others down.
+    workers = config.getoption("numprocesses", None) or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+    folder = jax.config.jax_compilation_cache_dir
+    if folder is None:
+        folder = str(config.cache.mkdir("programs"))
+        if not hasattr(config, "workerinput"):  # xdist's workers have it
+            remove_old(Path(folder))
+    keep_programs(folder)
+
+
+def remove_old(folder: Path) -> None:
+    """Removes programs of last month's code."""
+    for file in folder.iterdir():
+        if file.stat().st_mtime < time.time() - 30 * 24 * 3600:
+            file.unlink()
+
+
+def keep_programs(folder: str) -> None:
+    """However fast they are compiled."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--network"):
-        for item in items:
-            if item.get_closest_marker("network"):
-                item.add_marker(pytest.mark.skip(reason="downloads a released model; run with --network"))
+    for item in items:
+        if item.get_closest_marker("network") and not config.getoption("--network"):
+            item.add_marker(pytest.mark.skip(reason="downloads a released model; run with --network"))
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 def skip_or_fail(reason: str) -> None:
@@ -56,11 +90,14 @@ def skip_or_fail(reason: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees or changes the user's cache, or reaches the network by accident."""
     monkeypatch.setenv(download.CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv(download.MIRROR_VARIABLE, "http://127.0.0.1:9/nothing-listens-here")
     monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
+    folder = jax.config.jax_compilation_cache_dir
+    yield
+    keep_programs(folder)  # the command line, in this process, keeps its own elsewhere
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -189,14 +226,27 @@ def eight_devices():
     """Runs a program in a process that has eight CPU devices; gives what it prints."""
 
     def run(program: str) -> str:
-        flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+        changes = {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         done = subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, **flags}, capture_output=True, text=True, check=False
+            [sys.executable, "-c", program], env={**os.environ, **changes}, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forked() -> multiprocessing.context.ForkServerContext:
+    """Starts processes that have imported everything, and have not begun with JAX: in a moment, however often."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.processes", "tests.train.small", "roberta_flax.inference.jobs"])
+    return context
 
 
 @pytest.fixture

@@ -8,15 +8,12 @@ import io
 import itertools
 import json
 import logging
-import os
 import pickle
 import re
 import resource
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -36,6 +33,7 @@ from roberta_flax.convert import convert, export, hf_tokenizer, msgpack_file, to
 from roberta_flax.convert.source import same_values
 from roberta_flax.nn.tree import flatten
 from roberta_flax.text.tokenizer import ByteLevelBPE
+from tests import processes
 
 torch = pytest.importorskip("torch")
 
@@ -965,40 +963,24 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tiny_directory, tin
 # being stopped
 
 
-WORKER = """
-import sys
-from pathlib import Path
-from roberta_flax.convert import convert
-source, folder = map(Path, sys.argv[1:])
-print("ready", flush=True)
-for number in range(1000):
-    convert(source, folder / f"converted-{number}")
-"""
-
-
-def test_a_conversion_that_is_killed_never_leaves_a_directory_that_loads(tiny_source, tiny_directory, tmp_path):
+@pytest.mark.slow
+def test_a_conversion_that_is_killed_never_leaves_a_directory_that_loads(forked, tiny_source, tiny_directory, tmp_path):
     """Fifty times, at random moments; several conversions run one after the other until the moment comes."""
     random = np.random.default_rng(0)
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     expected = {name.name: name.read_bytes() for name in tiny_directory.iterdir()}
     partial = whole = 0
     for kill in range(50):
         folder = tmp_path / str(kill)
         folder.mkdir()
-        worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tiny_source), str(folder)], stdout=subprocess.PIPE, env=environment
-        )
+        started = forked.Event()
+        worker = forked.Process(target=processes.convert_again_and_again, args=(tiny_source, folder, started))
+        worker.start()
         try:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == b"ready\n"
-            worker.stdout.close()
-            try:
-                worker.wait(float(random.uniform(0, 0.5)))
-            except subprocess.TimeoutExpired:
-                worker.kill()
+            assert started.wait(60)
+            worker.join(float(random.uniform(0, 0.3)))
         finally:
             worker.kill()
-            worker.wait()
+            worker.join()
         for left in folder.iterdir():
             if left.name.startswith("."):
                 partial += 1

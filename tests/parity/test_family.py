@@ -38,7 +38,7 @@ from tests.references import (
 )
 
 TOKENS = random_tokens([1, 2, 30, 77], 131)
-DTYPES = {"float64": (torch.float64, FLOAT64), "float32": (torch.float32, FLOAT32)}
+EXACT = {"dtype": "float64", "param_dtype": "float64"}
 
 
 def saved(model, folder: Path, bpe: Path, change) -> Path:
@@ -50,10 +50,10 @@ def saved(model, folder: Path, bpe: Path, change) -> Path:
     return source
 
 
-def assert_agrees(model, source: Path, folder: Path, dtype: str, **options: Any) -> roberta_flax.Roberta:
+def assert_agrees(model, source: Path, folder: Path, **options: Any) -> roberta_flax.Roberta:
     directory = convert(source, folder, **options)
-    roberta = roberta_flax.load(directory, dtype=dtype, param_dtype=dtype)
-    assert_same_network(model, roberta, TOKENS, DTYPES[dtype][1])
+    roberta = roberta_flax.load(directory, **EXACT)
+    assert_same_network(model, roberta, TOKENS, FLOAT64)
     result = verify(directory, source)
     assert not result.problems
     assert all(comparison.identical for comparison in result.comparisons)
@@ -87,22 +87,20 @@ def with_optimizer(checkpoint: dict) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("change", [bare, of_2019, with_leftovers, with_optimizer], ids=lambda f: f.__name__)
-def test_checkpoints_of_every_vintage_agree(change, dtype, tmp_path, tiny_source):
-    model = build(**SMALL, heads={"mnli": 3, "sst": 2}, dtype=DTYPES[dtype][0])
+def test_checkpoints_of_every_vintage_agree(change, tmp_path, tiny_source):
+    model = build(**SMALL, heads={"mnli": 3, "sst": 2}, dtype=torch.float64)
     source = saved(model, tmp_path / "source", tiny_source, change)
-    assert_agrees(model, source, tmp_path / "converted", dtype)
+    assert_agrees(model, source, tmp_path / "converted")
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_heads_of_other_widths_and_with_spectral_norm_agree(dtype, tmp_path, tiny_source):
-    model = build(**SMALL, heads={"mnli": 3}, dtype=DTYPES[dtype][0], spectral_norm_classification_head=True)
-    plain = build(**SMALL, heads={}, dtype=DTYPES[dtype][0])
+def test_heads_of_other_widths_and_with_spectral_norm_agree(tmp_path, tiny_source):
+    model = build(**SMALL, heads={"mnli": 3}, dtype=torch.float64, spectral_norm_classification_head=True)
+    plain = build(**SMALL, heads={}, dtype=torch.float64)
     plain.register_classification_head("wide", num_classes=5, inner_dim=91)
     plain.register_classification_head("narrow", num_classes=2, inner_dim=1)
-    plain.to(DTYPES[dtype][0])
+    plain.to(torch.float64)
     model.train()  # power iterations, as training makes them
     for _ in range(3):
         model(torch.from_numpy(TOKENS).long(), classification_head_name="mnli")
@@ -111,24 +109,23 @@ def test_heads_of_other_widths_and_with_spectral_norm_agree(dtype, tmp_path, tin
     for name, each in {"spectral": model, "plain": plain}.items():
         source = write(each, tmp_path / name, tiny_source)
         directory = convert(source, tmp_path / f"{name}-converted")
-        roberta = roberta_flax.load(directory, dtype=dtype, param_dtype=dtype)
-        assert_same_network(each, roberta, TOKENS, DTYPES[dtype][1])
+        roberta = roberta_flax.load(directory, **EXACT)
+        assert_same_network(each, roberta, TOKENS, FLOAT64)
         assert not verify(directory, source).problems
     assert [head.inner_size for head in roberta.config.heads] == [36, 1, 91]
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_regression_head_gives_its_value(dtype, tmp_path, tiny_source):
-    model = build(**SMALL, heads={"sts_b": 1}, dtype=DTYPES[dtype][0])
+def test_a_regression_head_gives_its_value(tmp_path, tiny_source):
+    model = build(**SMALL, heads={"sts_b": 1}, dtype=torch.float64)
     roberta = roberta_flax.load(
-        convert(write(model, tmp_path / "source", tiny_source), tmp_path / "converted"), dtype=dtype, param_dtype=dtype
+        convert(write(model, tmp_path / "source", tiny_source), tmp_path / "converted"), **EXACT
     )
     with torch.no_grad():
         values = model(torch.from_numpy(TOKENS).long(), classification_head_name="sts_b")[0]
     for return_logits in (True, False):
         predicted = roberta.predict("sts_b", TOKENS, return_logits=return_logits)
-        assert largest_difference(values, predicted) <= DTYPES[dtype][1]
+        assert largest_difference(values, predicted) <= FLOAT64
     assert roberta.config.head("sts_b").problem == "regression"
     with pytest.raises(InputError, match="is a regression and has no classes"):
         roberta.predict_labels("sts_b", TOKENS)
@@ -136,15 +133,13 @@ def test_a_regression_head_gives_its_value(dtype, tmp_path, tiny_source):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("already_pruned", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_layers_to_keep_prune_as_fairseq_prunes(already_pruned, dtype, tmp_path, tiny_source):
+def test_layers_to_keep_prune_as_fairseq_prunes(already_pruned, tmp_path, tiny_source):
     """fairseq's own prune_state_dict on load is the reference."""
     from fairseq.checkpoint_utils import prune_state_dict
 
-    torch_dtype, tolerance = DTYPES[dtype]
-    whole = build(**{**SMALL, "encoder_layers": 5}, dtype=torch_dtype)
+    whole = build(**{**SMALL, "encoder_layers": 5}, dtype=torch.float64)
     arguments = argparse.Namespace(**{**vars(whole.args), "encoder_layers_to_keep": "3,0,4"})
-    pruned = build(**{**SMALL, "encoder_layers": 3}, dtype=torch_dtype)
+    pruned = build(**{**SMALL, "encoder_layers": 3}, dtype=torch.float64)
     state = prune_state_dict(whole.state_dict(), argparse.Namespace(**vars(arguments)))
     pruned.load_state_dict(state)
     source = write(whole, tmp_path / "source", tiny_source)
@@ -152,25 +147,24 @@ def test_layers_to_keep_prune_as_fairseq_prunes(already_pruned, dtype, tmp_path,
     checkpoint["args"] = arguments
     checkpoint["model"] = state if already_pruned else whole.state_dict()
     torch.save(checkpoint, source / "model.pt")
-    roberta = roberta_flax.load(convert(source, tmp_path / "converted"), dtype=dtype, param_dtype=dtype)
+    roberta = roberta_flax.load(convert(source, tmp_path / "converted"), **EXACT)
     assert roberta.config.num_layers == 3
-    assert_same_network(pruned, roberta, TOKENS, tolerance)
+    assert_same_network(pruned, roberta, TOKENS, FLOAT64)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_checkpoint_without_an_lm_head(dtype, tmp_path, tiny_source):
+def test_a_checkpoint_without_an_lm_head(tmp_path, tiny_source):
     """As data2vec leaves it; features and heads agree, and what needs the LM head says so."""
-    model = build(**SMALL, dtype=DTYPES[dtype][0])
+    model = build(**SMALL, dtype=torch.float64)
 
     def change(checkpoint):
         state = {name: tensor for name, tensor in checkpoint["model"].items() if "lm_head" not in name}
         checkpoint["model"] = {**state, "encoder._ema": torch.zeros(1)}
 
     source = saved(model, tmp_path / "source", tiny_source, change)
-    roberta = roberta_flax.load(convert(source, tmp_path / "converted"), dtype=dtype, param_dtype=dtype)
+    roberta = roberta_flax.load(convert(source, tmp_path / "converted"), **EXACT)
     features = all_hidden(model, TOKENS)[1]
-    assert largest_difference(features, roberta.extract_features(TOKENS)) <= DTYPES[dtype][1]
+    assert largest_difference(features, roberta.extract_features(TOKENS)) <= FLOAT64
     for use in (
         lambda: forward.lm_logits(roberta.params, TOKENS, config=roberta.config),
         lambda: roberta.fill_mask("a <mask>"),
@@ -191,11 +185,10 @@ def test_a_checkpoint_without_an_lm_head(dtype, tmp_path, tiny_source):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_fully_sharded_checkpoints_join_as_fairscale_joins_them(parts, dtype, tmp_path, tiny_source):
+def test_fully_sharded_checkpoints_join_as_fairscale_joins_them(parts, tmp_path, tiny_source):
     from fairscale.nn.data_parallel import FullyShardedDataParallel
 
-    model = build(**SMALL, dtype=DTYPES[dtype][0])
+    model = build(**SMALL, dtype=torch.float64)
     source = write(model, tmp_path / "source", tiny_source)
     checkpoint = torch.load(source / "model.pt", weights_only=False)
     (source / "model.pt").unlink()
@@ -237,12 +230,11 @@ def test_fully_sharded_checkpoints_join_as_fairscale_joins_them(parts, dtype, tm
     assert ours.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (ours[name].read() == tensor.numpy()).all(), name
-    assert_agrees(model, source, tmp_path / "converted", dtype)
+    assert_agrees(model, source, tmp_path / "converted")
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_tensor_parallel_parts_join_along_the_axes_that_megatron_divides(dtype, tmp_path, tiny_source):
+def test_tensor_parallel_parts_join_along_the_axes_that_megatron_divides(tmp_path, tiny_source):
     """Which layers are Column- and which RowParallelLinear: fairseq/model_parallel; Megatron itself is not to be had.
 
     The dictionary is padded there to a multiple of 8 for each part.
@@ -252,7 +244,7 @@ def test_tensor_parallel_parts_join_along_the_axes_that_megatron_divides(dtype, 
         **{**SMALL, "vocab": vocab, "encoder_embed_dim": 48, "encoder_ffn_embed_dim": 50},
         encoder_normalize_before=True,
         layernorm_embedding=False,
-        dtype=DTYPES[dtype][0],
+        dtype=torch.float64,
     )
     source = write(model, tmp_path / "source", tiny_source)
     lines = (source / "dict.txt").read_text().splitlines(keepends=True)
@@ -270,8 +262,8 @@ def test_tensor_parallel_parts_join_along_the_axes_that_megatron_divides(dtype, 
             state[name] = tensor if axis is None else tensor.chunk(parts, axis)[part].clone()
         torch.save({**checkpoint, "model": state}, source / f"model-model_part-{part}.pt")
     directory = convert(source, tmp_path / "converted")
-    roberta = roberta_flax.load(directory, dtype=dtype, param_dtype=dtype)
-    assert_same_network(model, roberta, random_tokens([1, 30, 77], vocab), DTYPES[dtype][1])
+    roberta = roberta_flax.load(directory, **EXACT)
+    assert_same_network(model, roberta, random_tokens([1, 30, 77], vocab), FLOAT64)
     assert roberta.tokenizer.mask_id == 4 + 131
     assert roberta.tokenizer.dictionary.symbols[-1] == "madeupword0007"
     assert not verify(directory, source).problems
@@ -327,7 +319,7 @@ def family_member(request, tmp_path, sentencepiece_model):
     """A fairseq model over a sentencepiece vocabulary: its hub interface, and its directory."""
     import sentencepiece
 
-    write_dictionary, changes, dtype = request.param
+    write_dictionary, changes = request.param
     processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
     pieces = [processor.IdToPiece(i) for i in range(processor.GetPieceSize())]
     source = tmp_path / "source"
@@ -336,7 +328,7 @@ def family_member(request, tmp_path, sentencepiece_model):
     (source / "sentencepiece.bpe.model").write_bytes(sentencepiece_model)
     symbols = Dictionary.load(str(source / "dict.txt"))
     symbols.add_symbol("<mask>")
-    model = build(**{**SMALL, "vocab": len(symbols)}, **changes, dtype=dtype)
+    model = build(**{**SMALL, "vocab": len(symbols)}, **changes, dtype=torch.float64)
     torch.save({"args": model.args, "model": model.state_dict()}, source / "model.pt")
     hub = RobertaHubInterface(
         argparse.Namespace(bpe=None),
@@ -355,16 +347,11 @@ def family_member(request, tmp_path, sentencepiece_model):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("family_member", "dtype"),
-    [((*member, DTYPES[dtype][0]), dtype) for member in FAMILY.values() for dtype in DTYPES],
-    indirect=["family_member"],
-    ids=[f"{name}-{dtype}" for name in FAMILY for dtype in DTYPES],
-)
-def test_xlmr_and_camembert_agree(family_member, dtype, tmp_path, sick_pairs):
+@pytest.mark.parametrize("family_member", FAMILY.values(), indirect=True, ids=FAMILY)
+def test_xlmr_and_camembert_agree(family_member, tmp_path, sick_pairs):
     hub, source = family_member
     directory = convert(source, tmp_path / "converted")
-    roberta = roberta_flax.load(directory, dtype=dtype, param_dtype=dtype)
+    roberta = roberta_flax.load(directory, **EXACT)
     texts = [text for pair in sick_pairs[:200] for text in pair]
     texts += [
         "",
@@ -388,7 +375,7 @@ def test_xlmr_and_camembert_agree(family_member, dtype, tmp_path, sick_pairs):
     assert roberta.decode(roberta.encode("A man sleeps.", "A dog")) == ["A man sleeps.", "A dog"]
     tokens = random_tokens([1, 2, 30, 77], roberta.config.vocab_size)
     tokens[3, :12] = pair[:12].numpy()
-    assert_same_network(hub.model, roberta, tokens, DTYPES[dtype][1])
+    assert_same_network(hub.model, roberta, tokens, FLOAT64)
     for text in ("A man is <mask> the guitar.", "<mask> is", "the<mask>"):
         theirs, ours = hub.fill_mask(text, topk=40), roberta.fill_mask(text, topk=40)
         if roberta.tokenizer.bos_id == 0:  # (fairseq pairs what follows a dropped special token wrongly)
@@ -400,12 +387,10 @@ def test_xlmr_and_camembert_agree(family_member, dtype, tmp_path, sick_pairs):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gottbert_and_umberto_layouts(dtype, tmp_path, tiny_source, sentencepiece_model, sick_pairs):
+def test_gottbert_and_umberto_layouts(tmp_path, tiny_source, sentencepiece_model, sick_pairs):
     """GottBERT: vocab.json and merges.txt of the tokenizers package (hf_byte_bpe). UmBERTo: a *.model of another name."""
-    torch_dtype, tolerance = DTYPES[dtype]
-    load = partial(roberta_flax.load, dtype=dtype, param_dtype=dtype)
-    model = build(**{**SMALL, "vocab": 581}, dtype=torch_dtype)
+    load = partial(roberta_flax.load, **EXACT)
+    model = build(**{**SMALL, "vocab": 581}, dtype=torch.float64)
     gottbert = write(model, tmp_path / "gottbert", tiny_source)
     shutil.copy(tiny_source / "dict.txt", gottbert / "dict.txt")
     (gottbert / "encoder.json").rename(gottbert / "vocab.json")
@@ -417,7 +402,7 @@ def test_gottbert_and_umberto_layouts(dtype, tmp_path, tiny_source, sentencepiec
     )
     symbols = Dictionary.load(str(gottbert / "dict.txt"))
     roberta = load(convert(gottbert, tmp_path / "gottbert-converted"))
-    assert_same_network(model, roberta, random_tokens([1, 30, 77], 581), tolerance)
+    assert_same_network(model, roberta, random_tokens([1, 30, 77], 581), FLOAT64)
     for text in [text for pair in sick_pairs[:200] for text in pair] + ["Größe 12 — 日本", " x  y "]:
         expected = symbols.encode_line(theirs.encode(text), append_eos=False, add_if_not_exist=False).tolist()
         assert roberta.tokenizer.encode_text(text).tolist() == expected
@@ -426,14 +411,14 @@ def test_gottbert_and_umberto_layouts(dtype, tmp_path, tiny_source, sentencepiec
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
     pieces = [processor.IdToPiece(i) for i in range(processor.GetPieceSize())]
-    model = build(**{**SMALL, "vocab": len(pieces) + 5}, dtype=torch_dtype)
+    model = build(**{**SMALL, "vocab": len(pieces) + 5}, dtype=torch.float64)
     umberto = write(model, tmp_path / "umberto", tiny_source)
     for name in ("encoder.json", "vocab.bpe"):
         (umberto / name).unlink()
     (umberto / "umberto.model").write_bytes(sentencepiece_model)
     (umberto / "dict.txt").write_text(camembert_dictionary(pieces))
     roberta = load(convert(umberto, tmp_path / "umberto-converted"))
-    assert_same_network(model, roberta, random_tokens([1, 30, 77], len(pieces) + 5), tolerance)
+    assert_same_network(model, roberta, random_tokens([1, 30, 77], len(pieces) + 5), FLOAT64)
     assert roberta.encode("A man").tolist()[0] == 5
 
 

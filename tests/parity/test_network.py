@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
+from roberta_flax import RobertaConfig
 from roberta_flax.convert import convert
 from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.nn import forward
@@ -52,28 +55,51 @@ def largest_difference(a, b) -> float:
     return float(np.abs(a - b).max())
 
 
+@partial(jax.jit, static_argnames=("config", "numerics"))
+def outputs(params: forward.Params, tokens: np.ndarray, config: RobertaConfig, numerics: Numerics) -> dict[str, Any]:
+    """What every function of `forward` gives, in one program: what they share is compiled once."""
+    options = {"config": config, "numerics": numerics}
+    found = {
+        "states": forward.hidden_states(params, tokens, **options),
+        "features": forward.features(params, tokens, **options),
+        "head_logits": {
+            head.name: forward.head_logits(params, tokens, head=head.name, **options) for head in config.heads
+        },
+        "head_log_probs": {
+            head.name: forward.head_log_probs(params, tokens, head=head.name, **options) for head in config.heads
+        },
+    }
+    if config.lm_head:
+        found["lm_logits"] = forward.lm_logits(params, tokens, **options)
+        found["lm_logits_at_the_ends"] = forward.lm_logits(params, tokens, ends(tokens), **options)
+    return found
+
+
+def ends(tokens: np.ndarray) -> np.ndarray:
+    """The first position and the last of each row."""
+    return np.array([[0, tokens.shape[1] - 1]] * len(tokens))
+
+
 def assert_same_network(model, roberta: roberta_flax.Roberta, tokens: np.ndarray, tolerance: float) -> None:
     """Features of every layer, LM logits at all and at given positions, and head logits."""
+    ours = outputs(roberta.params, tokens, roberta.config, roberta.numerics)
     states, features = all_hidden(model, tokens)
-    ours = roberta.extract_features(tokens, return_all_hiddens=True)
-    assert len(ours) == len(states)
-    for state, our_state in zip(states, ours, strict=True):
+    assert len(ours["states"]) == len(states)
+    for state, our_state in zip(states, ours["states"], strict=True):
         assert largest_difference(state, our_state) <= tolerance
-    assert largest_difference(features, roberta.extract_features(tokens)) <= tolerance
+    assert largest_difference(features, ours["features"]) <= tolerance
 
     with torch.no_grad():
         lm_logits = model(torch.from_numpy(tokens).long())[0].numpy()
-    options = {"config": roberta.config, "numerics": roberta.numerics}
-    assert largest_difference(lm_logits, forward.lm_logits(roberta.params, tokens, **options)) <= tolerance
-    positions = np.array([[0, tokens.shape[1] - 1]] * len(tokens))
-    some = forward.lm_logits(roberta.params, tokens, positions, **options)
-    assert largest_difference(np.take_along_axis(lm_logits, positions[..., None], 1), some) <= tolerance
+    assert largest_difference(lm_logits, ours["lm_logits"]) <= tolerance
+    some = np.take_along_axis(lm_logits, ends(tokens)[..., None], 1)
+    assert largest_difference(some, ours["lm_logits_at_the_ends"]) <= tolerance
 
     for head in model.classification_heads:
         with torch.no_grad():
             logits = model(torch.from_numpy(tokens).long(), classification_head_name=head)[0]
-        assert largest_difference(logits, roberta.predict(head, tokens, return_logits=True)) <= tolerance
-        assert largest_difference(logits.log_softmax(-1), roberta.predict(head, tokens)) <= tolerance
+        assert largest_difference(logits, ours["head_logits"][head]) <= tolerance
+        assert largest_difference(logits.log_softmax(-1), ours["head_log_probs"][head]) <= tolerance
 
 
 @pytest.mark.usefixtures("x64")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -180,20 +179,19 @@ def test_the_best_is_kept_and_patience_ends_a_run(tmp_path):
 # killed, stopped
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(forked, tmp_path):
     """kill -9 at random moments, twenty times over a few runs; with saves this close, most are during one."""
     small.in_a_process(tmp_path / "whole", plan=SHORT)
     expected = arrays(tmp_path / "whole" / "last.npz")
-    context = multiprocessing.get_context("forkserver")  # has imported everything, and has not begun with JAX
-    context.set_forkserver_preload(["tests.train.small"])
     random = np.random.default_rng(0)
     kills, during_a_save, runs = 0, 0, 0
     while kills < 20:
         directory = tmp_path / f"run{runs}"
         runs += 1
         while True:
-            started = context.Event()
-            process = context.Process(target=small.in_a_process, args=(directory, started, SHORT))
+            started = forked.Event()
+            process = forked.Process(target=small.in_a_process, args=(directory, started, SHORT))
             process.start()
             while process.is_alive() and not started.wait(0.05):  # it may have but an update or two to do
                 pass

@@ -12,8 +12,8 @@ import json
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)
 from roberta_flax.nn import forward, sharding
-from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step
 
 config = RobertaConfig(
@@ -28,7 +28,9 @@ def updates(devices, tensor_parallel, fully_sharded):
     placed = sharding.place(jax.tree.map(jnp.copy, params), config, mesh, fully_sharded=fully_sharded)
     optimizer = adam(1e-3, config=config, clip_norm=1.0)
     train_step = make_train_step(head_loss("mnli", config=config, numerics=Numerics("float64")), optimizer)
-    opt_state = init_optimizer(optimizer, placed)
+    # its count belongs to no parameter: whole on all devices, as the loop places it, so that updates are one program
+    whole = jax.NamedSharding(mesh, jax.P())
+    opt_state = jax.tree.map(lambda x: x if x.committed else jax.device_put(x, whole), init_optimizer(optimizer, placed))
     shardings = jax.tree.map(lambda x: x.sharding, placed)
     for update in range(3):
         random = np.random.default_rng(update)
@@ -55,7 +57,7 @@ for how in WAYS:
 """
 # devices, tensor parallel, fully sharded -> the share of parameters and moments that each device holds, at most: small
 # ones, a third of so small a network, are whole on each unless tensor parallelism divides them
-WAYS = {(8, 1, False): 1.0, (8, 1, True): 0.45, (8, 4, False): 0.5, (8, 2, True): 0.35, (2, 1, True): 0.7}
+WAYS = {(8, 1, False): 1.0, (8, 1, True): 0.45, (8, 4, False): 0.5, (8, 2, True): 0.35}
 
 
 @pytest.fixture(scope="module")
