@@ -8,12 +8,15 @@ import io
 import itertools
 import json
 import logging
+import os
 import pickle
 import re
 import resource
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
