@@ -57,12 +57,16 @@ class _DamagedError(Exception):
     """A tar file that is none, or not whole."""
 
 
+def _unsafe(archive: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{archive} is not safe to unpack: {why}")
+
+
 def _extract(archive: Path, stream: gzip.GzipFile, destination: Path, limit: int) -> None:
     total = 0
     for path, size in _files(archive, stream):
         total += size
         if total > limit:
-            raise CheckpointError(f"{archive} is not safe to unpack: it expands to over {limit} bytes")
+            raise _unsafe(archive, f"it expands to over {limit} bytes")
         target = destination / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:
@@ -70,7 +74,7 @@ def _extract(archive: Path, stream: gzip.GzipFile, destination: Path, limit: int
     while block := stream.read(_CHUNK):  # to the end, where gzip's checksum is
         total += len(block)
         if total > limit:
-            raise CheckpointError(f"{archive} is not safe to unpack: it expands to over {limit} bytes")
+            raise _unsafe(archive, f"it expands to over {limit} bytes")
 
 
 def _files(archive: Path, stream: gzip.GzipFile) -> Iterator[tuple[PurePosixPath, int]]:
@@ -80,11 +84,13 @@ def _files(archive: Path, stream: gzip.GzipFile) -> Iterator[tuple[PurePosixPath
     left = _MAX_HEADERS
     while any(block := stream.read(_BLOCK)):
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        left -= _BLOCK
-        if header.type in (*_LONG_NAME, *_ATTRIBUTES, *_PASSED_OVER):
-            left -= header.size
-            if not 0 <= header.size <= _MAX_EXTENDED_HEADER or left < 0:
-                raise CheckpointError(f"{archive} is not safe to unpack: it has headers of over {header.size} bytes")
+        extended = header.type in (*_LONG_NAME, *_ATTRIBUTES, *_PASSED_OVER)
+        if extended and not 0 <= header.size <= _MAX_EXTENDED_HEADER:
+            raise _unsafe(archive, f"it has a header of {header.size} bytes, over {_MAX_EXTENDED_HEADER}")
+        left -= _BLOCK + (header.size if extended else 0)
+        if left < 0:
+            raise _unsafe(archive, f"its headers have over {_MAX_HEADERS} bytes")
+        if extended:
             content = _read(stream, header.size)
             if header.type in _LONG_NAME:
                 named["path"] = _text(content.split(b"\0")[0])
@@ -95,8 +101,8 @@ def _files(archive: Path, stream: gzip.GzipFile) -> Iterator[tuple[PurePosixPath
         header.size = _size(header, named)
         path = _path(archive, header, sparse=any(name.startswith("GNU.sparse.") for name in named))
         entries.update((path, *path.parents))
-        if len(entries) > _MAX_ENTRIES or left < 0:
-            raise CheckpointError(f"{archive} is not safe to unpack: it has over {_MAX_ENTRIES} files and folders")
+        if len(entries) > _MAX_ENTRIES:
+            raise _unsafe(archive, f"it has over {_MAX_ENTRIES} files and folders")
         if not header.isdir():
             yield path, header.size
             _read(stream, -header.size % _BLOCK, padded=False)
@@ -111,11 +117,11 @@ def _path(archive: Path, header: tarfile.TarInfo, sparse: bool) -> PurePosixPath
     if sparse or header.type == tarfile.GNUTYPE_SPARSE:
         raise CheckpointError(f"{archive} has the sparse file {name[:200]!r}: pack it again without --sparse")
     if header.type not in _FILES and not header.isdir():
-        raise CheckpointError(f"{archive} is not safe to unpack: {name[:200]!r} is a link or a device")
+        raise _unsafe(archive, f"{name[:200]!r} is a link or a device")
     if any(each.is_absolute() or ".." in each.parts for each in (path, Path(name))):
-        raise CheckpointError(f"{archive} is not safe to unpack: {name[:200]!r} leads out of it")
+        raise _unsafe(archive, f"{name[:200]!r} leads out of it")
     if len(path.parts) > _MAX_DEPTH:
-        raise CheckpointError(f"{archive} is not safe to unpack: {name[:200]!r} is {len(path.parts)} folders deep")
+        raise _unsafe(archive, f"{name[:200]!r} is {len(path.parts)} folders deep")
     if "\0" in name or not (path.parts or header.isdir()):
         raise _DamagedError("it has a file without a name")
     return path

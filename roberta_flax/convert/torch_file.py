@@ -224,12 +224,12 @@ class Budget:
     beyond that costs bytes.
 
     An honest checkpoint is far from both. Its operations go with the number of its tensors, about 40 each, and tensors
-    are large: roberta.large with Adam's two moments, 1,179 tensors of 4.3 GB, takes 45 thousand operations of the 17.7
+    are large: roberta.large with Adam's two moments, 1,179 tensors of 4.3 GB, takes 45 thousand operations of the 5.2
     million that it may, and under 0.6 MB of 17; a model whose tensors are as many and tiny still has a million
     operations. (`pytest -s tests/test_hostile.py -k robertas_size` prints them.)
 
     Attributes:
-      operations: opcodes left: 2**20, and one more for 256 bytes of the file.
+      operations: opcodes left: 2**20, and one more for 1024 bytes of the file.
       size: bytes left: 16 MiB, and two more for each byte of pickle that is read.
     """
 
@@ -239,7 +239,7 @@ class Budget:
     @classmethod
     def of(cls, file_size: int) -> Budget:
         """The budget of a file of so many bytes."""
-        return cls((1 << 20) + file_size // 256)
+        return cls((1 << 20) + file_size // 1024)
 
     def use(self, size: int, operations: int = 0) -> None:
         """Takes bytes and operations."""
