@@ -15,6 +15,8 @@ from roberta_flax.errors import CheckpointError, InputError, RobertaFlaxError
 
 PathLike = str | os.PathLike[str]
 
+_MAX_TEXT = 1 << 26  # bytes of a tokenizer.json of a million pieces, which become objects of twenty times their size
+
 PARTIAL_SUFFIX = ".partial"  # of the temporary directory that is renamed when it is complete
 _REPLACED = "replaced"  # the name of an old directory inside the new one, until it is removed
 
@@ -83,9 +85,11 @@ def reading(path: PathLike, kind: type[RobertaFlaxError] = CheckpointError) -> I
 
 
 def read_text(path: PathLike) -> str:
-    """The text of a UTF-8 file; CheckpointError where it cannot be read, or is something else."""
+    """The text of a model's UTF-8 file; CheckpointError if it is unreadable, something else, or larger than any is."""
     try:
         with reading(path):
+            if (size := Path(path).stat().st_size) > _MAX_TEXT:
+                raise CheckpointError(f"{path} has {size} bytes, more than the {_MAX_TEXT} allowed for such a file")
             return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None

@@ -132,14 +132,16 @@ def refused(path: Path, memory: int = 8 << 20) -> str:
 @pytest.mark.parametrize("size", [1 << 21, 2 << 30, 1 << 60, -1])
 def test_a_header_of_gigabytes_is_refused_before_it_is_read(tmp_path, kind, size):
     blocks = (block for part in ([header("x", kind, size)], [bytes(1 << 20)] * 3) for block in part)
-    assert "headers exceed" in refused(packed(tmp_path / "a.tar.gz", blocks))
+    assert "a header of" in refused(packed(tmp_path / "a.tar.gz", blocks))
 
 
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
 def test_very_many_small_headers_are_refused(tmp_path, kind):
     """tarfile, which reads them one inside the other, runs out of stack."""
     one = header("x", kind, 20_000) + padded(b"1" * 20_000 if kind in (b"L", b"K") else record("a", "b" * 19_990))
-    assert "headers exceed" in refused(packed(tmp_path / "a.tar.gz", (one for _ in range(1000))))
+    assert "its headers together exceed 8388608 bytes" in refused(
+        packed(tmp_path / "a.tar.gz", (one for _ in range(1000)))
+    )
 
 
 @pytest.mark.parametrize(("name", "kind"), [("", tarfile.DIRTYPE), ("", tarfile.REGTYPE), ("/a" * 40, tarfile.DIRTYPE)])
@@ -194,9 +196,7 @@ def test_a_sparse_file_is_refused_and_said_to_be_one(tmp_path):
     content = record("GNU.sparse.major", "1")
     pax = [header("x", b"x", len(content)), padded(content), header("m"), bytes(1024)]
     for blocks in (pax, [header("m", tarfile.GNUTYPE_SPARSE), bytes(1024)]):
-        assert "has the sparse file 'm': pack it again without --sparse" in refused(
-            packed(tmp_path / "a.tar.gz", blocks)
-        )
+        assert "the sparse file 'm': pack it again without --sparse" in refused(packed(tmp_path / "a.tar.gz", blocks))
 
 
 def test_what_follows_an_archive_is_checked_too(tmp_path, monkeypatch):

@@ -197,7 +197,7 @@ def test_strides_that_are_never_taken_may_be_any_number(tmp_path, shape, strides
 def test_a_shape_with_a_zero_in_it_has_no_sizes_beyond_numpys(tmp_path):
     numbers = [b"(" + b"".join(map(long, part)) + b"t" for part in ([0, 1 << 40, 1 << 40], [1, 1, 1])]
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + long(0) + numbers[0] + numbers[1] + b"\x89)tR"
-    assert "damaged: a tensor of shape (0, 1099511627776" in refused_pickle(tmp_path, tensor + b".")
+    assert "a tensor of shape (0, 1099511627776" in refused_pickle(tmp_path, tensor + b".")
 
 
 def doubling(depth: int, make: bytes) -> bytes:
@@ -375,7 +375,7 @@ def test_a_checkpoint_of_robertas_size_needs_little_of_its_budget(tmp_path, monk
     used = allowed[1] + earned - budget.size  # with what the file's storages have not earned: an upper bound
     print(f"{operations} operations of {allowed[0]}, at most {used} bytes of {allowed[1]}")
     assert operations < torch_file.Budget.of(0).operations / 20
-    assert operations < allowed[0] / 300
+    assert operations < allowed[0] / 100
     assert used < allowed[1] / 20
 
 
@@ -881,19 +881,39 @@ def grown(path: Path, size: int) -> None:
 def test_files_of_a_tokenizer_or_configuration_larger_than_any_is(source, tmp_path, name):
     grown(source / name, 65 << 20)
     message = refusal(lambda: convert(source, tmp_path / "converted"))
-    assert f"{name} has {65 << 20} bytes, over the" in message
+    assert f"{name} has {65 << 20} bytes, more than the" in message
     folder = tmp_path / "bpe"
     folder.mkdir()
     (source / name).rename(folder / name)
-    assert "bytes, over the" in refusal(lambda: convert(source, tmp_path / "converted", bpe_dir=folder))
+    assert "bytes, more than the" in refusal(lambda: convert(source, tmp_path / "converted", bpe_dir=folder))
 
 
 def test_files_of_a_transformers_directory_larger_than_any_is(tmp_path):
     folder = transformers_directory(tmp_path / "source", '{"model_type": "roberta", "num_hidden_layers": 1}')
     for name in ("added_tokens.json", "merges.txt", "model.safetensors.index.json"):
         grown(folder / name, 65 << 20)
-        assert f"{name} has {65 << 20} bytes, over the" in refusal(lambda: convert(folder, tmp_path / "converted"))
+        assert f"{name} has {65 << 20} bytes, more than the" in refusal(lambda: convert(folder, tmp_path / "converted"))
         (folder / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["dict.txt", "encoder.json", "vocab.bpe", "config.json"])
+def test_files_of_a_converted_directory_larger_than_any_is(damaged, name):
+    grown(damaged / name, 65 << 20)
+    assert f"{name} has {65 << 20} bytes, more than the" in refusal(lambda: roberta_flax.load(damaged))
+
+
+def test_a_warning_does_not_steer_the_terminal(source, tmp_path, caplog):
+    """The name of a head is a file's own; the class of a tokenizer, which no rule holds to, is quoted in a note."""
+    folder = transformers_of_tiny(source, tmp_path)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "\x1b[2J\r\n\u202eEvil"}))
+    convert(folder, tmp_path / "converted")
+    said = "".join(caplog.messages)
+    assert "\\x1b[2J\\r\\n\\u202eEvil" in said
+    assert said.isprintable()
+
+
+def transformers_of_tiny(source: Path, tmp_path: Path) -> Path:
+    return export(convert(source, tmp_path / "first"), tmp_path / "transformers", to="huggingface", heads=[])
 
 
 def test_merges_that_take_long_to_check_are_walked_as_fairseq_walks_them():

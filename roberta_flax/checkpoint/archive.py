@@ -57,12 +57,16 @@ class _DamagedError(Exception):
     """The file is not a tar file, or is incomplete."""
 
 
+def _unsafe(archive: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{archive} is not safe to unpack: {why}")
+
+
 def _extract(archive: Path, stream: gzip.GzipFile, destination: Path, limit: int) -> None:
     total = 0
     for path, size in _iterate_files(archive, stream):
         total += size
         if total > limit:
-            raise CheckpointError(f"{archive} is not safe to unpack: it expands to over {limit} bytes")
+            raise _unsafe(archive, f"it expands to over {limit} bytes")
         target = destination / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:
@@ -70,7 +74,7 @@ def _extract(archive: Path, stream: gzip.GzipFile, destination: Path, limit: int
     while block := stream.read(_CHUNK):  # to the end, which holds gzip's checksum
         total += len(block)
         if total > limit:
-            raise CheckpointError(f"{archive} is not safe to unpack: it expands to over {limit} bytes")
+            raise _unsafe(archive, f"it expands to over {limit} bytes")
 
 
 def _iterate_files(archive: Path, stream: gzip.GzipFile) -> Iterator[tuple[PurePosixPath, int]]:
@@ -80,11 +84,13 @@ def _iterate_files(archive: Path, stream: gzip.GzipFile) -> Iterator[tuple[PureP
     header_bytes_left = _MAX_HEADERS
     while any(block := stream.read(_BLOCK)):
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        header_bytes_left -= _BLOCK
-        if header.type in (*_LONG_NAME, *_ATTRIBUTES, *_IGNORED):
-            header_bytes_left -= header.size
-            if not 0 <= header.size <= _MAX_EXTENDED_HEADER or header_bytes_left < 0:
-                raise CheckpointError(f"{archive} is not safe to unpack: its headers exceed {header.size} bytes")
+        is_extended = header.type in (*_LONG_NAME, *_ATTRIBUTES, *_IGNORED)
+        if is_extended and not 0 <= header.size <= _MAX_EXTENDED_HEADER:
+            raise _unsafe(archive, f"a header of {header.size} bytes exceeds {_MAX_EXTENDED_HEADER}")
+        header_bytes_left -= _BLOCK + (header.size if is_extended else 0)
+        if header_bytes_left < 0:
+            raise _unsafe(archive, f"its headers together exceed {_MAX_HEADERS} bytes")
+        if is_extended:
             content = _read(stream, header.size)
             if header.type in _LONG_NAME:
                 extended["path"] = _decode_name(content.split(b"\0")[0])
@@ -95,8 +101,8 @@ def _iterate_files(archive: Path, stream: gzip.GzipFile) -> Iterator[tuple[PureP
         header.size = _member_size(header, extended)
         path = _safe_path(archive, header, sparse=any(name.startswith("GNU.sparse.") for name in extended))
         entries.update((path, *path.parents))
-        if len(entries) > _MAX_ENTRIES or header_bytes_left < 0:
-            raise CheckpointError(f"{archive} is not safe to unpack: it has over {_MAX_ENTRIES} files and folders")
+        if len(entries) > _MAX_ENTRIES:
+            raise _unsafe(archive, f"it has over {_MAX_ENTRIES} files and folders")
         if not header.isdir():
             yield path, header.size
             _read(stream, -header.size % _BLOCK, padded=False)
@@ -111,11 +117,11 @@ def _safe_path(archive: Path, header: tarfile.TarInfo, sparse: bool) -> PurePosi
     if sparse or header.type == tarfile.GNUTYPE_SPARSE:
         raise CheckpointError(f"{archive} contains the sparse file {name[:200]!r}: pack it again without --sparse")
     if header.type not in _FILE_TYPES and not header.isdir():
-        raise CheckpointError(f"{archive} is not safe to unpack: {name[:200]!r} is a link or a device")
+        raise _unsafe(archive, f"{name[:200]!r} is a link or a device")
     if any(each.is_absolute() or ".." in each.parts for each in (path, Path(name))):
-        raise CheckpointError(f"{archive} is not safe to unpack: {name[:200]!r} leads out of it")
+        raise _unsafe(archive, f"{name[:200]!r} leads out of it")
     if len(path.parts) > _MAX_DEPTH:
-        raise CheckpointError(f"{archive} is not safe to unpack: {name[:200]!r} is {len(path.parts)} folders deep")
+        raise _unsafe(archive, f"{name[:200]!r} is {len(path.parts)} folders deep")
     if "\0" in name or not (path.parts or header.isdir()):
         raise _DamagedError("it has a file without a name")
     return path

@@ -55,8 +55,8 @@ def is_converted(directory: Path) -> bool:
     if not (directory / CONFIG_FILE).is_file() or not (directory / PARAMS_FILE).is_file():
         return False
     try:
-        config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = json.loads(read_text(directory / CONFIG_FILE))
+    except (ValueError, RecursionError):  # CheckpointError is a ValueError
         return True
     return not is_transformers_config(config)
 

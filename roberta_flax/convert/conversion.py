@@ -18,7 +18,7 @@ from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.checkpoint.tensors import NonFinite, stored_dtype
 from roberta_flax.convert import fairseq, hf_tokenizer, huggingface, shards
 from roberta_flax.convert.source import Source
-from roberta_flax.errors import CheckpointError, shortened
+from roberta_flax.errors import CheckpointError, printable, shortened
 from roberta_flax.files import new_directory, reading
 from roberta_flax.text.tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, Tokenizer
 
@@ -123,9 +123,9 @@ def _report(source: str, model: Source, non_finite: Mapping[str, NonFinite], str
         )
         if strict:
             raise CheckpointError(f"{message}. It was not converted, because strict was set")
-        logger.warning("%s", " ".join(message.split()))
+        logger.warning("%s", printable(message))
     for note in model.notes:
-        logger.warning("%s", " ".join(note.split()))
+        logger.warning("%s", printable(note))
 
 
 def write_files(files: Mapping[str, Path | str | bytes], directory: Path) -> None:

@@ -44,6 +44,7 @@ HUB_PREFIX = "hf:"
 CONFIG_FILE = "config.json"
 _INDEX_SUFFIX = ".index.json"  # of a file that lists the parts of a model saved in several files
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")  # in the order of preference
+_MAX_PARTS = 1000  # weights files; the largest model has nine
 INDEX_FILES = tuple(f"{name}{_INDEX_SUFFIX}" for name in WEIGHT_FILES)
 _SUFFIXES = tuple(Path(name).suffix for name in WEIGHT_FILES)
 
@@ -194,7 +195,7 @@ def weight_files(path: Path) -> list[Path]:
             weight_map = read_json(index).get("weight_map")
             values = weight_map.values() if isinstance(weight_map, dict) else []
             names = sorted({str(name) for name in values})
-            if not names or any("/" in part or "\\" in part or part == ".." for part in names):
+            if not 0 < len(names) <= _MAX_PARTS or any("/" in part or "\\" in part or part == ".." for part in names):
                 raise CheckpointError(f"{index} is damaged: it should list the weights files beside it")
             if missing := [shortened(part) for part in names if not os.path.isfile(path / part)]:
                 raise CheckpointError(f"{index} lists {', '.join(missing[:5])}, not found: copy the missing files too")

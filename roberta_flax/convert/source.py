@@ -18,6 +18,7 @@ from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor
 from roberta_flax.convert.names import TRANSPOSE, Place, transformed
 from roberta_flax.convert.views import View, size_in_bytes
 from roberta_flax.errors import CheckpointError, InputError, shortened
+from roberta_flax.files import read_text
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.tree import describe_problems
 from roberta_flax.text.tokenizer import Dictionary
@@ -158,8 +159,10 @@ def _check_total_size(source_name: str, tensors: Iterable[LazyTensor], file_size
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that contains one object. Raises CheckpointError if it does not."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = json.loads(read_text(path))
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({shortened(str(error))})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} should contain one JSON object")

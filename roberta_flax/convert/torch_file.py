@@ -225,11 +225,11 @@ class Budget:
 
     A genuine checkpoint stays far below both limits. Its operations grow with the number of tensors, about 40 for each,
     and tensors are large. roberta.large with Adam's two moments, 1,179 tensors of 4.3 GB, uses 45 thousand operations
-    of the 17.7 million allowed, and under 0.6 MB of 17. A model with as many but tiny tensors still has a million
+    of the 5.2 million allowed, and under 0.6 MB of 17. A model with as many but tiny tensors still has a million
     operations. (`pytest -s tests/test_hostile.py -k robertas_size` prints these numbers.)
 
     Attributes:
-      operations: the opcodes left: initially 2**20, plus one for every 256 bytes of the file.
+      operations: the opcodes left: initially 2**20, plus one for every 1024 bytes of the file.
       size: the bytes left: initially 16 MiB, plus two for each byte of pickle that is read.
     """
 
@@ -239,7 +239,7 @@ class Budget:
     @classmethod
     def of(cls, file_size: int) -> Budget:
         """The initial budget for a file of this size in bytes."""
-        return cls((1 << 20) + file_size // 256)
+        return cls((1 << 20) + file_size // 1024)
 
     def use(self, size: int, operations: int = 0) -> None:
         """Charges bytes and operations. Raises CheckpointError if none are left."""
