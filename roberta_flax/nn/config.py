@@ -14,7 +14,7 @@ from roberta_flax.errors import CheckpointError, InputError, require_positive
 ACTIVATIONS = ("relu", "relu_squared", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear")
 
 
-# fairseq/examples/roberta/README.md, label_map: of the head that roberta.large.mnli has, whose checkpoint does not say
+# label_map in fairseq/examples/roberta/README.md: for the head of roberta.large.mnli, whose checkpoint has no labels
 MNLI_LABELS = ("contradiction", "neutral", "entailment")
 
 # What a head sees and how it is built; see HeadConfig.
@@ -40,9 +40,12 @@ class HeadConfig:
       num_classes: number of outputs.
       inner_size: width of the dense layer; 0 where the kind has none.
       kind: one of HEAD_KINDS.
-      problem: one of PROBLEMS: what the outputs of a sentence or token head are. Classes of which one holds, or any
-        number, or values. Single-output heads are regressions unless told otherwise.
-      labels: the names of the classes, or none.
+      problem: one of PROBLEMS, what the outputs of a sentence or token head are: classes of which exactly one applies,
+        classes of which any number apply, or values. "" means regression for one output, single_label for more.
+      labels: the names of the classes; may be empty.
+
+    Raises:
+      InputError: a value that is not allowed, or values that contradict each other.
     """
 
     name: str
@@ -75,17 +78,17 @@ class HeadConfig:
 
     @property
     def has_dense(self) -> bool:
-        """Whether there is a layer before the output, `inner_size` wide."""
+        """Whether there is a dense layer before the output, `inner_size` wide."""
         return self.kind not in ("token", "span")
 
     @property
     def has_output(self) -> bool:
-        """Whether there is an output layer: a pooler ends with its dense one."""
+        """Whether there is an output layer; a pooler ends with its dense layer."""
         return self.kind != "pooler"
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """`labels`; where there are none MNLI_LABELS of a head called "mnli" with three classes, else their numbers."""
+        """`labels`; if empty, MNLI_LABELS for a head called "mnli" with three classes, else the class numbers."""
         if not self.labels and self.name == "mnli" and self.num_classes == len(MNLI_LABELS):
             return MNLI_LABELS
         return self.labels or tuple(map(str, range(self.num_classes)))
@@ -104,20 +107,23 @@ class RobertaConfig:
       max_positions: longest sequence. The position table has max_positions + pad_id + 1 rows.
       pad_id: token id of padding.
       activation: of the feed-forward layers, one of ACTIVATIONS.
-      lm_head_activation: of the LM head; fairseq's is `activation`, transformers' always gelu.
+      lm_head_activation: of the LM head; in fairseq the same as `activation`, in transformers always gelu.
       pooler_activation: of the sentence heads, one of ACTIVATIONS.
-      dropout: of the embeddings, of each attention block's and of each feed-forward block's output.
+      dropout: of the embeddings, and of the output of each attention and feed-forward block.
       attention_dropout: of the attention weights.
       activation_dropout: after the feed-forward activation.
-      pooler_dropout: in the classification heads.
+      pooler_dropout: in the heads.
       layer_drop: probability that a layer is skipped in training (Fan et al., 2019).
       normalize_before: pre-norm layers and a final LayerNorm (fairseq's encoder_normalize_before).
       layernorm_embedding: a LayerNorm after the embeddings.
       layer_norm_epsilon: of every LayerNorm; 1e-5 in fairseq.
-      type_vocab_size: rows of a token type embedding, of which row 0 is added to every token; 0 where there is none.
+      type_vocab_size: rows of the token type embedding, of which row 0 is added to every token; 0 for no embedding.
       lm_head: whether there is a masked-LM head.
-      tie_word_embeddings: the LM head projects onto the token embedding, and has no matrix of its own.
+      tie_word_embeddings: whether the LM head projects onto the token embedding and has no matrix of its own.
       heads: the heads on the features.
+
+    Raises:
+      InputError: a value that is not allowed, or values that contradict each other.
     """
 
     vocab_size: int = 50265
@@ -179,7 +185,7 @@ class RobertaConfig:
         return cls(**{**sizes, **changes})
 
     def head(self, name: str) -> HeadConfig:
-        """The head called `name`; InputError, naming those there are, where there is none."""
+        """The head called `name`; raises InputError, which lists the heads there are, if there is none."""
         for head in self.heads:
             if head.name == name:
                 return head
@@ -189,17 +195,17 @@ class RobertaConfig:
         )
 
     def with_head(self, head: HeadConfig) -> Self:
-        """This configuration with `head` added, in the place of one of the same name."""
+        """This configuration with `head` added; it replaces a head of the same name."""
         others = tuple(other for other in self.heads if other.name != head.name)
         return dataclasses.replace(self, heads=(*others, head))
 
     def to_json(self) -> str:
-        """config.json: one object, the fields by name."""
+        """The content of config.json: one object, the fields by name."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Reads what `to_json` wrote; raises CheckpointError for anything else."""
+        """Parses what `to_json` returned; raises CheckpointError for anything else."""
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
