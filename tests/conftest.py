@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
     folder = jax.config.jax_compilation_cache_dir
-    if folder is None:
+    if folder is None and config.pluginmanager.hasplugin("cacheprovider"):
         folder = str(config.cache.mkdir("programs"))
         if not hasattr(config, "workerinput"):  # xdist's workers have it
             remove_old(Path(folder))
@@ -68,8 +68,8 @@ def remove_old(folder: Path) -> None:
             file.unlink()
 
 
-def keep_programs(folder: str) -> None:
-    """However fast they are compiled."""
+def keep_programs(folder: str | None) -> None:
+    """However fast they are compiled; without a folder, none."""
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -229,7 +229,7 @@ def eight_devices():
         changes = {
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         done = subprocess.run(

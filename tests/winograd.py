@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from spacy.lang.en import English
-from spacy.language import Language
-
 _OF = {
     "PRON": "it he she they him her them his i who",
     "DET": "the a an this some every",
@@ -20,7 +17,6 @@ _OF = {
 _POS = {word: pos for pos, words in _OF.items() for word in words.split()}
 
 
-@Language.component("rules")
 def rules(doc: Any) -> Any:
     """A noun or proper noun that ends a run is a subject, with what stands before it; a pronoun is one, too."""
     for token in doc:
@@ -47,6 +43,10 @@ def rules(doc: Any) -> Any:
 
 def pipeline() -> Any:
     """English words, parts of speech from a list, dependencies by the rules above."""
+    from spacy.lang.en import English
+    from spacy.language import Language
+
+    Language.component("rules", func=rules)
     nlp = English()
     nlp.add_pipe("rules")
     return nlp

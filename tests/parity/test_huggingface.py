@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,8 @@ from tests.conftest import skip_or_fail
 from tests.parity.test_network import FLOAT64, outputs
 from tests.references import perturb, random_tokens, torch
 
-try:
-    import transformers
-except ImportError as error:
-    skip_or_fail(f"transformers, the reference, cannot be imported ({error}); the README's test command installs it")
+if find_spec("transformers") is None:
+    skip_or_fail("transformers, the reference, is not installed; the README's test command installs it")
     pytest.skip("no transformers", allow_module_level=True)
 
 SIZES = {
@@ -69,6 +68,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def build(class_name: str, vocab: int, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     """A transformers model in eval mode, random: no bias zero, no LayerNorm scale one."""
+    import transformers
+
     torch.manual_seed(0)
     model_class = getattr(transformers, class_name)
     config = model_class.config_class(
@@ -199,6 +200,8 @@ def test_every_class_agrees_and_goes_back_bit_for_bit(variant, tmp_path, tokeniz
     ],
 )
 def test_every_file_layout_gives_the_same_directory(layout, tmp_path, tokenizers):
+    import transformers
+
     model = build("RobertaForSequenceClassification", 581, torch.float32, id2label=dict(enumerate(LABELS)))
     expected = convert(write(model, tmp_path / "plain", tokenizers), tmp_path / "expected")
     options = {
@@ -240,6 +243,8 @@ def test_every_file_layout_gives_the_same_directory(layout, tmp_path, tokenizers
 )  # fmt: skip
 def test_flax_models_of_transformers_4_agree(class_name, tmp_path, tokenizers, sentencepiece_model):
     """Its parameters in its own initialisation, perturbed; compared with its own outputs, not with torch's."""
+    import transformers
+
     model_class = getattr(transformers, class_name)
     vocab = vocab_size(class_name.removeprefix("Flax"), sentencepiece_model)
     sizes = {name: value for name, value in SIZES.items() if name != "attn_implementation"}
@@ -280,6 +285,8 @@ def test_labels_are_kept_and_named_by_predict(tmp_path, tokenizers):
 
 
 def test_ids_are_those_of_transformers_tokenizers(tmp_path, tokenizers, sentencepiece_model, sick_pairs):
+    import transformers
+
     texts = [text for pair in sick_pairs[:300] for text in pair]
     texts += [
         "",
@@ -311,6 +318,8 @@ def test_ids_are_those_of_transformers_tokenizers(tmp_path, tokenizers, sentence
 @pytest.mark.parametrize("class_name", ["RobertaModel", "XLMRobertaModel", "CamembertModel"])
 def test_tokenizer_json_alone_gives_the_same_ids(class_name, tmp_path, tokenizers, sentencepiece_model, sick_pairs):
     """What the tokenizers package writes, and all that transformers 5 saves."""
+    import transformers
+
     model = build(class_name, vocab_size(class_name, sentencepiece_model), torch.float32)
     source = write(model, tmp_path / "source", tokenizers)
     expected = roberta_flax.load_tokenizer(convert(source, tmp_path / "expected"))
@@ -324,6 +333,8 @@ def test_tokenizer_json_alone_gives_the_same_ids(class_name, tmp_path, tokenizer
 
 
 def test_exported_tokenizers_give_transformers_the_same_ids(tmp_path, tokenizers, sentencepiece_model, sick_pairs):
+    import transformers
+
     for class_name in ("RobertaModel", "XLMRobertaModel", "CamembertModel"):
         model = build(class_name, vocab_size(class_name, sentencepiece_model), torch.float32)
         source = write(model, tmp_path / class_name, tokenizers)
@@ -357,6 +368,8 @@ def test_a_head_that_fairseq_takes_for_classes_is_told(change, warning, tmp_path
 
 
 def test_labels_of_one_name_are_told_and_go_back_as_transformers_has_them(tmp_path, tokenizers, caplog):
+    import transformers
+
     labels = {0: "A", 1: "B", 2: "A"}
     model = build("RobertaForSequenceClassification", 581, torch.float32, id2label=labels)
     directory = convert(write(model, tmp_path / "source", tokenizers), tmp_path / "converted")

@@ -64,13 +64,20 @@ def over(run: Run) -> list[tuple[str, float]]:
     return [(tensor.name, tensor.tolerance_ratio) for tensor in failures(run)]
 
 
+CASES = [
+    (each, dtype)
+    for dtype in DTYPES
+    for each in MUTATIONS
+    if dtype in each.dtypes and (dtype != "float64" or "float32" not in each.dtypes)
+]
+FAST = {number * len(CASES) // 20 for number in range(20)}  # those that are not slow: 20, of all parts of the network
+
+
 @pytest.mark.parametrize(
     ("mutation", "dtype"),
     [
-        pytest.param(each, dtype, id=f"{each.name}-{dtype}")
-        for dtype in DTYPES
-        for each in MUTATIONS
-        if dtype in each.dtypes and (dtype != "float64" or "float32" not in each.dtypes)
+        pytest.param(each, dtype, id=f"{each.name}-{dtype}", marks=[] if number in FAST else [pytest.mark.slow])
+        for number, (each, dtype) in enumerate(CASES)
     ],
 )
 def test_a_wrong_network_is_found_at_the_point_where_it_is_wrong(mutation: Mutation, dtype, networks, changed):

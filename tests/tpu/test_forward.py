@@ -11,6 +11,8 @@ import pytest
 
 from references.tpu import V5E_BYTES, Operation, Program, collectives, figures, products
 
+pytestmark = pytest.mark.slow
+
 ONE = Program("v5e:1x1")
 LONG = Program("v5e:1x1", wanted="features", rows=16, length=512)
 INT8 = Program("v5e:1x1", dtype="int8")

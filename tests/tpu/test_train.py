@@ -9,6 +9,8 @@ import pytest
 
 from references.tpu import V5E_BYTES, Update, collectives, figures, products
 
+pytestmark = pytest.mark.slow
+
 ONE = Update("v5e:1x1", rows=32)
 # of fewer layers, which take minutes less to compile
 DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=3)
