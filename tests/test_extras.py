@@ -45,12 +45,12 @@ def test_the_extras_that_errors_name_are_extras_of_the_package():
         (
             "fairseq",
             lambda directory, other: parity.compare(directory, reference="fairseq"),
-            r"the reference fairseq needs fairseq \(.*\); .*, or take --reference builtin",
+            r"the reference fairseq needs fairseq \(.*\); .*, or use --reference builtin",
         ),
         (
             "transformers",
             lambda directory, other: parity.compare(directory, reference="transformers"),
-            r"the reference transformers needs transformers \(.*\); .*, or take --reference builtin",
+            r"the reference transformers needs transformers \(.*\); .*, or use --reference builtin",
         ),
     ],
     ids=["export", "hub", "ray", "parity", "fairseq", "transformers"],

@@ -16,7 +16,7 @@ from roberta_flax.datasets import readers
 from roberta_flax.datasets.readers import Columns
 from roberta_flax.inference import evaluation
 from roberta_flax.inference.evaluation import evaluate
-from roberta_flax.metrics import evaluate_classes, evaluate_values
+from roberta_flax.metrics import ClassCounts, evaluate_values
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.train.validation import Validation
 
@@ -45,8 +45,9 @@ def mnli(tmp_path) -> Path:
 def test_a_sentence_head_is_judged_by_what_it_predicts(tiny, mnli):
     found = evaluate(tiny, mnli)
     predicted = [int(np.asarray(tiny.predict("mnli", tiny.encode(*pair))).argmax()) for pair in PAIRS]
-    expected = evaluate_classes(predicted, [LABELS.index(label) for label in GOLD], LABELS)
-    assert found.evaluation == expected
+    counts = ClassCounts(LABELS)
+    counts.add(predicted, [LABELS.index(label) for label in GOLD])
+    assert found.evaluation == counts.evaluation()
     assert (found.task, found.head, found.to_json()["skipped"]) == ("mnli", "mnli", 2)
     assert (found.tally.examples, found.tally.unlabeled, found.tally.unusable) == (len(PAIRS), 1, 1)
     assert "line 8: " in found.tally.first
@@ -105,8 +106,9 @@ def test_several_labels_are_judged_by_the_column_of_each(tiny, tmp_path):
     found = evaluate(model, path, columns=Columns(label=("red", "old")))
     held = [model.predict_labels("topics", model.encode(a))[0] for a, _ in PAIRS]
     predicted = [int(name in names) for names in held for name in ("red", "old")]
-    expected = evaluate_classes(predicted, np.array(gold, int).ravel(), ("0", "1"), ("f1", "accuracy"))
-    assert found.evaluation == expected
+    counts = ClassCounts(("0", "1"))
+    counts.add(predicted, np.array(gold, int).ravel())
+    assert found.evaluation == counts.evaluation(("f1", "accuracy"))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_several_labels_are_judged_by_the_column_of_each(tiny, tmp_path):
         ({"task": "rte"}, "rte has 2 classes"),
         ({"task": "nothing"}, "'nothing' does not name exactly one task"),
         ({"columns": Columns(labels=("a", "b", "c"))}, "line 2: 'contradiction' is not a label of mnli; name the head's classes"),
-        ({"on_long": "error", "max_length": 8}, "over the limit of 8"),
+        ({"on_long": "error", "max_length": 8}, "over the maximum length of 8"),
         ({"strategy": "piles"}, "strategy must be one of buckets, packing"),
     ],
 )  # fmt: skip

@@ -125,7 +125,7 @@ OFFERED = {
         network operands pooled_features token_log_probs top_tokens
         """,
     "roberta_flax.parity": """
-        DecisionResult Place PointResult Report Run TokenError assert_parity compare compare_subject read_report
+        DecisionResult Element Report Run TensorResult TokenError assert_parity compare compare_subject read_report
         """,
     "roberta_flax.ray": "Predict predict_parquet",
     "roberta_flax.sharding": "DATA MODEL RULES fully_sharded_spec mesh place place_batch place_rows spec",

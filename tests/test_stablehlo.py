@@ -402,7 +402,7 @@ def test_an_existing_destination_and_a_source_that_is_none_are_refused(model, ex
     with pytest.raises(CheckpointError, match="exists already"):
         stablehlo.export(model, exported)
     assert sorted(file.name for file in exported.rglob("*")) == before
-    with pytest.raises(CheckpointError, match="not a whole converted model"):
+    with pytest.raises(CheckpointError, match="is not a converted model: it lacks"):
         stablehlo.export(tmp_path, tmp_path / "out")
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from roberta_flax.checkpoint import converted
 from roberta_flax.convert.cache import resolve
 from roberta_flax.errors import InputError
+from roberta_flax.extras import require
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import abstract_params
 from roberta_flax.parity import inputs, points
@@ -191,13 +192,9 @@ def _make_torch_reference(
     checkpoint_file: str,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Reference:
-    try:
-        from roberta_flax.parity.torch_reference import make_torch_reference
-    except ImportError as error:
-        raise InputError(
-            f"the torch reference cannot be imported ({error}): pip install 'roberta-flax[parity]', or replay what was "
-            "recorded elsewhere"
-        ) from None
+    require("torch", "parity", "replay what was recorded elsewhere")
+    from roberta_flax.parity.torch_reference import make_torch_reference
+
     made: Reference = make_torch_reference(
         source, directory, reference, batches, names, checkpoint_file=checkpoint_file, cache_dir=cache_dir
     )

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from roberta_flax.convert.export import fairseq_arguments
 from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.extras import imported
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.parity.torch_hooks import Hook, forward_hooks, input_hook, output_hook
+from roberta_flax.parity.torch_hooks import OR_BUILTIN, Hook, forward_hooks, input_hook, output_hook
 from roberta_flax.parity.torch_model import LM_HEAD
 from roberta_flax.parity.torch_network import OnValue
 
@@ -43,16 +44,12 @@ class FairseqModel:
     """
 
     def __init__(self, state: Mapping[str, Tensor], config: RobertaConfig, parameters: str) -> None:
-        try:
-            with _keep_logging():
-                import fairseq
-                from fairseq.models.roberta import RobertaModel
-                from fairseq.models.roberta.model import base_architecture
-        except ImportError as error:
-            raise InputError(
-                f"the reference fairseq cannot be imported ({error}); install it as the README's tests do, or use "
-                "--reference builtin"
-            ) from None
+        with _keep_logging():
+            for module in ("fairseq", "fairseq.models.roberta"):
+                imported(module, "the reference fairseq", "the README's commands (Run the tests)", OR_BUILTIN)
+            import fairseq
+            from fairseq.models.roberta import RobertaModel
+            from fairseq.models.roberta.model import base_architecture
         if config.type_vocab_size or any(head.kind != "sentence" for head in config.heads):
             raise InputError(
                 "fairseq's RoBERTa has no token types, and no heads but sentence heads; use --reference builtin"

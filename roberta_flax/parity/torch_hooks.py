@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from roberta_flax.parity.torch_network import OnValue
 
+OR_BUILTIN = "use --reference builtin"  # what to do if a reference is not installed
+
 Hook = Callable[[Any, Any], None]  # called with the inputs and the output of a module
 
 

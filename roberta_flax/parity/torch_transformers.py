@@ -15,8 +15,9 @@ from roberta_flax.convert.conversion import open_source
 from roberta_flax.convert.export import export
 from roberta_flax.convert.huggingface import HUB_PREFIX
 from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.extras import imported
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.parity.torch_hooks import Hook, forward_hooks, input_hook, output_hook
+from roberta_flax.parity.torch_hooks import OR_BUILTIN, Hook, forward_hooks, input_hook, output_hook
 from roberta_flax.parity.torch_model import LM_HEAD
 from roberta_flax.parity.torch_network import OnValue, ignore_value
 
@@ -54,13 +55,7 @@ class TransformersModel:
         config: RobertaConfig,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        try:
-            import transformers
-        except ImportError as error:
-            raise InputError(
-                f"the reference transformers cannot be imported ({error}); pip install transformers, or use "
-                "--reference builtin"
-            ) from None
+        transformers = imported("transformers", "the reference transformers", "pip install transformers", OR_BUILTIN)
         if config.normalize_before:
             raise InputError("the reference transformers supports post-norm models only; use builtin or fairseq")
         self._config = config

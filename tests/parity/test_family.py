@@ -558,7 +558,7 @@ def test_a_model_that_was_trained_here_goes_to_torch(tiny, tmp_path):
     ("changes", "heads", "to", "message"),
     [
         ({}, {"a": 2, "b": 3}, "huggingface", "one head, but this one has 'a', 'b'"),
-        ({"pooler_activation_fn": "relu"}, {"a": 2}, "huggingface", "has relu"),
+        ({"pooler_activation_fn": "relu"}, {"a": 2}, "huggingface", "uses relu"),
         ({"activation_fn": "relu"}, {"a": 2}, "huggingface", "LM head uses gelu; this model's uses relu"),
         ({"layernorm_embedding": False}, {"a": 2}, "huggingface", "Transformers has no RoBERTa with"),
     ],
@@ -575,7 +575,7 @@ def test_what_the_other_library_cannot_have_is_refused(changes, heads, to, messa
 def test_export_refuses_what_is_not_a_converted_model_and_other_formats(tmp_path, tiny_directory):
     with pytest.raises(CheckpointError, match="is not a converted model"):
         export(tmp_path, tmp_path / "exported", to="fairseq")
-    with pytest.raises(InputError, match="fairseq or huggingface, got 'onnx'"):
+    with pytest.raises(InputError, match="fairseq or huggingface; got 'onnx'"):
         export(tiny_directory, tmp_path / "exported", to="onnx")
     with pytest.raises(InputError, match="no head called 'rte'"):
         export(tiny_directory, tmp_path / "exported", to="fairseq", heads=["rte"])

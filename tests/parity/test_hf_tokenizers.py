@@ -279,13 +279,13 @@ def test_a_tokenizer_json_of_another_vocabulary_is_refused(sources, tmp_path):
     vocab = json.loads((folder / "vocab.json").read_text())
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     (folder / "vocab.json").write_text(json.dumps(vocab))
-    refused("tokenizer.json and vocab.json beside it have other pieces", folder, "Roberta")
+    refused("tokenizer.json and vocab.json beside it have different pieces", folder, "Roberta")
     folder = saved("Roberta", sources, tmp_path / "merges")
     header, first, second, *lines = (folder / "merges.txt").read_text().split("\n")
     (folder / "merges.txt").write_text("\n".join([f"{header} - of another year", first, second, *lines]))
     assert not read(folder, "Roberta", tmp_path / "converted")[1]
     (folder / "merges.txt").write_text("\n".join([header, second, first, *lines]))
-    refused("tokenizer.json and merges.txt beside it have other merges", folder, "Roberta")
+    refused("tokenizer.json and merges.txt beside it have different merges", folder, "Roberta")
     folder = saved("Camembert", sources, tmp_path / "camembert")
     edit(folder / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
     refused("tokenizer.json and sentencepiece.bpe.model beside it", folder, "Camembert", vocab_size=410)

@@ -297,7 +297,7 @@ def test_a_run_outside_the_main_thread_takes_no_signals(undisturbed, tmp_path):
 
 
 def test_the_command_line_ends_with_the_signals_number(monkeypatch, capsys):
-    def app() -> None:
+    def app(**_: object) -> None:
         raise StoppedError("SIGTERM: stopped", signal.SIGTERM)
 
     monkeypatch.setattr(cli, "app", app)
