@@ -134,8 +134,6 @@ def change(tree, path, value):
             r"missing: layers\.0\..*unexpected: layers\.12\.",
         ),
         (lambda tree: [1, 2], "missing: "),
-        (lambda tree: np.ones(3), "expected a parameter tree .* got ndarray"),
-        (lambda tree: {**tree, "layers": {**tree["layers"], 3: tree["layers"]["3"]}}, "two keys of the same name"),
     ],
 )
 def test_a_tree_that_does_not_fit_is_one_line_with_its_paths(params, changed, message):
@@ -190,6 +188,13 @@ def test_threads_that_share_a_model_in_train_mode_draw_different_keys(tiny):
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(lambda _: jax.random.key_data(tiny._next_key()).tobytes(), range(200)))
     assert len(set(keys)) == 200
+
+
+def test_what_is_no_tree_is_refused_by_name(params):
+    with pytest.raises(InputError, match="expected a parameter tree .* got ndarray"):
+        to_dict(np.ones(3))
+    with pytest.raises(InputError, match="two keys of the same name: '3', 3"):
+        to_dict({"layers": {"3": {}, 3: {}}})
 
 
 def test_frozen_dicts_are_converted_whole():
