@@ -27,6 +27,7 @@ each_page = pytest.mark.parametrize("page", PAGES)
 # Options that the pages name and that other programs have
 OTHERS_OPTIONS = {
     "--help": "every program",
+    "--cache-clear": "pytest",
     "--keep-empty": "fairseq's multiprocessing_bpe_encoder.py",
     "--mixed": "benchmarks.inference",
     "--network": "the tests",
