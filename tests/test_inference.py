@@ -475,7 +475,7 @@ def test_a_bucket_adds_at_most_seven_tokens_or_an_eighth_of_the_power_of_two_abo
 # packing
 
 
-def test_a_sequence_does_not_see_its_neighbours(tiny):
+def test_a_sequence_does_not_see_its_neighbors(tiny):
     """Whatever else stands in its row, its features are the same."""
     first, second, third = (tiny.encode(text) for text in ("a dog", "a longer text about a cat", "x"))
 

@@ -20,10 +20,10 @@ def cosine(a, b):
 def test_a_product_by_hand():
     """Weights [[1, 0], [-0.5, 2]]: steps of 1/127 and 2/127; activations [3, -1.5]: steps of 3/127."""
     linear = QuantizedLinear(2, 2, jnp.dtype("float32"), jnp.dtype("float32"))
-    linear.kernel[...] = jnp.array([[127, 0], [-64, 127]], jnp.int8)  # -63.5 to the even neighbour
+    linear.kernel[...] = jnp.array([[127, 0], [-64, 127]], jnp.int8)  # -63.5 to the even neighbor
     linear.kernel_scale[...] = jnp.array([1 / 127, 2 / 127])
     linear.bias[...] = jnp.array([0.25, 0.0])
-    rounded = np.array([127, -64])  # -63.5 to the even neighbour
+    rounded = np.array([127, -64])  # -63.5 to the even neighbor
     expected = np.array([rounded @ [127, -64] * 3 / 127 / 127 + 0.25, rounded @ [0, 127] * 3 / 127 * 2 / 127])
     np.testing.assert_allclose(linear(jnp.array([[3.0, -1.5]]))[0], expected, rtol=1e-6)
     np.testing.assert_array_equal(linear(jnp.zeros((1, 2)))[0], [0.25, 0.0])

@@ -98,10 +98,10 @@ def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory):
     options = {"model": tiny_directory, "task": Classify("mnli"), "text_columns": ["text"]}
     with pytest.raises(InputError, match="has no column 'text'; its columns are 'id', 'premise', 'hypothesis'"):
         roberta_flax.inference.ray.predict_parquet(source, tmp_path / "out", **options)
-    labelled = tmp_path / "labelled.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": ["x"]}), labelled)
+    labeled = tmp_path / "labeled.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": ["x"]}), labeled)
     with pytest.raises(InputError, match="column 'label' cannot be kept: a result column has this name"):
-        roberta_flax.inference.ray.predict_parquet(labelled, tmp_path / "out", **options)
+        roberta_flax.inference.ray.predict_parquet(labeled, tmp_path / "out", **options)
     with pytest.raises(InputError, match="exists already"):
         roberta_flax.inference.ray.predict_parquet(source, tmp_path, **options)
 

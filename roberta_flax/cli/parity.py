@@ -84,7 +84,9 @@ def command(
             "--output", "-o", metavar="DIR", help="Write report.json and report.html there, in place of a report."
         ),
     ] = None,
-    all_points: Annotated[bool, typer.Option(help="Print one line for every activation, not for every layer.")] = False,
+    all_tensors: Annotated[
+        bool, typer.Option(help="Print one line for each tensor, not for each layer."), Formerly(("--all-points",))
+    ] = False,
     files: FileOptions = FileOptions(),
     as_json: Json = False,
 ) -> None:
@@ -133,7 +135,7 @@ def command(
     if as_json:
         sys.stdout.write(report.to_json())
     else:
-        print_report(report, Console(), all_tensors=all_points)
+        print_report(report, Console(), all_tensors=all_tensors)
     if not report.passed:
         raise ParityError("; ".join(line for run in report.runs if (line := divergence(run)) is not None))
 

@@ -13,7 +13,7 @@ that dtype. In int8 a layer's linear maps are quantize.QuantizedLinear.
 Dropout takes explicit keys: `key=None` evaluates, a PRNG key trains.
 
 Intermediate values are the outputs of methods: `nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)`
-returns them by path, "layers.0.attention.query.__call__" for one (see roberta_flax.parity.observation).
+returns them by path, "layers.0.attention.query.__call__" for one (see roberta_flax.parity.subject).
 """
 
 from __future__ import annotations

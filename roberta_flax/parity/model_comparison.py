@@ -20,14 +20,14 @@ from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import abstract_params
-from roberta_flax.parity import inputs, points
+from roberta_flax.parity import inputs, tensor_names
 from roberta_flax.parity.inputs import ParityBatch
-from roberta_flax.parity.observation import WITHOUT_LOSS, Subject
 from roberta_flax.parity.recording import Recording
 from roberta_flax.parity.recording import record as write_recording
 from roberta_flax.parity.reference import REFERENCES, Reference, ReferenceValues
 from roberta_flax.parity.report import Element, Report, Run, TensorResult, TokenError
 from roberta_flax.parity.rounding import BACKENDS, DTYPES, rounding_of
+from roberta_flax.parity.subject import WITHOUT_LOSS, Subject
 from roberta_flax.parity.tensor_comparison import DecisionStatistics, TensorStatistics, ValuePair, worst_tokens
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -102,9 +102,9 @@ def compare(
             )
         expected = recording = Recording(Path(replay), directory)
         gradients, is_built_in = recording.gradients, recording.built_in
-        names, num_batches = points.chosen_points(config, gradients, only), recording.num_batches
+        names, num_batches = tensor_names.matching_names(config, gradients, only), recording.num_batches
     else:
-        names = points.chosen_points(config, gradients, only)
+        names = tensor_names.matching_names(config, gradients, only)
         batches, is_built_in = _make_batches(texts, tokens, tokenizer, config)
         num_batches = len(batches)
         expected = _make_torch_reference(source, directory, reference, batches, names, checkpoint_file, cache_dir)
@@ -170,7 +170,7 @@ def compare_subject(
     Args:
       subject: anything with the attributes and the `observe` method of Subject.
       expected: the values of a Reference, one item for each batch.
-      names: names of the tensors to compare, in the order of computation (points.chosen_points).
+      names: names of the tensors to compare, in the order of computation (tensor_names.matching_names).
       gradients: whether the subject computes gradients too.
       tokenizer: gives the texts of tokens in the result; without it, they are None.
 
@@ -263,7 +263,7 @@ class _Comparison:
                     f"{name} has shape {values.shape} in batch {number}, but {reference.shape} in the reference: these "
                     "are two different networks"
                 )
-            compared = points.counted(name, batch, subject.config)
+            compared = tensor_names.compared_mask(name, batch, subject.config)
             pair = ValuePair(name, number, batch, values, reference, deviation, compared)
             errors = self.tensors.setdefault(name, TensorStatistics(name, subject.dtype)).add(pair)
             if name == "features":

@@ -45,7 +45,7 @@ class ReferenceValues:
 
     Attributes:
       batch: the inputs.
-      values: float64 arrays by tensor name, in the shapes listed in roberta_flax.parity.points. Tensors that the
+      values: float64 arrays by tensor name, in the shapes listed in roberta_flax.parity.tensor_names. Tensors that the
         reference does not expose are missing.
       deviations: for a rounding, the deviations by tensor name.
     """

@@ -49,7 +49,7 @@ class TensorResult:
     """One tensor, compared over all batches.
 
     Attributes:
-      name: the name of the tensor (roberta_flax.parity.points lists all names).
+      name: the name of the tensor (roberta_flax.parity.tensor_names lists all names).
       count: number of elements compared.
       max_abs, mean_abs, rms: the largest absolute error, the mean, and the root mean square.
       relative: the norm of the errors over the norm of the reference.

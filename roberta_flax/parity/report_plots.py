@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from roberta_flax.extras import require
-from roberta_flax.parity.points import GRADIENTS
 from roberta_flax.parity.report import Report, Run
+from roberta_flax.parity.tensor_names import GRADIENTS
 
 # Colors of Okabe and Ito, which most people can tell apart, limited to those that contrast with both white and black.
 # Dashes distinguish the dtypes too.

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from roberta_flax.parity.points import GRADIENTS
 from roberta_flax.parity.reference import SIMULATED_RUNS
 from roberta_flax.parity.report import (
     DecisionResult,
@@ -22,6 +21,7 @@ from roberta_flax.parity.report import (
     failures,
 )
 from roberta_flax.parity.tensor_comparison import MIN_TOLERANCE_FACTOR
+from roberta_flax.parity.tensor_names import GRADIENTS
 
 EXPLANATION = (
     f"The tolerance is {MIN_TOLERANCE_FACTOR:g} times the largest deviation (more for small tensors) of "

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.parity.inputs import ParityBatch
-from roberta_flax.parity.points import GRADIENTS
 from roberta_flax.parity.reference import SIMULATED_RUNS, Deviation
 from roberta_flax.parity.report import DecisionResult, Element, TensorResult, TokenError
 from roberta_flax.parity.rounding import significand_bits
+from roberta_flax.parity.tensor_names import GRADIENTS
 
 MIN_TOLERANCE_FACTOR = 3.0  # a tolerance is at least this many times the largest simulated deviation
 _FALSE_ALARM_PROBABILITY = 1e-6  # with which normal errors exceed a tolerance

@@ -28,7 +28,7 @@ class TorchModel(Protocol):
           tokens: int64 [batch, time].
           positions: int64 [batch, selected], where to evaluate the LM head.
           on_value: called with the name and the value of each tensor that the network exposes, in the shapes listed in
-            roberta_flax.parity.points. The features and the dense layers of heads are always among them.
+            roberta_flax.parity.tensor_names. The features and the dense layers of heads are always among them.
 
         Returns:
           The outputs of each head by name, and under LM_HEAD the logits at the positions.

@@ -4,7 +4,7 @@ The network reads a fairseq checkpoint with torch.load and computes with the sta
 on our reader of checkpoints, nor on the table of names, nor on the Flax network. It supports every option of
 RobertaConfig. For a model in another format, it takes the parameters of the converted directory, under fairseq's names.
 
-The network passes each named tensor (roberta_flax.parity.points) to a callback, `on_value`, as it computes it. An
+The network passes each named tensor (roberta_flax.parity.tensor_names) to a callback, `on_value`, as it computes it. An
 Arithmetic adds, multiplies and rounds: the one in this module leaves that to torch, and the one in
 torch_simulated_rounding adds errors on purpose.
 """

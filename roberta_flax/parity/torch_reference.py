@@ -28,9 +28,9 @@ from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.parity.inputs import ParityBatch
-from roberta_flax.parity.points import GRADIENTS, counted, has_log_probabilities
 from roberta_flax.parity.reference import SIMULATED_RUNS, Deviation, ReferenceValues
 from roberta_flax.parity.rounding import Rounding
+from roberta_flax.parity.tensor_names import GRADIENTS, compared_mask, has_log_probabilities
 from roberta_flax.parity.torch_model import LM_HEAD, TorchModel
 from roberta_flax.parity.torch_network import (
     FUNCTION_UNITS,
@@ -160,7 +160,7 @@ class TorchReference:
         def add_deviation(name: str, value: Tensor) -> None:
             if name in exact:
                 differences = (value.detach() - exact[name]).abs()
-                compared = torch.from_numpy(counted(name, batch, self._config))
+                compared = torch.from_numpy(compared_mask(name, batch, self._config))
                 if compared.dim():
                     differences = differences[compared.expand(differences.shape[: compared.dim()])]
                 deviation = Deviation(float(differences.max()), float((differences**2).sum()), differences.numel())

@@ -242,7 +242,7 @@ def test_every_file_layout_gives_the_same_directory(layout, tmp_path, tokenizers
      "FlaxRobertaForMultipleChoice", "FlaxXLMRobertaForMaskedLM"],
 )  # fmt: skip
 def test_flax_models_of_transformers_4_agree(class_name, tmp_path, tokenizers, sentencepiece_model):
-    """Its parameters in its own initialisation, perturbed; compared with its own outputs, not with torch's."""
+    """Its parameters in its own initialization, perturbed; compared with its own outputs, not with torch's."""
     import transformers
 
     model_class = getattr(transformers, class_name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from roberta_flax import parity
-from roberta_flax.parity.observation import Subject
+from roberta_flax.parity.subject import Subject
 
 TEXTS = (("Hello world!",), ("A man plays.", "A man sleeps."))
 ONLY = ("embeddings.*", "layers.*.attention.context", "layers.*.output", "features", "*.logits", "*.loss")

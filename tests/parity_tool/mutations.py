@@ -1,6 +1,6 @@
 """Networks that are wrong on purpose: a function or a method replaced by another, a parameter or a choice changed.
 
-Each says at which point a comparison must find it.
+Each says at which tensor a comparison must find it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jax import lax
 
 from roberta_flax.nn import attention, forward, model, products
 from roberta_flax.nn.tree import flatten, unflatten
-from roberta_flax.parity.observation import Subject
+from roberta_flax.parity.subject import Subject
 from roberta_flax.train import losses
 from tests.parity_tool.networks import GAP_ROW, LONGEST_ROW, PADDED_ROWS
 
@@ -44,9 +44,9 @@ class Mutation:
 
     Attributes:
       name: what is wrong.
-      at: the first point that diverges.
+      at: the first tensor that diverges.
       change: makes a subject, or the package, wrong.
-      dtypes: of the computations in which it must be found at that point.
+      dtypes: of the computations in which it must be found at that tensor.
       pre_norm: whether it is one of networks.PRE_NORM, and not of POST_NORM.
       rows: those that it changes; None for all.
     """

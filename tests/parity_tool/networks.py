@@ -11,7 +11,7 @@ import numpy as np
 from roberta_flax import HeadConfig, RobertaConfig
 from roberta_flax.checkpoint import converted
 from roberta_flax.nn import forward
-from roberta_flax.parity import inputs, points
+from roberta_flax.parity import inputs, tensor_names
 from roberta_flax.parity.reference import ReferenceValues
 from roberta_flax.parity.torch_reference import make_torch_reference
 from roberta_flax.text.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def network(folder: Path, config: RobertaConfig, tokenizer: Tokenizer, gradients
     )
     directory = folder / "model"
     converted.save(directory, config, params, tokenizer)
-    names = points.all_points(config, gradients)
+    names = tensor_names.all_names(config, gradients)
     batches = inputs.batches_from_tokens(_rows(config), config, mask_id=60)
     reference = make_torch_reference(directory, directory, "builtin", batches, names)
     return Network(directory, config, names, list(reference.evaluate()), gradients)

@@ -1,4 +1,4 @@
-"""That the comparison finds a wrong network, at the right point, and finds nothing wrong with a right one.
+"""That the comparison finds a wrong network, at the right tensor, and finds nothing wrong with a right one.
 
 Most are run without compiling (jax.disable_jit): a mutation then takes a second, and what it changes is the same.
 """
@@ -16,8 +16,8 @@ from roberta_flax.nn import forward
 from roberta_flax.nn.config import ACTIVATIONS
 from roberta_flax.parity import Run
 from roberta_flax.parity.model_comparison import compare_subject
-from roberta_flax.parity.observation import WITHOUT_LOSS, Subject
 from roberta_flax.parity.report import failures
+from roberta_flax.parity.subject import WITHOUT_LOSS, Subject
 from roberta_flax.text.tokenizer import Tokenizer
 from tests.parity_tool.mutations import EQUIVALENTS, MUTATIONS, Equivalent, Mutation, config
 from tests.parity_tool.networks import POST_NORM, PRE_NORM, SIZES, Network, network
@@ -54,9 +54,9 @@ def changed(monkeypatch):
     forward._abstract.cache_clear()
 
 
-def compared(network: Network, subject: Subject, points: Sequence[str] | None = None, gradients: bool = True) -> Run:
+def compared(network: Network, subject: Subject, names: Sequence[str] | None = None, gradients: bool = True) -> Run:
     gradients = gradients and network.gradients and subject.dtype not in WITHOUT_LOSS
-    return compare_subject(subject, network.expected, points or network.names, gradients=gradients)
+    return compare_subject(subject, network.expected, names or network.names, gradients=gradients)
 
 
 def over(run: Run) -> list[tuple[str, float]]:
@@ -83,10 +83,10 @@ FAST = {number * len(CASES) // 20 for number in range(20)}  # those that are not
 def test_a_wrong_network_is_found_at_the_point_where_it_is_wrong(mutation: Mutation, dtype, networks, changed):
     """In float32 and bfloat16; float64's bounds are float32's by 2^-29, and what is over these is over those."""
     network = networks(PRE_NORM if mutation.pre_norm else POST_NORM)
-    points = network.names[: network.names.index(mutation.at) + 1]  # what comes later takes time and says nothing
+    names = network.names[: network.names.index(mutation.at) + 1]  # what comes later takes time and says nothing
     with jax.disable_jit():
         subject = changed(Subject(network.directory, dtype), mutation.change)
-        run = compared(network, subject, points, mutation.of_gradients)
+        run = compared(network, subject, names, mutation.of_gradients)
     assert not run.passed
     assert run.diverges_at == mutation.at
     if mutation.rows is not None:

@@ -8,7 +8,7 @@ import pytest
 from roberta_flax import InputError
 from roberta_flax.checkpoint import converted
 from roberta_flax.convert import convert
-from roberta_flax.parity import inputs, points
+from roberta_flax.parity import inputs, tensor_names
 from roberta_flax.parity.rounding import rounding_of
 from roberta_flax.parity.tensor_comparison import TensorStatistics, ValuePair
 from roberta_flax.parity.torch_reference import TorchReference, make_torch_reference
@@ -28,7 +28,7 @@ def references(source, directory, library: str, gradients: bool) -> tuple[TorchR
     config = converted.read_config(directory)
     tokens = random_tokens(LENGTHS, config.vocab_size)
     batches = inputs.batches_from_tokens([row[:length] for row, length in zip(tokens, LENGTHS, strict=True)], config)
-    names = points.all_points(config, gradients)
+    names = tensor_names.all_names(config, gradients)
     both = (make_torch_reference(source, directory, name, batches, names) for name in (library, "builtin"))
     return *both, names
 
@@ -41,7 +41,7 @@ def assert_same_values(library: TorchReference, builtin: TorchReference, directo
         assert set(actual.values) == set(names)
         for name, values in expected.values.items():
             statistics = TensorStatistics(name, "float64")
-            compared = points.counted(name, actual.batch, config)
+            compared = tensor_names.compared_mask(name, actual.batch, config)
             statistics.add(
                 ValuePair(name, number, actual.batch, actual.values[name], values, deviations[name], compared)
             )
@@ -83,7 +83,7 @@ def test_builtin_reference_agrees_with_transformers(variant, tmp_path, tokenizer
 
 def test_checkpoint_and_converted_model_have_the_same_values(tiny_source, tiny_directory):
     config = converted.read_config(tiny_directory)
-    names = points.all_points(config)
+    names = tensor_names.all_names(config)
     batches = inputs.batches_from_tokens([[0, 5, 9, 2], [0, 2]], config)
     from_checkpoint, from_directory = (
         next(make_torch_reference(source, tiny_directory, "builtin", batches, names).evaluate())
@@ -104,7 +104,7 @@ def test_description_and_log_say_if_torch_refuses_the_checkpoint(tmp_path, tiny_
 def test_transformers_refuses_gradients_and_pre_norm_models(tmp_path, tiny_source, tiny_directory):
     config = converted.read_config(tiny_directory)
     with pytest.raises(InputError, match="cannot be the reference for gradients"):
-        make_torch_reference(tiny_source, tiny_directory, "transformers", [], points.all_points(config, True))
+        make_torch_reference(tiny_source, tiny_directory, "transformers", [], tensor_names.all_names(config, True))
     model = build(**{**SMALL, "architecture": "roberta_prenorm"})
     source = write(model, tmp_path / "source", tiny_source)
     directory = convert(source, tmp_path / "converted")

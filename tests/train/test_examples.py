@@ -333,8 +333,8 @@ QUESTIONS = [
 
 
 def commonsenseqa(stem: str, choices: list[str], answer: str) -> dict[str, Any]:
-    labelled = [{"label": letter, "text": text} for letter, text in zip("ABCDE", choices, strict=True)]
-    return {"answerKey": answer, "id": "1", "question": {"question_concept": "x", "choices": labelled, "stem": stem}}
+    labeled = [{"label": letter, "text": text} for letter, text in zip("ABCDE", choices, strict=True)]
+    return {"answerKey": answer, "id": "1", "question": {"question_concept": "x", "choices": labeled, "stem": stem}}
 
 
 def test_commonsenseqas_ids_are_fairseqs(fairseq_examples, tiny_source, tokenizer, tmp_path):

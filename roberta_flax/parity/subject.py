@@ -1,4 +1,4 @@
-"""The Flax side: the values of a batch at every point, in the computation that a user would run."""
+"""The Flax side of a comparison: every named tensor of a batch, from the computation that users run."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import quantize
 from roberta_flax.nn.tree import flatten
 from roberta_flax.parity.inputs import ParityBatch
-from roberta_flax.parity.points import GRADIENTS, all_points, has_log_probabilities
+from roberta_flax.parity.tensor_names import GRADIENTS, all_names, has_log_probabilities
 from roberta_flax.train.losses import head_loss, masked_lm_loss
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
 
-WITHOUT_LOSS = ("float16", "int8")  # they are not trained
+WITHOUT_LOSS = ("float16", "int8")  # nobody trains in these
 
 
 class Subject:
-    """A model in one dtype, precision and attention on one backend, to be observed.
+    """A Flax model in one dtype, precision and attention implementation on one backend.
 
     Attributes:
       dtype: one of rounding.DTYPES.
@@ -72,37 +72,37 @@ class Subject:
             self.stored: str = stored
 
     def observe(
-        self, batch: ParityBatch, gradients: bool = False, points: Collection[str] | None = None
+        self, batch: ParityBatch, gradients: bool = False, names: Collection[str] | None = None
     ) -> dict[str, npt.NDArray[Any]]:
-        """The values at each point, in the shapes that points.py gives.
+        """Computes the named tensors of a batch, in the shapes listed in tensor_names.py.
 
         Args:
           batch: the inputs.
-          gradients: whether those are computed too.
-          points: those that are wanted; all if not given. What no wanted one needs is not computed.
+          gradients: whether to compute gradients too.
+          names: the tensors to compute; all if not given. Parts of the network that none of them needs do not run.
         """
-        parts = None if points is None else {point.rpartition(".")[2] for point in points}
+        parts = None if names is None else {name.rpartition(".")[2] for name in names}
         with self._computing():
-            found = self._inside(batch)
+            found = self._intermediates(batch)
             if parts is None or parts & {"logits", "log_probabilities"}:
                 found |= self._results(batch)
             if self.dtype not in WITHOUT_LOSS and (parts is None or gradients or "loss" in parts):
                 found |= self._losses(batch, gradients)
-            return {point: np.asarray(value) for point, value in found.items()}
+            return {name: np.asarray(value) for name, value in found.items()}
 
-    def _inside(self, batch: ParityBatch) -> dict[str, Array]:
-        # "xla": scores are there where they are computed at once
+    def _intermediates(self, batch: ParityBatch) -> dict[str, Array]:
+        # only "xla" computes all scores at once, so that they can be captured
         numerics = dataclasses.replace(self._numerics, attention="xla", observed=True)
-        values: dict[str, Array] = _inside(
+        values: dict[str, Array] = _intermediates(
             self.params, batch.tokens, batch.positions, config=self.config, numerics=numerics
         )
-        for point, value in values.items():
-            if point.startswith("lm_head."):
-                values[point] = value.reshape(*batch.positions.shape, -1)
+        for name, value in values.items():
+            if name.startswith("lm_head."):
+                values[name] = value.reshape(*batch.positions.shape, -1)
         return values
 
     def _results(self, batch: ParityBatch) -> dict[str, Array]:
-        """What the public functions give: with the attention that was asked for, and the last layer cut short."""
+        """Results of the public functions, with the requested attention; the last layer computes needed tokens only."""
         config, numerics = self.config, self._numerics
         found: dict[str, Array] = {}
         if config.lm_head:
@@ -110,15 +110,15 @@ class Subject:
                 self.params, batch.tokens, batch.positions, config=config, numerics=numerics
             )
         for head in self.config.heads:
-            point = f"heads.{head.name}"
-            found[f"{point}.logits"] = forward.head_logits(
+            name = f"heads.{head.name}"
+            found[f"{name}.logits"] = forward.head_logits(
                 self.params, batch.tokens, head=head.name, config=config, numerics=numerics
             )
             if has_log_probabilities(head):
                 log_probabilities = forward.head_log_probs(
                     self.params, batch.tokens, head=head.name, config=config, numerics=numerics
                 )
-                found[f"{point}.log_probabilities"] = log_probabilities
+                found[f"{name}.log_probabilities"] = log_probabilities
         return found
 
     def _losses(self, batch: ParityBatch, gradients: bool) -> dict[str, Array]:
@@ -159,7 +159,7 @@ def device_of(backend: str | None) -> jax.Device:
 
 
 @partial(jax.jit, static_argnames=("config", "numerics"))
-def _inside(
+def _intermediates(
     params: Any,
     tokens: Int[Array, "batch time"],
     positions: Int[Array, "batch selected"],
@@ -180,24 +180,24 @@ def _inside(
         ".".join(str(part.key) for part in path[:-1]): value  # the last part numbers the calls, of which there is one
         for path, value in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(captured))[0]
     }
-    values = {point: outputs[name] for point in all_points(config) if (name := _captured_as(point)) in outputs}
+    values = {name: outputs[path] for name in all_names(config) if (path := _captured_as(name)) in outputs}
     batch, time = tokens.shape
-    for point, value in values.items():
-        if value.ndim == 2 and point.startswith("layers."):
-            values[point] = value.reshape(batch, time, -1)
+    for name, value in values.items():
+        if value.ndim == 2 and name.startswith("layers."):
+            values[name] = value.reshape(batch, time, -1)
     return values
 
 
-def _captured_as(point: str) -> str:
-    """The path and the method whose output is the value at a point, as nnx.capture names it."""
-    module, _, part = point.rpartition(".")
+def _captured_as(name: str) -> str:
+    """The path and method, as nnx.capture names them, whose output is the named tensor."""
+    module, _, part = name.rpartition(".")
     if part in ("sum", "context", "scores", "weights", "activation", "features"):
-        return point
+        return name
     if part == "output" and not module.endswith((".attention", ".feed_forward")):  # a layer's, or the embeddings'
         return f"{module}.__call__"
     if part == "dense":  # a head's, activated
         return f"{module}.activation"
-    return f"{point}.__call__"
+    return f"{name}.__call__"
 
 
 @partial(jax.jit, static_argnames=("config", "numerics"))
@@ -221,7 +221,7 @@ def _losses(
 def _gradients(
     params: Any, batch: dict[str, Any], *, config: RobertaConfig, numerics: Numerics
 ) -> tuple[tuple[Array, dict[str, Array]], Any]:
-    """What _losses gives, and the gradient of the sum by each parameter."""
+    """The results of _losses, and the gradient of their sum with respect to each parameter."""
     function = jax.value_and_grad(partial(_losses, config=config, numerics=numerics), has_aux=True)
     found: tuple[tuple[Array, dict[str, Array]], Any] = function(params, batch)
     return found
