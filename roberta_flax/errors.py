@@ -6,12 +6,23 @@ traceback.
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
+
+_JOINERS = "\u200c\u200d"  # of Persian, Indic scripts and emoji; they change how their neighbors look, and no more
+
+
+def is_printable(character: str) -> bool:
+    """Whether a character only shows itself: it neither steers a terminal, nor breaks a line, nor turns text around."""
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
 
 
 def printable(text: str) -> str:
-    """Text of somebody else's files, with whatever would steer a terminal or break a line escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Text of somebody else (labels, names, paths, inputs) as it is shown, with all that is not printable escaped.
+
+    Everything that is shown goes through here: messages, log lines, what the command line prints, and report.html.
+    """
+    return "".join(c if is_printable(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def shortened(text: str, length: int = 300) -> str:

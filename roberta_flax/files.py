@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
@@ -93,6 +94,12 @@ def read_text(path: PathLike) -> str:
             return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex. Raises CheckpointError if it cannot be read."""
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

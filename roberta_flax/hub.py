@@ -438,9 +438,9 @@ def load_tokenizer(
     bpe_dir: PathLike | None = None,
 ) -> Tokenizer:
     """Loads the tokenizer of a model, without its parameters. Arguments and errors are those of `load`."""
-    return Tokenizer.from_directory(
-        resolve(name_or_path, cache_dir=cache_dir, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir)
-    )
+    directory = resolve(name_or_path, cache_dir=cache_dir, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir)
+    converted.check_files(directory)
+    return Tokenizer.from_directory(directory)
 
 
 def _flatten_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:

@@ -8,6 +8,9 @@ KIND is one of
   tokenizer      tokenizer.json
   bpe            dict.txt, encoder.json and vocab.bpe, with a zero byte between them
   sentencepiece  sentencepiece.bpe.model
+  conversion     conversion.json, with the checksums of a converted directory
+
+Without atheris, or from tests/test_hostile.py, the same files are changed at random: `mutated(seed, random)`.
 
 A finding is an exception other than this package's own, a message of over one line or over 20,000 characters, 512 MiB more
 memory than before, files left behind, or 10 seconds, for inputs of 64 KiB at most. What it found is kept as cases in
@@ -22,6 +25,7 @@ import argparse
 import gzip
 import io
 import json
+import os
 import resource
 import shutil
 import sys
@@ -29,16 +33,27 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
-import atheris
 import msgpack
 import numpy as np
 import sentencepiece
 import torch
 from safetensors.numpy import save
 
-with atheris.instrument_imports(include=["pickle", "roberta_flax.convert", "roberta_flax.checkpoint"]):
+try:
+    import atheris
+except ImportError:  # the readers and seeds here serve without
+    atheris = None
+
+with (
+    nullcontext()
+    if atheris is None
+    else atheris.instrument_imports(include=["pickle", "roberta_flax.convert", "roberta_flax.checkpoint"])
+):
+    from roberta_flax.checkpoint import checksums
     from roberta_flax.checkpoint.archive import extract_archive
     from roberta_flax.checkpoint.tensors import read_tensors
     from roberta_flax.convert import fairseq, hf_tokenizer, msgpack_file, torch_file
@@ -46,9 +61,28 @@ with atheris.instrument_imports(include=["pickle", "roberta_flax.convert", "robe
     from tests.random_model import TEXT, files
 from roberta_flax.errors import RobertaFlaxError
 
-OPTIONS = ("-timeout=10", "-rss_limit_mb=0", "-max_len=65536")  # where not given; of memory there is a limit of our own
+MAX_LENGTH = 65536  # bytes of a file
+_NUMBERS = (
+    b"\0",
+    b"\xff",
+    b"\xff\xff\xff\x7f",
+    b"\xff" * 8,
+    b"-1",
+    b"0",
+    b"1e999",
+    b"9" * 40,
+    b"null",
+    b"NaN",
+    b"{",
+    b"[" * 99,
+)
+OPTIONS = (
+    "-timeout=10",
+    "-rss_limit_mb=0",
+    f"-max_len={MAX_LENGTH}",
+)  # where not given; of memory there is a limit of our own
 MEMORY = 512 << 20  # bytes
-FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+FOLDER = Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}"  # where files are written to be read
 TINY = files()
 
 
@@ -125,7 +159,16 @@ def read_bpe(data: bytes) -> None:
 def read_sentencepiece(data: bytes) -> None:
     path = FOLDER / "sentencepiece.bpe.model"
     path.write_bytes(data)
-    SentencePiece.read(path).bind({})("A man isn't playing 2 naïve ﬁne games №5.")
+    SentencePiece.read(path).piece_encoder({})("A man isn't playing 2 naïve ﬁne games №5.")
+
+
+def read_conversion(data: bytes) -> None:
+    folder = FOLDER / "converted"
+    folder.mkdir(exist_ok=True)
+    (folder / "dict.txt").write_bytes(TINY["dict.txt"])
+    (folder / "conversion.json").write_bytes(data)
+    checksums.compare(folder, optional=BYTE_LEVEL_FILES)
+    checksums.check(folder, by_size=(), editable=(), optional=BYTE_LEVEL_FILES)
 
 
 def torch_seeds() -> Iterator[bytes]:
@@ -203,11 +246,46 @@ def sentencepiece_seeds() -> Iterator[bytes]:
         yield model.getvalue()[: 1 << 20]
 
 
+def conversion_seeds() -> Iterator[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "dict.txt").write_bytes(TINY["dict.txt"])
+        yield checksums.record(Path(folder), {"source": "x", "kind": "fairseq", "tensors": {}}).encode()
+
+
 KINDS: dict[str, tuple[Callable[[bytes], None], Callable[[], Iterator[bytes]]]] = {
     "torch": (read_torch, torch_seeds), "archive": (read_archive, archive_seeds), "flax": (read_flax, flax_seeds),
     "safetensors": (read_safetensors, safetensors_seeds), "tokenizer": (read_tokenizer, tokenizer_seeds), "bpe": (read_bpe, bpe_seeds),
-    "sentencepiece": (read_sentencepiece, sentencepiece_seeds),
+    "sentencepiece": (read_sentencepiece, sentencepiece_seeds), "conversion": (read_conversion, conversion_seeds),
 }  # fmt: skip
+
+
+def mutated(seed: bytes, random: np.random.Generator) -> bytes:
+    """A file with a few changes: bytes flipped, cut out, repeated, or replaced by numbers that sizes and lengths have."""
+    data = bytearray(seed)
+    for _ in range(random.integers(1, 6)):
+        begin = int(random.integers(0, len(data) + 1))
+        end = min(len(data), begin + int(random.integers(1, 9)))
+        change = random.integers(0, 5)
+        if change == 0 and begin < len(data):
+            data[begin] ^= 1 << int(random.integers(0, 8))
+        elif change == 1:
+            data[begin:end] = random.bytes(end - begin)
+        elif change == 2:
+            del data[begin:end]
+        elif change == 3:
+            data[begin:begin] = data[begin:end] * int(random.integers(1, 50))
+        else:
+            data[begin:end] = _NUMBERS[random.integers(0, len(_NUMBERS))]
+    return bytes(data[:MAX_LENGTH])
+
+
+def try_one(read: Callable[[bytes], None], data: bytes) -> None:
+    """Reads one file. Raises whatever is a finding."""
+    try:
+        read(data)
+    except RobertaFlaxError as error:
+        if "\n" in str(error) or len(str(error)) > 20_000 or "more memory than there is" in str(error):
+            raise AssertionError("a message of over one line, or memory that is not there") from error
 
 
 def limit_memory() -> None:
@@ -220,19 +298,13 @@ def limit_memory() -> None:
 def main() -> None:
     read, seeds = KINDS[sys.argv.pop(1)]
     folder = Path(tempfile.mkdtemp(prefix="seeds-"))
+    FOLDER.mkdir()
     for number, seed in enumerate(seeds()):
         (folder / str(number)).write_bytes(seed)
 
-    def one(data: bytes) -> None:
-        try:
-            read(data)
-        except RobertaFlaxError as error:
-            if "\n" in str(error) or len(str(error)) > 20_000 or "more memory than there is" in str(error):
-                raise AssertionError("a message of over one line, or memory that is not there") from error
-
     given = [option.split("=")[0] for option in sys.argv]
     defaults = [option for option in OPTIONS if option.split("=")[0] not in given]
-    atheris.Setup([*sys.argv, *defaults, str(folder)], one)
+    atheris.Setup([*sys.argv, *defaults, str(folder)], partial(try_one, read))
     limit_memory()
     try:
         atheris.Fuzz()

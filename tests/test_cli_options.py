@@ -119,7 +119,7 @@ TRAINING = ("finetune", "pretrain", "perplexity")  # an int8 network has no loss
 OTHERWISE = {
     ("convert", "--dtype"), ("parity", "--dtype"), ("finetune", "--seed"), ("perplexity", "--batch-size"),
     ("export", "--head"), ("finetune", "--output"), ("pretrain", "--output"), ("preprocess", "--output"),
-    ("parity", "--output"), ("convert", "--strict"),
+    ("parity", "--output"), ("convert", "--strict"), ("mnli", "--labels"),
 }  # fmt: skip
 
 

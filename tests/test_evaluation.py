@@ -646,14 +646,12 @@ def test_a_gold_string_names_its_class(label, names, expected):
 @pytest.mark.parametrize(
     ("task", "head", "classes", "given", "expected"),
     [
-        # the released head has no names: fairseq's README, label_map
-        ("mnli", (), 3, None, NLI),
+        ("mnli", None, 3, None, NLI),  # a new head
         # FacebookAI/roberta-large-mnli and a head trained on datasets' glue.py
         ("mnli", ("CONTRADICTION", "NEUTRAL", "ENTAILMENT"), 3, None, NLI),
         ("mnli", ("entailment", "neutral", "contradiction"), 3, None, NLI[::-1]),
         ("sick", NLI, 3, None, ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")),
         ("rte", ("not_entailment", "entailment"), 2, None, ("not_entailment", "entailment")),
-        ("mnli", ("LABEL_0", "LABEL_1", "LABEL_2"), 3, None, NLI),  # transformers' names for want of any
         ("mnli", ("entailment", "neutral", "contradiction"), 3, NLI, NLI),  # the user knows better
         ("sst-2", ("POSITIVE", "NEGATIVE"), 2, None, ("1", "0")),
         ("wnli", (), 2, ["entailment", "not_entailment"], ("1", "0")),
@@ -674,6 +672,18 @@ def test_a_heads_classes_are_the_users_then_its_own_then_the_tasks(task, head, c
         ("mnli", (), 3, [], "got the labels (none)"),
         ("sts-b", (), 2, None, "sts-b is a regression: it takes a head of 1 output"),
         ("sts-b", (), 1, ["low"], "no labels, got 1 outputs and 1 labels"),
+        # GLUE's order is the reverse of fairseq's, and fairseq numbers the classes of other tasks by their frequency
+        ("mnli", (), 3, None, "have no names, so it is not known which of them are mnli's; give the label of each"),
+        ("mnli", (), 3, None, "such as --labels contradiction,neutral,entailment"),
+        ("sst-2", (), 2, None, "have no names"),
+        (
+            "mnli",
+            ("LABEL_0", "LABEL_1", "LABEL_2"),
+            3,
+            None,
+            "are called LABEL_0, LABEL_1, LABEL_2, so it is not known",
+        ),
+        ("mnli", ("negative", "neutral", "positive"), 3, None, "are called negative, neutral, positive"),
     ],
 )
 def test_labels_that_do_not_fit_the_head_are_refused(task, head, classes, given, message):

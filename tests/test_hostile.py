@@ -21,6 +21,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from roberta_flax.convert import convert, export, hf_tokenizer, msgpack_file, to
 from roberta_flax.convert.source import same_values
 from roberta_flax.nn.tree import flatten
 from roberta_flax.text.tokenizer import ByteLevelBPE
-from tests import processes
+from tests import fuzz_reader, processes
 
 torch = pytest.importorskip("torch")
 
@@ -383,6 +384,19 @@ def state_of_arguments() -> Iterator[tuple[str, Any]]:
     """As many as fairseq's trainer has."""
     for i in range(200):
         yield f"argument_number_{i}", [i, None, True, f"value {i}", 0.1, [0.9, 0.98]][i % 6]
+
+
+@pytest.mark.parametrize("kind", fuzz_reader.KINDS)
+def test_files_changed_at_random_are_read_or_refused_in_one_line(kind, tmp_path, monkeypatch):
+    """A few of the files that `python -m tests.fuzz_reader` tries for as long as it is let; always the same ones."""
+    monkeypatch.setattr(fuzz_reader, "FOLDER", tmp_path)
+    read, seeds = fuzz_reader.KINDS[kind]
+    random = np.random.default_rng(0)
+    for seed in seeds():
+        with suppress(roberta_flax.RobertaFlaxError):
+            read(seed)
+        for _ in range(60):
+            fuzz_reader.try_one(read, fuzz_reader.mutated(seed, random))
 
 
 def test_what_fuzzing_found(tmp_path):

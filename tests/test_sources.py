@@ -327,3 +327,103 @@ def test_a_setting_of_the_lm_head_has_an_effect_where_there_is_one(saved, tmp_pa
     assert verify(directory, tmp_path / "source").problems == [
         "config.json has lm_head_activation 'relu', the source 'gelu'"
     ]
+
+
+# the names of classes
+
+
+MNLI = ("contradiction", "neutral", "entailment")
+
+
+@pytest.fixture
+def first_class(saved):
+    """A model of three classes without names that always chooses the first."""
+    _, folder = saved("RobertaForSequenceClassification", num_labels=3)
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors["classifier.out_proj.weight"].zero_()
+        tensors["classifier.out_proj.bias"].copy_(torch.tensor([5.0, 0.0, 0.0]))
+
+    change_tensors(folder, change)
+    return folder
+
+
+def test_three_classes_without_names_are_not_given_fairseqs(run, first_class, tmp_path):
+    """Even where the head is called mnli: GLUE's order is the reverse of fairseq's."""
+    directory = convert(first_class, tmp_path / "converted", head_name="mnli")
+    for model in (first_class, directory):
+        status, out, err = run("mnli", "a", "b", "--model", model)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert "have no names, and their order differs from model to model; give it with labels (--labels)" in err
+        given = run("mnli", "a", "b", "--model", model, "--labels", "entailment,neutral,contradiction")
+        assert given[1].startswith("entailment ")
+        assert run("predict", "--text", "a", "--text", "b", "--model", model)[1].startswith("label\t0\n")
+    for labels in ("a,b", "a,b,b"):
+        assert "should name three different classes" in run("mnli", "a", "b", "-m", directory, "--labels", labels)[2]
+    assert roberta_flax.load(directory).predict_labels("mnli", [[0, 5, 2]]) == ["0"]
+
+
+def test_a_model_in_glues_order_is_not_judged_in_fairseqs(run, first_class, tmp_path):
+    (tmp_path / "MNLI").mkdir()
+    dev = tmp_path / "MNLI" / "dev_matched.tsv"
+    dev.write_text("sentence1\tsentence2\tgold_label\na\tb\tentailment\nc\td\tentailment\n")
+    status, out, err = run("evaluate", dev, "--model", first_class)
+    assert (status, out) == (1, "")
+    assert "have no names, so it is not known which of them are mnli's" in err
+    command = ("evaluate", dev, "--model", first_class, "--labels", "entailment,neutral,contradiction", "--json")
+    assert json.loads(run(*command)[1])["metrics"]["accuracy"] == 1
+
+
+def test_fairseqs_mnli_head_keeps_the_names_of_its_readme(tiny_directory, tmp_path, caplog):
+    """label_map in fairseq/examples/roberta/README.md; export writes them, and directories of older versions have them."""
+    assert json.loads((tiny_directory / "config.json").read_text())["heads"][0]["labels"] == list(MNLI)
+    exported = export(tiny_directory, tmp_path / "hf", to="huggingface")
+    config = json.loads((exported / "config.json").read_text())
+    assert config["id2label"] == dict(zip("012", MNLI, strict=True))
+    assert verify(tiny_directory, export(tiny_directory, tmp_path / "fairseq", to="fairseq")).problems == []
+    assert caplog.messages == []
+    for kind, labels in (("fairseq", MNLI), ("saved", ()), ("huggingface", ())):
+        older = Path(shutil.copytree(tiny_directory, tmp_path / f"older-{kind}"))
+        for name, change in (("config.json", {}), ("conversion.json", {"kind": kind})):
+            values = {**json.loads((older / name).read_text()), **change}
+            values.pop("checksums", None)
+            if name == "config.json":
+                values["heads"][0]["labels"] = []
+            (older / name).write_text(json.dumps(values))
+        assert roberta_flax.load(older).config.head("mnli").labels == labels
+
+
+def test_the_one_output_of_a_single_label_head_is_the_sigmoid_that_transformers_gives(run, saved):
+    from transformers import TextClassificationPipeline
+
+    model, folder = saved("RobertaForSequenceClassification", num_labels=1, problem_type="single_label_classification")
+    roberta = roberta_flax.load(folder)
+    texts = ("A man is playing.", "Two dogs run.", "nothing")
+    scores = []
+    for text in texts:
+        logits = model(torch.tensor([roberta.encode(text).tolist()])).logits
+        pipeline = TextClassificationPipeline.__new__(TextClassificationPipeline)
+        pipeline.model, pipeline.framework = model, "pt"  # its own choice of a function, without a tokenizer
+        scores.append(pipeline.postprocess({"logits": logits.detach()})["score"])
+    ours = [
+        float(np.exp(roberta.predict("sentence_classification_head", roberta.encode(text)))[0, 0]) for text in texts
+    ]
+    np.testing.assert_allclose(ours, scores, atol=FLOAT32)
+    assert len({round(score, 4) for score in ours}) == 3
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace("single_label_", "no_"))
+    assert "problem_type must be one of regression, " in run("encode", "a", "--model", folder)[2]
+
+
+def test_the_one_output_of_a_token_head_is_a_value(saved):
+    model, folder = saved("RobertaForTokenClassification", num_labels=1)
+    roberta = roberta_flax.load(folder)
+    tokens = roberta.encode("A man is playing.").tolist()
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits.numpy()
+    np.testing.assert_allclose(roberta.predict("token_classification", tokens), logits, atol=FLOAT32)
+
+
+@pytest.mark.parametrize("kind", ["sentence", "token"])
+def test_a_class_of_one_is_refused(kind):
+    with pytest.raises(roberta_flax.InputError, match="the probability of one class alone is always 1"):
+        roberta_flax.HeadConfig("x", 1, 8, kind, "single_label")

@@ -3,7 +3,7 @@
   config.json         RobertaConfig
   model.safetensors   the parameter tree: one tensor per leaf, named by the leaf's path joined with dots
   dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model
-  conversion.json     the origin: source, sha256, versions, and where every source tensor went
+  conversion.json     the origin: source, sha256, versions, where every source tensor went, and checksums of all files
 
 A model needs nothing else to run. The directory is written under a temporary name and renamed when it is complete.
 Parameters are written and read one at a time, so that neither takes more memory than the parameters themselves.
@@ -11,10 +11,11 @@ Parameters are written and read one at a time, so that neither takes more memory
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from roberta_flax.checkpoint import checksums
+from roberta_flax.checkpoint.checksums import CONVERSION_FILE, FileComparison, read_conversion
 from roberta_flax.checkpoint.tensors import (
     DTYPE_NAMES,
     LazyTensor,
@@ -35,14 +38,14 @@ from roberta_flax.checkpoint.tensors import (
 )
 from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.files import PARTIAL_SUFFIX, new_directory, read_text, reading, write_bytes
-from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.config import MNLI_LABELS, HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params, abstract_params
 from roberta_flax.nn.tree import describe_problems, flatten, mismatches, unflatten
 from roberta_flax.text.tokenizer import BYTE_LEVEL_FILES, SENTENCEPIECE_FILE, SENTENCEPIECE_FILES, Tokenizer
 
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
-CONVERSION_FILE = "conversion.json"
+_TOKENIZER_FILES = tuple(dict.fromkeys((*BYTE_LEVEL_FILES, *SENTENCEPIECE_FILES)))  # of which a directory has some
 _READERS = 4  # threads
 _LAYER_TENSORS = 16  # per layer: kernel and bias of six Dense, scale and bias of two LayerNorms
 
@@ -149,14 +152,14 @@ def write(
 ) -> dict[str, NonFinite]:
     """Writes config.json, model.safetensors and conversion.json into `directory` (see `new_directory`).
 
-    The caller writes the tokenizer's files.
+    The caller writes the tokenizer's files before, so that conversion.json has their checksums too.
 
     Returns:
       The counts of NaNs and infinities that `write_tensors` returns.
     """
     non_finite = write_tensors(directory / PARAMS_FILE, tensors, dtype)
     _write_text(directory / CONFIG_FILE, config.to_json())
-    _write_text(directory / CONVERSION_FILE, json.dumps(conversion, indent=2) + "\n")
+    _write_text(directory / CONVERSION_FILE, checksums.record(directory, conversion))
     return non_finite
 
 
@@ -168,9 +171,53 @@ def read_config(directory: Path) -> RobertaConfig:
     """Reads the configuration of a converted directory. Raises CheckpointError if it cannot be read."""
     text = read_text(directory / CONFIG_FILE)
     try:
-        return RobertaConfig.from_json(text)
+        config = RobertaConfig.from_json(text)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from None
+    # directories of older versions leave out the names that fairseq's classes are known to have
+    return with_fairseq_labels(config) if read_conversion(directory).get("kind") == "fairseq" else config
+
+
+def with_fairseq_labels(config: RobertaConfig) -> RobertaConfig:
+    """Names the classes of a fairseq model's heads, as far as they are known and have no names."""
+    heads = tuple(
+        head if head.labels else dataclasses.replace(head, labels=fairseq_labels(head)) for head in config.heads
+    )
+    return dataclasses.replace(config, heads=heads)
+
+
+def fairseq_labels(head: HeadConfig) -> tuple[str, ...]:
+    """The names of a head's classes in fairseq, which no checkpoint has: those of roberta.large.mnli, or else none."""
+    is_mnli = (head.name, head.kind, head.num_classes) == ("mnli", "sentence", len(MNLI_LABELS))
+    return MNLI_LABELS if is_mnli else ()
+
+
+def _not_converted(directory: Path, missing: Sequence[str]) -> CheckpointError:
+    lacks = f": it lacks {', '.join(missing)}" if missing else ""
+    name = shortened(str(directory))
+    return CheckpointError(f"{name} is not a converted model{lacks}; convert one with `roberta-flax convert`")
+
+
+def check_files(directory: Path) -> None:
+    """Compares the sizes of a converted directory's files, and the checksums of all but model.safetensors.
+
+    A config.json that was edited is a warning. A directory of an older version has no checksums, and passes.
+
+    Raises:
+      CheckpointError: a file is missing, was added, or is not the one that was written.
+    """
+    checksums.check(directory, by_size=(PARAMS_FILE,), editable=(CONFIG_FILE,), optional=_TOKENIZER_FILES)
+
+
+def compare_files(directory: Path) -> list[FileComparison] | None:
+    """Compares every byte of a converted directory with its checksums. Returns None if it has none.
+
+    Raises:
+      CheckpointError: this is no converted directory.
+    """
+    if not os.path.isfile(directory / CONVERSION_FILE):
+        raise _not_converted(directory, [CONVERSION_FILE] if os.path.isdir(directory) else [])
+    return checksums.compare(directory, optional=_TOKENIZER_FILES)
 
 
 def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[RobertaConfig, Params]:
@@ -195,11 +242,10 @@ def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tu
 def read_stored(directory: Path) -> tuple[RobertaConfig, dict[str, StoredTensor]]:
     """Like `read`, but returns the tensors by name and does not read their values yet."""
     if not os.path.isdir(directory) or (missing := missing_files(directory)):
-        lacks = f": it lacks {', '.join(missing)}" if os.path.isdir(directory) else ""
-        name = shortened(str(directory))
-        raise CheckpointError(f"{name} is not a converted model{lacks}; convert one with `roberta-flax convert`")
+        raise _not_converted(directory, missing if os.path.isdir(directory) else [])
     if directory.name.endswith(PARTIAL_SUFFIX):
         raise CheckpointError(f"{directory} was left by a conversion that was interrupted; remove it and convert again")
+    check_files(directory)
     config = read_config(directory)
     stored = read_tensors(directory / PARAMS_FILE)
     if problems := check_stored(config, stored):
@@ -208,17 +254,6 @@ def read_stored(directory: Path) -> tuple[RobertaConfig, dict[str, StoredTensor]
             f"{describe_problems(problems)}"
         )
     return config, stored
-
-
-def read_conversion(directory: Path) -> dict[str, Any]:
-    """Reads a converted directory's conversion.json. Raises CheckpointError if it is damaged."""
-    try:
-        recorded = json.loads((directory / CONVERSION_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        recorded = None
-    if not isinstance(recorded, dict):
-        raise CheckpointError(f"{directory / CONVERSION_FILE} is damaged; convert the model again")
-    return recorded
 
 
 def _on_device(stored: Mapping[str, StoredTensor], dtype: np.dtype[Any]) -> dict[str, jax.Array]:

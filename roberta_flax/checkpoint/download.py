@@ -31,7 +31,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from roberta_flax.errors import CheckpointError, DownloadError, InputError
+from roberta_flax.errors import CheckpointError, DownloadError, InputError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -427,13 +427,13 @@ def _refuse_insecure_redirect(response: requests.Response, *_: Any, **__: Any) -
 
 @contextmanager
 def _progress(url: str, start: int, total: int | None) -> Iterator[Any]:
-    name = url.rpartition("/")[2]
+    name = printable(url.rpartition("/")[2])
     if not sys.stderr.isatty():
         logger.info("downloading %s (%s bytes)", url, "unknown" if total is None else total)
         yield lambda _: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

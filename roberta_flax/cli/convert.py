@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import FileOptions, HeadName, Json, print_json
+from roberta_flax.cli.options import FileOptions, HeadName, Json, print_json, print_line
 
 
 @grouped
@@ -49,7 +49,7 @@ def command(
     if as_json:
         print_json({"directory": str(dest), "bytes": size, "heads": heads, "seconds": round(seconds, 3)})
     else:
-        print(
+        print_line(
             f"{dest}: {config.num_layers} layers, hidden size {config.hidden_size}, {config.vocab_size} tokens, "
             f"heads: {', '.join(heads) or 'none'}; {size / 1e6:.1f} MB in {seconds:.1f} s"
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import Json, TokenizerOptions, print_json
+from roberta_flax.cli.options import Json, TokenizerOptions, print_json, print_line
 
 
 @grouped
@@ -22,4 +22,5 @@ def command(
     if as_json:
         print_json({"texts": texts})
     else:
-        print(*texts, sep="\n")
+        for text in texts:
+            print_line(text)

@@ -20,8 +20,10 @@ def command(as_json: Json = False) -> None:
     The exit status is 1 where torch disagrees. The model knows simple English of some 1,400 words, learned from
     generated sentences: its answers show how a RoBERTa is used, not what the released models can do.
     """
+    from roberta_flax.cli.accelerators import open_devices
     from roberta_flax.parity import demo
 
+    open_devices()
     with tempfile.TemporaryDirectory(prefix="roberta-flax-demo-") as temporary:
         result = demo.run(Path(temporary))
     if as_json:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import InferenceOptions, Json, print_json
+from roberta_flax.cli.options import InferenceOptions, Json, print_json, print_line
 from roberta_flax.errors import InputError
 
 
@@ -49,4 +49,4 @@ def command(
     if as_json:
         print_json({"answer": found.answer, "query": found.query, "log_probabilities": found.scores})
     else:
-        print(f"{found.answer}  ({', '.join(f'{phrase} {score:.4f}' for phrase, score in found.scores.items())})")
+        print_line(f"{found.answer}  ({', '.join(f'{phrase} {score:.4f}' for phrase, score in found.scores.items())})")

@@ -18,6 +18,7 @@ from roberta_flax.cli.options import (
     LayerDevices,
     LongTextOptions,
     print_json,
+    print_lines,
 )
 
 
@@ -55,4 +56,4 @@ def command(
     if as_json:
         print_json(found.to_json())
     else:
-        print(found.to_text())
+        print_lines(found.to_text())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import Dtype, Json, Precision, Quantize, print_json
+from roberta_flax.cli.options import Dtype, Json, Precision, Quantize, print_json, print_line
 from roberta_flax.errors import InputError
 
 
@@ -61,4 +61,4 @@ def command(
     if as_json:
         print_json({"directory": str(dest), "to": to, "files": files})
     else:
-        print(f"{dest}: {', '.join(files)}")
+        print_line(f"{dest}: {', '.join(files)}")

@@ -8,7 +8,7 @@ import typer
 
 from roberta_flax.cli import jobs
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import BatchingOptions, InferenceOptions, Json, Text, print_json
+from roberta_flax.cli.options import BatchingOptions, InferenceOptions, Json, Text, print_json, print_line
 from roberta_flax.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def command(
         inputs_of = {found.of: found.inputs.tolist()}
         print_json({"output": str(output.output), **inputs_of, "shape": shape, "dtype": "float32"})
     else:
-        print(f"{output.output}: float32 {shape}")
+        print_line(f"{output.output}: float32 {shape}")
 
 
 def _print(found: TextFeatures, as_json: bool) -> None:
@@ -83,4 +83,4 @@ def _print(found: TextFeatures, as_json: bool) -> None:
         print_json({found.of: found.inputs.tolist(), "features": found.features.tolist()})
         return
     for place, word in enumerate(found.inputs.tolist()):
-        print(f"{word!r:12} {' '.join(str(found.features[..., place, :5]).split())} (...)")
+        print_line(f"{word!r:12} {' '.join(str(found.features[..., place, :5]).split())} (...)")

@@ -8,7 +8,7 @@ import typer
 
 from roberta_flax.cli import jobs
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import BatchingOptions, InferenceOptions, Json, Text, print_json
+from roberta_flax.cli.options import BatchingOptions, InferenceOptions, Json, Text, print_json, print_line
 from roberta_flax.errors import InputError
 
 
@@ -42,4 +42,4 @@ def command(
         print_json([{"text": text, "probability": probability, "token": token} for text, probability, token in filled])
         return
     for filled_text, probability, token in filled:
-        print(f"{probability:.4f}  {token!r}  {filled_text}")
+        print_line(f"{probability:.4f}  {token!r}  {filled_text}")

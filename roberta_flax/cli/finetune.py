@@ -20,6 +20,7 @@ from roberta_flax.cli.options import (
     TrainingOptions,
     Valid,
     print_json,
+    print_lines,
 )
 
 
@@ -127,4 +128,4 @@ def command(
     if as_json:
         print_json({**tuning.to_json(), **results.to_json()})
     else:
-        print(results.to_text())
+        print_lines(results.to_text())

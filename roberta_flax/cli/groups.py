@@ -23,6 +23,10 @@ import typer
 from typer.core import TyperCommand
 from typer.models import OptionInfo, ParameterInfo
 
+from roberta_flax.errors import printable
+
+_UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it in newer versions of typer
+
 
 class Group:
     """Base of the dataclasses. A subclass's options stand before those of its base, each in the panel of its class."""
@@ -50,7 +54,12 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [part for arg in args[:end] for part in self._renamed(arg)] + args[end:])
+        renamed = [part for arg in args[:end] for part in self._renamed(arg)] + args[end:]
+        try:
+            return super().parse_args(ctx, renamed)
+        except _UsageError as error:
+            error.message = printable(error.message)
+            raise
 
     def _renamed(self, arg: str) -> list[str]:
         name, equals, value = arg.partition("=")

@@ -23,6 +23,7 @@ from roberta_flax.cli.options import (
     LongTextOptions,
     TextOptions,
     print_json,
+    print_line,
 )
 from roberta_flax.errors import InputError
 
@@ -175,7 +176,7 @@ def run(file: Path, task_of: Callable[[Roberta], Task], options: JobOptions, *, 
         return
     done = summary["this_run"]
     where = destination if summary["joined"] else f"{job.parts} (parts of other processes are missing)"
-    print(
+    print_line(
         f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, "
         f"{summary.get('truncated', 0)} truncated; "
         f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
@@ -183,7 +184,7 @@ def run(file: Path, task_of: Callable[[Roberta], Task], options: JobOptions, *, 
         f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
     )
     if summary["rejects"]:
-        print(f"rejected rows and reasons: {summary['rejects']}")
+        print_line(f"rejected rows and reasons: {summary['rejects']}")
 
 
 def run_on_ray(
@@ -212,7 +213,7 @@ def run_on_ray(
     if as_json:
         print_json({"output": str(destination), **counts})
     else:
-        print(f"{destination}: {counts['rows']} rows, {counts['rejected']} rejected")
+        print_line(f"{destination}: {counts['rows']} rows, {counts['rejected']} rejected")
 
 
 @contextmanager

@@ -8,22 +8,29 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import InferenceOptions, Json, print_json
+from roberta_flax.cli.options import InferenceOptions, Json, print_json, print_line
 
 
 @grouped
 def command(
     premise: Annotated[str, typer.Argument(metavar="PREMISE", help="Sentence that is given.")],
     hypothesis: Annotated[str, typer.Argument(metavar="HYPOTHESIS", help="Sentence that may follow from it.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Classes in the order of the head, separated by commas, such as contradiction,neutral,entailment.",
+            show_default="the head's own names",
+        ),
+    ] = None,
     model: InferenceOptions = InferenceOptions(model="roberta.large.mnli"),
     as_json: Json = False,
 ) -> None:
     """Tell whether a hypothesis follows from a premise: contradiction, neutral or entailment, with probabilities."""
     from roberta_flax.inference.answers import entailment
 
-    found = entailment(model.load(), premise, hypothesis)
+    found = entailment(model.load(), premise, hypothesis, labels=labels.split(",") if labels else ())
     if as_json:
         print_json(found)
     else:
         shown = ", ".join(f"{name} {math.exp(value):.4f}" for name, value in found["log_probabilities"].items())
-        print(f"{found['label']}  ({shown})")
+        print_line(f"{found['label']}  ({shown})")

@@ -12,7 +12,7 @@ import typer
 
 from roberta_flax.cli.groups import Formerly, Group
 from roberta_flax.datasets.recipes import Recipe
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, is_printable, printable
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -168,8 +168,10 @@ class ModelOptions(TokenizerOptions, NumericsOptions):
     def load(self) -> Roberta:
         """The model. Programs compiled for it are kept in the cache, so that the next run starts at once."""
         from roberta_flax import hub
+        from roberta_flax.cli.accelerators import open_devices
 
         keep_programs(self.cache_dir)
+        open_devices()
         return hub.load(self.directory(), **self.arguments())
 
     def arguments(self) -> dict[str, Any]:
@@ -350,9 +352,12 @@ class MeshOptions(LayerDevices):
 
     def mesh(self, batch_size: int) -> Mesh | None:
         """These devices."""
+        from roberta_flax.cli.accelerators import open_devices
         from roberta_flax.train.devices import mesh_for
 
         distributed = {"distributed": True} if getattr(self, "distributed", False) else {}
+        if not distributed:  # several hosts find each other before JAX opens any device
+            open_devices()
         return mesh_for(
             batch_size, data_parallel=self.data_parallel, tensor_parallel=self.tensor_parallel, **distributed
         )
@@ -503,7 +508,22 @@ class SampleOptions(Group, panel="Samples"):
         )
 
 
+def print_line(text: str) -> None:
+    """One line on stdout, in which text of models, files and users cannot do anything but be read."""
+    print(printable(text))
+
+
+def print_lines(text: str) -> None:
+    """Several lines on stdout, each as `print_line` prints it."""
+    for line in text.split("\n"):
+        print_line(line)
+
+
 def print_json(result: Any) -> None:
-    """One JSON value on stdout; text stays readable in any script."""
-    json.dump(result, sys.stdout, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """One JSON value on stdout; text stays readable in any script that stdout can encode."""
+    text = json.dumps(result, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8", "surrogatepass")
+    except UnicodeEncodeError:
+        text = json.dumps(result)
+    print("".join(c if is_printable(c) else json.dumps(c)[1:-1] for c in text))

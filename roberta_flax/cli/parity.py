@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from roberta_flax.cli.accelerators import open_devices
 from roberta_flax.cli.groups import Formerly, grouped
 from roberta_flax.cli.options import TEXT_COLUMN, Attention, FileOptions, Json, Precision, keep_programs
+from roberta_flax.errors import printable
 
 if TYPE_CHECKING:
     from roberta_flax.parity.model_comparison import Progress
@@ -114,6 +116,7 @@ def command(
     if output is not None:
         check_destination(output)
     keep_programs(files.cache_dir)
+    open_devices()
     with _progress() as progress:
         report = parity.compare(
             source,
@@ -131,7 +134,7 @@ def command(
             **files.files(),
         )
     if output is not None and (problem := write(report, output)) is not None:
-        print(f"{output / PAGE} was not written, {REPORT} was: {problem}", file=sys.stderr)
+        print(printable(f"{output / PAGE} was not written, {REPORT} was: {problem}"), file=sys.stderr)
     if as_json:
         sys.stdout.write(report.to_json())
     else:
@@ -147,6 +150,7 @@ def _progress() -> Iterator[Progress | None]:
         yield None
         return
     from rich.console import Console
+    from rich.text import Text
 
     with Console(stderr=True).status("reading the model") as status:
-        yield lambda batch, batches, what: status.update(f"batch {batch} of {batches}: {what}")
+        yield lambda batch, batches, what: status.update(Text(f"batch {batch} of {batches}: {printable(what)}"))

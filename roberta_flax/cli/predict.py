@@ -11,7 +11,7 @@ import typer
 from roberta_flax.cli import jobs
 from roberta_flax.cli.groups import Group, grouped
 from roberta_flax.cli.options import BatchingOptions, Head, InferenceOptions, Json, Text, print_json
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, printable
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _predict_text(
     for key, value in result.items():
         if key != "head":
             for line in value if isinstance(value, list) else [value]:
-                print(f"{key}\t{_shown(line)}")
+                print(f"{key}\t{printable(_shown(line))}")
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import Json, VocabularyOptions, print_json
+from roberta_flax.cli.options import Json, VocabularyOptions, print_json, print_line
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -44,7 +44,7 @@ def command(
         print_json({"output": str(output), **asdict(header)})
         return
     seconds = time.monotonic() - begin
-    print(
+    print_line(
         f"{output}: {header.documents} documents, {header.lines} lines, {header.tokens} tokens; "
         f"{header.size} bytes in {seconds:.1f} s, {header.tokens / max(seconds, 1e-9):.0f} tokens/s"
     )

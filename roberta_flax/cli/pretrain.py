@@ -23,6 +23,7 @@ from roberta_flax.cli.options import (
     VocabularyOptions,
     keep_programs,
     print_json,
+    print_line,
 )
 from roberta_flax.datasets.recipes import PRETRAINING
 from roberta_flax.errors import InputError
@@ -105,7 +106,7 @@ def command(
     if as_json:
         print_json(result.to_json())
     else:
-        print(result.to_text())
+        print_line(result.to_text())
 
 
 def _start(

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint import checksums, converted
 from roberta_flax.errors import CheckpointError
 from roberta_flax.files import PathLike, reading, remove_partial
 
@@ -82,7 +82,7 @@ def resolve(
 def _check_sha256(directory: Path, sha256: str | None) -> Path:
     if sha256 is not None:
         try:
-            recorded = converted.read_conversion(directory).get("sha256") or "nothing recorded"
+            recorded = checksums.read_conversion(directory).get("sha256") or "nothing recorded"
         except CheckpointError:
             recorded = "nothing recorded"
         if recorded != sha256.lower():

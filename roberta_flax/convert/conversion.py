@@ -19,7 +19,7 @@ from roberta_flax.checkpoint.tensors import NonFinite, stored_dtype
 from roberta_flax.convert import fairseq, hf_tokenizer, huggingface, shards
 from roberta_flax.convert.source import Source
 from roberta_flax.errors import CheckpointError, printable, shortened
-from roberta_flax.files import new_directory, reading
+from roberta_flax.files import file_sha256, new_directory, reading
 from roberta_flax.text.tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -137,12 +137,6 @@ def write_files(files: Mapping[str, Path | str | bytes], directory: Path) -> Non
             shutil.copyfile(content, directory / name)
         else:
             raise CheckpointError(f"{content} is missing: the model's tokenizer needs it")
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex. Raises CheckpointError if it cannot be read."""
-    with reading(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _combined_sha256(hashes: Mapping[str, str]) -> str:

@@ -144,7 +144,7 @@ def _fairseq_heads(heads: Sequence[HeadConfig]) -> list[HeadConfig]:
     for head in heads:
         if head.kind == "pooler":
             logger.warning("the pooler %r is left out: fairseq's RoBERTa has none", head.name)
-        elif head.labels:
+        elif head.labels and head.labels != converted.fairseq_labels(head):
             logger.warning("the label names of head %r are left out: fairseq does not store them", head.name)
     for head in exported:
         # RobertaHubInterface.predict applies log_softmax, whatever the head was trained for

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from roberta_flax.checkpoint import download
+from roberta_flax.checkpoint import converted, download
 from roberta_flax.checkpoint.tensors import LazyTensor, Values
 from roberta_flax.convert import shards, torch_file
 from roberta_flax.convert.hf_tokenizer import merges_text
@@ -363,7 +363,7 @@ def _config(path: Path, arguments: Mapping[str, Any], builder: TreeBuilder, dict
     activation = arguments["activation_fn"]
     positions = arguments.get("max_positions") or arguments["tokens_per_sample"]
     intermediate = "layers.0.feed_forward.intermediate.kernel"
-    return RobertaConfig(
+    config = RobertaConfig(
         vocab_size=builder.size("embeddings.token.embedding", 0, len(Dictionary.read(dictionary))),
         num_layers=layers,
         hidden_size=builder.size("embeddings.token.embedding", 1, arguments["encoder_embed_dim"]),
@@ -390,6 +390,7 @@ def _config(path: Path, arguments: Mapping[str, Any], builder: TreeBuilder, dict
             if (match := re.fullmatch(r"heads\.([^.]+)\.output\.kernel", path))
         ),
     )
+    return converted.with_fairseq_labels(config)
 
 
 def _is_interpolation(value: Any) -> bool:

@@ -396,11 +396,27 @@ def _heads(settings: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, s
         name, kind = head
         classes = builder.size(f"heads.{name}.output.kernel", 1, 1)
         inner = builder.size(f"heads.{name}.dense.kernel", 1, 0)
-        problem = PROBLEM_TYPES.get(str(settings.get("problem_type")), "") if kind == "sentence" else "single_label"
+        problem = _problem(settings, kind, classes)
         yield HeadConfig(name, classes, inner, kind, problem, _labels(settings, classes) if kind != "choice" else ())
     if builder.has(f"heads.{POOLER}") and (head is None or head[0] != POOLER):
         size = builder.size(f"heads.{POOLER}.dense.kernel", 1, 0)
         yield HeadConfig(POOLER, size, size, "pooler", "regression")
+
+
+def _problem(settings: Mapping[str, Any], kind: str, outputs: int) -> str:
+    """The problem of a head, as in HeadConfig; "" for the default of a sentence head.
+
+    One output is never a class of one, whose probability is always 1. Of a sentence head that config.json calls
+    single-label it is a sigmoid's logit, as in Transformers 4.57 (TextClassificationPipeline.postprocess); of a token
+    head it is a value.
+    """
+    if kind != "sentence":
+        return "regression" if kind == "token" and outputs == 1 else "single_label"
+    problem_type = settings.get("problem_type")
+    if problem_type is not None and problem_type not in PROBLEM_TYPES:  # Transformers raises for it, too
+        raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {str(problem_type)[:80]!r}")
+    problem = PROBLEM_TYPES.get(problem_type or "", "")
+    return "multi_label" if outputs == 1 and problem == "single_label" else problem
 
 
 def _labels(settings: Mapping[str, Any], classes: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""verify(): compares a converted directory with its source, tensor by tensor."""
+"""verify(): compares a converted directory with its checksums, or with its source, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint import checksums, converted
+from roberta_flax.checkpoint.checksums import FileComparison
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor
 from roberta_flax.convert.conversion import open_source, write_files
 from roberta_flax.convert.source import Parameter
+from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import reading
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.tokenizer import Tokenizer
@@ -51,28 +53,34 @@ class Verification:
     """The result of verify().
 
     Attributes:
-      comparisons: one for every parameter.
-      problems: one line for each difference; empty if the directory is what a conversion of the source gives.
+      comparisons: one for every parameter; empty if the directory was compared with its checksums.
+      problems: one line for each difference; empty if the directory is what a conversion of the source gives, or what
+        was written.
+      files: one for every file; empty if the directory was compared with a source.
     """
 
     comparisons: list[Comparison]
     problems: list[str]
+    files: list[FileComparison]
 
 
 def verify(
     directory: str | os.PathLike[str],
-    against: str | os.PathLike[str],
+    against: str | os.PathLike[str] | None = None,
     *,
     checkpoint_file: str | None = None,
     bpe_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     head_name: str | None = None,
 ) -> Verification:
-    """Reads a converted model's source again, and compares the settings, every parameter, and the tokenizer.
+    """Compares a converted model with its checksums, byte by byte; or with its source, read again.
+
+    With a source, the settings, every parameter and the tokenizer are compared.
 
     Args:
       directory: the converted model.
-      against: its source, in any form that convert takes, or a directory that export wrote.
+      against: its source, in any form that convert takes, or a directory that export wrote; by default, the checksums
+        in conversion.json.
       checkpoint_file: as in convert. By default, the name in conversion.json if the model came from fairseq.
       bpe_dir, cache_dir: as in convert.
       head_name: as in convert. By default, the name of the directory's only head, or else the one in conversion.json.
@@ -81,13 +89,20 @@ def verify(
       All comparisons, and all differences. A difference is not an error.
 
     Raises:
-      InputError: bpe_dir is not a readable directory.
-      CheckpointError: the directory or the source cannot be read.
+      InputError: bpe_dir is not a readable directory, or an option is given that is for a source.
+      CheckpointError: the directory or the source cannot be read, or there are no checksums: the directory was
+        converted by an older version.
     """
     converted.check_directory(bpe_dir)
     folder = Path(directory)
+    if against is None:
+        if checkpoint_file or bpe_dir or head_name:
+            raise InputError(
+                "checkpoint_file, bpe_dir and head_name are for a source; name it with against (--against)"
+            )
+        return _verify_files(folder)
     config, stored = converted.read_stored(folder)
-    conversion = converted.read_conversion(folder)
+    conversion = checksums.read_conversion(folder)
     with open_source(against, checkpoint_file or _recorded_checkpoint_file(conversion), cache_dir) as source_files:
         source = source_files.read(bpe_dir, cache_dir, head_name or _only_head(config) or conversion.get("head_name"))
         comparisons = [
@@ -101,7 +116,21 @@ def verify(
         ]
         if not _same_tokenizer(folder, source.tokenizer_files):
             problems.append("the tokenizer differs from the source's")
-    return Verification(comparisons, problems)
+    return Verification(comparisons, problems, [])
+
+
+def _verify_files(folder: Path) -> Verification:
+    """Compares every byte with the checksums; where all are the same, also checks that the parameters fit."""
+    files = converted.compare_files(folder)
+    if files is None:
+        raise CheckpointError(
+            f"{folder} has no checksums, because an older version converted it: compare it with its source (against, "
+            "--against), or convert it again"
+        )
+    problems = [f"{file.name}: {file.problem}" for file in files if file.problem is not None]
+    if not problems:
+        converted.read_stored(folder)
+    return Verification([], problems, files)
 
 
 def _recorded_checkpoint_file(conversion: Mapping[str, Any]) -> str:

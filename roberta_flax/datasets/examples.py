@@ -20,7 +20,7 @@ import numpy.typing as npt
 from roberta_flax.datasets import tables
 from roberta_flax.datasets.framing import Rows, choice_inputs, framing_of, list_of, objects, text_of
 from roberta_flax.datasets.layouts import Layout, class_of
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, printable
 from roberta_flax.files import PathLike
 from roberta_flax.text.encoding import Ids, encode_texts
 from roberta_flax.text.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ class Tally:
             parts.append(f"{self.unlabeled} without a label left out")
         if self.unusable:
             parts.append(f"{self.unusable} unusable rows left out; the first is {self.first}")
-        return "; ".join(parts)
+        return printable("; ".join(parts))
 
 
 class Question(NamedTuple):

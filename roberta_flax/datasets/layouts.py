@@ -148,17 +148,19 @@ def class_of(label: str, names: Sequence[str]) -> int | None:
 
 
 def resolve_labels(
-    layout: Layout, head_labels: Sequence[str], num_classes: int, given: Sequence[str] | None
+    layout: Layout, head_labels: Sequence[str] | None, num_classes: int, given: Sequence[str] | None
 ) -> tuple[str, ...]:
     """Returns the gold string of each of a head's classes, for class_of() and metrics.ClassCounts.
 
-    The labels that the user gives come first. Otherwise they are the head's own, if these are the layout's labels or
-    meanings in any order. Otherwise they are the layout's, in its order. Names that the layout knows are returned as
-    the file spells them: ("positive", "negative") of a head for sst-2 becomes ("1", "0").
+    The labels that the user gives come first. Otherwise they are the head's own, which are the layout's labels or
+    meanings in any order. A new head has the layout's, in its order. Names that the layout knows are returned as the
+    file spells them: ("positive", "negative") of a head for sst-2 becomes ("1", "0").
+
+    The order of classes without names is never guessed: fairseq's, GLUE's and that of other training scripts differ.
 
     Args:
       layout: the file's layout.
-      head_labels: HeadConfig.labels, which may be ().
+      head_labels: HeadConfig.labels, which may be (); None where the layout's labels are the head's, as for a new head.
       num_classes: HeadConfig.num_classes.
       given: labels from the user, in the order of the head's classes; or None.
 
@@ -166,7 +168,8 @@ def resolve_labels(
       num_classes names, or () for a regression.
 
     Raises:
-      InputError: the number of labels does not match the head, or two classes have the same name.
+      InputError: the number of labels does not match the head, two classes have the same name, or nobody says which
+        class of the head is which of the layout's.
     """
     if layout.problem == "regression":
         if given or num_classes != 1:
@@ -187,7 +190,15 @@ def resolve_labels(
             f"{layout.name} has {len(layout.labels)} classes ({', '.join(layout.labels)}), the head {num_classes};"
             " take another head, or name each of its classes with --labels"
         )
-    return _in_gold_strings(layout, head_labels) or layout.labels
+    if head_labels is None:
+        return layout.labels
+    if (labels := _in_gold_strings(layout, head_labels)) is None:
+        called = f"are called {', '.join(head_labels)}" if head_labels else "have no names"
+        raise InputError(
+            f"the head's classes {called}, so it is not known which of them are {layout.name}'s; give the label of "
+            f"each in the order of the head with --labels, such as --labels {','.join(layout.labels)}"
+        )
+    return labels
 
 
 def _in_gold_strings(layout: Layout, names: Sequence[str]) -> tuple[str, ...] | None:

@@ -140,7 +140,7 @@ class _ReaderBuilder:
         """Builds the reader of a layout whose labels are known."""
         columns = self.columns
         given_labels = columns.labels or None
-        labels = resolve_labels(layout, (), len(given_labels or layout.labels) or 1, given_labels)
+        labels = resolve_labels(layout, None, len(given_labels or layout.labels) or 1, given_labels)
         if columns.texts or columns.label or not columns.header:
             label = columns.label[0] if columns.label else layout.label
             layout = replace(layout, texts=columns.texts or layout.texts, label=label, header=columns.header)

@@ -48,8 +48,13 @@ def answer(
     return {"head": chosen.name, **_ANSWER_BY_KIND[chosen.kind](roberta, chosen, texts)}
 
 
-def entailment(roberta: Roberta, premise: str, hypothesis: str) -> dict[str, Any]:
+def entailment(roberta: Roberta, premise: str, hypothesis: str, *, labels: Sequence[str] = ()) -> dict[str, Any]:
     """Classifies whether a hypothesis follows from a premise, with an MNLI head.
+
+    Args:
+      roberta: the model.
+      premise, hypothesis: the texts.
+      labels: the names of the head's classes in their order; by default the head's own.
 
     Returns:
       A dict with "label": contradiction, neutral or entailment, or the head's own names; and "log_probabilities" by
@@ -58,9 +63,9 @@ def entailment(roberta: Roberta, premise: str, hypothesis: str) -> dict[str, Any
     Raises:
       InputError: as in heads.mnli_head, or the texts are too long.
     """
-    head, labels = mnli_head(roberta.config)
+    head, names = mnli_head(roberta.config, labels)
     outputs = np.asarray(roberta.predict(head.name, roberta.encode(premise, hypothesis)), np.float64)[0]
-    log_probabilities = dict(zip(labels, outputs.tolist(), strict=True))
+    log_probabilities = dict(zip(names, outputs.tolist(), strict=True))
     return {
         "label": max(log_probabilities, key=log_probabilities.__getitem__),
         "log_probabilities": log_probabilities,

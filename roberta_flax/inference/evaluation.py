@@ -110,7 +110,8 @@ def evaluate(
     layout = _layout_with_columns(path, chosen, task, columns)
     if (chosen.problem == "regression") != (layout.problem == "regression"):
         raise InputError(f"head {chosen.name!r} is of {chosen.problem}; {layout.name} is {layout.problem}")
-    labels = resolve_labels(layout, chosen.label_names, chosen.num_classes, columns.labels or None)
+    own_labels = None if layout.name == readers.CUSTOM else chosen.labels  # a custom layout's labels are the head's
+    labels = resolve_labels(layout, own_labels, chosen.num_classes, columns.labels or None)
     predictor = Predictor(
         roberta,
         Classify(chosen.name, logits=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import MNLI_LABELS, HeadConfig, RobertaConfig
 
@@ -23,14 +25,28 @@ def head_of(config: RobertaConfig, name: str | None = None) -> HeadConfig:
     return chosen
 
 
-def mnli_head(config: RobertaConfig) -> tuple[HeadConfig, tuple[str, ...]]:
+def mnli_head(config: RobertaConfig, labels: Sequence[str] = ()) -> tuple[HeadConfig, tuple[str, ...]]:
     """Returns the MNLI head and the names of its classes. The head is "mnli", or else the only sentence head.
 
+    Args:
+      config: the model's configuration.
+      labels: the names of the classes in the order of the head; by default the head's own.
+
     Raises:
-      InputError: there is no such head, or it does not have three classes.
+      InputError: there is no such head, it does not have three classes, or the classes have no names: the order of
+        fairseq's classes is the reverse of GLUE's, so it is not guessed.
     """
     heads = {head.name: head for head in config.heads if head.kind == "sentence"}
     head = heads.get("mnli") or (next(iter(heads.values())) if len(heads) == 1 else config.head("mnli"))
+    expected = ", ".join(MNLI_LABELS)
     if head.num_classes != len(MNLI_LABELS):
-        raise InputError(f"head {head.name!r} has {head.num_classes} classes, expected {', '.join(MNLI_LABELS)}")
-    return head, tuple(name.lower() for name in head.labels) or MNLI_LABELS
+        raise InputError(f"head {head.name!r} has {head.num_classes} classes, expected {expected}")
+    names = tuple(name.lower() for name in labels or head.labels)
+    if not names:
+        raise InputError(
+            f"the three classes of head {head.name!r} have no names, and their order differs from model to model; give "
+            f"it with labels (--labels), such as --labels {','.join(MNLI_LABELS)}"
+        )
+    if len(set(names)) != len(MNLI_LABELS):
+        raise InputError(f"labels should name three different classes, such as {expected}; got {', '.join(names)}")
+    return head, names

@@ -41,7 +41,8 @@ class HeadConfig:
       inner_size: width of the dense layer; 0 where the kind has none.
       kind: one of HEAD_KINDS.
       problem: one of PROBLEMS, what the outputs of a sentence or token head are: classes of which exactly one applies,
-        classes of which any number apply, or values. "" means regression for one output, single_label for more.
+        classes of which any number apply, or values. "" means regression for one output, single_label for more. One
+        output of a sentence or token head cannot be single_label.
       labels: the names of the classes; may be empty.
 
     Raises:
@@ -72,6 +73,11 @@ class HeadConfig:
             len(self.labels) != self.num_classes or not all(isinstance(label, str) for label in self.labels)
         ):
             raise InputError(f"head {self.name!r} has {self.num_classes} classes and {len(self.labels)} labels")
+        if self.kind in ("sentence", "token") and self.num_classes == 1 and self.problem == "single_label":
+            raise InputError(
+                f"head {self.name!r} has one output, and the probability of one class alone is always 1: its problem "
+                "is regression or multi_label, not single_label"
+            )
         fixed = {"span": 2, "choice": 1, "pooler": self.inner_size}.get(self.kind, self.num_classes)
         if self.num_classes != fixed:
             raise InputError(f"a head of kind {self.kind} has {fixed} outputs, got {self.num_classes}")
@@ -88,9 +94,7 @@ class HeadConfig:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """`labels`; if empty, MNLI_LABELS for a head called "mnli" with three classes, else the class numbers."""
-        if not self.labels and self.name == "mnli" and self.num_classes == len(MNLI_LABELS):
-            return MNLI_LABELS
+        """`labels`; if empty, the class numbers."""
         return self.labels or tuple(map(str, range(self.num_classes)))
 
 

@@ -34,7 +34,8 @@ def write(report: Report, output: Path) -> str | None:
     """Writes both files, in place of those that were there.
 
     Returns:
-      Why there is no page, which needs matplotlib; None where there is one.
+      Why there is no page, which needs matplotlib; None where there is one. report.json is
+      written whatever is wrong with the page.
     """
     problem = None
     with new_directory(output, replace=True) as folder:
@@ -43,6 +44,8 @@ def write(report: Report, output: Path) -> str | None:
             page = report_html.render(report)
         except InputError as error:
             problem = str(error)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
         else:
             write_bytes(folder / PAGE, page.encode("utf-8", "backslashreplace"))
     return problem

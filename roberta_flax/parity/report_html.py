@@ -6,10 +6,11 @@ or an input is escaped.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
 
+from roberta_flax.errors import printable
 from roberta_flax.parity.report import DecisionResult, Report, Run, TensorResult, TokenError, divergence, failures
 from roberta_flax.parity.report_plots import draw_plots
 from roberta_flax.parity.report_terminal import (
@@ -89,6 +90,11 @@ document.querySelectorAll(".tensors").forEach(table => [...table.tHead.rows[0].c
 """.strip()
 
 
+def escape(text: str) -> str:
+    """Text of a model or an input, as it is shown in a page."""
+    return html.escape(printable(text))
+
+
 def render(report: Report) -> str:
     """Returns the page.
 
@@ -126,7 +132,7 @@ def _summary(report: Report) -> Iterator[str]:
     )  # fmt: skip
     for run in report.runs:
         for lines in describe_failures(run):
-            text = escape("\n".join(lines))
+            text = "\n".join(map(escape, lines))
             yield f"<pre>{text}</pre>"
 
 

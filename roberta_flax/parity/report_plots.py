@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import html
 import io
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from roberta_flax.errors import InputError, printable
 from roberta_flax.extras import require
 from roberta_flax.parity.report import Report, Run
 from roberta_flax.parity.tensor_names import GRADIENTS
+
+logger = logging.getLogger(__name__)
 
 # Colors of Okabe and Ito, which most people can tell apart, limited to those that contrast with both white and black.
 # Dashes distinguish the dtypes too.
@@ -50,6 +55,8 @@ class Plot:
 def draw_plots(report: Report) -> list[Plot]:
     """Returns plots of the errors by layer, by tensor and of gradients, and histograms. Leaves out those without data.
 
+    A plot that cannot be drawn is left out with a warning: it must not lose the report.
+
     Raises:
       InputError: matplotlib is not installed.
     """
@@ -58,13 +65,28 @@ def draw_plots(report: Report) -> list[Plot]:
     outputs_caption = "Root mean square error of the output of the embeddings and of each layer."
     tensors_caption = "Root mean square error of every tensor of the network, in the order of computation."
     gradients_caption = "Root mean square error of the gradient of each parameter, in the order of the backward pass."
-    drawn = [
-        _plot_errors(report, "Error by layer", f"{outputs_caption} {tolerance}", _is_output, markers=True),
-        _plot_errors(report, "Error by tensor", f"{tensors_caption} {tolerance}", lambda name: not _is_gradient(name)),
-        _plot_errors(report, "Error of gradients", f"{gradients_caption} {tolerance}", _is_gradient),
-        _plot_histograms(report),
-    ]
+    plots: dict[str, Callable[[], Plot | None]] = {
+        title: partial(_plot_errors, report, title, f"{caption} {tolerance}", is_shown, markers=markers)
+        for title, caption, is_shown, markers in (
+            ("Error by layer", outputs_caption, _is_output, True),
+            ("Error by tensor", tensors_caption, lambda name: not _is_gradient(name), False),
+            ("Error of gradients", gradients_caption, _is_gradient, False),
+        )
+    }
+    plots["Histogram of errors"] = partial(_plot_histograms, report)
+    with require("matplotlib", "parity").rc_context({"text.parse_math": False}):  # a $ in a head's name is no formula
+        drawn = [_drawn(title, draw) for title, draw in plots.items()]
     return [plot for plot in drawn if plot is not None]
+
+
+def _drawn(title: str, draw: Callable[[], Plot | None]) -> Plot | None:
+    try:
+        return draw()
+    except InputError:
+        raise
+    except Exception as error:
+        logger.warning("the plot %r is left out of the report: %s: %s", title, type(error).__name__, error)
+        return None
 
 
 def _is_output(name: str) -> bool:
@@ -124,7 +146,7 @@ def _ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
             labels.append(label)
         seen.add(label)
     layer = "" if len(labels) > _MAX_HORIZONTAL_LABELS else "layer "
-    return positions, [label.replace("layers.", layer) for label in labels]
+    return positions, [printable(label).replace("layers.", layer) for label in labels]
 
 
 def _plot_histograms(report: Report) -> Plot | None:
@@ -138,7 +160,7 @@ def _plot_histograms(report: Report) -> Plot | None:
         for run in report.runs:
             _draw_histogram(axes, run, name)
         axes.set_xscale("log")
-        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_title(printable(name), fontsize=10, loc="left")
         axes.set_ylabel("share of elements")
     panels[-1].set_xlabel("absolute error")
     caption = (

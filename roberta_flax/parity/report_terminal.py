@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from roberta_flax.errors import printable
 from roberta_flax.parity.reference import SIMULATED_RUNS
 from roberta_flax.parity.report import (
     DecisionResult,
@@ -47,7 +48,7 @@ def print_report(report: Report, console: Console, *, all_tensors: bool = False)
     """
 
     def print_line(text: str, style: str = "") -> None:
-        console.print(Text(text, style=style), soft_wrap=False)
+        console.print(Text(printable(text), style=style), soft_wrap=False)
 
     for line in _header(report):
         print_line(line)
@@ -161,7 +162,7 @@ def _tensor_table(run: Run, all_tensors: bool, width: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for (name, tensor), row_cells in zip(rows, cells, strict=True):
         style = "bold red" if tensor and not tensor.passed else ""
-        table.add_row(Text(_wrap_name(name, name_width), style=style), *row_cells)
+        table.add_row(Text(_wrap_name(printable(name), name_width), style=style), *row_cells)
     return table
 
 
@@ -225,8 +226,8 @@ def _decision_table(decisions: Sequence[DecisionResult]) -> Table:
     for decision in decisions:
         style = "" if decision.passed else "bold red"
         table.add_row(
-            Text(decision.tensor, style=style),
-            decision.decision,
+            Text(printable(decision.tensor), style=style),
+            Text(printable(decision.decision)),
             f"{decision.agreed}/{decision.count}",
             str(decision.ties),
             format_number(decision.smallest_margin),

@@ -23,7 +23,7 @@ from roberta_flax.datasets import readers
 from roberta_flax.datasets.examples import Examples, Tally
 from roberta_flax.datasets.readers import Columns
 from roberta_flax.datasets.recipes import Recipe, recipe_of
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, printable
 from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.metrics import LESS_IS_BETTER, Evaluation
@@ -405,8 +405,8 @@ class SeedResults:
             lines.append(f"median {best.best_metric} {statistics.median(r.best for r in self.results):.4f}")
         ended = "" if best.stopped == "done" else ", stopped early"
         lines.append(
-            f"{self.best_model}: best model, from step {best.best_step} of {best.steps}{ended}; validation loss "
-            f"{best.loss:.4f}"
+            f"{printable(str(self.best_model))}: best model, from step {best.best_step} of {best.steps}{ended}; "
+            f"validation loss {best.loss:.4f}"
         )
         return "\n".join((*lines, best.evaluation.to_text()))
 
