@@ -634,7 +634,9 @@ def test_a_file_of_no_one_task_names_the_tasks_there_are(given):
         ("", NLI, None),
         ("-1", NLI, None),
         ("²", NLI, None),
-        ("0", ("1", "0"), 1),  # by name before number
+        ("0", ("1", "0"), 1),
+        ("0", ("1", "2", "3"), None),  # names that are numbers are not places
+        ("2", ("1", "none"), None),
         ("a", ("A", "a"), 1),  # as spelled before other case
         ("0", (), None),
     ],

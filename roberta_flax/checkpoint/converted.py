@@ -4,6 +4,7 @@
   model.safetensors   the parameter tree: one tensor per leaf, named by the leaf's path joined with dots
   dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model
   conversion.json     the origin: source, sha256, versions, and where every source tensor went
+  trained_on.json     what a head was fine-tuned on (datasets.readers.TrainedOn), if that is known
 
 A model needs nothing else to run. The directory is written under a temporary name and renamed when it is complete.
 Parameters are written and read one at a time, so that neither takes more memory than the parameters themselves.
@@ -33,6 +34,7 @@ from roberta_flax.checkpoint.tensors import (
     stored_dtype,
     write_tensors,
 )
+from roberta_flax.datasets.readers import TrainedOn
 from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.files import PARTIAL_SUFFIX, new_directory, read_text, reading, write_bytes
 from roberta_flax.nn.config import RobertaConfig
@@ -43,6 +45,7 @@ from roberta_flax.text.tokenizer import BYTE_LEVEL_FILES, SENTENCEPIECE_FILE, SE
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
 CONVERSION_FILE = "conversion.json"
+TRAINED_ON_FILE = "trained_on.json"
 _READERS = 4  # threads
 _LAYER_TENSORS = 16  # per layer: kernel and bias of six Dense, scale and bias of two LayerNorms
 
@@ -108,6 +111,7 @@ def save(
     dtype: jax.typing.DTypeLike | None = None,
     *,
     replace: bool = False,
+    trained_on: TrainedOn | None = None,
 ) -> dict[str, NonFinite]:
     """Saves a model as a converted directory, which `read` reads.
 
@@ -116,6 +120,7 @@ def save(
       config, params, tokenizer: the model.
       dtype: the dtype to store; by default, each parameter keeps its own.
       replace: whether to replace an existing directory. If false, `destination` must not exist.
+      trained_on: what a head of the model was fine-tuned on, if that is known.
 
     Returns:
       The counts of NaNs and infinities that `write_tensors` returns.
@@ -132,6 +137,8 @@ def save(
     with new_directory(destination, replace=replace) as directory:
         for name, content in tokenizer.files().items():
             (directory / name).write_bytes(content)
+        if trained_on is not None:
+            (directory / TRAINED_ON_FILE).write_text(trained_on.to_json(), encoding="utf-8")
         return write(directory, config, {name: Values(leaf) for name, leaf in leaves.items()}, conversion, stored)
 
 
@@ -190,6 +197,21 @@ def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tu
     with reading(directory / PARAMS_FILE):
         arrays = _on_device(stored, jnp.dtype(param_dtype))
     return config, unflatten(arrays, abstract_params(config))
+
+
+def read_trained_on(directory: Path) -> TrainedOn | None:
+    """Reads what a head of a converted directory was fine-tuned on; None if that is not known.
+
+    Raises:
+      CheckpointError: trained_on.json is damaged.
+    """
+    path = directory / TRAINED_ON_FILE
+    if not path.is_file():
+        return None
+    try:
+        return TrainedOn.from_json(read_text(path))
+    except (ValueError, RecursionError) as error:  # CheckpointError is a ValueError
+        raise CheckpointError(f"{path} is damaged ({error}); remove it, and name columns and labels yourself") from None
 
 
 def read_stored(directory: Path) -> tuple[RobertaConfig, dict[str, StoredTensor]]:
