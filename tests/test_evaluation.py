@@ -645,6 +645,12 @@ def test_a_gold_string_names_its_class(label, names, expected):
     assert class_of(label, names) == expected
 
 
+def test_a_gold_string_is_a_number_or_in_another_case_only_where_that_is_meant():
+    assert [class_of("2", NLI, match) for match in ("exact", "case", "number")] == [None, None, 2]
+    assert [class_of("NEUTRAL", NLI, match) for match in ("exact", "case", "number")] == [None, 1, 1]
+    assert [class_of("neutral", NLI, match) for match in ("exact", "case", "number")] == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("task", "head", "classes", "given", "expected"),
     [

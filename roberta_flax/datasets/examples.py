@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from roberta_flax.datasets import tables
 from roberta_flax.datasets.framing import Rows, choice_inputs, framing_of, list_of, objects, text_of
-from roberta_flax.datasets.layouts import Layout, class_of, gold_value, is_missing
+from roberta_flax.datasets.layouts import Layout, Match, class_of, gold_value, is_missing
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.text.encoding import Ids, encode_texts
@@ -187,7 +187,7 @@ def sentence_examples(
         *texts, label = values
         if layout.is_unlabeled(label):
             return []
-        target = _class_number(label, labels, layout.exact) if labels else gold_value(layout.label, label) / divisor
+        target = _class_number(label, labels, layout.match) if labels else gold_value(layout.label, label) / divisor
         sequence = encode_texts(tokenizer, texts, limit, "truncate")[0]
         return [_Example([sequence.ids], target, sequence.truncated)]
 
@@ -234,7 +234,7 @@ def token_examples(
     tokenizer: Tokenizer,
     limit: int,
     *,
-    exact: bool = False,
+    match: Match = "number",
 ) -> Examples:
     """Reads examples for a token head: each object in a JSONL file has a list of words and a list of tags.
 
@@ -246,7 +246,7 @@ def token_examples(
       labels: the tag of each class, in order (see layouts.class_of).
       tokenizer: the model's tokenizer.
       limit: the maximum length of a sequence, in tokens. Words beyond it are dropped.
-      exact: as in layouts.class_of.
+      match: as in layouts.class_of.
 
     Raises:
       InputError: as in sentence_examples.
@@ -269,7 +269,7 @@ def token_examples(
         target = np.full(len(ids), NO_TAG, np.int32)
         inside = first < len(ids) - 2
         target[first[inside] + 1] = [
-            _class_number(tag, labels, exact) for tag, kept in zip(gold, inside, strict=True) if kept
+            _class_number(tag, labels, match) for tag, kept in zip(gold, inside, strict=True) if kept
         ]
         return [_Example([ids], target, not inside.all())]
 
@@ -360,7 +360,13 @@ def choice_examples(
 
     def encode(record: dict[str, Any]) -> list[_Example]:
         made = []
-        for before, candidates, answer in chosen.read(record, names):
+        questions = list(chosen.read(record, names))
+        missing = [is_missing(answer) for _, _, answer in questions]
+        if all(missing):
+            return []
+        if any(missing):
+            raise InputError(f"{sum(missing)} of {len(missing)} questions have no answer")
+        for before, candidates, answer in questions:
             if len(candidates) < 2:
                 raise InputError(f"{len(candidates)} choices, expected two or more")
             number = _choice_index(answer, len(candidates))
@@ -477,8 +483,8 @@ def _is_tag(tag: Any) -> bool:
     return isinstance(tag, str | int | float) and not is_missing(tag)
 
 
-def _class_number(label: Any, labels: Sequence[str], exact: bool) -> int:
-    if (number := class_of(str(label), labels, exact=exact)) is None:
+def _class_number(label: Any, labels: Sequence[str], match: Match) -> int:
+    if (number := class_of(str(label), labels, match)) is None:
         known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
         raise _UnknownLabel(f"{str(label)[:80]!r} is not one of the labels {known}; name them all with --labels")
     return number

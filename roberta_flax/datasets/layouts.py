@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from roberta_flax import metrics
 from roberta_flax.errors import InputError
 from roberta_flax.metrics import VALUE_METRICS
 from roberta_flax.nn.config import HeadConfig
+
+Match: TypeAlias = Literal["exact", "case", "number"]
+"""How a gold string names a class; see class_of()."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,7 @@ class Layout:
       meanings: the names of the classes in glue.py, in the order of `labels`, if the file has only numbers.
       unlabeled: gold strings of rows to skip: "-" marks pairs whose annotators did not agree (SNLI's README.txt). Rows
         whose label is missing or empty (is_missing) are skipped in any layout.
-      exact: whether a gold string must be spelled as in `labels`. Otherwise class_of() also accepts another case, and
-        the number of a class.
+      match: how a gold string names one of `labels`, as in class_of().
     """
 
     name: str
@@ -51,7 +53,7 @@ class Layout:
     problem: Literal["single_label", "regression"] = "single_label"
     meanings: tuple[str, ...] = ()
     unlabeled: tuple[str, ...] = ()
-    exact: bool = False
+    match: Match = "case"
 
     def is_unlabeled(self, label: Any) -> bool:
         """Whether a row with this gold label is to be skipped."""
@@ -155,22 +157,24 @@ def layout_of(name_or_path: str | os.PathLike[str]) -> Layout:
     raise InputError(f"{text!r} does not name exactly one task; name one of {', '.join(LAYOUTS)}")
 
 
-def class_of(label: str, names: Sequence[str], *, exact: bool = False) -> int | None:
+def class_of(label: str, names: Sequence[str], match: Match = "number") -> int | None:
     """Returns the class that a gold string names; None if it names none.
 
     Args:
       label: the gold string.
       names: the classes, in order.
-      exact: whether the string must be a name as it is spelled. Otherwise it may differ in case; and if no name is a
-        number, it may be the number of a class, from 0.
+      match: "exact" if the string must be a name as it is spelled; "case" if it may differ in case; "number" if it may
+        also be the number of a class, from 0, where no name is a number. Only whoever gives the order of the classes
+        can mean a number: other libraries' orders differ (MNLI's 0 is contradiction in fairseq, and entailment in
+        Hugging Face's datasets).
     """
-    if exact:
-        return names.index(label) if label in names else None
+    if label in names:
+        return names.index(label)
     folded = [name.casefold() for name in names]
-    numbers = [] if any(map(_WHOLE_NUMBER.fullmatch, names)) else list(map(str, range(len(names))))
-    for text, known in ((label, names), (label.casefold(), folded), (label, numbers)):
-        if text in known:
-            return known.index(text)
+    if match != "exact" and label.casefold() in folded:
+        return folded.index(label.casefold())
+    if match == "number" and _WHOLE_NUMBER.fullmatch(label) and not any(map(_WHOLE_NUMBER.fullmatch, names)):
+        return int(label) if str(int(label)) == label and int(label) < len(names) else None
     return None
 
 

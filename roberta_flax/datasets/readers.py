@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from roberta_flax import metrics
 from roberta_flax.datasets import examples, tables
 from roberta_flax.datasets.examples import Examples
-from roberta_flax.datasets.layouts import LAYOUTS, Layout, default_metrics, layout_of, resolve_labels
+from roberta_flax.datasets.layouts import LAYOUTS, Layout, Match, default_metrics, layout_of, resolve_labels
 from roberta_flax.datasets.recipes import recipe_of
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
@@ -67,7 +67,7 @@ class TrainedOn:
       task: the task's name, as task_name() returns it.
       kind: for the task "custom", one of KINDS; otherwise None.
       columns: the columns and the gold strings of the classes, none of them left to a default.
-      exact: as in layouts.Layout.
+      match: how a label names a class, as in layouts.class_of.
       max_length: the maximum length of a sequence, in tokens.
     """
 
@@ -75,7 +75,7 @@ class TrainedOn:
     task: str
     kind: str | None
     columns: Columns
-    exact: bool
+    match: Match
     max_length: int
 
     def to_json(self) -> str:
@@ -96,10 +96,13 @@ class TrainedOn:
             raise ValueError(str(error)) from None
         named = found.columns
         names = (found.head, found.task, named.choices, *named.texts, *named.label, *named.labels)
-        flags = (found.exact, named.header)
-        if not all(isinstance(name, str) for name in names) or not all(isinstance(flag, bool) for flag in flags):
+        if not all(isinstance(name, str) for name in names) or not isinstance(named.header, bool):
             raise ValueError("a field has a wrong type")
-        if found.kind not in (None, *KINDS) or not isinstance(found.max_length, int):
+        if (
+            found.kind not in (None, *KINDS)
+            or found.match not in get_args(Match)
+            or not isinstance(found.max_length, int)
+        ):
             raise ValueError("a field has a wrong value")
         return found
 
@@ -157,7 +160,7 @@ def task_reader(
     columns: Columns = Columns(),
     head: str | None = None,
     max_length: int | None = None,
-    exact: bool | None = None,
+    match: Match | None = None,
 ) -> TaskReader:
     """Returns the head of a task, and the function that reads its files.
 
@@ -170,8 +173,8 @@ def task_reader(
       columns: the columns that the user names.
       head: the head's name; the default is the task's.
       max_length: the maximum length of a sequence, in tokens; the default is the model's max_positions.
-      exact: for the task "custom", as in layouts.Layout; by default, labels are exact if they are those of the training
-        file.
+      match: how a label names a class, as in layouts.class_of. The default is "number" if the user names the classes,
+        "exact" if they are those of the training file, and "case" if they are the task's.
 
     Raises:
       InputError: the options contradict each other or do not match the file, or a column is named twice.
@@ -184,9 +187,9 @@ def task_reader(
     kind = "choice" if task in CHOICE_TASKS else kind or "classification"
     if len(columns.label) > 1 and kind != "multi-label":
         raise InputError("several label columns are for --kind multi-label; give one")
-    exact = task == CUSTOM and not columns.labels if exact is None else exact
+    match = match or ("number" if columns.labels else "exact" if task == CUSTOM else "case")
     builder = _ReaderBuilder(
-        task, kind if task == CUSTOM else None, Path(train), config, tokenizer, columns, head or task, limit, exact
+        task, kind if task == CUSTOM else None, Path(train), config, tokenizer, columns, head or task, limit, match
     )
     if task not in (CUSTOM, *CHOICE_TASKS):
         return builder.sentence_reader(LAYOUTS[task])
@@ -212,7 +215,7 @@ class _ReaderBuilder:
     columns: Columns
     name: str
     limit: int
-    exact: bool
+    match: Match
 
     def sentence_reader(self, layout: Layout) -> TaskReader:
         """Builds the reader of a layout whose labels are known."""
@@ -222,6 +225,7 @@ class _ReaderBuilder:
         if columns.texts or columns.label or not columns.header:
             label = columns.label[0] if columns.label else layout.label
             layout = replace(layout, texts=columns.texts or layout.texts, label=label, header=columns.header)
+        layout = replace(layout, match=self.match)
         found = self._columns(layout.texts, (layout.label,), labels, layout.header)
         if layout.problem == "single_label" and len(labels) < 2:
             raise InputError(f"a classification has two or more classes, got {', '.join(labels) or 'none'}")
@@ -237,8 +241,7 @@ class _ReaderBuilder:
     def classification(self) -> TaskReader:
         label = (*self.columns.label, "label")[0]
         labels = self.columns.labels or examples.label_names(self.train, label, header=self.columns.header)
-        metrics = ("accuracy", "macro_f1")
-        return self.sentence_reader(Layout(self.task, self._texts(), label, labels, metrics, exact=self.exact))
+        return self.sentence_reader(Layout(self.task, self._texts(), label, labels, ("accuracy", "macro_f1")))
 
     def regression(self) -> TaskReader:
         label = (*self.columns.label, "label")[0]
@@ -270,7 +273,7 @@ class _ReaderBuilder:
             raise InputError(f"{self.train} has {len(labels)} different tags in {tags!r}, expected two or more")
 
         def read(path: PathLike) -> Examples:
-            return examples.token_examples(path, words, tags, labels, self.tokenizer, self.limit, exact=self.exact)
+            return examples.token_examples(path, words, tags, labels, self.tokenizer, self.limit, match=self.match)
 
         head = self._head("token", len(labels), "single_label", labels)
         return self._reader(head, columns, default_metrics(head), read)
@@ -298,7 +301,7 @@ class _ReaderBuilder:
     def _reader(
         self, head: HeadConfig, columns: Columns, metrics: tuple[str, ...], read: Callable[[PathLike], Examples]
     ) -> TaskReader:
-        trained_on = TrainedOn(head.name, self.task, self.kind, columns, self.exact, self.limit)
+        trained_on = TrainedOn(head.name, self.task, self.kind, columns, self.match, self.limit)
         labels = columns.label if head.problem == "multi_label" else columns.labels
         return TaskReader(head, labels, metrics, read, trained_on)
 

@@ -17,7 +17,15 @@ import numpy as np
 
 from roberta_flax.datasets import readers, tables
 from roberta_flax.datasets.examples import Tally
-from roberta_flax.datasets.layouts import Layout, class_of, default_metrics, gold_value, layout_of, resolve_labels
+from roberta_flax.datasets.layouts import (
+    Layout,
+    Match,
+    class_of,
+    default_metrics,
+    gold_value,
+    layout_of,
+    resolve_labels,
+)
 from roberta_flax.datasets.readers import Columns, TrainedOn
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
@@ -101,11 +109,11 @@ def evaluate(
     path = Path(path)
     check_file(path)
     chosen = head_of(roberta.config, head)
-    exact = False
+    match: Match = "number" if columns.labels else "case"
     if (trained_on := roberta.trained_on) is not None and trained_on.head == chosen.name:
         max_length = trained_on.max_length if max_length is None else max_length
         if _is_laid_out_as(path, trained_on, chosen, task):
-            task, exact = trained_on.task, trained_on.exact and not columns.labels
+            task, match = trained_on.task, match if columns.labels else trained_on.match
             columns = columns.or_else(trained_on.columns)
     if chosen.kind != "sentence" or (chosen.problem == "multi_label" and len(columns.label) > 1):
         given = {"on_long": on_long != "truncate", "strategy": strategy, "tokens_per_batch": tokens_per_batch}
@@ -115,8 +123,8 @@ def evaluate(
                 f"{option} is for sentence heads of one label; {chosen.name!r} is of kind {chosen.kind}, "
                 f"{chosen.problem}"
             )
-        return _evaluate_whole_file(roberta, path, chosen, task, columns, exact, max_length, tensor_parallel)
-    layout = replace(_layout_with_columns(path, chosen, task, columns), exact=exact)
+        return _evaluate_whole_file(roberta, path, chosen, task, columns, match, max_length, tensor_parallel)
+    layout = replace(_layout_with_columns(path, chosen, task, columns), match=match)
     readers.require_distinct(Columns(layout.texts, (layout.label,)))
     if (chosen.problem == "regression") != (layout.problem == "regression"):
         raise InputError(f"head {chosen.name!r} is of {chosen.problem}; {layout.name} is {layout.problem}")
@@ -173,7 +181,7 @@ def _evaluate_stream(
     tally = Tally(path)
 
     def gold_of(label: Any) -> float | int | None:
-        return class_of(str(label), labels, exact=layout.exact) if labels else gold_value(layout.label, label)
+        return class_of(str(label), labels, layout.match) if labels else gold_value(layout.label, label)
 
     windows = _windows(path, layout, gold_of, tally)
     pending_gold: deque[Sequence[float | int]] = deque()
@@ -234,7 +242,7 @@ def _evaluate_whole_file(
     head: HeadConfig,
     task: str | None,
     columns: Columns,
-    exact: bool,
+    match: Match,
     max_length: int | None,
     tensor_parallel: int,
 ) -> FileEvaluation:
@@ -250,7 +258,7 @@ def _evaluate_whole_file(
     reader = readers.task_reader(
         name, path, roberta.config, roberta.tokenizer,
         kind=kind if name == readers.CUSTOM else None,
-        columns=replace(columns, labels=labels), head=head.name, max_length=max_length, exact=exact,
+        columns=replace(columns, labels=labels), head=head.name, max_length=max_length, match=match,
     )  # fmt: skip
     examples = reader.read(path)
     mesh = sharding.mesh(tensor_parallel=tensor_parallel)

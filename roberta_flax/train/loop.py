@@ -191,22 +191,10 @@ def run(
     ):
         placement = _Placement(mesh, accumulate)
         params, opt_state = placement.replicate((params, opt_state))
-        latest = checkpoints.latest()
-        state, recorded = _State(), Recorded()
-        if latest is None:
-            run_directory.checked_by_first_process(lambda: run_directory.require_unfinished(directory))
-            if progress and (directory / run_directory.METRICS_FILE).exists():
-                report(f"{directory} has no checkpoint yet; the run starts over")
-        else:
-            if progress:
-                report(f"{directory}: resuming after step {latest} of {plan.total_steps}")
-            params, opt_state, saved = checkpoints.restore(latest, params, opt_state)
-            batches.set_state(saved.pop("data"))
-            recorded = Recorded(**saved.pop("recorded"))
-            state = _State(**saved)
-            run_directory.checked_by_first_process(lambda: recorded.check(directory))
-            if check_best is not None and state.best_step is not None:
-                run_directory.checked_by_first_process(check_best)
+        params, opt_state, state, recorded = _restored(directory, checkpoints, params, opt_state, batches, check_best)
+        if progress and state.stopped is None and (directory / run_directory.METRICS_FILE).exists():
+            done = f": resuming after step {state.step} of {plan.total_steps}"
+            report(f"{directory}{done if state.step else ' has no checkpoint yet; the run starts over'}")
         if state.stopped is None:
             with ExitStack() as stack:
                 records = on_step = None
@@ -259,6 +247,34 @@ class _State:
     without_better: int = 0
     stopped: Literal["done", "patience"] | None = None
     interval: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_INTERVAL_SUMS, 0.0))
+
+
+def _restored(
+    directory: Path,
+    checkpoints: Checkpoints,
+    params: Params,
+    opt_state: Any,
+    batches: Batches,
+    check_best: Callable[[], None] | None,
+) -> tuple[Params, Any, _State, Recorded]:
+    """Restores a run from its newest checkpoint, and checks that its other files are those that it left.
+
+    Returns:
+      The parameters, the optimizer's state, the state of the run, and what metrics.jsonl held; the given arrays and the
+      state of a new run if there is no checkpoint.
+    """
+    latest = checkpoints.latest()
+    if latest is None:
+        run_directory.checked_by_first_process(lambda: run_directory.require_unfinished(directory))
+        return params, opt_state, _State(), Recorded()
+    params, opt_state, saved = checkpoints.restore(latest, params, opt_state)
+    batches.set_state(saved.pop("data"))
+    recorded = Recorded(**saved.pop("recorded"))
+    state = _State(**saved)
+    run_directory.checked_by_first_process(lambda: recorded.check(directory))
+    if check_best is not None and state.best_step is not None:
+        run_directory.checked_by_first_process(check_best)
+    return params, opt_state, state, recorded
 
 
 @dataclass(frozen=True)

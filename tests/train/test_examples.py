@@ -95,25 +95,26 @@ def test_a_label_that_is_none_of_the_tasks_is_an_error_with_its_line(tokenizer, 
 STARS = ("1", "2", "3", "4", "5")
 
 
-def custom(labels: tuple[str, ...], *, exact: bool = True) -> Layout:
-    return Layout("custom", ("text",), "label", labels, ("accuracy",), exact=exact)
+def custom(labels: tuple[str, ...], match: Any = "exact") -> Layout:
+    return Layout("custom", ("text",), "label", labels, ("accuracy",), match=match)
 
 
 @pytest.mark.parametrize(
-    ("label", "labels", "exact"),
+    ("label", "labels", "match"),
     [
-        ("0", STARS, True),
-        ("0", STARS, False),  # numbers that are names are not places too
-        ("0", ("1", "none"), False),
-        ("1", ("neg", "neutral", "pos"), True),  # no name of the training file
-        ("POS", ("neg", "pos"), True),
-        ("1.0", STARS, False),
+        ("0", STARS, "exact"),
+        ("0", STARS, "number"),  # numbers that are names are not places too
+        ("0", ("1", "none"), "number"),
+        ("1", ("neg", "neutral", "pos"), "exact"),  # no name of the training file
+        ("POS", ("neg", "pos"), "exact"),
+        ("1", ("contradiction", "neutral", "entailment"), "case"),  # of which the order is not known
+        ("1.0", STARS, "number"),
     ],
 )
-def test_a_label_that_training_never_saw_is_no_other_class(label, labels, exact, tokenizer, tmp_path):
+def test_a_label_that_training_never_saw_is_no_other_class(label, labels, match, tokenizer, tmp_path):
     path = written(tmp_path / "a.tsv", "text\tlabel", f"seen\t{labels[-1]}", f"new\t{label}")
     with pytest.raises(InputError, match=rf"a\.tsv, line 3: '{label}' is not one of the labels {', '.join(labels)};"):
-        sentence_examples(path, custom(labels, exact=exact), labels, tokenizer, LIMIT)
+        sentence_examples(path, custom(labels, match), labels, tokenizer, LIMIT)
 
 
 @pytest.mark.parametrize("empty", ["", " ", None, math.nan])
@@ -327,7 +328,7 @@ def test_tags_that_are_not_named_are_those_of_the_file(tmp_path):
 def test_a_tag_that_training_never_saw_is_an_error_with_its_line(tokenizer, tmp_path):
     path = written(tmp_path / "t.jsonl", {"words": ["a"], "tags": ["O"]}, {"words": ["a"], "tags": [1]})
     with pytest.raises(InputError, match=r"t\.jsonl, line 2: '1' is not one of the labels B, O"):
-        token_examples(path, "words", "tags", ("B", "O"), tokenizer, LIMIT, exact=True)
+        token_examples(path, "words", "tags", ("B", "O"), tokenizer, LIMIT, match="exact")
 
 
 def test_a_file_without_rows_or_labels_says_so(tmp_path):
@@ -522,6 +523,16 @@ def race(tmp_path) -> Path:
     return tmp_path / "RACE"
 
 
+def test_a_question_without_a_right_choice_is_left_out_and_counted(tokenizer, race, tmp_path):
+    rows = [{"text": "q", "choices": ["a", "b"], "label": label} for label in (1, None, "", "A")]
+    found = choice_examples(written(tmp_path / "c.jsonl", *rows), "choice", tokenizer, LIMIT)
+    assert (found.targets.tolist(), found.tally.unlabeled, found.tally.unusable) == ([1, 0], 2, 0)
+    written(race / "train" / "middle" / "high1.txt", {**RACE[0], "answers": ["B", ""]})
+    found = choice_examples(race, "race", tokenizer, LIMIT)
+    assert (found.targets.tolist(), found.tally.unusable) == ([0], 1)
+    assert "1 of 2 questions have no answer" in found.tally.first
+
+
 def test_races_ids_are_fairseqs(fairseq_examples, race, tiny_source, tokenizer, tmp_path, monkeypatch):
     """Through preprocess_RACE.py, multiprocessing_bpe_encoder.py, the dictionary and the task sentence_ranking."""
     torch = pytest.importorskip("torch")
@@ -613,7 +624,7 @@ def test_rows_have_choices_of_their_own_number_and_wrong_answers_are_errors(toke
     assert (batch["tokens"][0, 2] == 1).all()
     with pytest.raises(InputError, match=r"d\.jsonl, line 1: 'C' is not one of 2 choices"):
         choice_examples(written(tmp_path / "d.jsonl", {**two, "label": "C"}, row), "choice", tokenizer, LIMIT)
-    for label in (3, "D", None, True):
+    for label in (3, "D", True):
         bad = written(tmp_path / "d.jsonl", {**row, "label": label})
         with pytest.raises(InputError, match=r"d\.jsonl, line 1: .* is not one of 3 choices"):
             choice_examples(bad, "choice", tokenizer, LIMIT)
