@@ -67,9 +67,9 @@ class Roberta:
       config: sizes and heads of the network.
       params: the parameter tree, nested dicts of arrays (docs/parameters.md).
       tokenizer: the tokenizer.
-      numerics: how the model computes: dtype, precision, attention implementation.
       trained_on: what one of the heads was fine-tuned on (datasets.readers.TrainedOn), if that is known. evaluate takes
         columns, classes and the maximum length from it.
+      numerics: how the model computes: dtype, precision, attention implementation.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Roberta:
         params: Params,
         tokenizer: Tokenizer,
         *,
-        numerics: Numerics = Numerics(),
         trained_on: TrainedOn | None = None,
+        numerics: Numerics = Numerics(),
     ) -> None:
         if tokenizer.vocab_size != config.vocab_size:
             raise CheckpointError(
@@ -89,8 +89,8 @@ class Roberta:
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
-        self.numerics = numerics
         self.trained_on = trained_on
+        self.numerics = numerics
         self._dropout_key: jax.Array | None = None
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:

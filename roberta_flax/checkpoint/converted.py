@@ -2,9 +2,9 @@
 
   config.json         RobertaConfig
   model.safetensors   the parameter tree: one tensor per leaf, named by the leaf's path joined with dots
+  trained_on.json     what a head was fine-tuned on (datasets.readers.TrainedOn), if that is known
   dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model
   conversion.json     the origin: source, sha256, versions, and where every source tensor went
-  trained_on.json     what a head was fine-tuned on (datasets.readers.TrainedOn), if that is known
 
 A model needs nothing else to run. The directory is written under a temporary name and renamed when it is complete.
 Parameters are written and read one at a time, so that neither takes more memory than the parameters themselves.
@@ -45,8 +45,8 @@ from roberta_flax.text.tokenizer import BYTE_LEVEL_FILES, SENTENCEPIECE_FILE, SE
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
 CONVERSION_FILE = "conversion.json"
-TRAINED_ON_FILE = "trained_on.json"
 _READERS = 4  # threads
+TRAINED_ON_FILE = "trained_on.json"
 _LAYER_TENSORS = 16  # per layer: kernel and bias of six Dense, scale and bias of two LayerNorms
 
 
@@ -110,8 +110,8 @@ def save(
     tokenizer: Tokenizer,
     dtype: jax.typing.DTypeLike | None = None,
     *,
-    replace: bool = False,
     trained_on: TrainedOn | None = None,
+    replace: bool = False,
 ) -> dict[str, NonFinite]:
     """Saves a model as a converted directory, which `read` reads.
 
@@ -119,8 +119,8 @@ def save(
       destination: the directory to create.
       config, params, tokenizer: the model.
       dtype: the dtype to store; by default, each parameter keeps its own.
-      replace: whether to replace an existing directory. If false, `destination` must not exist.
       trained_on: what a head of the model was fine-tuned on, if that is known.
+      replace: whether to replace an existing directory. If false, `destination` must not exist.
 
     Returns:
       The counts of NaNs and infinities that `write_tensors` returns.
@@ -135,10 +135,10 @@ def save(
     stored = None if dtype is None else stored_dtype(jnp.dtype(dtype).name)
     conversion = {"source": None, "kind": "saved", "versions": versions()}
     with new_directory(destination, replace=replace) as directory:
-        for name, content in tokenizer.files().items():
-            (directory / name).write_bytes(content)
         if trained_on is not None:
             (directory / TRAINED_ON_FILE).write_text(trained_on.to_json(), encoding="utf-8")
+        for name, content in tokenizer.files().items():
+            (directory / name).write_bytes(content)
         return write(directory, config, {name: Values(leaf) for name, leaf in leaves.items()}, conversion, stored)
 
 
