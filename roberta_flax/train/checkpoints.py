@@ -55,11 +55,9 @@ def open_checkpoints(directory: Path, keep: int) -> Iterator[Checkpoints]:
             manager = ocp.CheckpointManager(directory.resolve(), options=options)
             if jax.process_count() > 1:  # every process lists the checkpoints before any is deleted
                 multihost_utils.sync_global_devices("checkpoints")
-            for step in sorted(manager.all_steps())[:-keep]:  # left by a run that was killed before deleting
-                manager.delete(step)
         except OSError as error:
             raise unwritable(directory, error) from None
-        checkpoints = Checkpoints(directory, manager, saving)
+        checkpoints = Checkpoints(directory, manager, saving, keep)
         try:
             yield checkpoints
         except BaseException:
@@ -93,10 +91,11 @@ class Checkpoints:
     With several processes, each writes the shards on its own devices.
     """
 
-    def __init__(self, directory: Path, manager: Any, saving: _Saving) -> None:
+    def __init__(self, directory: Path, manager: Any, saving: _Saving, keep: int) -> None:
         self.directory = directory
         self._manager = manager
         self._saving = saving
+        self._keep = keep
 
     def latest(self) -> int | None:
         """Returns the number of steps of the newest complete checkpoint; None if there is none."""
@@ -142,6 +141,18 @@ class Checkpoints:
         except Exception as error:  # orbax raises bare Exceptions, too
             raise unreadable(path, error, advice) from None
         return restored.state["params"], restored.state["opt_state"], restored.progress
+
+    def delete_old(self) -> None:
+        """Deletes all but the newest few. Saving does, too, unless the run was killed before, or keeps fewer now.
+
+        Raises:
+          InputError: one cannot be deleted.
+        """
+        try:
+            for step in sorted(self._manager.all_steps())[: -self._keep]:
+                self._manager.delete(step)
+        except OSError as error:
+            raise unwritable(self.directory, error) from None
 
     def _advice(self, step: int) -> str:
         """Returns what to do if a checkpoint cannot be used."""

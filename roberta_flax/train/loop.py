@@ -274,6 +274,7 @@ def _restored(
     run_directory.checked_by_first_process(lambda: recorded.check(directory))
     if check_best is not None and state.best_step is not None:
         run_directory.checked_by_first_process(check_best)
+    checkpoints.delete_old()  # now that the newest is known to be whole
     return params, opt_state, state, recorded
 
 

@@ -119,6 +119,16 @@ def test_checksums_that_are_gone_or_damaged_are_damage_too_and_the_only_checkpoi
         resume(stopped)
 
 
+def test_no_older_checkpoint_is_deleted_before_the_newest_is_known_to_be_whole(finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "run")
+    (path / "checkpoints" / "12" / "state" / "_METADATA").unlink()
+    with pytest.raises(InputError, match="remove it to resume from step 8"):
+        small.train(path, {**PLAN, "keep": 1})
+    shutil.rmtree(path / "checkpoints" / "12")
+    small.train(path, {**PLAN, "keep": 1})
+    assert [step.name for step in (path / "checkpoints").iterdir()] == ["12"]
+
+
 def test_a_finished_run_is_not_read_from_a_damaged_checkpoint_either(finished, tmp_path):
     path = shutil.copytree(finished, tmp_path / "run")
     (path / "checkpoints" / "12" / "state" / "_METADATA").unlink()
