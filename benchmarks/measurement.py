@@ -53,8 +53,17 @@ def median_seconds(
 def peak_memory() -> int:
     """Returns the peak resident memory of this process in bytes, imports included."""
     # VmHWM, and not ru_maxrss of getrusage, which a process inherits from its parent.
+    return _memory("VmHWM")
+
+
+def resident_memory() -> int:
+    """Returns the resident memory of this process in bytes."""
+    return _memory("VmRSS")
+
+
+def _memory(name: str) -> int:
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(name))
 
 
 def print_record(**values: Any) -> None:

@@ -141,11 +141,32 @@ def differences(before: Any, now: Mapping[str, Any]) -> str | None:
       now: the configuration.
 
     Returns:
-      Text about up to three keys that differ; None if the two are equal. Empty text if `before` is not a dict, or both
-      are empty.
+      Text about the first three values that differ, and how many others do; None if the two are equal. A value inside
+      a nested object is named by its path: plan.seed. Empty text if `before` is not a dict, or both are empty.
     """
-    keys = sorted({*before, *now}) if isinstance(before, dict) else []
-    differing = [key for key in keys if before.get(key) != now.get(key)]
-    if keys and not differing:
+    if not isinstance(before, dict) or not (before or now):
+        return ""
+    earlier, later = _by_path(before), _by_path(now)
+    differing = [path for path in sorted({*earlier, *later}) if earlier.get(path) != later.get(path)]
+    if not differing:
         return None
-    return ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differing[:3])
+    described = [
+        f"{path} {_value(earlier, path, 'was', 'was not set')} and {_value(later, path, 'is', 'is not set')}"
+        for path in differing[:3]
+    ]
+    return ", ".join(described) + (f", and {len(differing) - 3} more" if len(differing) > 3 else "")
+
+
+def _by_path(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of nested mappings by their keys joined with dots."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= {f"{key}.{path}": inner for path, inner in _by_path(value).items()}
+        else:
+            found[key] = value
+    return found
+
+
+def _value(values: Mapping[str, Any], path: str, verb: str, absent: str) -> str:
+    return f"{verb} {values[path]!r}" if path in values else absent

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from roberta_flax.checkpoint import converted
 from roberta_flax.convert.cache import resolve
+from roberta_flax.datasets.readers import TrainedOn
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import PathLike
 from roberta_flax.nn import forward
@@ -66,6 +67,8 @@ class Roberta:
       config: sizes and heads of the network.
       params: the parameter tree, nested dicts of arrays (docs/parameters.md).
       tokenizer: the tokenizer.
+      trained_on: what one of the heads was fine-tuned on (datasets.readers.TrainedOn), if that is known. evaluate takes
+        columns, classes and the maximum length from it.
       numerics: how the model computes: dtype, precision, attention implementation.
     """
 
@@ -75,6 +78,7 @@ class Roberta:
         params: Params,
         tokenizer: Tokenizer,
         *,
+        trained_on: TrainedOn | None = None,
         numerics: Numerics = Numerics(),
     ) -> None:
         if tokenizer.vocab_size != config.vocab_size:
@@ -85,6 +89,7 @@ class Roberta:
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
+        self.trained_on = trained_on
         self.numerics = numerics
         self._dropout_key: jax.Array | None = None
 
@@ -325,7 +330,9 @@ class Roberta:
             raise InputError(
                 "quantized parameters cannot be saved; save the model without quantize=, and load it with quantize="
             )
-        not_finite = converted.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
+        not_finite = converted.save(
+            Path(directory), self.config, self.params, self.tokenizer, dtype, trained_on=self.trained_on
+        )
         for name, counts in not_finite.items():
             logger.warning("%s: %s has values that are not finite: %s", directory, name, counts)
 
@@ -427,7 +434,7 @@ def load(
     if quantize is not None:
         params = quantized(params, quantize)
     tokenizer = Tokenizer.from_directory(directory)
-    return Roberta(config, params, tokenizer, numerics=numerics)
+    return Roberta(config, params, tokenizer, numerics=numerics, trained_on=converted.read_trained_on(directory))
 
 
 def load_tokenizer(

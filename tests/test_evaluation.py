@@ -634,13 +634,21 @@ def test_a_file_of_no_one_task_names_the_tasks_there_are(given):
         ("", NLI, None),
         ("-1", NLI, None),
         ("²", NLI, None),
-        ("0", ("1", "0"), 1),  # by name before number
+        ("0", ("1", "0"), 1),
+        ("0", ("1", "2", "3"), None),  # names that are numbers are not places
+        ("2", ("1", "none"), None),
         ("a", ("A", "a"), 1),  # as spelled before other case
         ("0", (), None),
     ],
 )
 def test_a_gold_string_names_its_class(label, names, expected):
     assert class_of(label, names) == expected
+
+
+def test_a_gold_string_is_a_number_or_in_another_case_only_where_that_is_meant():
+    assert [class_of("2", NLI, match) for match in ("exact", "case", "number")] == [None, None, 2]
+    assert [class_of("NEUTRAL", NLI, match) for match in ("exact", "case", "number")] == [None, 1, 1]
+    assert [class_of("neutral", NLI, match) for match in ("exact", "case", "number")] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import InputError
+from roberta_flax import InputError, Roberta
 from roberta_flax.datasets import readers
-from roberta_flax.datasets.readers import Columns
+from roberta_flax.datasets.readers import Columns, TrainedOn
 from roberta_flax.inference import evaluation
 from roberta_flax.inference.evaluation import evaluate
 from roberta_flax.metrics import ClassCounts, evaluate_values
@@ -94,6 +95,64 @@ def test_a_regression_is_judged_by_its_values(tiny, tmp_path):
     expected = evaluate_values(values, gold, ("pearson", "spearman", "mse"))
     assert found.evaluation.metrics == pytest.approx(expected.metrics, abs=1e-5)  # float32, in batches of another shape
     assert found.evaluation.count == len(PAIRS)
+
+
+def test_values_that_are_no_finite_numbers_are_left_out_and_told(tiny, tmp_path):
+    model = with_head(tiny, HeadConfig("degree", 1, 64))
+    values = ("1", "2", "3", "nan", "1e400", "1_000", "", "4")
+    path = tmp_path / "own.csv"
+    path.write_text("text,score\n" + "".join(f"{a},{value}\n" for (a, _), value in zip(PAIRS, values, strict=False)))
+    found = evaluate(model, path, task="custom", columns=Columns(label=("score",)))
+    assert (found.tally.examples, found.tally.unusable, found.tally.unlabeled) == (4, 3, 1)
+    assert found.tally.first == f"{path}, line 5: score 'nan' is not a number"
+    assert found.evaluation.count == 4
+
+
+@pytest.mark.parametrize("rows", ["", "A dog.,\n"])
+def test_a_file_without_rows_or_labels_says_so(tiny, tmp_path, rows):
+    path = tmp_path / "own.csv"
+    path.write_text("text,label\n" + rows)
+    says = "no usable row: .* 1 without a label left out" if rows else r"own\.csv has no rows; expected at least one"
+    with pytest.raises(InputError, match=says):
+        evaluate(tiny, path, task="custom")
+
+
+def test_a_model_is_judged_on_files_as_it_was_trained_on_them(tiny, mnli, tmp_path):
+    """Columns and gold strings of the file that it was trained on come before those that a path names."""
+    classes = tuple(label.upper() for label in LABELS)
+    own = Columns(("a", "b"), ("gold",), classes)
+    trained = Roberta(
+        tiny.config,
+        tiny.params,
+        tiny.tokenizer,
+        trained_on=TrainedOn("mnli", "custom", "classification", own, "exact", 16),
+    )
+    folder = tmp_path / "SICK"  # which names a task
+    folder.mkdir()
+    path = folder / "own.jsonl"
+    rows = [{"a": a, "b": b, "gold": label.upper()} for (a, b), label in zip(PAIRS, GOLD, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluate(trained, path)
+    assert (found.task, found.evaluation.labels) == ("custom", classes)
+    said = evaluate(tiny, path, task="custom", columns=own, max_length=16)
+    assert found.evaluation == said.evaluation
+    assert found.tally == said.tally
+    # given for this file
+    assert evaluate(trained, path, columns=Columns(labels=classes[::-1])).evaluation.labels == classes[::-1]
+    # another spelling is not a class of the training file; for a model that does not say, it is
+    path.write_text(json.dumps({**rows[0], "gold": LABELS[0]}) + "\n")
+    with pytest.raises(InputError, match="line 1: 'contradiction' is not a label of custom"):
+        evaluate(trained, path)
+    assert evaluate(tiny, path, task="custom", columns=own).evaluation.count == 1
+    # a file without its columns is what its path says that it is, and an unknown one is to have them
+    assert evaluate(trained, mnli).task == "mnli"
+    other = shutil.copy(mnli, tmp_path / "other.tsv")
+    with pytest.raises(InputError, match=r"other\.tsv has no column 'a'; its columns are 'sentence1'"):
+        evaluate(trained, other)
+    # what another head was trained on is no matter
+    renamed = TrainedOn("another", "custom", "classification", own, "exact", 16)
+    with pytest.raises(InputError, match="does not name exactly one task"):
+        evaluate(Roberta(tiny.config, tiny.params, tiny.tokenizer, trained_on=renamed), other)
 
 
 def test_several_labels_are_judged_by_the_column_of_each(tiny, tmp_path):

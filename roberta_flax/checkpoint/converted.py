@@ -2,6 +2,7 @@
 
   config.json         RobertaConfig
   model.safetensors   the parameter tree: one tensor per leaf, named by the leaf's path joined with dots
+  trained_on.json     what a head was fine-tuned on (datasets.readers.TrainedOn), if that is known
   dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model
   conversion.json     the origin: source, sha256, versions, where every source tensor went, and checksums of all files
 
@@ -36,6 +37,7 @@ from roberta_flax.checkpoint.tensors import (
     stored_dtype,
     write_tensors,
 )
+from roberta_flax.datasets.readers import TrainedOn
 from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.files import PARTIAL_SUFFIX, new_directory, read_text, reading, write_bytes
 from roberta_flax.nn.config import MNLI_LABELS, HeadConfig, RobertaConfig
@@ -47,6 +49,7 @@ CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
 _TOKENIZER_FILES = tuple(dict.fromkeys((*BYTE_LEVEL_FILES, *SENTENCEPIECE_FILES)))  # of which a directory has some
 _READERS = 4  # threads
+TRAINED_ON_FILE = "trained_on.json"
 _LAYER_TENSORS = 16  # per layer: kernel and bias of six Dense, scale and bias of two LayerNorms
 
 
@@ -110,6 +113,7 @@ def save(
     tokenizer: Tokenizer,
     dtype: jax.typing.DTypeLike | None = None,
     *,
+    trained_on: TrainedOn | None = None,
     replace: bool = False,
 ) -> dict[str, NonFinite]:
     """Saves a model as a converted directory, which `read` reads.
@@ -118,6 +122,7 @@ def save(
       destination: the directory to create.
       config, params, tokenizer: the model.
       dtype: the dtype to store; by default, each parameter keeps its own.
+      trained_on: what a head of the model was fine-tuned on, if that is known.
       replace: whether to replace an existing directory. If false, `destination` must not exist.
 
     Returns:
@@ -133,6 +138,8 @@ def save(
     stored = None if dtype is None else stored_dtype(jnp.dtype(dtype).name)
     conversion = {"source": None, "kind": "saved", "versions": versions()}
     with new_directory(destination, replace=replace) as directory:
+        if trained_on is not None:
+            (directory / TRAINED_ON_FILE).write_text(trained_on.to_json(), encoding="utf-8")
         for name, content in tokenizer.files().items():
             (directory / name).write_bytes(content)
         return write(directory, config, {name: Values(leaf) for name, leaf in leaves.items()}, conversion, stored)
@@ -237,6 +244,21 @@ def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tu
     with reading(directory / PARAMS_FILE):
         arrays = _on_device(stored, jnp.dtype(param_dtype))
     return config, unflatten(arrays, abstract_params(config))
+
+
+def read_trained_on(directory: Path) -> TrainedOn | None:
+    """Reads what a head of a converted directory was fine-tuned on; None if that is not known.
+
+    Raises:
+      CheckpointError: trained_on.json is damaged.
+    """
+    path = directory / TRAINED_ON_FILE
+    if not path.is_file():
+        return None
+    try:
+        return TrainedOn.from_json(read_text(path))
+    except (ValueError, RecursionError) as error:  # CheckpointError is a ValueError
+        raise CheckpointError(f"{path} is damaged ({error}); remove it, and name columns and labels yourself") from None
 
 
 def read_stored(directory: Path) -> tuple[RobertaConfig, dict[str, StoredTensor]]:

@@ -109,7 +109,6 @@ def command(
         patience=run.patience,
         layer_decay=layer_decay,
         numerics=model.numerics(remat=training.remat),
-        note=model.note(),
     )
     report(tuning.to_text())
     if continues(roberta.config, tuning.head):

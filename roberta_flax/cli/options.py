@@ -45,7 +45,7 @@ TEXT_COLUMN = typer.Option(
 TASK = typer.Option(
     help="Task, which says how files are laid out: mnli, snli, qnli, qqp, rte, wnli, sst-2, mrpc, cola, sts-b, sick, "
     "sick-relatedness, race, commonsenseqa, or custom.",
-    show_default="by INPUT's path",
+    show_default="the one that the model was fine-tuned on, or by INPUT's path",
 )
 TENSOR_PARALLEL = typer.Option(help="Number of devices that share each layer. The others share the batch.")
 DISTRIBUTED = typer.Option(

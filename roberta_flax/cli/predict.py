@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +70,7 @@ def command(
     from roberta_flax.inference.heads import head_of
     from roberta_flax.tasks.classify import Classify
 
-    options = jobs.JobOptions(input, output, batching, devices, model)
+    options = jobs.JobOptions(_with_trained_columns(input, file, head, model), output, batching, devices, model)
     if engine.engine == "ray":
         from roberta_flax.checkpoint import converted
 
@@ -81,6 +81,23 @@ def command(
         )  # fmt: skip
         return
     jobs.run(file, lambda roberta: Classify(head_of(roberta.config, head).name, logits), options, as_json=as_json)
+
+
+def _with_trained_columns(
+    input: jobs.InputOptions, file: Path, head: str | None, model: InferenceOptions
+) -> jobs.InputOptions:
+    """The text columns that the head was fine-tuned on, if none are named and the file has them."""
+    from roberta_flax.checkpoint import converted
+
+    if input.text_column or not file.exists():
+        return input
+    trained_on = converted.read_trained_on(model.directory())
+    if trained_on is None or head not in (None, trained_on.head) or not trained_on.columns.texts:
+        return input
+    if not trained_on.texts_are_in(file):
+        return input
+    no_header = input.no_header or not trained_on.columns.header
+    return replace(input, text_column=list(trained_on.columns.texts), no_header=no_header)
 
 
 def _predict_text(

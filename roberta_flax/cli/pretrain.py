@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -85,7 +85,7 @@ def command(
     recipe = training.recipe(PRETRAINING)
     mesh = devices.mesh(recipe.batch_size)
     keep_programs(vocabulary.cache_dir)
-    roberta, start = _start(vocabulary, numerics, size, seed)
+    roberta = _start(vocabulary, numerics, size, seed)
     pretraining = Pretraining(
         data,
         valid,
@@ -95,7 +95,6 @@ def command(
         recipe,
         keep=run.keep_checkpoints,
         numerics=numerics.numerics(remat=training.remat),
-        note={"start": start},
         **run.given("validate_every", "save_every", "log_every", "patience"),
     )
     result = pretraining.run(
@@ -109,10 +108,8 @@ def command(
         print_line(result.to_text())
 
 
-def _start(
-    vocabulary: VocabularyOptions, numerics: NumericsOptions, size: SizeOptions, seed: int
-) -> tuple[Roberta, Any]:
-    """The model that a run begins with, and what tells it from others."""
+def _start(vocabulary: VocabularyOptions, numerics: NumericsOptions, size: SizeOptions, seed: int) -> Roberta:
+    """The model that a run begins with."""
     from roberta_flax.train.pretraining import new_model
 
     if vocabulary.model is not None:
@@ -121,7 +118,7 @@ def _start(
                 "--model has a tokenizer and sizes of its own; leave out --tokenizer, --layers and the like"
             )
         model = ModelOptions(**vars(numerics), **{k: v for k, v in vars(vocabulary).items() if k != "tokenizer"})
-        return model.load(), model.note()
+        return model.load()
     if vocabulary.tokenizer is None:
         raise InputError("say where to begin: --model to go on from one, or --tokenizer and the directory of its files")
-    return new_model(vocabulary.read(), size.size, seed=seed, **size.sizes()), "from scratch"
+    return new_model(vocabulary.read(), size.size, seed=seed, **size.sizes())

@@ -7,7 +7,6 @@ maximum length are truncated. Examples.tally counts both. roberta_flax.train.bat
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from roberta_flax.datasets import tables
 from roberta_flax.datasets.framing import Rows, choice_inputs, framing_of, list_of, objects, text_of
-from roberta_flax.datasets.layouts import Layout, class_of
+from roberta_flax.datasets.layouts import Layout, Match, class_of, gold_value, is_missing
 from roberta_flax.errors import InputError, printable
 from roberta_flax.files import PathLike
 from roberta_flax.text.encoding import Ids, encode_texts
@@ -37,7 +36,8 @@ class Tally:
       path: the file.
       examples: number of examples.
       truncated: number of examples that were too long and lost tokens; for spans, windows of a context that was split.
-      unlabeled: number of rows skipped because they are marked as having no label (layouts.Layout.unlabeled).
+      unlabeled: number of rows skipped because they have no label, or one that marks them as having none
+        (layouts.Layout.is_unlabeled).
       unusable: number of rows skipped because of their content.
       first: location of the first unusable row, and the reason.
     """
@@ -53,6 +53,17 @@ class Tally:
         """Counts a row that cannot be used, and keeps the reason if it is the first."""
         self.unusable += 1
         self.first = self.first or f"{where}: {reason}"
+
+    @property
+    def rows(self) -> bool:
+        """Whether the file has any row."""
+        return bool(self.examples or self.unlabeled or self.unusable)
+
+    def nothing_usable(self) -> InputError:
+        """Returns the error for a file of which no row can be used."""
+        if not self.rows:
+            return InputError(f"{self.path} has no rows; expected at least one with a label")
+        return InputError(f"the file has no usable row: {self.to_text()}")
 
     def to_text(self) -> str:
         """One line."""
@@ -115,11 +126,28 @@ class Examples:
         ]
 
     def fingerprint(self) -> str:
-        """Returns a hash of the examples and their order, as 16 hex digits."""
-        digest = hashlib.sha256()
-        for array in (self.tokens, self.offsets, self.targets):
+        """Returns a hash of the examples and their order, gold answers included, as 16 hex digits."""
+        digest = hashlib.sha256(repr((self.kind, self.choices, list(map(tuple, self.questions)))).encode())
+        for array in (self.tokens, self.offsets, self.targets, self.windows):
             digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         return digest.hexdigest()[:16]
+
+    def class_counts(self, labels: Sequence[str]) -> dict[str, int]:
+        """Returns how often each class is a target: in examples, or in words for a token head.
+
+        Args:
+          labels: the gold string of each class, in order.
+
+        Returns:
+          Counts by gold string; {} if the targets are not classes that `labels` names.
+        """
+        if self.kind not in ("sentence", "token") or not labels:
+            return {}
+        if self.targets.ndim == 2:
+            counts = self.targets.sum(axis=0)
+        else:
+            counts = np.bincount(self.targets[self.targets != NO_TAG].astype(np.int64), minlength=len(labels))
+        return dict(zip(labels, counts.astype(int).tolist(), strict=True))
 
 
 # Reading
@@ -157,9 +185,9 @@ def sentence_examples(
 
     def encode(values: tuple[Any, ...]) -> list[_Example]:
         *texts, label = values
-        if str(label) in layout.unlabeled:
+        if layout.is_unlabeled(label):
             return []
-        target = _class_number(label, labels) if labels else _finite_number(layout.label, label) / divisor
+        target = _class_number(label, labels, layout.match) if labels else gold_value(layout.label, label) / divisor
         sequence = encode_texts(tokenizer, texts, limit, "truncate")[0]
         return [_Example([sequence.ids], target, sequence.truncated)]
 
@@ -189,6 +217,8 @@ def multi_label_examples(
     """
 
     def encode(values: tuple[Any, ...]) -> list[_Example]:
+        if any(map(is_missing, values[len(texts) :])):
+            return []
         sequence = encode_texts(tokenizer, values[: len(texts)], limit, "truncate")[0]
         target = [_zero_or_one(label, value) for label, value in zip(labels, values[len(texts) :], strict=True)]
         return [_Example([sequence.ids], target, sequence.truncated)]
@@ -197,7 +227,14 @@ def multi_label_examples(
 
 
 def token_examples(
-    path: PathLike, words: str, tags: str, labels: Sequence[str], tokenizer: Tokenizer, limit: int
+    path: PathLike,
+    words: str,
+    tags: str,
+    labels: Sequence[str],
+    tokenizer: Tokenizer,
+    limit: int,
+    *,
+    match: Match = "number",
 ) -> Examples:
     """Reads examples for a token head: each object in a JSONL file has a list of words and a list of tags.
 
@@ -209,6 +246,7 @@ def token_examples(
       labels: the tag of each class, in order (see layouts.class_of).
       tokenizer: the model's tokenizer.
       limit: the maximum length of a sequence, in tokens. Words beyond it are dropped.
+      match: as in layouts.class_of.
 
     Raises:
       InputError: as in sentence_examples.
@@ -220,6 +258,8 @@ def token_examples(
             raise InputError(f"{len(given)} {words} but {len(gold)} {tags}")
         if any(not isinstance(word, str) or not word.strip() for word in given):
             raise InputError(f"{words} has an item that is empty or not text")
+        if not all(map(_is_tag, gold)):
+            raise InputError(f"{tags} has an item that is empty, or neither text nor a number")
         text = " ".join(given)
         begins = np.cumsum([0, *(len(word) + 1 for word in given[:-1])])
         first = np.searchsorted(tokenizer.spans(text)[:, 1], begins, side="right")
@@ -228,7 +268,9 @@ def token_examples(
         ids = tokenizer.join([tokenizer.pieces(text)[: limit - 2]])
         target = np.full(len(ids), NO_TAG, np.int32)
         inside = first < len(ids) - 2
-        target[first[inside] + 1] = [_class_number(tag, labels) for tag, kept in zip(gold, inside, strict=True) if kept]
+        target[first[inside] + 1] = [
+            _class_number(tag, labels, match) for tag, kept in zip(gold, inside, strict=True) if kept
+        ]
         return [_Example([ids], target, not inside.all())]
 
     return _collect("token", Tally(Path(path)), objects(path), encode, np.int32)
@@ -318,7 +360,13 @@ def choice_examples(
 
     def encode(record: dict[str, Any]) -> list[_Example]:
         made = []
-        for before, candidates, answer in chosen.read(record, names):
+        questions = list(chosen.read(record, names))
+        missing = [is_missing(answer) for _, _, answer in questions]
+        if all(missing):
+            return []
+        if any(missing):
+            raise InputError(f"{sum(missing)} of {len(missing)} questions have no answer")
+        for before, candidates, answer in questions:
             if len(candidates) < 2:
                 raise InputError(f"{len(candidates)} choices, expected two or more")
             number = _choice_index(answer, len(candidates))
@@ -332,26 +380,36 @@ def choice_examples(
 def label_names(path: PathLike, label: str, *, header: bool = True) -> tuple[str, ...]:
     """Returns the distinct labels in a column, sorted by number if all are numbers, otherwise alphabetically.
 
+    Cells without a label do not count.
+
     Raises:
-      InputError: the file cannot be read, or there are so many labels that they are probably values.
+      InputError: the file cannot be read, no row has a label, or there are so many that they are probably values.
     """
-    rows = (values for _, values in _table_rows(path, (), (label,), header) if not isinstance(values, tables.BadRow))
-    return _sorted_names(path, (str(values[0]) for values in rows if values[0] is not None))
+    rows = (values for _, values in _table_rows(path, (), (label,), header))
+    cells = ([] if isinstance(values, tables.BadRow) else values for values in rows)
+    return _sorted_names(path, label, ([str(value) for value in row if not is_missing(value)] for row in cells))
 
 
 def tag_names(path: PathLike, tags: str) -> tuple[str, ...]:
     """Returns the distinct tags in the lists under a key of a JSONL file; order and errors as in label_names."""
-    records = (record for _, record in objects(path) if not isinstance(record, tables.BadRow))
-    lists = (record.get(tags) for record in records)
-    return _sorted_names(path, (str(tag) for found in lists if isinstance(found, list) for tag in found))
+    lists = (None if isinstance(record, tables.BadRow) else record.get(tags) for _, record in objects(path))
+    return _sorted_names(
+        path, tags, ([str(tag) for tag in found if _is_tag(tag)] if isinstance(found, list) else [] for found in lists)
+    )
 
 
-def _sorted_names(path: PathLike, found: Iterable[str]) -> tuple[str, ...]:
+def _sorted_names(path: PathLike, column: str, rows: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """Returns the distinct names in the rows of a file, of which each has any number."""
     names: set[str] = set()
-    for name in found:
-        names.add(name)
+    count = 0
+    for found in rows:
+        count += 1
+        names.update(found)
         if len(names) > _MAX_CLASSES:
             raise InputError(f"{path} has more than {_MAX_CLASSES} different labels; is it a regression?")
+    if not names:
+        found_none = f"{count} rows, and none has a label in {column!r}" if count else "no rows"
+        raise InputError(f"{path} has {found_none}; expected at least two classes")
     numbers = all(re.fullmatch(r"\d+", name, re.ASCII) for name in names)
     return tuple(sorted(names, key=int if numbers else None))
 
@@ -380,7 +438,7 @@ def _collect(
         examples += found
     tally.examples = len(examples)
     if not examples:
-        raise InputError(f"the file has no usable row: {tally.to_text()}")
+        raise tally.nothing_usable()
     width = max(len(example.sequences) for example in examples)
     sequences: list[Ids] = []
     for example in examples:
@@ -421,22 +479,14 @@ def _squad_answers(record: dict[str, Any], context: str) -> list[tuple[str, int]
     return answers
 
 
-def _class_number(label: Any, labels: Sequence[str]) -> int:
-    if label is None:
-        raise InputError("no label")
-    if (number := class_of(str(label), labels)) is None:
+def _is_tag(tag: Any) -> bool:
+    return isinstance(tag, str | int | float) and not is_missing(tag)
+
+
+def _class_number(label: Any, labels: Sequence[str], match: Match) -> int:
+    if (number := class_of(str(label), labels, match)) is None:
         known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
         raise _UnknownLabel(f"{str(label)[:80]!r} is not one of the labels {known}; name them all with --labels")
-    return number
-
-
-def _finite_number(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{name} {str(value)[:40]!r} is not a number")
     return number
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from roberta_flax import metrics
 from roberta_flax.errors import InputError
 from roberta_flax.metrics import VALUE_METRICS
 from roberta_flax.nn.config import HeadConfig
+
+Match: TypeAlias = Literal["exact", "case", "number"]
+"""How a gold string names a class; see class_of()."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,9 @@ class Layout:
       header: whether the file's first line names the columns.
       problem: the kind of the head's outputs, as in HeadConfig.problem.
       meanings: the names of the classes in glue.py, in the order of `labels`, if the file has only numbers.
-      unlabeled: gold strings of rows to skip: "-" marks pairs whose annotators did not agree (SNLI's README.txt).
+      unlabeled: gold strings of rows to skip: "-" marks pairs whose annotators did not agree (SNLI's README.txt). Rows
+        whose label is missing or empty (is_missing) are skipped in any layout.
+      match: how a gold string names one of `labels`, as in class_of().
     """
 
     name: str
@@ -44,6 +53,16 @@ class Layout:
     problem: Literal["single_label", "regression"] = "single_label"
     meanings: tuple[str, ...] = ()
     unlabeled: tuple[str, ...] = ()
+    match: Match = "case"
+
+    def is_unlabeled(self, label: Any) -> bool:
+        """Whether a row with this gold label is to be skipped."""
+        return is_missing(label) or str(label) in self.unlabeled
+
+
+_WHOLE_NUMBER = re.compile(r"\d+", re.ASCII)
+_MAX_VALUE = float(np.finfo(np.float32).max)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 _SENTENCE_PAIR = ("sentence1", "sentence2")
@@ -138,13 +157,58 @@ def layout_of(name_or_path: str | os.PathLike[str]) -> Layout:
     raise InputError(f"{text!r} does not name exactly one task; name one of {', '.join(LAYOUTS)}")
 
 
-def class_of(label: str, names: Sequence[str]) -> int | None:
-    """Returns the class that a gold string names: exactly, ignoring case, or by number ("1"). None if it names none."""
+def class_of(label: str, names: Sequence[str], match: Match = "number") -> int | None:
+    """Returns the class that a gold string names; None if it names none.
+
+    Args:
+      label: the gold string.
+      names: the classes, in order.
+      match: "exact" if the string must be a name as it is spelled; "case" if it may differ in case; "number" if it may
+        also be the number of a class, from 0, where no name is a number. Only whoever gives the order of the classes
+        can mean a number: other libraries' orders differ (MNLI's 0 is contradiction in fairseq, and entailment in
+        Hugging Face's datasets).
+    """
+    if label in names:
+        return names.index(label)
     folded = [name.casefold() for name in names]
-    for text, known in ((label, names), (label.casefold(), folded), (label, list(map(str, range(len(names)))))):
-        if text in known:
-            return known.index(text)
+    if match != "exact" and label.casefold() in folded:
+        return folded.index(label.casefold())
+    if match == "number" and _WHOLE_NUMBER.fullmatch(label) and not any(map(_WHOLE_NUMBER.fullmatch, names)):
+        return int(label) if str(int(label)) == label and int(label) < len(names) else None
     return None
+
+
+def is_missing(label: Any) -> bool:
+    """Whether a cell has no label: it is null, NaN or empty."""
+    return label is None or (isinstance(label, float) and math.isnan(label)) or not str(label).strip()
+
+
+def gold_value(name: str, value: Any) -> float:
+    """Returns the gold value of a regression in column `name`, as a number or as text that spells one.
+
+    Raises:
+      InputError: it is not a number (Python's "1_000" is none, and nan, inf, true and false are none), or it is outside
+        the range of float32.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number and not (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
+        raise InputError(f"{name} {str(value)[:40]!r} is not a number")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not abs(number) <= _MAX_VALUE:
+        raise InputError(f"{name} {str(value)[:40]!r} is not a finite number in the range of float32")
+    return number
+
+
+def lookalikes(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the groups of names that differ only in case, spaces, Unicode form or the spelling of a number."""
+    groups: dict[Any, list[str]] = {}
+    for name in names:
+        text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        groups.setdefault(float(text) if _NUMBER.fullmatch(text) else text, []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def resolve_labels(

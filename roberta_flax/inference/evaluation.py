@@ -17,8 +17,16 @@ import numpy as np
 
 from roberta_flax.datasets import readers, tables
 from roberta_flax.datasets.examples import Tally
-from roberta_flax.datasets.layouts import Layout, class_of, default_metrics, layout_of, resolve_labels
-from roberta_flax.datasets.readers import Columns
+from roberta_flax.datasets.layouts import (
+    Layout,
+    Match,
+    class_of,
+    default_metrics,
+    gold_value,
+    layout_of,
+    resolve_labels,
+)
+from roberta_flax.datasets.readers import Columns, TrainedOn
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
@@ -83,11 +91,14 @@ def evaluate(
       roberta: the model.
       path: the file.
       head: the head's name; the default is the only one.
-      task: the name of the file's task (readers.task_name). The default is the one that the path names for a sentence
-        head, and "custom" for other heads.
-      columns: columns that differ from the task's. With the task "custom" and a sentence head, the default is the label
-        column "label" and the usual text columns. Its labels are the gold strings in the order of the head's classes.
-      max_length: the maximum length of an input, in tokens; the default is the model's max_positions.
+      task: the name of the file's task (readers.task_name). The default is the one that the head was fine-tuned on
+        (Roberta.trained_on), if the file has its text columns. Otherwise it is the one that the path names for a
+        sentence head, and "custom" for other heads.
+      columns: columns that differ from the task's, or from those that the head was fine-tuned on. With the task
+        "custom" and a sentence head, the default is the label column "label" and the usual text columns. Its labels are
+        the gold strings in the order of the head's classes.
+      max_length: the maximum length of an input, in tokens; the default is the one that the head was fine-tuned with,
+        or else the model's max_positions.
       on_long, strategy, tokens_per_batch: for sentence heads, as in Predictor.
       tensor_parallel: number of devices that share each layer.
 
@@ -98,6 +109,12 @@ def evaluate(
     path = Path(path)
     check_file(path)
     chosen = head_of(roberta.config, head)
+    match: Match = "number" if columns.labels else "case"
+    if (trained_on := roberta.trained_on) is not None and trained_on.head == chosen.name:
+        max_length = trained_on.max_length if max_length is None else max_length
+        if _is_laid_out_as(path, trained_on, chosen, task):
+            task, match = trained_on.task, match if columns.labels else trained_on.match
+            columns = columns.or_else(trained_on.columns)
     if chosen.kind != "sentence" or (chosen.problem == "multi_label" and len(columns.label) > 1):
         given = {"on_long": on_long != "truncate", "strategy": strategy, "tokens_per_batch": tokens_per_batch}
         given["quantize"] = is_quantized(roberta.params)
@@ -106,8 +123,9 @@ def evaluate(
                 f"{option} is for sentence heads of one label; {chosen.name!r} is of kind {chosen.kind}, "
                 f"{chosen.problem}"
             )
-        return _evaluate_whole_file(roberta, path, chosen, task, columns, max_length, tensor_parallel)
-    layout = _layout_with_columns(path, chosen, task, columns)
+        return _evaluate_whole_file(roberta, path, chosen, task, columns, match, max_length, tensor_parallel)
+    layout = replace(_layout_with_columns(path, chosen, task, columns), match=match)
+    readers.require_distinct(Columns(layout.texts, (layout.label,)))
     if (chosen.problem == "regression") != (layout.problem == "regression"):
         raise InputError(f"head {chosen.name!r} is of {chosen.problem}; {layout.name} is {layout.problem}")
     own_labels = None if layout.name == readers.CUSTOM else chosen.labels  # a custom layout's labels are the head's
@@ -130,6 +148,19 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} does not exist; name a file with gold labels, such as GLUE's")
 
 
+def _is_laid_out_as(path: Path, trained_on: TrainedOn, head: HeadConfig, task: str | None) -> bool:
+    """Whether to read a file as those that the head was fine-tuned on."""
+    if task is not None:
+        return readers.task_name(task) == trained_on.task == readers.CUSTOM
+    if head.kind != "sentence" or trained_on.texts_are_in(path):
+        return True
+    try:
+        layout_of(path)
+    except InputError:
+        return True  # so that a message names the columns
+    return False
+
+
 def _layout_with_columns(path: Path, head: HeadConfig, task: str | None, columns: Columns) -> Layout:
     """Returns the layout of a sentence head's file, with the columns that the user names."""
     if task is not None and readers.task_name(task) == readers.CUSTOM:
@@ -150,8 +181,8 @@ def _evaluate_stream(
     judge: judging.Judge = judging.Classes(labels, layout.metrics) if labels else judging.Values(layout.metrics)
     tally = Tally(path)
 
-    def gold_of(label: str) -> float | int | None:
-        return class_of(label, labels) if labels else _number(label)
+    def gold_of(label: Any) -> float | int | None:
+        return class_of(str(label), labels, layout.match) if labels else gold_value(layout.label, label)
 
     windows = _windows(path, layout, gold_of, tally)
     pending_gold: deque[Sequence[float | int]] = deque()
@@ -169,11 +200,13 @@ def _evaluate_stream(
             judge.add(np.array(results, np.float64), np.array(gold))
             tally.examples += len(results)
     tally.truncated = predictor.stats.truncated
+    if not tally.examples:
+        raise tally.nothing_usable()
     return FileEvaluation(layout.name, head.name, judge.evaluation(), tally)
 
 
 def _windows(
-    path: Path, layout: Layout, gold_of: Callable[[str], float | int | None], tally: Tally
+    path: Path, layout: Layout, gold_of: Callable[[Any], float | int | None], tally: Tally
 ) -> Iterator[tuple[list[Any], list[float | int]]]:
     """Yields the inputs and the gold values of the usable rows in each window. The tally counts the other rows."""
     header = None if layout.header else False
@@ -186,10 +219,15 @@ def _windows(
                 tally.leave_out(f"{path}, line {row.line}", row.reason)
                 continue
             *texts, label = row.values
-            if str(label) in layout.unlabeled:
+            if layout.is_unlabeled(label):
                 tally.unlabeled += 1
                 continue
-            if (gold := gold_of(str(label))) is None:
+            try:
+                gold = gold_of(label)
+            except InputError as error:
+                tally.leave_out(f"{path}, line {row.line}", str(error))
+                continue
+            if gold is None:
                 raise InputError(
                     f"{path}, line {row.line}: {label!r} is not a label of {layout.name}; "
                     "name the head's classes in order with --labels"
@@ -205,6 +243,7 @@ def _evaluate_whole_file(
     head: HeadConfig,
     task: str | None,
     columns: Columns,
+    match: Match,
     max_length: int | None,
     tensor_parallel: int,
 ) -> FileEvaluation:
@@ -220,7 +259,7 @@ def _evaluate_whole_file(
     reader = readers.task_reader(
         name, path, roberta.config, roberta.tokenizer,
         kind=kind if name == readers.CUSTOM else None,
-        columns=replace(columns, labels=labels), head=head.name, max_length=max_length,
+        columns=replace(columns, labels=labels), head=head.name, max_length=max_length, match=match,
     )  # fmt: skip
     examples = reader.read(path)
     mesh = sharding.mesh(tensor_parallel=tensor_parallel)
@@ -241,10 +280,3 @@ def _evaluate_whole_file(
 
 def _format(path: Path) -> str | None:
     return "tsv" if path.suffix == ".txt" else None  # a line of text has no gold label
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from roberta_flax.checkpoint import converted
 from roberta_flax.datasets import readers
 from roberta_flax.datasets.examples import Examples, Tally
-from roberta_flax.datasets.readers import Columns
+from roberta_flax.datasets.layouts import lookalikes
+from roberta_flax.datasets.readers import Columns, TrainedOn
 from roberta_flax.datasets.recipes import Recipe, recipe_of
 from roberta_flax.errors import InputError, printable
 from roberta_flax.files import PathLike
@@ -42,6 +43,8 @@ from roberta_flax.train.step import init_optimizer, make_train_step
 from roberta_flax.train.validation import Validation
 
 _SAVE_EVERY_RANGE = (100, 1000)  # limits of the default interval between checkpoints, which is an epoch, in steps
+
+_MAX_SHOWN = 50  # number of classes that are named at the start
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class FineTuning:
       layer_decay: factor of the learning rate from each layer to the one below; 1 disables it.
       numerics: how to compute (see head_loss).
       task: the task's name, for the records.
-      note: anything else that a run's numbers depend on, such as the initial model, as a JSON object.
+      trained_on: what best/ says that the head was trained on.
+      note: anything else that a run's numbers depend on, as a JSON object. The content of the initial model and of the
+        examples is part of it in any case.
     """
 
     head: HeadConfig
@@ -85,6 +90,7 @@ class FineTuning:
     layer_decay: float = 1.0
     numerics: Numerics = field(default_factory=Numerics)
     task: str = readers.CUSTOM
+    trained_on: TrainedOn | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -158,6 +164,7 @@ class FineTuning:
             save_every=save_every or min(max(per_epoch, _SAVE_EVERY_RANGE[0]), _SAVE_EVERY_RANGE[1]),
             freeze=frozen_paths(freeze, roberta.config),
             task=task,
+            trained_on=reader.trained_on,
             **options,
         )
 
@@ -187,7 +194,7 @@ class FineTuning:
           InputError: as in loop.run, or the best metric was not a number in any validation.
           DivergedError, StoppedError: as in loop.run.
         """
-        recipe, name = self.recipe, self.head.name
+        recipe, name, note = self.recipe, self.head.name, self._note(roberta, seed)
         config, params = trained_part(roberta, self.head, recipe, seed)
         untrained = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
         placed = _place(params, config, mesh, fully_sharded)
@@ -203,7 +210,9 @@ class FineTuning:
 
         def save_best(params: Params) -> None:
             saved_config = dataclasses.replace(config, lm_head=roberta.config.lm_head)
-            run_directory.save_best(directory, saved_config, {**params, **untrained}, roberta.tokenizer)
+            run_directory.save_best(
+                directory, saved_config, {**params, **untrained}, roberta.tokenizer, self.trained_on
+            )
 
         outcome = loop.run(
             make_train_step(loss, optimizer, accumulate=recipe.update_freq, freeze=self.freeze),
@@ -218,10 +227,11 @@ class FineTuning:
                 self.best, maximize=self.best not in LESS_IS_BETTER, seed=seed,
             ),
             directory=directory,
-            config_note=self._note(seed),
+            config_note=note,
             schedule=schedule,
             validate=validation,
             save_best=save_best,
+            check_best=lambda: run_directory.check_best(directory),
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
@@ -254,22 +264,27 @@ class FineTuning:
           options: arguments of `run`.
 
         Raises:
-          InputError: the seeds are not distinct or out of range, or as in `run`.
+          InputError: the seeds are not distinct or out of range, the directory has runs of other seeds or settings, or
+            as in `run`.
           DivergedError, StoppedError: as in loop.run.
         """
         if not seeds or len(set(seeds)) != len(seeds) or not all(0 <= number < 2**32 for number in seeds):
             raise InputError(
                 f"seeds must be distinct numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds)) or 'none'}"
             )
-        several = len(seeds) > 1
-        results = [
-            self.run(load(), directory / f"seed-{seed}" if several else directory, seed=seed, **options)
-            for seed in seeds
-        ]
-        results_of_seeds = SeedResults(directory, tuple(results))
-        if several and is_first_process():
-            run_directory.write_summary(directory, {**self.to_json(), **results_of_seeds.to_json()})
-        return results_of_seeds
+        if len(seeds) == 1:
+            return SeedResults(directory, (self.run(load(), directory, seed=seeds[0], **options),))
+        loaded = [load()]
+        with run_directory.open_run(directory, self._common_note(loaded[0]), run_directory.SEEDS_FILE):
+            run_directory.checked_by_first_process(lambda: _require_seeds(directory, seeds))
+            found = [
+                self.run(loaded.pop() if loaded else load(), directory / f"seed-{seed}", seed=seed, **options)
+                for seed in seeds
+            ]
+            results = SeedResults(directory, tuple(found))
+            if is_first_process():
+                run_directory.write_summary(directory, {**self.to_json(), **results.to_json()})
+        return results
 
     def to_json(self) -> dict[str, Any]:
         """Returns the job and the counts of its files' rows, for json.dumps."""
@@ -285,25 +300,45 @@ class FineTuning:
             "recipe": asdict(self.recipe),
             "training": rows(self.training.tally),
             "validation": rows(self.validation.tally),
+            "classes": self.training.class_counts(self.labels),
         }
 
     def to_text(self) -> str:
-        """Describes the job in lines: the rows of both files, and the length of a run."""
+        """Describes the job in lines: the rows of both files, the classes, and the length of a run."""
         size = self.recipe.batch_size * self.recipe.update_freq
         return "\n".join(
             (
                 self.training.tally.to_text(),
                 self.validation.tally.to_text(),
+                *self._classes_to_text(),
                 f"{self.recipe.source}: {self.total_steps} steps of {size} examples, {self.warmup_steps} of them "
                 f"warmup; {-(-len(self.training) // size)} steps per epoch",
             )
         )
 
-    def _note(self, seed: int) -> dict[str, Any]:
+    def _classes_to_text(self) -> Iterator[str]:
+        """Yields a line about the classes and how often each occurs in training, and one for names that look alike."""
+        counts = self.training.class_counts(self.labels)
+        if not counts:
+            return
+        what = "words" if self.head.kind == "token" else "rows"
+        shown = ", ".join(f"{name!r} {count}" for name, count in list(counts.items())[:_MAX_SHOWN])
+        more = f", and {len(counts) - _MAX_SHOWN} more" if len(counts) > _MAX_SHOWN else ""
+        yield f"{len(counts)} classes, and the {what} of each in training: {shown}{more}"
+        for group in lookalikes(tuple(counts)):
+            yield (
+                f"warning: {' and '.join(map(repr, group))} are {len(group)} classes whose names differ only in case, "
+                "spaces, or how a number or character is written; if they are one class, spell them alike in both files"
+            )
+
+    def _note(self, roberta: Roberta, seed: int) -> dict[str, Any]:
         """Returns everything that the run's numbers depend on, as a JSON object."""
-        plain = {
+        plain: dict[str, Any] = {
+            "model": run_directory.model_fingerprint(roberta),
             "task": self.task,
             "head": asdict(self.head),
+            "labels": list(self.labels),
+            "metrics": list(self.metrics),
             **asdict(self.recipe),
             "warmup_steps": self.warmup_steps,
             "total_steps": self.total_steps,
@@ -315,6 +350,12 @@ class FineTuning:
             "seed": seed,
         }
         return {**self.note, **plain}
+
+    def _common_note(self, roberta: Roberta) -> dict[str, Any]:
+        """Returns what the runs of all seeds have in common, as a JSON object."""
+        plan = ("validate_every", "log_every", "patience", "best")
+        note = {**self._note(roberta, 0), **{name: getattr(self, name) for name in plan}}
+        return {name: value for name, value in note.items() if name != "seed"}
 
 
 @dataclass(frozen=True)
@@ -409,6 +450,15 @@ class SeedResults:
             f"validation loss {best.loss:.4f}"
         )
         return "\n".join((*lines, best.evaluation.to_text()))
+
+
+def _require_seeds(directory: Path, seeds: Sequence[int]) -> None:
+    """Raises InputError if a directory has runs of other seeds, whose results a new summary would leave out."""
+    if others := sorted(run_directory.seeds_in(directory) - set(seeds)):
+        raise InputError(
+            f"{directory} has a run of seed {others[0]}, too, which the new summary would leave out; give --seed "
+            f"{others[0]} as well, or choose another directory"
+        )
 
 
 def frozen_paths(freeze: Sequence[str], config: RobertaConfig) -> tuple[str, ...]:

@@ -37,9 +37,9 @@ from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, open_checkpoints
 from roberta_flax.train.losses import HostBatch
-from roberta_flax.train.progress import Progress
+from roberta_flax.train.progress import Progress, report
 from roberta_flax.train.progress import shown as show_progress
-from roberta_flax.train.records import Records, Stopwatch
+from roberta_flax.train.records import Recorded, Records, Stopwatch
 from roberta_flax.train.signals import StopRequests
 
 # step.TrainStep, or a function with the same signature.
@@ -49,6 +49,11 @@ _INTERVAL_SUMS = ("loss", "size", "gradient_norm", "steps")  # summed over the s
 _MAX_QUOTED = 300  # maximum number of characters of a data position in a message
 # Options that do not affect a run's numbers, so that it may be resumed with other values.
 _CHANGEABLE_OPTIONS = frozenset(("save_every", "keep"))
+# JAX's own settings that change a run's random numbers, dtypes or products.
+_JAX_SETTINGS = (
+    "jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset", "jax_enable_x64",
+    "jax_default_matmul_precision", "jax_numpy_dtype_promotion",
+)  # fmt: skip
 
 
 class Batches(Protocol):
@@ -129,6 +134,7 @@ def run(
     schedule: optax.Schedule | None = None,
     validate: Callable[[Params], Mapping[str, float]] | None = None,
     save_best: Callable[[Params], None] | None = None,
+    check_best: Callable[[], None] | None = None,
     mesh: Mesh | None = None,
     accumulate: int = 1,
     tokens_of: Callable[[HostBatch], int] = lambda batch: batch["tokens"].size,
@@ -154,6 +160,7 @@ def run(
       schedule: the learning rate as a function of the number of steps before, for the records.
       validate: returns the metrics of parameters, the same on every process.
       save_best: saves the best parameters so far. After a kill it may be called again with the same ones.
+      check_best: raises InputError if what save_best saved is gone. The first process calls it when a run resumes.
       mesh: devices whose DATA axis divides a batch's rows; without it, batches are on the default device.
       accumulate: number of batches in a step. If more than 1, a batch's arrays have a leading axis of that size.
       tokens_of: returns the number of tokens in a batch; by default padding is included.
@@ -165,8 +172,9 @@ def run(
       How the run ended. If it had ended before, the same outcome is returned at once.
 
     Raises:
-      InputError: another run is in the directory, a file cannot be written or read, the batches end or their rows do
-        not divide over the mesh, or a validation lacks the plan's metric.
+      InputError: another run is in the directory, a file cannot be written or read, a file of the run to resume is
+        damaged or gone, the batches end or their rows do not divide over the mesh, or a validation lacks the plan's
+        metric.
       DivergedError: a loss, a gradient or the state is not finite. Such a state is never saved in a checkpoint.
       StoppedError: SIGINT or SIGTERM was received. The current step has been finished and saved.
     """
@@ -175,7 +183,7 @@ def run(
     if jax.process_count() > 1 and mesh is None:
         raise InputError("several processes need one mesh of all their devices; pass mesh")
     numbers = {name: value for name, value in asdict(plan).items() if name not in _CHANGEABLE_OPTIONS}
-    run_config = {**config_note, "plan": {**numbers, "accumulate": accumulate}}
+    run_config = {**config_note, "plan": {**numbers, "accumulate": accumulate}, "jax": _jax_settings()}
     first = jax.process_index() == 0
     with (
         run_directory.open_run(directory, run_config),
@@ -183,17 +191,15 @@ def run(
     ):
         placement = _Placement(mesh, accumulate)
         params, opt_state = placement.replicate((params, opt_state))
-        latest = checkpoints.latest()
-        state = _State()
-        if latest is not None:
-            params, opt_state, saved = checkpoints.restore(latest, params, opt_state)
-            batches.set_state(saved.pop("data"))
-            state = _State(**saved)
+        params, opt_state, state, recorded = _restored(directory, checkpoints, params, opt_state, batches, check_best)
+        if progress and state.stopped is None and (directory / run_directory.METRICS_FILE).exists():
+            done = f": resuming after step {state.step} of {plan.total_steps}"
+            report(f"{directory}{done if state.step else ' has no checkpoint yet; the run starts over'}")
         if state.stopped is None:
             with ExitStack() as stack:
                 records = on_step = None
                 if first:
-                    records = stack.enter_context(Records(directory, state.step, tensorboard=tensorboard))
+                    records = stack.enter_context(Records(directory, state.step, recorded, tensorboard=tensorboard))
                 if first and progress:
                     on_step = stack.enter_context(show_progress(plan.total_steps, state.step))
                 loop = _Loop(
@@ -241,6 +247,35 @@ class _State:
     without_better: int = 0
     stopped: Literal["done", "patience"] | None = None
     interval: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_INTERVAL_SUMS, 0.0))
+
+
+def _restored(
+    directory: Path,
+    checkpoints: Checkpoints,
+    params: Params,
+    opt_state: Any,
+    batches: Batches,
+    check_best: Callable[[], None] | None,
+) -> tuple[Params, Any, _State, Recorded]:
+    """Restores a run from its newest checkpoint, and checks that its other files are those that it left.
+
+    Returns:
+      The parameters, the optimizer's state, the state of the run, and what metrics.jsonl held; the given arrays and the
+      state of a new run if there is no checkpoint.
+    """
+    latest = checkpoints.latest()
+    if latest is None:
+        run_directory.checked_by_first_process(lambda: run_directory.require_unfinished(directory))
+        return params, opt_state, _State(), Recorded()
+    params, opt_state, saved = checkpoints.restore(latest, params, opt_state)
+    batches.set_state(saved.pop("data"))
+    recorded = Recorded(**saved.pop("recorded"))
+    state = _State(**saved)
+    run_directory.checked_by_first_process(lambda: recorded.check(directory))
+    if check_best is not None and state.best_step is not None:
+        run_directory.checked_by_first_process(check_best)
+    checkpoints.delete_old()  # now that the newest is known to be whole
+    return params, opt_state, state, recorded
 
 
 @dataclass(frozen=True)
@@ -408,9 +443,8 @@ class _Loop:
             multihost_utils.sync_global_devices("best")
 
     def _save(self, step: int) -> None:
-        if self.records is not None:
-            self.records.sync()
-        saved = {**asdict(self.state), "data": self.batches.get_state()}
+        recorded = Recorded() if self.records is None else self.records.sync()  # only the first process's is saved
+        saved = {**asdict(self.state), "data": self.batches.get_state(), "recorded": asdict(recorded)}
         self.checkpoints.save(step, self.params, self.opt_state, json.loads(json.dumps(saved)))
 
     def _require_finite(self, step: int) -> None:
@@ -445,6 +479,10 @@ class _Loop:
             f"{where}. The same command would diverge again; start in another directory with a lower learning rate, a "
             "longer warmup, or clipped gradients"
         )
+
+
+def _jax_settings() -> dict[str, Any]:
+    return {name: getattr(jax.config, name) for name in _JAX_SETTINGS if hasattr(jax.config, name)}
 
 
 class _Placement:

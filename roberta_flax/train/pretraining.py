@@ -76,7 +76,8 @@ class Pretraining:
       log_every: log metrics every N steps.
       patience: stop after N validations in a row without improvement; None never stops early.
       numerics: how to compute.
-      note: anything else that a run's numbers depend on, such as the initial model, as a JSON object.
+      note: anything else that a run's numbers depend on, as a JSON object. The content of the initial model and of the
+        files is part of it in any case.
     """
 
     training: Path
@@ -120,6 +121,7 @@ class Pretraining:
           DivergedError, StoppedError: as in loop.run.
         """
         recipe, tokenizer = self.recipe, roberta.tokenizer
+        fingerprint = run_directory.model_fingerprint(roberta)
         config = recipe.with_dropout(dataclasses.replace(roberta.config, heads=()))
         params = {name: tree for name, tree in roberta.params.items() if name != "heads"}
         accumulate = recipe.update_freq if recipe.update_freq > 1 else None
@@ -149,6 +151,7 @@ class Pretraining:
             directory=directory,
             config_note={
                 **self.note,
+                "model": fingerprint,
                 "training": training_note,
                 "validation": validation_note,
                 "config": json.loads(config.to_json()),
@@ -160,6 +163,7 @@ class Pretraining:
             schedule=schedule,
             validate=lambda params: mean_loss(eval_step, params, validation_samples.in_order(), mesh),
             save_best=lambda params: run_directory.save_best(directory, config, params, tokenizer),
+            check_best=lambda: run_directory.check_best(directory),
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),

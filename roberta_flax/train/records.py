@@ -10,16 +10,47 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.train import directory as run_directory
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What metrics.jsonl held at a checkpoint: the number of its bytes, and their CRC-32."""
+
+    size: int = 0
+    crc32: int = 0
+
+    def then(self, content: bytes) -> Recorded:
+        """Returns what the file holds after more bytes."""
+        return Recorded(self.size + len(content), zlib.crc32(content, self.crc32))
+
+    def check(self, directory: Path) -> None:
+        """Raises InputError unless metrics.jsonl begins with these bytes. It may have more, from later steps."""
+        path = directory / run_directory.METRICS_FILE
+        try:
+            with path.open("rb") as file:
+                content = file.read(self.size)
+        except FileNotFoundError:
+            content = b""
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        if Recorded().then(content) != self:
+            lost = "is missing" if not path.exists() else "lacks lines" if len(content) < self.size else "was changed"
+            raise InputError(
+                f"{path} {lost} since the run was saved; put it back as it was to resume, or choose another directory"
+            )
 
 
 class Records:
@@ -31,13 +62,14 @@ class Records:
     Args:
       directory: the run's directory.
       step: number of steps done.
+      recorded: what metrics.jsonl held after these steps.
       tensorboard: whether to write TensorBoard files too.
 
     Raises:
       InputError: a file cannot be written, or tensorboardX is not installed.
     """
 
-    def __init__(self, directory: Path, step: int, *, tensorboard: bool) -> None:
+    def __init__(self, directory: Path, step: int, recorded: Recorded, *, tensorboard: bool) -> None:
         self._writer: Any = None
         if tensorboard:
             board = directory / run_directory.TENSORBOARD
@@ -47,7 +79,8 @@ class Records:
         self._speed = directory / run_directory.SPEED_FILE
         with _writing(self._metrics):
             self._metrics_file = self._metrics.open("ab")
-            self._metrics_file.truncate(_length_of_lines_until(self._metrics, step))
+            self._metrics_file.truncate(recorded.size)
+        self._recorded = recorded
         with _writing(self._speed):
             self._speed_file = self._speed.open("ab")
 
@@ -82,16 +115,19 @@ class Records:
             self._speed_file.flush()
         self._add_scalars("speed", step, {"tokens_per_second": rate})
 
-    def sync(self) -> None:
-        """Flushes metrics.jsonl to disk, so that no checkpoint is ahead of it."""
+    def sync(self) -> Recorded:
+        """Flushes metrics.jsonl to disk, so that no checkpoint is ahead of it, and returns what it holds."""
         with _writing(self._metrics):
             os.fsync(self._metrics_file.fileno())
+        return self._recorded
 
     def _write_line(self, step: int, values: Mapping[str, Any]) -> None:
         line = {"step": step} | {name: _json_value(value) for name, value in values.items()}
+        content = json.dumps(line, allow_nan=False).encode() + b"\n"
         with _writing(self._metrics):
-            self._metrics_file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._metrics_file.write(content)
             self._metrics_file.flush()
+        self._recorded = self._recorded.then(content)
 
     def _add_scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
         if self._writer is not None:
@@ -133,21 +169,6 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, bool | int):
         return value
     return float(str(np.float32(value))) if math.isfinite(value) else None
-
-
-def _length_of_lines_until(path: Path, step: int) -> int:
-    """Returns the number of bytes in the complete lines up to `step`."""
-    length = 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                line_step = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
-                break
-            if not line.endswith(b"\n") or line_step > step:
-                break
-            length += len(line)
-    return length
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import importlib.util
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from roberta_flax.datasets.examples import (
     tag_names,
     token_examples,
 )
-from roberta_flax.datasets.layouts import LAYOUTS, Layout
+from roberta_flax.datasets.layouts import LAYOUTS, Layout, gold_value, lookalikes
 from roberta_flax.errors import InputError
 from roberta_flax.text.encoding import encode_texts
 from roberta_flax.train.batches import training_batches, validation_batches
@@ -90,6 +92,94 @@ def test_a_label_that_is_none_of_the_tasks_is_an_error_with_its_line(tokenizer, 
         sentence_examples(path, LAYOUTS["qnli"], LAYOUTS["qnli"].labels, tokenizer, LIMIT)
 
 
+STARS = ("1", "2", "3", "4", "5")
+
+
+def custom(labels: tuple[str, ...], match: Any = "exact") -> Layout:
+    return Layout("custom", ("text",), "label", labels, ("accuracy",), match=match)
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "match"),
+    [
+        ("0", STARS, "exact"),
+        ("0", STARS, "number"),  # numbers that are names are not places too
+        ("0", ("1", "none"), "number"),
+        ("1", ("neg", "neutral", "pos"), "exact"),  # no name of the training file
+        ("POS", ("neg", "pos"), "exact"),
+        ("1", ("contradiction", "neutral", "entailment"), "case"),  # of which the order is not known
+        ("1.0", STARS, "number"),
+    ],
+)
+def test_a_label_that_training_never_saw_is_no_other_class(label, labels, match, tokenizer, tmp_path):
+    path = written(tmp_path / "a.tsv", "text\tlabel", f"seen\t{labels[-1]}", f"new\t{label}")
+    with pytest.raises(InputError, match=rf"a\.tsv, line 3: '{label}' is not one of the labels {', '.join(labels)};"):
+        sentence_examples(path, custom(labels, match), labels, tokenizer, LIMIT)
+
+
+@pytest.mark.parametrize("empty", ["", " ", None, math.nan])
+def test_a_row_without_a_label_is_left_out_and_counted_in_every_format(empty, tokenizer, tmp_path):
+    rows = [{"text": "x", "label": "up"}, {"text": "y", "label": empty}, {"text": "z", "label": "down"}]
+    files = [written(tmp_path / "a.jsonl", *rows)]
+    if isinstance(empty, str):
+        files.append(written(tmp_path / "a.csv", "text,label", *(f"{row['text']},{row['label']}" for row in rows)))
+    for path in files:
+        assert label_names(path, "label") == ("down", "up")
+        found = sentence_examples(path, custom(("down", "up")), ("down", "up"), tokenizer, LIMIT)
+        assert found.targets.tolist() == [1, 0]
+        assert found.tally.to_text() == f"{path}: 2 examples; 1 without a label left out"
+
+
+def test_rows_without_a_value_or_with_one_of_several_labels_missing_are_left_out_too(tokenizer, tmp_path):
+    path = written(tmp_path / "v.csv", "text,label", "a,1", "b,", "c,2.5")
+    found = sentence_examples(path, dataclasses.replace(custom(()), problem="regression"), (), tokenizer, LIMIT)
+    assert (found.targets.tolist(), found.tally.unlabeled) == ([1, 2.5], 1)
+    path = written(tmp_path / "m.csv", "text,toxic,insult", "a,1,0", "b,,1", "c,0,0")
+    found = multi_label_examples(path, ("text",), ("toxic", "insult"), tokenizer, LIMIT)
+    assert (found.targets.tolist(), found.tally.unlabeled) == ([[1, 0], [0, 0]], 1)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e400", "-1e400", "1e39", "inf", "-Infinity", "nan", "1_000", "0x10", "1,5", "five", "\u0661", True]
+)
+def test_a_value_that_is_no_finite_number_is_a_bad_row_with_its_line(value, tokenizer, tmp_path):
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": value}]
+    path = written(tmp_path / "v.jsonl", *rows)
+    found = sentence_examples(path, dataclasses.replace(custom(()), problem="regression"), (), tokenizer, LIMIT)
+    assert (found.targets.tolist(), found.tally.unusable) == ([1], 1)
+    assert found.tally.first.startswith(f"{path}, line 2: label {str(value)[:40]!r} is not a ")
+
+
+def test_values_that_json_writes_as_huge_numbers_are_bad_rows(tokenizer, tmp_path):
+    path = tmp_path / "v.jsonl"
+    huge = ("1e400", "1" + "0" * 400, "Infinity")
+    path.write_text("".join(f'{{"text": "a", "label": {value}}}\n' for value in ("2", *huge)))
+    found = sentence_examples(path, dataclasses.replace(custom(()), problem="regression"), (), tokenizer, LIMIT)
+    assert (found.targets.tolist(), found.tally.unusable) == ([2], 3)
+    assert "is not a finite number in the range of float32" in found.tally.first
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [("3", 3.0), (" -2.5 ", -2.5), ("+.5", 0.5), ("1e-3", 0.001), ("3.4e38", 3.4e38), (7, 7.0)]
+)
+def test_numbers_are_read_as_they_are_written(value, number):
+    assert gold_value("label", value) == number
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (("pos", "pos ", "POS", "neg"), [("pos", "pos ", "POS")]),
+        (("1", "1.0", "2", "01", "+1"), [("1", "1.0", "01", "+1")]),
+        (("not  good", "not good"), [("not  good", "not good")]),
+        (("caf\u00e9", "cafe\u0301", "\uff11", "1"), [("caf\u00e9", "cafe\u0301"), ("\uff11", "1")]),
+        (("a", "b", "1", "10"), []),
+    ],
+)
+def test_names_that_differ_only_in_how_they_are_written_are_found(names, groups):
+    assert lookalikes(names) == groups
+
+
 def test_sts_b_scores_are_divided_by_five_as_in_fairseqs_preprocessing(tokenizer, tmp_path):
     path = written(tmp_path / "s.tsv", "sentence1\tsentence2\tscore", "a\tb\t5.000", "a\tb\t2.5", "a\tb\tnan")
     found = sentence_examples(path, LAYOUTS["sts-b"], (), tokenizer, LIMIT, divisor=5.0)
@@ -108,11 +198,15 @@ def test_texts_that_are_too_long_are_cut_as_in_inference_and_counted(tokenizer, 
 
 
 def test_files_without_a_usable_row_are_an_error_that_says_why(tokenizer, tmp_path):
-    path = written(tmp_path / "e.csv", "text,label", "hello,")
-    with pytest.raises(InputError, match="is not one of the labels"):
-        sentence_examples(
-            path, Layout("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
-        )
+    for lines, reason in (
+        (("text,label", "hello,"), r"no usable row.*: 0 examples; 1 without a label left out"),
+        (("text,label",), r"e\.csv has no rows; expected at least one with a label"),
+    ):
+        path = written(tmp_path / "e.csv", *lines)
+        with pytest.raises(InputError, match=reason):
+            sentence_examples(
+                path, Layout("custom", ("text",), "label", ("a", "b"), ("accuracy",)), ("a", "b"), tokenizer, LIMIT
+            )
     path = written(tmp_path / "f.jsonl", {"text": 5, "label": "a"})
     with pytest.raises(InputError, match=r"no usable row.* the first is .*f\.jsonl, line 1: column 'text'"):
         sentence_examples(
@@ -211,6 +305,9 @@ def test_tags_of_words_beyond_the_limit_are_left_out_and_counted(tokenizer, tmp_
         ({"words": ["a", "b"], "tags": ["X"]}, "2 words but 1 tags"),
         ({"words": ["a", " "], "tags": ["X", "X"]}, "words has an item that is empty or not text"),
         ({"words": "a b", "tags": ["X", "X"]}, "words is missing, empty or not a list"),
+        ({"words": ["a", "b"], "tags": ["X", ""]}, "tags has an item that is empty, or neither text nor a number"),
+        ({"words": ["a", "b"], "tags": ["X", None]}, "tags has an item that is empty, or neither text nor a number"),
+        ({"words": ["a", "b"], "tags": ["X", ["X"]]}, "tags has an item that is empty, or neither text nor a number"),
         ("{not JSON", "not JSON"),
     ],
 )
@@ -223,8 +320,41 @@ def test_rows_of_words_that_cannot_be_used_are_told(row, reason, tokenizer, tmp_
 
 
 def test_tags_that_are_not_named_are_those_of_the_file(tmp_path):
-    path = written(tmp_path / "t.jsonl", {"words": ["a", "b"], "tags": ["O", "B-PER"]}, {"words": ["c"], "tags": ["I"]})
+    rows = [{"words": ["a", "b"], "tags": ["O", "B-PER"]}, {"words": ["c", "d"], "tags": ["I", ""]}]
+    path = written(tmp_path / "t.jsonl", *rows, {"words": ["e"], "tags": [["I"]]})
     assert tag_names(path, "tags") == ("B-PER", "I", "O")
+
+
+def test_a_tag_that_training_never_saw_is_an_error_with_its_line(tokenizer, tmp_path):
+    path = written(tmp_path / "t.jsonl", {"words": ["a"], "tags": ["O"]}, {"words": ["a"], "tags": [1]})
+    with pytest.raises(InputError, match=r"t\.jsonl, line 2: '1' is not one of the labels B, O"):
+        token_examples(path, "words", "tags", ("B", "O"), tokenizer, LIMIT, match="exact")
+
+
+def test_a_file_without_rows_or_labels_says_so(tmp_path):
+    path = written(tmp_path / "a.tsv", "text\tlabel")
+    with pytest.raises(InputError, match=r"a\.tsv has no rows; expected at least two classes"):
+        label_names(path, "label")
+    written(path, "text\tlabel", "x\t", "y\t")
+    with pytest.raises(InputError, match=r"has 2 rows, and none has a label in 'label'; expected at least two classes"):
+        label_names(path, "label")
+    path = written(tmp_path / "t.jsonl")
+    with pytest.raises(InputError, match=r"t\.jsonl has no rows"):
+        tag_names(path, "tags")
+
+
+def test_classes_are_counted_as_they_are_trained_on(tokenizer, tmp_path):
+    path = written(tmp_path / "a.tsv", "text\tlabel", "x\tup", "y\tdown", "z\tup")
+    labels = ("down", "flat", "up")
+    found = sentence_examples(path, custom(labels), labels, tokenizer, LIMIT)
+    assert found.class_counts(labels) == {"down": 1, "flat": 0, "up": 2}
+    path = written(tmp_path / "m.csv", "text,red,old", "a,1,0", "b,1,1")
+    several = multi_label_examples(path, ("text",), ("red", "old"), tokenizer, LIMIT)
+    assert several.class_counts(("red", "old")) == {"red": 2, "old": 1}
+    path = written(tmp_path / "t.jsonl", {"words": ["a", "b", "c"], "tags": ["O", "O", "X"]})
+    tags = token_examples(path, "words", "tags", ("O", "X"), tokenizer, LIMIT)
+    assert tags.class_counts(("O", "X")) == {"O": 2, "X": 1}
+    assert found.class_counts(()) == {}
 
 
 # --- spans ------------------------------------------------------------------------------------------------------------
@@ -278,6 +408,16 @@ def test_a_long_context_slides_by_and_the_answer_is_found_in_its_windows(tokeniz
     assert inside >= 1
     covered = [range(begin, end) for _, _, begin, end in found.windows.tolist()]
     assert sorted(set(itertools.chain(*covered))) == list(range(len(tokenizer.encode_text(context))))
+
+
+def test_gold_answers_and_windows_are_part_of_the_fingerprint(tokenizer, tmp_path):
+    """A second answer is no target, but validation compares with it."""
+    path = written(tmp_path / "s.jsonl", squad("q", "mayor"))
+    before = span_examples(path, tokenizer, LIMIT).fingerprint()
+    assert span_examples(path, tokenizer, LIMIT).fingerprint() == before
+    second = {"text": ["mayor", "Its mayor"], "answer_start": [CONTEXT.index("mayor"), CONTEXT.index("Its mayor")]}
+    written(path, {**squad("q", "mayor"), "answers": second})
+    assert span_examples(path, tokenizer, LIMIT).fingerprint() != before
 
 
 @pytest.mark.parametrize("answers", [{"text": [], "answer_start": []}, []])
@@ -383,6 +523,16 @@ def race(tmp_path) -> Path:
     return tmp_path / "RACE"
 
 
+def test_a_question_without_a_right_choice_is_left_out_and_counted(tokenizer, race, tmp_path):
+    rows = [{"text": "q", "choices": ["a", "b"], "label": label} for label in (1, None, "", "A")]
+    found = choice_examples(written(tmp_path / "c.jsonl", *rows), "choice", tokenizer, LIMIT)
+    assert (found.targets.tolist(), found.tally.unlabeled, found.tally.unusable) == ([1, 0], 2, 0)
+    written(race / "train" / "middle" / "high1.txt", {**RACE[0], "answers": ["B", ""]})
+    found = choice_examples(race, "race", tokenizer, LIMIT)
+    assert (found.targets.tolist(), found.tally.unusable) == ([0], 1)
+    assert "1 of 2 questions have no answer" in found.tally.first
+
+
 def test_races_ids_are_fairseqs(fairseq_examples, race, tiny_source, tokenizer, tmp_path, monkeypatch):
     """Through preprocess_RACE.py, multiprocessing_bpe_encoder.py, the dictionary and the task sentence_ranking."""
     torch = pytest.importorskip("torch")
@@ -474,7 +624,7 @@ def test_rows_have_choices_of_their_own_number_and_wrong_answers_are_errors(toke
     assert (batch["tokens"][0, 2] == 1).all()
     with pytest.raises(InputError, match=r"d\.jsonl, line 1: 'C' is not one of 2 choices"):
         choice_examples(written(tmp_path / "d.jsonl", {**two, "label": "C"}, row), "choice", tokenizer, LIMIT)
-    for label in (3, "D", None, True):
+    for label in (3, "D", True):
         bad = written(tmp_path / "d.jsonl", {**row, "label": label})
         with pytest.raises(InputError, match=r"d\.jsonl, line 1: .* is not one of 3 choices"):
             choice_examples(bad, "choice", tokenizer, LIMIT)

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -23,13 +24,17 @@ import roberta_flax
 from roberta_flax import cli
 from roberta_flax.checkpoint import converted
 from roberta_flax.datasets import readers
+from roberta_flax.datasets.readers import Columns, TrainedOn
 from roberta_flax.datasets.recipes import CUSTOM, RECIPES
+from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.files import differences
 from roberta_flax.inference.evaluation import evaluate
 from roberta_flax.metrics import evaluate_answers
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.tree import flatten
 from roberta_flax.tasks import judging
-from roberta_flax.train.finetuning import FineTuning, continues, trained_part
+from roberta_flax.train import directory as run_directory
+from roberta_flax.train.finetuning import FineTuning, Result, continues, trained_part
 from roberta_flax.train.validation import Validation
 from tests.conftest import ROOT
 
@@ -341,6 +346,154 @@ def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run,
     assert status == 1
     assert "has another run (" in err
     assert "batch_size was 8 and is 32" in err
+
+
+def test_a_run_is_its_contents_and_not_paths_or_times(finetune, run, sentiment, tiny_directory, tmp_path, monkeypatch):
+    options = ("--task", "sst-2", "--steps", "2")
+    first, _ = finetune(sentiment, tmp_path / "o", *options)
+    copy = shutil.copytree(tiny_directory, tmp_path / "copy")
+    os.utime(copy / "model.safetensors", (1, 1))
+    monkeypatch.chdir(tmp_path)
+    moved = shutil.copy(sentiment, "moved.tsv")
+    command = ("finetune", moved, "--valid", moved, "-o", "o", *FAST, *options)
+    status, out, err = run(*command, "--model", copy.name, "--json")
+    assert status == 0, err
+    assert json.loads(out)["metrics"] == first["metrics"]
+    # a model of the same size and time
+    stat = (copy / "model.safetensors").stat()
+    config, params = converted.read(copy)
+    params["embeddings"]["token"]["embedding"] = params["embeddings"]["token"]["embedding"].at[5, 5].add(0.01)
+    shutil.rmtree(copy)
+    converted.save(copy, config, params, roberta_flax.load(tiny_directory).tokenizer)
+    os.utime(copy / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    status, _, err = run(*command, "--model", copy)
+    assert status == 1
+    differs = r"model was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"
+    assert re.search(rf"o has another run \({differs}\); pass the same options to resume it", err.splitlines()[-1])
+    # data with one label changed
+    text = sentiment.read_text()
+    Path(moved).write_text(text.replace("good\t1", "good\t0", 1))
+    status, _, err = run(*command, "--model", tiny_directory)
+    assert (status, "(training was '" in err, "validation was '" in err) == (1, True, True), err
+
+
+def test_gold_answers_edited_under_a_run_make_it_another(tiny, tmp_path):
+    context = "The dog lives in the garden by day."
+    row = {"question": "Where?", "context": context, "answers": {"text": ["the garden"], "answer_start": [17]}}
+    other = {**row, "answers": {"text": ["the garden", "garden"], "answer_start": [17, 21]}}
+    train = written(tmp_path / "s.jsonl", row)
+
+    def note(valid: Path) -> dict[str, Any]:
+        return FineTuning.of_files(tiny, "custom", train, valid, kind="span")._note(tiny, 1)
+
+    before, after = note(train), note(written(tmp_path / "t.jsonl", other))
+    assert differences(before, before) is None
+    assert re.fullmatch("validation was '[0-9a-f]{16}' and is '[0-9a-f]{16}'", differences(before, after))
+
+
+def test_runs_of_one_seed_and_of_several_keep_out_of_each_others_directories(sentiment, tiny, tmp_path, monkeypatch):
+    tuning = FineTuning.of_files(tiny, "sst-2", sentiment, sentiment, steps=2)
+    ran: list[tuple[str, int]] = []
+
+    def run(self, roberta, directory, *, seed, **_):  # what matters is where
+        with run_directory.open_run(directory, self._note(roberta, seed)):
+            ran.append((directory.name, seed))
+        return Result(seed, 2, "done", 2, "f1", 0.5, evaluate_answers(["a"], [("a",)]))
+
+    monkeypatch.setattr(FineTuning, "run", run)
+    tuning.run_seeds(lambda: tiny, tmp_path / "one", (4,))
+    tuning.run_seeds(lambda: tiny, tmp_path / "two", (1, 2))
+    assert ran == [("one", 4), ("seed-1", 1), ("seed-2", 2)]
+    summary = (tmp_path / "two" / "summary.json").read_text()
+    other = dataclasses.replace(tuning, patience=3)
+    for directory, seeds, asked, message in (
+        ("one", (4, 5), tuning, "one has a run of one seed; give the same seeds to resume it, or choose another"),
+        ("two", (1,), tuning, "two has runs of several seeds; give the same seeds to resume"),
+        ("two", (3, 2), tuning, "two has a run of seed 1, too, which the new summary would leave out; give --seed 1"),
+        ("two", (1, 2), other, r"two has another run \(patience was None and is 3\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            asked.run_seeds(lambda: tiny, tmp_path / directory, seeds)
+    assert (tmp_path / "two" / "summary.json").read_text() == summary
+    assert len(ran) == 3
+    tuning.run_seeds(lambda: tiny, tmp_path / "two", (1, 2, 3))
+    assert [seed["seed"] for seed in json.loads((tmp_path / "two" / "summary.json").read_text())["seeds"]] == [1, 2, 3]
+
+
+def test_the_classes_are_told_at_the_start_and_names_that_look_alike(tiny, tmp_path):
+    labels = ("pos", "neg", "pos", "POS", "1", "1.0", "", "neg", "pos")
+    train = written(tmp_path / "t.tsv", "text\tlabel", *(f"a\t{label}" for label in labels))
+    tuning = FineTuning.of_files(tiny, "custom", train, train)
+    counts = {"1": 1, "1.0": 1, "POS": 1, "neg": 2, "pos": 3}
+    assert tuning.head.labels == tuple(counts)
+    assert tuning.to_json()["classes"] == counts
+    assert tuning.to_text().splitlines()[:5] == [
+        f"{train}: 8 examples; 1 without a label left out",
+        f"{train}: 8 examples; 1 without a label left out",
+        "5 classes, and the rows of each in training: '1' 1, '1.0' 1, 'POS' 1, 'neg' 2, 'pos' 3",
+        "warning: '1' and '1.0' are 2 classes whose names differ only in case, spaces, or how a number or character is "
+        "written; if they are one class, spell them alike in both files",
+        "warning: 'POS' and 'pos' are 2 classes whose names differ only in case, spaces, or how a number or character "
+        "is written; if they are one class, spell them alike in both files",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        (Columns(("text", "text"), ("label",)), "the column 'text' is named twice"),
+        (Columns(("text", "label")), "the column 'label' is named twice"),
+        (Columns(("text",), ("label",), ("a", "b", "a")), "give each class a name of its own"),
+    ],
+)
+def test_a_column_or_class_named_twice_is_refused(columns, named, tiny, tmp_path):
+    train = written(tmp_path / "t.tsv", "text\tlabel", "x\ta", "y\tb")
+    with pytest.raises(InputError, match=named):
+        readers.task_reader("custom", train, tiny.config, tiny.tokenizer, columns=columns)
+    several = Columns(("text",), ("a", "a"))
+    with pytest.raises(InputError, match="the column 'a' is named twice"):
+        readers.task_reader("custom", train, tiny.config, tiny.tokenizer, kind="multi-label", columns=several)
+    for words, what in (
+        (Columns(("words",), ("words",), ("a", "b")), "column 'words'"),
+        (Columns(("words",), ("tags",), ("a", "b", "a")), "class 'a'"),
+    ):
+        with pytest.raises(InputError, match=f"the {what} is named twice"):
+            readers.task_reader("custom", train, tiny.config, tiny.tokenizer, kind="token", columns=words)
+
+
+def test_a_model_says_what_it_was_trained_on_and_the_commands_need_no_more(finetune, run, tmp_path):
+    rows = [f"the {noun} is {word},{label},a{i}" for i, noun in enumerate(NOUNS)
+            for word, label in (("good", "up"), ("bad", "down"))]  # fmt: skip
+    train = written(tmp_path / "r.csv", "review,stars,text", *rows)
+    columns = ("--text-column", "review", "--label-column", "stars", "--max-length", "16")
+    summary, _ = finetune(train, tmp_path / "o", "--task", "custom", *columns, "--steps", "20")
+    best = tmp_path / "o" / "best"
+    expected = TrainedOn(
+        "custom", "custom", "classification", Columns(("review",), ("stars",), ("down", "up")), "exact", 16
+    )
+    assert roberta_flax.load(best).trained_on == converted.read_trained_on(best) == expected
+    status, out, err = run("evaluate", train, "--model", best, "--json")
+    assert status == 0, err
+    assert {**json.loads(out), **summary} == {**summary, "skipped": 0}
+    # what is given comes first
+    status, _, err = run("evaluate", train, "--model", best, "--label-column", "text")
+    assert (status, "line 2: 'a0' is not a label of custom" in err) == (1, True)
+    # predict reads `review`, though `text` is a usual name
+    assert run("predict", train, "-o", tmp_path / "p.jsonl", "--model", best, "--keep", "stars")[0] == 0
+    predicted = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    right = sum(row["label"] == row["stars"] for row in predicted)
+    assert right / len(predicted) == pytest.approx(summary["metrics"]["accuracy"])
+    # a label that training never saw, though it is the number of a class
+    written(train, "review,stars", "the dog is good,up", "the dog is bad,1")
+    status, _, err = run("evaluate", train, "--model", best)
+    assert (status, err.count("\n"), "r.csv, line 3: '1' is not a label of custom" in err) == (1, 1, True), err
+    # saved again, it still says so; and what is damaged is refused
+    roberta_flax.load(best).save(tmp_path / "saved")
+    assert converted.read_trained_on(tmp_path / "saved") == expected
+    for damaged in ("{", "[]", '{"columns": {}}', expected.to_json().replace("16", '"16"')):
+        (tmp_path / "saved" / "trained_on.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"trained_on\.json is damaged"):
+            converted.read_trained_on(tmp_path / "saved")
 
 
 def test_frozen_parameters_stay_bit_for_bit_and_others_move(finetune, sentiment, tiny_directory, tmp_path):

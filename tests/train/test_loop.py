@@ -309,7 +309,9 @@ def test_the_command_line_ends_with_the_signals_number(monkeypatch, capsys):
 
 def test_a_run_goes_on_only_with_what_was_asked_first(tmp_path):
     small.train(tmp_path / "run", {"total_steps": 8})
-    with pytest.raises(InputError, match=r"has another run \(data was 'small' and is 'other', plan was .*'seed': 1"):
+    with pytest.raises(
+        InputError, match=r"has another run \(data was 'small' and is 'other', plan.seed was 1 and is 2\)"
+    ):
         small.train(tmp_path / "run", {"total_steps": 8, "seed": 2}, config_note={"data": "other"})
     small.train(tmp_path / "run", {"total_steps": 8, "save_every": 1, "keep": 1})
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -642,7 +644,7 @@ def test_two_processes_train_as_one_does(undisturbed, tmp_path):
     assert here[-1]["valid_loss"] == pytest.approx(there[-1]["valid_loss"], rel=1e-4)
     assert steps(tmp_path / "run") == [52, 56, 60]
     for line in told(distributed(tmp_path / "run", 59)):
-        assert re.match(r"InputError .* has another run \(plan was", line)
+        assert re.match(r"InputError .* has another run \(plan.total_steps was 60 and is 59\)", line)
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_update(tmp_path):
