@@ -27,7 +27,7 @@ from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.quantize import is_quantized
 from roberta_flax.prefetch import prefetched
-from roberta_flax.tasks.base import Task
+from roberta_flax.tasks.base import NOT_FINITE, Task, is_finite
 from roberta_flax.text import batching
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
@@ -241,7 +241,8 @@ class Predictor:
         Inputs are read a few windows ahead, so `inputs` may be endless.
 
         Raises:
-          InputError: an input is not text or too long. The message gives its index, from 0.
+          InputError: an input is not text or too long, or the model's outputs for it are NaN or infinite. The message
+            gives its index, from 0.
         """
         number = 0
         for results in self.windows(_windows(inputs, self._window)):
@@ -353,15 +354,17 @@ class Predictor:
         """The result of each input of a window whose batches are all finished."""
         results: list[Any] = []
         for number, indices in enumerate(window.sequences_of_input):
-            if not indices:
-                results.append(window.rejected[number])
-                continue
             sequences = [window.sequences[i] for i in indices]
             sequence_results = [window.results[i] for i in indices]
-            results.append(self.task.result(window.inputs[number], sequences, sequence_results, self._roberta))
-            self.stats.truncated += sequences[0].truncated
+            if number in window.rejected:
+                results.append(window.rejected[number])
+            elif not all(map(is_finite, sequence_results)):
+                results.append(Rejected(NOT_FINITE))
+            else:
+                results.append(self.task.result(window.inputs[number], sequences, sequence_results, self._roberta))
+                self.stats.truncated += sequences[0].truncated
         self.stats.texts += len(window.rejected)
-        self.stats.rejected += len(window.rejected)
+        self.stats.rejected += sum(isinstance(result, Rejected) for result in results)
         return results
 
 

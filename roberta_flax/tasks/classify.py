@@ -90,7 +90,7 @@ class Classify:
         mean = partial(np.mean, axis=0, dtype=np.float32)
         if self.logits or head.problem == "regression":
             return mean(results)
-        return np.log(mean(np.exp(results)))
+        return np.logaddexp.reduce(results, axis=0) - np.float32(np.log(len(results)))  # also where exp() would be 0
 
     def can_pack(self) -> bool:
         return True
