@@ -14,6 +14,7 @@ from roberta_flax.hub import Roberta
 from roberta_flax.inference.heads import head_of, mnli_head
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.tasks.base import check_finite
+from roberta_flax.tasks.classify import distinct_names
 from roberta_flax.tasks.spans import best_span
 from roberta_flax.text.batching import collate_tokens
 
@@ -80,9 +81,9 @@ def _answer_sentence(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -
     tokens = roberta.encode(*texts)
     outputs = _outputs(roberta, head, tokens)
     if head.problem == "regression":
-        return {"values": dict(zip(_distinct(head.label_names), outputs.tolist(), strict=True))}
+        return {"values": dict(zip(distinct_names(head.label_names), outputs.tolist(), strict=True))}
     label = roberta.predict_labels(head.name, tokens)[0]
-    probabilities = dict(zip(_distinct(head.label_names), np.exp(outputs).tolist(), strict=True))
+    probabilities = dict(zip(distinct_names(head.label_names), np.exp(outputs).tolist(), strict=True))
     return {"label": label if isinstance(label, str) else ", ".join(label) or "none", "probabilities": probabilities}
 
 
@@ -134,11 +135,6 @@ def _answer_choice(roberta: Roberta, head: HeadConfig, texts: Sequence[str], fra
     best = max(range(len(choices)), key=probabilities.__getitem__)
     return {
         "label": choices[best],
-        "probabilities": dict(zip(_distinct(choices), probabilities, strict=True)),
+        "probabilities": dict(zip(distinct_names(choices), probabilities, strict=True)),
         "truncated": sum(truncated for _, truncated in rows),
     }
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Makes names usable as keys: names that occur more than once get their number appended."""
-    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]

@@ -117,6 +117,18 @@ class Stats:
         }
 
 
+class Results(list[Any]):
+    """The results of a window, one for each input: the task's, or a Rejected.
+
+    Attributes:
+      truncated: the indices of the inputs with a result that were truncated or split into windows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.truncated: list[int] = []
+
+
 @dataclass
 class _Window:
     """A window of inputs on its way through the model.
@@ -160,7 +172,7 @@ class Predictor:
         roberta: Roberta,
         task: Task,
         *,
-        on_long: OnLong = "error",
+        on_long: OnLong = "truncate",
         strategy: Strategy | None = None,
         window: int = WINDOW,
         tokens_per_batch: int | None = None,
@@ -174,9 +186,9 @@ class Predictor:
         Args:
           roberta: the model. Its numerics are used; dropout never is.
           task: Classify, Embed or FillMask.
-          on_long: how to handle inputs over the maximum length: "error" rejects them, "truncate" removes tokens from
-            the end of whichever text is longest, and "window" slides windows over the last text and combines their
-            results (see text.encoding.encode_texts).
+          on_long: how to handle inputs over the maximum length: "truncate" removes tokens from the end of whichever
+            text is longest, and `stats` counts these inputs; "window" slides windows over the last text and combines
+            their results (see text.encoding.encode_texts); "error" rejects them.
           strategy: "buckets" for one sequence per row, or "packing" for several short sequences per row. By default
             packing on CPUs and buckets elsewhere.
           window: number of inputs that are sorted by length together.
@@ -254,8 +266,8 @@ class Predictor:
 
     def windows(
         self, windows: Iterable[Sequence[Any]], after_batch: Callable[[], None] = lambda: None
-    ) -> Iterator[list[Any]]:
-        """Yields the results of each window of inputs, as a list with a Rejected for each input that has no result.
+    ) -> Iterator[Results]:
+        """Yields the results of each window of inputs, with a Rejected for each input that has none.
 
         An input that is a Rejected already stays one. The results of a window do not depend on other windows.
 
@@ -272,7 +284,7 @@ class Predictor:
             self.stats.seconds = time.perf_counter() - begin
             after_batch()
 
-        def finish_oldest_window() -> list[Any]:
+        def finish_oldest_window() -> Results:
             results = self._finish_window(unfinished.popleft())
             self.stats.seconds = time.perf_counter() - begin
             return results
@@ -350,9 +362,9 @@ class Predictor:
         self.stats.tokens += sum(len(sequence.ids) for sequence in sequences)
         self.stats.slots += batch.tokens.size
 
-    def _finish_window(self, window: _Window) -> list[Any]:
+    def _finish_window(self, window: _Window) -> Results:
         """The result of each input of a window whose batches are all finished."""
-        results: list[Any] = []
+        results = Results()
         for number, indices in enumerate(window.sequences_of_input):
             sequences = [window.sequences[i] for i in indices]
             sequence_results = [window.results[i] for i in indices]
@@ -362,7 +374,9 @@ class Predictor:
                 results.append(Rejected(NOT_FINITE))
             else:
                 results.append(self.task.result(window.inputs[number], sequences, sequence_results, self._roberta))
-                self.stats.truncated += sequences[0].truncated
+                if sequences[0].truncated:
+                    results.truncated.append(number)
+        self.stats.truncated += len(results.truncated)
         self.stats.texts += len(window.rejected)
         self.stats.rejected += sum(isinstance(result, Rejected) for result in results)
         return results
