@@ -147,6 +147,7 @@ def test_a_batch_says_which_rows_were_truncated_and_keeps_columns_of_the_results
 def test_a_run_whose_rows_are_all_rejected_fails_and_writes_nothing(tiny_directory, tmp_path, request):
     import roberta_flax.inference.ray
 
+    request.addfinalizer(ray.shutdown)
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([None, None], "string")}), tmp_path / "in.parquet")
     with pytest.raises(
         InputError, match="all 2 rows of .*in.parquet were rejected, so .* was not written; one of them"
