@@ -101,16 +101,23 @@ def test_a_predictor_rejects_what_has_nan_and_stops_where_results_alone_are_aske
         list(predictor(["a <mask>"]))
 
 
-def test_one_input_that_overflows_does_not_take_the_others_with_it(tiny):
-    """An embedding that only one text has is too large for float32's sums."""
+@pytest.mark.parametrize("strategy", ["buckets", "packing"])
+@pytest.mark.parametrize("task", [Classify("mnli"), Embed("mean"), Embed("tokens")])
+def test_one_input_that_overflows_does_not_take_the_others_with_it(tiny, strategy, task):
+    """An embedding that only one text has is too large for float32's sums; packing puts all three in one row."""
+    expected = list(Predictor(tiny, task)(["a dog", "a cat"]))
     token = min(set(tiny.encode("a horse").tolist()) - {*tiny.encode("a dog").tolist(), *tiny.encode("a cat").tolist()})
     table = tiny.params["embeddings"]["token"]["embedding"]
     tiny.params = {
         **tiny.params,
         "embeddings": {**tiny.params["embeddings"], "token": {"embedding": table.at[token].set(3e38)}},
     }
-    (results,) = Predictor(tiny, Classify("mnli"), strategy="buckets").windows([["a dog", "a horse", "a cat"]])
-    assert [isinstance(result, Rejected) for result in results] == [False, True, False]
+    predictor = Predictor(tiny, task, strategy=strategy)
+    (results,) = predictor.windows([["a dog", "a horse", "a cat"]])
+    assert isinstance(results[1], Rejected)
+    for result, right in zip(results[::2], expected, strict=True):
+        assert np.abs(result - right).max() <= 5e-5
+    assert (predictor.stats.texts, predictor.stats.rejected) == (3, 1)
 
 
 def test_windows_of_a_long_text_have_a_log_probability_where_the_probability_is_zero():

@@ -295,7 +295,8 @@ class Predictor:
                 self.stats.laid_out_texts += len(window.inputs)
                 self.stats.laid_out_slots += sum(batch.tokens.size for batch in window.batches)
                 for batch in window.batches:
-                    in_flight.append((window, batch, self._start_batch(window, batch)))
+                    sequences = [window.sequences[i] for i in batch.indices]
+                    in_flight.append((window, batch, self._start_batch(batch, sequences)))
                     if len(in_flight) > _BATCHES_IN_FLIGHT:
                         finish_oldest_batch()
                 while unfinished and not unfinished[0].pending_batches:
@@ -336,21 +337,25 @@ class Predictor:
     def _encode(self, inputs: Sequence[Any]) -> list[EncodedInput]:
         return self.task.encode(self._roberta.tokenizer, inputs, self._max_length, self._on_long)
 
-    def _start_batch(self, window: _Window, batch: TokenBatch) -> Any:
+    def _start_batch(self, batch: TokenBatch, sequences: Sequence[EncodedSequence]) -> Any:
+        """Starts the computation for a batch of these sequences, in the order of `batch.indices`."""
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
         placed = [sharding.place_rows(array, self._mesh) for array in arrays]
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
-        sequences = [window.sequences[i] for i in batch.indices]
         with self.stats.compilations.counted():
             return self.task.run(self._roberta, self._params, batch, placed, sequences)
 
-    def _finish_batch(self, window: _Window, batch: TokenBatch, outputs: Any) -> None:
-        """Waits for the outputs of a batch and stores the result of each of its sequences."""
+    def _results(self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any) -> list[Any]:
+        """Waits for the outputs of a batch, and returns the result of each of its sequences."""
         begin = time.perf_counter()
         arrays = jax.tree.map(lambda array: _widen(np.asarray(array)), outputs)
         self.stats.device_seconds += time.perf_counter() - begin
+        return self.task.unpack(batch, sequences, arrays, self._roberta.config)
+
+    def _finish_batch(self, window: _Window, batch: TokenBatch, outputs: Any) -> None:
+        """Stores the result of each sequence of a batch, when its outputs are there."""
         sequences = [window.sequences[i] for i in batch.indices]
-        results = self.task.unpack(batch, sequences, arrays, self._roberta.config)
+        results = self._results(batch, sequences, outputs)
         for index, result in zip(batch.indices, results, strict=True):
             window.results[index] = result
             number = window.input_of_sequence[index]
@@ -362,8 +367,23 @@ class Predictor:
         self.stats.tokens += sum(len(sequence.ids) for sequence in sequences)
         self.stats.slots += batch.tokens.size
 
+    def _repeat_alone(self, window: _Window) -> None:
+        """Runs sequences without a finite result again, each in a row of its own if it has shared one.
+
+        A masked neighbor's weight is zero, but zero times NaN is NaN: one input that overflows takes its row with it.
+        """
+        numbers = [i for i, result in enumerate(window.results) if not is_finite(result)]
+        sequences = [window.sequences[i] for i in numbers]
+        for batch in batching.lay_out([sequence.ids for sequence in sequences], **{**self._layout, "pack": False}):
+            some = [sequences[i] for i in batch.indices]
+            results = self._results(batch, some, self._start_batch(batch, some))
+            for index, result in zip(batch.indices, results, strict=True):
+                window.results[numbers[index]] = result
+
     def _finish_window(self, window: _Window) -> Results:
         """The result of each input of a window whose batches are all finished."""
+        if self._layout["pack"]:
+            self._repeat_alone(window)
         results = Results()
         for number, indices in enumerate(window.sequences_of_input):
             sequences = [window.sequences[i] for i in indices]
