@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from roberta_flax.inference.evaluation import evaluate
 from roberta_flax.inference.features import text_features
 from roberta_flax.tasks import pronouns
 from roberta_flax.text.encoding import Rejected
+from roberta_flax.train import corpus
+from roberta_flax.train.pretraining import perplexity
+from roberta_flax.train.samples import Samples
 
 REFUSED = "outputs are NaN or infinite"
 HEADS = (
@@ -149,6 +153,17 @@ def test_labels_of_a_file_are_not_judged_where_scores_are_nan(broken, tmp_path):
     choices.write_text(json.dumps({"text": "a", "choices": ["b", "c"], "label": 0}) + "\n")
     with pytest.raises(InputError, match=REFUSED):
         evaluate(broken, choices, "choice")
+
+
+def test_no_perplexity_is_made_of_nan_or_of_nothing(broken, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a dog runs over a field of grass\n" * 20)
+    corpus.write([text], tmp_path / "tokens", broken.tokenizer)
+    samples = Samples(tokens_per_sample=64)
+    with pytest.raises(InputError, match=REFUSED):
+        perplexity(broken, tmp_path / "tokens", samples, batch_size=2)
+    with pytest.raises(InputError, match="no token was masked, so there is no loss; raise mask_prob"):
+        perplexity(broken, tmp_path / "tokens", replace(samples, mask_prob=1e-9), batch_size=2)
 
 
 # at load

@@ -633,6 +633,14 @@ def test_what_is_wrong_is_found_before_anything_is_written(tiny, pairs, tmp_path
     assert run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl")["rows"] == 300
 
 
+def test_damaged_settings_beside_results_are_those_of_another_job(tiny, pairs, tmp_path, stopped_after):
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
+    stopped_after(job, Predictor(tiny, Classify("mnli")))
+    (job.parts / "job.json").write_text('{"input": ')
+    with pytest.raises(InputError, match=r"parts of a different job \(its job.json is damaged\); remove it"):
+        jobs.run(job, Predictor(tiny, Classify("mnli")))
+
+
 def test_a_column_of_some_rows_is_a_column(tiny, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}] * 3 + [b"not json\n", {"text": "b", "id": 1}])
     summary = run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), keep=("id",))
@@ -705,6 +713,37 @@ def test_a_kept_column_gives_way_to_a_result_of_its_name(tiny, tmp_path):
     assert list(found)[:6] == ["row", "input_label", "input_input_row", "input_row", "input_score", "text"]
     assert [found[name] for name in list(found)[:6]] == [0, "gold", 7, 8, None, "a dog"]
     assert found["label"] == tiny.predict_labels("mnli", tiny.encode("a dog"))[0]
+
+
+def test_kept_columns_of_parquet_keep_their_types(tiny, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    columns = {
+        "text": ["a", "b"], "id": pa.array([2**53 + 1, None], pa.int64()), "small": pa.array([1, 2], pa.uint8()),
+        "big": pa.array([2**64 - 1, 0], pa.uint64()), "score": [0.1, float("nan")], "ok": [True, None],
+        "name": pa.array(["x", None]).dictionary_encode(), "none": pa.nulls(2),
+    }  # fmt: skip
+    keep = tuple(columns)[1:]
+    parquet.write_table(pa.table(columns), tmp_path / "in.parquet")
+    run(tiny, Embed("mean"), tmp_path / "in.parquet", tmp_path / "out.parquet", ("text",), keep=keep)
+    found = parquet.read_table(tmp_path / "out.parquet")
+    types = {name: str(found.schema.field(name).type) for name in keep}
+    assert types == {
+        "id": "int64", "small": "int64", "big": "string", "score": "double", "ok": "bool", "name": "string",
+        "none": "string",
+    }  # fmt: skip
+    assert found.column("id").to_pylist() == [2**53 + 1, None]
+    assert found.column("big").to_pylist() == [str(2**64 - 1), "0"]
+    first, second = found.column("score").to_pylist()
+    assert (first, np.isnan(second)) == (0.1, True)
+    assert found.column("name").to_pylist() == ["x", None]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    parquet.write_table(pa.table({"text": ["a"], "id": [1]}), folder / "0.parquet")
+    parquet.write_table(pa.table({"text": ["a"], "id": ["x"]}), folder / "1.parquet")
+    run(tiny, Embed("mean"), folder, tmp_path / "both.parquet", ("text",), keep=("id",))
+    assert parquet.read_table(tmp_path / "both.parquet").column("id").to_pylist() == ["1", "x"]
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)

@@ -549,6 +549,31 @@ def test_a_directory_of_parquet_files_is_one_file_in_the_order_of_names(tmp_path
         assert list(read_rows(tmp_path, ["text"], start=start)) == rows
 
 
+def test_parquet_files_in_directories_below_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    pa, pq = parquet()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    for hidden in ("_temporary/0", ".cache"):
+        (tmp_path / hidden).mkdir(parents=True)
+        pq.write_table(pa.table({"text": ["b"]}), tmp_path / hidden / "b.parquet")
+    assert values(tmp_path, "text") == ["a"]
+    (tmp_path / "day=1" / "hour=2").mkdir(parents=True)
+    pq.write_table(pa.table({"text": ["c"]}), tmp_path / "day=1" / "hour=2" / "c.parquet")
+    with pytest.raises(InputError, match=r"in directories below it, such as .*c.parquet; name one of these"):
+        read_rows(tmp_path, ["text"])
+
+
+def test_the_only_column_may_be_a_text_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path = file(tmp_path, "a.csv", "I am the first text\nI am the second\n")
+    assert tables.usual_columns(path) == ("I am the first text",)
+    assert "the only column, 'I am the first text', holds the texts" in caplog.text
+    caplog.clear()
+    assert tables.usual_columns(path, header=False) == ("0",)
+    assert tables.usual_columns(file(tmp_path, "b.csv", "text\na\n")) == ("text",)
+    assert tables.usual_columns(file(tmp_path, "c.jsonl", '{"body": "a"}\n')) == ("body",)
+    assert caplog.text == ""
+
+
 def test_a_directory_without_parquet_files_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a directory without .parquet files"):
         read_rows(tmp_path, ["text"])

@@ -23,6 +23,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import math
 import os
 import zlib
@@ -54,16 +55,18 @@ class Named:
 
 
 Kind: TypeAlias = (
-    Literal["text", "integer", "float", "boolean", "floats", "vectors", "texts", "scores", "scalar"] | Named
+    Literal["text", "integer", "float", "double", "boolean", "floats", "vectors", "texts", "scores", "scalar"] | Named
 )
 """The type of a field. Every field may also be None.
 
-  text, integer, float, boolean   one value
+  text, integer, float, double, boolean   one value; a float is float32, a double float64
   floats, vectors                 float32 [n], [m, n]
   texts                           list of str
   scores                          dict of str to float
-  scalar                          any of the first four, which may differ by row, as in a kept column (text in Parquet)
+  scalar                          any of the first five, which may differ by row, as in a kept column (text in Parquet)
 """
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "txt", ".parquet": "parquet"}
 INPUT_FORMATS = tuple(dict.fromkeys(_SUFFIXES.values()))
@@ -234,6 +237,23 @@ def input_format(path: str | os.PathLike[str], format: str | None = None) -> str
     return _input_format(Path(path), None, format)[0]
 
 
+def kept_kinds(path: str | os.PathLike[str], keep: Sequence[str], format: str | None = None) -> dict[str, Kind]:
+    """The kind of each kept column: in Parquet that of its type, if all files agree; elsewhere "scalar".
+
+    Raises:
+      InputError: as in `read_rows`.
+    """
+    if input_format(path, format) != "parquet":
+        return dict.fromkeys(keep, "scalar")
+    found: dict[str, set[Kind]] = {name: set() for name in keep}
+    for file in input_files(path):
+        _check_parquet(file, (), keep)
+        with _parquet_file(file) as opened:
+            for name in keep:
+                found[name].add(_kind_of(opened.schema_arrow.field(name).type))
+    return {name: kinds.pop() if len(kinds) == 1 else "scalar" for name, kinds in found.items()}
+
+
 def usual_columns(
     path: str | os.PathLike[str], header: bool | None = None, format: str | None = None
 ) -> tuple[str, ...]:
@@ -246,6 +266,12 @@ def usual_columns(
     found = next((columns for columns in _USUAL_COLUMNS if set(columns) <= set(names)), None)
     if found is None and len(names) == 1:
         found = (names[0],)
+        if header is not False and _input_format(Path(path), header, format)[1]:
+            logger.info(
+                "%s: the only column, %r, holds the texts; if that is a text and no name, say that there is no header "
+                "(--no-header)",
+                path, names[0],
+            )  # fmt: skip
     if found is None:
         shown = ", ".join(map(repr, names[:20])) or "none"
         raise InputError(f"{path} has the columns {shown}; say which hold text with --text-column (-c)")
@@ -717,10 +743,16 @@ def _pyarrow() -> Any:
 def _parquet_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_")))
+    if nested := next((file for file in path.glob("*/**/*.parquet") if not _is_hidden(file.relative_to(path))), None):
+        raise InputError(f"{path} has Parquet files in directories below it, such as {nested}; name one of these")
+    files = sorted(file for file in path.glob("*.parquet") if not _is_hidden(Path(file.name)))
     if not files:
         raise InputError(f"{path} is a directory without .parquet files; name a Parquet file or a directory of them")
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 @contextmanager
@@ -758,6 +790,19 @@ def _check_parquet(path: Path, columns: Sequence[str], keep: Sequence[str]) -> N
         value_type = type.value_type if types.is_dictionary(type) else type
         if not any(accepts(value_type) for accepts in accepted):
             raise InputError(f"{path}: column {name!r} is {type}, expected {expected}; convert or leave out the column")
+
+
+def _kind_of(type: Any) -> Kind:
+    """The kind that holds every value of an Arrow type that _check_parquet accepts for a kept column."""
+    types = _pyarrow().types
+    value_type = type.value_type if types.is_dictionary(type) else type
+    if types.is_integer(value_type) and not types.is_uint64(value_type):
+        return "integer"
+    if types.is_floating(value_type):
+        return "double"
+    if types.is_boolean(value_type):
+        return "boolean"
+    return "scalar" if types.is_null(value_type) or types.is_uint64(value_type) else "text"
 
 
 def _parquet_rows(
@@ -805,6 +850,7 @@ def _arrow_schema(schema: Mapping[str, Kind]) -> Any:
         "text": pa.string(),
         "integer": pa.int64(),
         "float": pa.float32(),
+        "double": pa.float64(),
         "boolean": pa.bool_(),
         "floats": pa.list_(pa.float32()),
         "vectors": pa.list_(pa.list_(pa.float32())),

@@ -309,7 +309,7 @@ class _PartFiles:
             shutil.rmtree(_joined_parts(job), ignore_errors=True)
             self.done = {int(file.stem) for file in job.parts.glob("*.part") if file.stem.isdecimal()}
             if config_file.is_file():
-                changes = _changes(json.loads(config_file.read_text(encoding="utf-8")), json.loads(text))
+                changes = _changes(_parsed(config_file.read_bytes()), json.loads(text))
                 if changes is None:
                     return
                 if self._has_results():
@@ -492,6 +492,13 @@ def _run_config(job: Job, predictor: Predictor, contents: Contents) -> dict[str,
     }
 
 
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
 def _changes(before: Any, now: Mapping[str, Any]) -> str | None:
     """Describes how the settings of a job differ from those of earlier parts; None if they do not."""
     if not isinstance(before, dict):
@@ -548,9 +555,10 @@ class _TableWriter:
     def __init__(self, job: Job, predictor: Predictor, metadata: Mapping[str, str]) -> None:
         self._format, self._metadata = tables.output_format(job.output), metadata
         schema, self._to_record = result_format(predictor)
-        self._kept_names = [*kept_names(job.keep, {_ROW, *schema}).values()]
-        self._num_texts = len(job.text_columns)
-        self._schema: Schema = {_ROW: "integer", **dict.fromkeys(self._kept_names, "scalar"), **schema}
+        names = kept_names(job.keep, {_ROW, *schema})
+        kinds = tables.kept_kinds(job.input, job.keep, job.format)
+        self._kept_names, self._num_texts = [names[column] for column in job.keep], len(job.text_columns)
+        self._schema: Schema = {_ROW: "integer", **{names[column]: kinds[column] for column in job.keep}, **schema}
 
     def write(self, path: Path, rows: Rows, results: Sequence[Any]) -> None:
         records = (
