@@ -1,4 +1,4 @@
-"""Writing of files and directories that are either complete or absent."""
+"""Writing of files and directories that are either complete or absent; files by their contents."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import glob
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,10 +98,57 @@ def read_text(path: PathLike) -> str:
         raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex. Raises CheckpointError if it cannot be read."""
-    with reading(path), path.open("rb") as file:
+def file_sha256(path: Path, kind: type[RobertaFlaxError] = CheckpointError) -> str:
+    """The SHA-256 of a file, in hex. Raises an error of this kind if it cannot be read."""
+    with reading(path, kind), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_rereadable(path: Path) -> None:
+    """Raises InputError for a pipe, a device or a socket: each byte comes once, and perhaps without end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says why it cannot be read
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise InputError(f"{path} is {kind}, and an input is read more than once; write it to a file and name that")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What some files contain.
+
+    Attributes:
+      name: what the files are called together, for messages and records.
+      sha256: the SHA-256 of each file, in hex, by the file's name.
+    """
+
+    name: str
+    sha256: Mapping[str, str]
+
+    @classmethod
+    def of(cls, name: str, paths: Sequence[Path]) -> Contents:
+        """Reads the files, at some gigabytes a second. Raises InputError if one cannot be read."""
+        return cls(name, {path.name: file_sha256(path, InputError) for path in paths})
+
+    def differences(self, before: Contents) -> str | None:
+        """Describes how files that were read before differ; None if they do not. The name of a single file may."""
+        old, new = before.sha256, self.sha256
+        if old == new or (len(old) == len(new) == 1 and [*old.values()] == [*new.values()]):
+            return None
+        if len(old) == len(new) == 1:
+            return f"{self.name} has other contents"
+        changes = {
+            "has other contents in": [name for name in new if name in old and old[name] != new[name]],
+            "now has": [name for name in new if name not in old],
+            "no longer has": [name for name in old if name not in new],
+        }
+        return ", ".join(f"{self.name} {verb} {_some(names)}" for verb, names in changes.items() if names)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more files" if len(names) > 3 else "")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

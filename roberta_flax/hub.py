@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint.tensors import NonFinite
 from roberta_flax.convert.cache import resolve
 from roberta_flax.datasets.readers import TrainedOn
 from roberta_flax.errors import CheckpointError, InputError
@@ -30,7 +32,8 @@ from roberta_flax.nn.model import Head
 from roberta_flax.nn.numerics import DTypeLike, Numerics, PrecisionLike
 from roberta_flax.nn.quantize import check_method, is_quantized
 from roberta_flax.nn.quantize import quantize as quantized
-from roberta_flax.nn.tree import to_dict
+from roberta_flax.nn.tree import flatten, to_dict
+from roberta_flax.tasks.base import check_finite
 from roberta_flax.tasks.classify import predicted_labels
 from roberta_flax.tasks.fill_mask import check_topk, encode_masked, filled_texts
 from roberta_flax.text import alignment, batching, words
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAX_NAMED = 5  # parameters named in a warning
 _DROPOUT_KEY_LOCK = threading.Lock()  # of all models: a lock of its own would keep a model from being pickled
 
 
@@ -222,13 +226,16 @@ class Roberta:
           classes with a probability over one half; from a token head a list with the most likely class of each token.
 
         Raises:
-          InputError: as `predict`; or the head has no classes (a regression, span, choice or pooler head).
+          InputError: as `predict`; the head has no classes (a regression, span, choice or pooler head); or its outputs
+            are NaN or infinite.
         """
         config = self.config.head(head)
         if config.kind not in ("sentence", "token") or config.problem == "regression":
             what = "is a regression" if config.kind == "sentence" else f"is of kind {config.kind}"
             raise InputError(f"head {head!r} {what} and has no classes; use predict()")
-        return [predicted_labels(config, scores) for scores in np.asarray(self.predict(head, tokens))]
+        scores = np.asarray(self.predict(head, tokens))
+        check_finite(scores)
+        return [predicted_labels(config, row) for row in scores]
 
     def register_classification_head(
         self, name: str, num_classes: int, inner_dim: int | None = None, *, seed: int | None = None
@@ -269,8 +276,8 @@ class Roberta:
           because `<s>`, `</s>` and `<pad>`, which have no text, are left out.
 
         Raises:
-          InputError: the text does not have exactly one `<mask>` or is too long, or topk is not from 1 to the size of
-            the vocabulary.
+          InputError: the text does not have exactly one `<mask>` or is too long, topk is not from 1 to the size of the
+            vocabulary, or the probabilities are NaN.
         """
         check_topk(topk, self.config)
         tokens, position = encode_masked(self.tokenizer, masked_input)
@@ -279,6 +286,7 @@ class Roberta:
         probabilities, ids = forward.top_tokens(
             self.params, padded, positions, topk=topk, config=self.config, numerics=self.numerics
         )
+        check_finite(probabilities)
         return filled_texts(self.tokenizer, masked_input, np.asarray(probabilities)[0, 0], np.asarray(ids)[0, 0])
 
     def disambiguate_pronoun(
@@ -400,7 +408,8 @@ def load(
     """Loads a RoBERTa model: a released one by name, a checkpoint of fairseq or Transformers, or a converted directory.
 
     The first time, a released model is downloaded and a checkpoint converted; later loads read it from the cache.
-    PyTorch is not needed.
+    PyTorch is not needed. If parameters are NaN or infinite, or become so in param_dtype or in dtype, a warning names
+    them.
 
     Args:
       name_or_path: a released name of checkpoint.download.MODELS, such as "roberta.large.mnli"; a fairseq directory, a
@@ -431,6 +440,7 @@ def load(
         name_or_path, cache_dir=cache_dir, sha256=sha256, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir
     )
     config, params = converted.read(directory, parameters)
+    _warn_if_not_finite(directory, params, numerics.dtype)
     if quantize is not None:
         params = quantized(params, quantize)
     tokenizer = Tokenizer.from_directory(directory)
@@ -448,6 +458,40 @@ def load_tokenizer(
     directory = resolve(name_or_path, cache_dir=cache_dir, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir)
     converted.check_files(directory)
     return Tokenizer.from_directory(directory)
+
+
+def _warn_if_not_finite(directory: Path, params: Params, dtype: np.dtype[Any]) -> None:
+    """Logs one warning if parameters are NaN or infinite, in memory or in the dtype that products take them in."""
+    leaves = flatten(params)
+    operands = flatten(jax.eval_shape(partial(forward.operands, dtype=dtype), params))
+    dtypes = {  # the narrower one of each parameter
+        name: min(leaf.dtype, operands[name].dtype, key=lambda dtype: float(jnp.finfo(dtype).max))  # type: ignore[no-untyped-call]
+        for name, leaf in leaves.items()
+    }
+    with np.errstate(over="ignore"):
+        names = [name for name, leaf in leaves.items() if not np.isfinite(_largest(leaf).astype(dtypes[name]))]
+    if not names:
+        return
+    _, stored = converted.read_stored(directory)
+    described = []
+    for name in names[:_MAX_NAMED]:
+        counts = NonFinite.of(stored[name].load(stored[name].dtype), dtypes[name])
+        described.append(f"{name} ({counts})")
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    logger.warning(
+        "%s: parameters are not finite: %s%s; inputs whose outputs are NaN or infinite get no answer",
+        directory,
+        ", ".join(described),
+        more,
+    )
+
+
+def _largest(leaf: jax.Array) -> npt.NDArray[Any]:
+    """The largest magnitude in an array, a scalar; NaN if one is in it. On CPUs numpy needs no compilation."""
+    if next(iter(leaf.devices())).platform != "cpu":
+        return np.asarray(jnp.abs(leaf).max(initial=0))
+    values = np.asarray(leaf)
+    return np.asarray(np.maximum(values.max(initial=0), -values.min(initial=0)))
 
 
 def _flatten_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:

@@ -219,13 +219,13 @@ def test_a_file_of_pairs_is_predicted_by_its_usual_columns(run, tiny, tmp_path):
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [(row["row"], row["id"]) for row in found] == [(0, "x1"), (2, "x3")]
     expected = np.asarray(tiny.predict("mnli", tiny.encode('A "dog" runs.', "Nobody runs.")))[0]
-    assert np.abs(np.array(found[0]["log_probabilities"]) - expected).max() <= 5e-5
+    assert np.abs(np.array(list(found[0]["log_probabilities"].values())) - expected).max() <= 5e-5
     assert found[0]["label"] == ["contradiction", "neutral", "entailment"][expected.argmax()]
     assert run(*arguments)[::2] == (
         1,
         f"roberta-flax: {tmp_path / 'out.jsonl'} exists already; remove it or choose another name\n",
     )
-    shorter = ("--on-long", "truncate", "--max-length", "8", "--json")
+    shorter = ("--max-length", "8", "--json")
     summary = json.loads(run(*arguments[:3], tmp_path / "truncated.jsonl", *arguments[4:], *shorter)[1])
     assert (summary["rows"], summary["truncated"]) == (3, 1)
     status, _, err = run(*arguments[:3], tmp_path / "strict.jsonl", *arguments[4:], "--strict")

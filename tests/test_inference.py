@@ -144,8 +144,8 @@ def test_devices_and_widths_that_do_not_divide_are_refused(tiny):
 def test_texts_that_are_too_long_are_refused_by_number_or_truncated_and_counted(tiny):
     texts = ["a b", "c " * 600, "d"]
     with pytest.raises(InputError, match=r"input 1: 603 tokens, over the maximum length of 512"):
-        list(Predictor(tiny, Classify("mnli"))(texts))
-    predictor = Predictor(tiny, Classify("mnli"), on_long="truncate")
+        list(Predictor(tiny, Classify("mnli"), on_long="error")(texts))
+    predictor = Predictor(tiny, Classify("mnli"))
     results = list(predictor(texts))
     ids = tiny.encode("c " * 600)
     expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:511], ids[-1:]])))[0]
@@ -157,8 +157,8 @@ def test_a_maximum_length_below_the_models_holds_for_every_way(tiny):
     text = "c " * 20
     ids = tiny.encode(text)
     with pytest.raises(InputError, match=rf"input 0: {len(ids)} tokens, over the maximum length of 16"):
-        list(Predictor(tiny, Classify("mnli"), max_length=16)([text]))
-    predictor = Predictor(tiny, Classify("mnli"), on_long="truncate", max_length=16)
+        list(Predictor(tiny, Classify("mnli"), on_long="error", max_length=16)([text]))
+    predictor = Predictor(tiny, Classify("mnli"), max_length=16)
     (result,) = predictor([text])
     expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:15], ids[-1:]])))[0]
     assert np.abs(result - expected).max() <= TOLERANCE
@@ -240,7 +240,7 @@ def test_inputs_that_are_encoded_together_are_what_they_are_alone(tiny):
 def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(tiny, before):
     text = "a " * before + "<mask>" + " b" * 700
     with pytest.raises(InputError, match="over the maximum length of 512"):
-        list(Predictor(tiny, FillMask(3))([text]))
+        list(Predictor(tiny, FillMask(3), on_long="error")([text]))
     ((sequence,),) = FillMask(3).encode(tiny.tokenizer, [text], 512, "truncate")
     assert len(sequence.ids) == 512
     assert sequence.ids[sequence.prefix_length] == tiny.tokenizer.mask_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -21,7 +24,7 @@ import pytest
 
 import roberta_flax
 from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor
-from roberta_flax.files import replacing
+from roberta_flax.files import Contents
 from roberta_flax.inference import jobs
 from tests import processes
 
@@ -66,15 +69,23 @@ def test_predictions_are_those_of_each_row_and_in_order(tiny, pairs, tmp_path, s
         with output.open(newline="") as file:
             found = list(csv.DictReader(file, delimiter="\t" if suffix == "tsv" else ","))
         found = [
-            {**row, "row": int(row["row"]), "log_probabilities": json.loads(row["log_probabilities"])} for row in found
+            {
+                **row,
+                "row": int(row["row"]),
+                "score": float(row["score"]),
+                "log_probabilities": json.loads(row["log_probabilities"]),
+            }
+            for row in found
         ]
     assert [row["row"] for row in found] == list(range(300))
     for row, given in zip(found, records(pairs), strict=True):
         assert row["id"] == given["id"]
         if row["row"] % 29 == 0:
             expected = np.asarray(tiny.predict("mnli", tiny.encode(given["premise"], given["hypothesis"])))[0]
-            assert np.abs(np.array(row["log_probabilities"]) - expected).max() <= TOLERANCE
+            assert tuple(row["log_probabilities"]) == ("contradiction", "neutral", "entailment")
+            assert np.abs(np.array(list(row["log_probabilities"].values())) - expected).max() <= TOLERANCE
             assert row["label"] == tiny.config.head("mnli").label_names[expected.argmax()]
+            assert row["score"] == pytest.approx(np.exp(expected.max()), abs=TOLERANCE)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["pairs.jsonl", output.name])
 
 
@@ -119,7 +130,8 @@ def test_bad_rows_go_to_a_file_with_line_and_reason_and_do_not_stop_a_run(tiny, 
     good = {"premise": "a", "hypothesis": "b"}
     rows = [row for bad in BAD_ROWS for row in (good, bad)]
     source = write_rows(tmp_path / "in.jsonl", rows)
-    summary = run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", rows_per_part=3)
+    job = jobs.Job(source, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=3)
+    summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long="error"))
     assert (summary["rows"], summary["rejected"]) == (16, 8)
     assert [row["row"] for row in records(tmp_path / "out.jsonl")] == list(range(0, 16, 2))
     rejects = records(Path(summary["rejects"]))
@@ -134,17 +146,20 @@ def test_bad_rows_go_to_a_file_with_line_and_reason_and_do_not_stop_a_run(tiny, 
 
 def test_texts_that_are_too_long_are_shortened_and_counted(tiny, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * n} for n in (5, 600, 7, 700)])
-    for on_long in ("truncate", "window"):
-        job = jobs.Job(source, tmp_path / f"{on_long}.jsonl", ("text",), rows_per_part=1)
-        summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long=on_long))
-        assert (summary["rows"], summary["rejected"], summary["truncated"]) == (4, 0, 2)
+    for options in ({}, {"on_long": "truncate"}, {"on_long": "window"}):
+        for task in (Classify("mnli"), Embed("mean")):
+            output = tmp_path / f"{options.get('on_long')}-{type(task).__name__}.jsonl"
+            job = jobs.Job(source, output, ("text",), rows_per_part=1)
+            summary = jobs.run(job, Predictor(tiny, task, **options))
+            assert (summary["rows"], summary["rejected"], summary["truncated"]) == (4, 0, 2)
+    assert (tmp_path / "None-Embed.jsonl").read_bytes() == (tmp_path / "truncate-Embed.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
 def test_nothing_in_is_a_valid_file_with_nothing_in_it(tiny, tmp_path, content):
     (tmp_path / "in.jsonl").write_bytes(content)
     assert run(tiny, Classify("mnli"), tmp_path / "in.jsonl", tmp_path / "out.csv", ("text",))["rows"] == 0
-    assert (tmp_path / "out.csv").read_text() == "row,label,log_probabilities\n"
+    assert (tmp_path / "out.csv").read_text() == "row,label,score,log_probabilities\n"
     run(tiny, Embed("mean"), tmp_path / "in.jsonl", tmp_path / "out.npy", ("text",))
     assert np.load(tmp_path / "out.npy").shape == (0, 64)
 
@@ -193,7 +208,7 @@ def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs,
     assert not output.exists()
     for change, message in (
         ({"rows_per_part": 32}, "rows_per_part was 64 and is 32"), ({"keep": ()}, r"keep was \['id'\] and is \[\]"),
-        ({"keep": ("id",), "model": {"model": "another"}}, "model was None and is 'another'"),
+        ({"keep": ("id",), "model": Contents("another", {"a": "0"})}, "the model is another"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"has parts of a different job .*{message}.*; remove it to start over"):
             run(tiny, Classify("mnli"), pairs, output, **{"keep": ("id",), **change})
@@ -428,39 +443,33 @@ def test_outputs_that_cannot_be_written_say_so(tiny, pairs, tmp_path):
         run(tiny, Classify("mnli"), pairs, tmp_path / "file" / "out.jsonl")
     with pytest.raises(InputError, match=r"predictions are written to .jsonl"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "out.xlsx")
-    with pytest.raises(InputError, match="column 'label' cannot be kept"):
-        run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", keep=("label",))
-    for task in (Classify("mnli"), Classify("mnli", logits=True), Embed("mean"), FillMask(2)):
-        schema, _ = jobs.result_format(Predictor(tiny, task))
-        assert {"row", *schema} <= jobs.RESULT_COLUMNS
     with pytest.raises(InputError, match="has no column 'nothing'|column 'nothing'"):
         run(tiny, Classify("mnli"), pairs, tmp_path / "o.csv", ("nothing",), strict=True)
     with pytest.raises(InputError, match=r"none.jsonl"):
         run(tiny, Classify("mnli"), tmp_path / "none.jsonl", tmp_path / "p.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pairs.jsonl"]
+
+
+def test_processes_that_begin_at_one_moment_share_the_job(tiny, pairs, tmp_path):
+    """Neither takes the other's parts for those of a stopped run, and both find the same settings."""
+    run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
+    start = threading.Barrier(2)
+
+    def one(process: int, output: Path) -> dict:
+        job = jobs.Job(pairs, output, ("premise", "hypothesis"), rows_per_part=64, share=(process, 2))
+        predictor = Predictor(tiny, Classify("mnli"))
+        start.wait()
+        return jobs.run(job, predictor)
+
+    with ThreadPoolExecutor(2) as both:
+        for attempt in range(5):
+            output = tmp_path / f"out-{attempt}.jsonl"
+            summaries = list(both.map(one, range(2), [output] * 2))
+            assert any(summary["joined"] for summary in summaries)
+            assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 # memory
-
-
-def test_processes_that_begin_at_one_moment_do_not_meet_in_a_file(tiny, pairs, tmp_path, monkeypatch):
-    """One writes what was asked in the middle of the other's writing it: both go on."""
-    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64, share=(0, 2))
-    other = dataclasses.replace(job, share=(1, 2))
-    write, met = jobs._write_text, []
-
-    def meeting(path: Path, text: str) -> None:
-        with replacing(path) as file:
-            file.write(text.encode())
-            if path.parent == job.parts and not met:
-                met.append(path)
-                monkeypatch.setattr(jobs, "_write_text", write)
-                jobs.run(other, Predictor(tiny, Classify("mnli")))
-
-    monkeypatch.setattr(jobs, "_write_text", meeting)
-    jobs.run(job, Predictor(tiny, Classify("mnli")))
-    assert met
-    run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
-    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_memory_stays_flat_however_long_the_input(tiny_directory):
@@ -487,3 +496,308 @@ print(1024 * warm, 1024 * status("VmHWM"), held)
     warm, peak, held = map(int, done.stdout.split())
     assert held > 4 * (16 << 20)
     assert peak - warm < 0.1 * held + (16 << 20)
+
+
+# what a run is of
+
+
+@pytest.fixture
+def stopped_after():
+    """Runs a job until it has so many parts; what stands for a kill."""
+
+    class StoppedError(Exception):
+        pass
+
+    def start(job: jobs.Job, predictor: Predictor, parts: int = 2) -> None:
+        def stop(*_) -> None:
+            if len(list(job.parts.glob("*.part"))) == parts:
+                raise StoppedError
+
+        with pytest.raises(StoppedError):
+            jobs.run(job, predictor, stop)
+
+    return start
+
+
+def test_an_input_is_what_it_contains_whatever_its_name_and_time(tiny, pairs, tmp_path, stopped_after):
+    """Other bytes of the same size and time are another input; the same bytes in another file are the same."""
+    predictor = Predictor(tiny, Classify("mnli"))
+    run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
+    stopped_after(job, predictor)
+    content, before = pairs.read_bytes(), pairs.stat()
+    pairs.write_bytes(content.replace(b'"x17"', b'"y17"'))
+    os.utime(pairs, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (pairs.stat().st_size, pairs.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(InputError, match=r"parts of a different job \(pairs.jsonl has other contents\); remove it"):
+        jobs.run(job, predictor)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(content)
+    summary = jobs.run(dataclasses.replace(job, input=copy), predictor)
+    assert summary["this_run"]["parts_resumed"] == 2
+    assert job.output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_the_files_of_a_parquet_directory_are_known_by_what_they_contain(tiny, tmp_path, stopped_after):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+
+    def write(number: int, word: str) -> None:
+        texts = [f"{word} text {i}" for i in range(100)]
+        parquet.write_table(pyarrow.table({"text": texts}), folder / f"{number}.parquet")
+
+    write(0, "old")
+    write(1, "old")
+    job = jobs.Job(folder, tmp_path / "out.jsonl", ("text",), rows_per_part=20)
+    predictor = Predictor(tiny, Embed("mean"))
+    stopped_after(job, predictor)
+    write(1, "NEW")
+    with pytest.raises(InputError, match=r"\(texts has other contents in 1.parquet\)"):
+        jobs.run(job, predictor)
+    write(1, "old")
+    write(2, "old")
+    with pytest.raises(InputError, match=r"\(texts now has 2.parquet\)"):
+        jobs.run(job, predictor)
+    (folder / "2.parquet").unlink()
+    (folder / "1.parquet").unlink()
+    with pytest.raises(InputError, match=r"\(texts no longer has 1.parquet\)"):
+        jobs.run(job, predictor)
+    write(1, "old")
+    assert jobs.run(job, predictor)["this_run"]["parts_resumed"] == 2
+
+
+def test_a_model_is_its_files_except_where_it_came_from(tiny_directory, pairs, tmp_path, stopped_after):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_directory, model)
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
+
+    def current() -> tuple[jobs.Job, Predictor]:
+        given = dataclasses.replace(job, model=jobs.model_contents("mine", model))
+        return given, Predictor(roberta_flax.load(model), Classify("mnli"))
+
+    stopped_after(*current())
+    for name, changed in (
+        ("config.json", lambda text: text.replace(b'"mnli"', b'"mnli" ')),
+        ("dict.txt", lambda text: text + b"\n"),
+        ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+    ):
+        content = (model / name).read_bytes()
+        (model / name).write_bytes(changed(content))
+        given = dataclasses.replace(job, model=jobs.model_contents("mine", model))
+        with pytest.raises(InputError, match=rf"\(mine has other contents in {re.escape(name)}\)"):
+            jobs.run(given, Predictor(roberta_flax.load(tiny_directory), Classify("mnli")))
+        (model / name).write_bytes(content)
+    (model / "conversion.json").write_text("{}")
+    os.utime(model / "model.safetensors")
+    assert jobs.run(*current())["this_run"]["parts_resumed"] == 2
+
+
+def test_an_input_that_changes_during_a_run_does_not_get_into_a_part(tiny, pairs, tmp_path):
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
+    content = pairs.read_bytes()
+
+    def change(rows: int, predictor: Predictor) -> None:
+        if len(list(job.parts.glob("*.part"))) == 1:
+            pairs.write_bytes(content.replace(b"a", b"b"))
+
+    with pytest.raises(InputError, match=r"the input changed while it was read \(pairs.jsonl has other contents\)"):
+        jobs.run(job, Predictor(tiny, Classify("mnli")), change)
+    assert [path.name for path in job.parts.glob("*.part")] == ["00000000.part"]
+    pairs.write_bytes(content)
+    touch = iter(range(10))
+    summary = jobs.run(
+        job, Predictor(tiny, Classify("mnli")), lambda *_: os.utime(pairs, (next(touch, 0), next(touch, 0)))
+    )
+    assert (summary["rows"], summary["this_run"]["parts_resumed"]) == (300, 1)
+
+
+def test_what_is_wrong_is_found_before_anything_is_written(tiny, pairs, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    table = tmp_path / "in.csv"
+    table.write_text("premise,hypothesis\na,b\n")
+    arrow = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.table({"premise": ["a"], "hypothesis": ["b"]}), arrow)
+    there = sorted(tmp_path.iterdir())
+    for source in (pairs, table, arrow):
+        for options in ({"texts": ("premises", "hypothesis")}, {"keep": ("ids",)}):
+            with pytest.raises(InputError, match=r"has no column '(premises|ids)'; its columns are .*'premise'"):
+                run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", **options)
+    with pytest.raises(InputError, match="holds one vector per row"):
+        run(tiny, Classify("mnli"), pairs, tmp_path / "out.npy")
+    assert sorted(tmp_path.iterdir()) == there
+    assert run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl")["rows"] == 300
+
+
+def test_damaged_settings_beside_results_are_those_of_another_job(tiny, pairs, tmp_path, stopped_after):
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
+    stopped_after(job, Predictor(tiny, Classify("mnli")))
+    (job.parts / "job.json").write_text('{"input": ')
+    with pytest.raises(InputError, match=r"parts of a different job \(its job.json is damaged\); remove it"):
+        jobs.run(job, Predictor(tiny, Classify("mnli")))
+
+
+def test_a_column_of_some_rows_is_a_column(tiny, tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}] * 3 + [b"not json\n", {"text": "b", "id": 1}])
+    summary = run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), keep=("id",))
+    assert (summary["rows"], summary["rejected"]) == (5, 4)
+
+
+def test_a_run_whose_rows_are_all_rejected_fails_and_binds_nobody(tiny, tmp_path):
+    source, output = write_rows(tmp_path / "in.jsonl", [{"text": "a " * 20}] * 5), tmp_path / "out.jsonl"
+    job = jobs.Job(source, output, ("text",), rows_per_part=2)
+    strict = Predictor(tiny, Classify("mnli"), on_long="error", max_length=8)
+    for _ in range(2):
+        with pytest.raises(
+            InputError,
+            match=r"all 5 rows of .*in.jsonl were rejected, so .*out.jsonl was not written; .*line 1: .*over",
+        ):
+            jobs.run(job, strict)
+        assert not output.exists()
+        assert [json.loads(line)["row"] for line in (job.parts / "00000001.rejects.jsonl").open()] == [2, 3]
+    assert jobs.run(job, Predictor(tiny, Classify("mnli")))["rejected"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_run_with_other_settings_does_not_clear_the_parts_of_one_that_is_running(tiny, pairs, tmp_path):
+    job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64, share=(0, 2))
+    other = dataclasses.replace(job, share=(1, 2), rows_per_part=32)
+    refused = []
+
+    def second(*_) -> None:
+        if not refused:
+            with pytest.raises(InputError, match="another process is already writing") as error:
+                jobs.run(other, Predictor(tiny, Classify("mnli")))
+            refused.append(error)
+
+    assert jobs.run(job, Predictor(tiny, Classify("mnli")), second)["rows"] == 64 * 2 + 44
+    assert refused
+
+
+def test_rows_with_scores_that_are_not_finite_are_rejected(tiny, tmp_path):
+    """One token's embedding is too large; the other rows have their labels."""
+    token = min(set(tiny.encode("a horse").tolist()) - {*tiny.encode("a dog").tolist(), *tiny.encode("a cat").tolist()})
+    table = tiny.params["embeddings"]["token"]["embedding"]
+    embeddings = {**tiny.params["embeddings"], "token": {"embedding": table.at[token].set(np.nan)}}
+    tiny.params = {**tiny.params, "embeddings": embeddings}
+    source = write_rows(tmp_path / "in.jsonl", [{"text": f"a {animal}"} for animal in ("dog", "horse", "cat")])
+    job = jobs.Job(source, tmp_path / "out.jsonl", ("text",))
+    summary = jobs.run(job, Predictor(tiny, Classify("mnli"), strategy="buckets"))
+    assert (summary["rows"], summary["rejected"]) == (3, 1)
+    assert [row["row"] for row in records(job.output)] == [0, 2]
+    (reject,) = records(job.rejects)
+    assert (reject["row"], "NaN or infinite" in reject["reason"]) == (1, True)
+
+
+def test_counts_are_of_all_parts_there_are_while_others_are_missing(tiny, tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}, {"text": 5}, {"text": "w " * 600}, {"text": "b"}] * 4)
+    summary = run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), rows_per_part=4, share=(0, 2))
+    assert {key: summary[key] for key in ("joined", "rows", "rejected", "truncated", "rejects")} == {
+        "joined": False, "rows": 8, "rejected": 2, "truncated": 2, "rejects": None,
+    }  # fmt: skip
+
+
+# what an output says of itself
+
+
+def test_a_kept_column_gives_way_to_a_result_of_its_name(tiny, tmp_path):
+    rows = [{"text": "a dog", "label": "gold", "row": 7, "input_row": 8, "score": None}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    keep = ("label", "row", "input_row", "score", "text")
+    run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), keep=keep)
+    (found,) = records(tmp_path / "out.jsonl")
+    assert list(found)[:6] == ["row", "input_label", "input_input_row", "input_row", "input_score", "text"]
+    assert [found[name] for name in list(found)[:6]] == [0, "gold", 7, 8, None, "a dog"]
+    assert found["label"] == tiny.predict_labels("mnli", tiny.encode("a dog"))[0]
+
+
+def test_kept_columns_of_parquet_keep_their_types(tiny, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    columns = {
+        "text": ["a", "b"], "id": pa.array([2**53 + 1, None], pa.int64()), "small": pa.array([1, 2], pa.uint8()),
+        "big": pa.array([2**64 - 1, 0], pa.uint64()), "score": [0.1, float("nan")], "ok": [True, None],
+        "name": pa.array(["x", None]).dictionary_encode(), "none": pa.nulls(2),
+    }  # fmt: skip
+    keep = tuple(columns)[1:]
+    parquet.write_table(pa.table(columns), tmp_path / "in.parquet")
+    run(tiny, Embed("mean"), tmp_path / "in.parquet", tmp_path / "out.parquet", ("text",), keep=keep)
+    found = parquet.read_table(tmp_path / "out.parquet")
+    types = {name: str(found.schema.field(name).type) for name in keep}
+    assert types == {
+        "id": "int64", "small": "int64", "big": "string", "score": "double", "ok": "bool", "name": "string",
+        "none": "string",
+    }  # fmt: skip
+    assert found.column("id").to_pylist() == [2**53 + 1, None]
+    assert found.column("big").to_pylist() == [str(2**64 - 1), "0"]
+    first, second = found.column("score").to_pylist()
+    assert (first, np.isnan(second)) == (0.1, True)
+    assert found.column("name").to_pylist() == ["x", None]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    parquet.write_table(pa.table({"text": ["a"], "id": [1]}), folder / "0.parquet")
+    parquet.write_table(pa.table({"text": ["a"], "id": ["x"]}), folder / "1.parquet")
+    run(tiny, Embed("mean"), folder, tmp_path / "both.parquet", ("text",), keep=("id",))
+    assert parquet.read_table(tmp_path / "both.parquet").column("id").to_pylist() == ["1", "x"]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
+@pytest.mark.parametrize("logits", [False, True])
+def test_numbers_of_a_file_are_named_by_class_and_a_score_is_the_probability_of_its_label(tiny, tmp_path, head, logits):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    config = dataclasses.replace(tiny.config, heads=(head,))
+    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a dog"}])
+    run(roberta, Classify(head.name, logits), source, tmp_path / "out.jsonl", ("text",))
+    run(roberta, Classify(head.name, logits), source, tmp_path / "out.parquet", ("text",))
+    (line,), (row,) = records(tmp_path / "out.jsonl"), parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    tokens = roberta.encode("a dog")
+    expected = np.asarray(roberta.predict(head.name, tokens, return_logits=logits))[0]
+    log_probabilities = np.asarray(roberta.predict(head.name, tokens))[0]
+    for found in (line, row):
+        by_name = found["logits" if logits else "log_probabilities"]
+        several = by_name if head.kind == "token" else [by_name]
+        assert all(tuple(numbers) == head.label_names for numbers in several)
+        numbers = np.array([list(numbers.values()) for numbers in several])
+        assert np.abs(numbers - expected.reshape(numbers.shape)).max() <= TOLERANCE
+        if "label" in found:
+            index = head.label_names.index(found["label"])
+            assert found["score"] == pytest.approx(np.exp(log_probabilities[index]), abs=TOLERANCE)
+        else:
+            rows = log_probabilities if head.kind == "token" else [log_probabilities] * len(found["labels"])
+            chosen = [head.label_names.index(label) for label in found["labels"]]
+            probabilities = [np.exp(row[index]) for row, index in zip(rows, chosen, strict=True)]
+            assert found["scores"] == pytest.approx(probabilities, abs=TOLERANCE)
+
+
+def test_parquet_says_which_model_made_it_and_of_what(tiny, tiny_directory, pairs, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    model = jobs.model_contents("mine", tiny_directory)
+    run(tiny, Classify("mnli"), pairs, tmp_path / "out.parquet", model=model)
+    settings = json.loads(parquet.read_schema(tmp_path / "out.parquet").metadata[b"roberta_flax"])
+    sha256 = hashlib.sha256((tiny_directory / "model.safetensors").read_bytes()).hexdigest()
+    assert settings["model"]["name"] == "mine"
+    assert settings["model"]["sha256"]["model.safetensors"] == sha256
+    assert settings["input"]["sha256"] == {"pairs.jsonl": hashlib.sha256(pairs.read_bytes()).hexdigest()}
+    assert settings["task"] == ["Classify", {"head": "mnli", "logits": False}]
+    assert settings["dtype"] == "float32"
+    columns = parquet.read_table(tmp_path / "out.parquet").flatten().column_names
+    assert [f"log_probabilities.{name}" for name in ("contradiction", "neutral", "entailment")] == columns[-3:]
+
+
+def test_two_classes_of_one_name_have_a_column_each(tiny, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    head = HeadConfig("twice", 3, 64, labels=("A", "A", "C"))
+    config = dataclasses.replace(tiny.config, heads=(head,))
+    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a dog"}])
+    run(roberta, Classify("twice"), source, tmp_path / "out.parquet", ("text",))
+    (row,) = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert list(row["log_probabilities"]) == ["A (0)", "A (1)", "C"]

@@ -17,7 +17,7 @@ from tests.conftest import skip_or_fail
 try:
     import pyarrow
     import pyarrow.parquet
-    import ray  # noqa: F401
+    import ray
 except ImportError as error:
     skip_or_fail(f"Ray cannot be imported ({error}); the README's test command installs it")
     pytest.skip("no ray", allow_module_level=True)
@@ -78,7 +78,7 @@ def assert_every_row_is_there_once(output: Path, roberta: roberta_flax.Roberta, 
             text = texts[row["id"]]
             tokens = roberta.encode(text["premise"], text["hypothesis"])
             expected = np.asarray(roberta.predict("mnli", tokens))[0]
-            assert np.abs(np.array(row["log_probabilities"]) - expected).max() <= 5e-5
+            assert np.abs(np.array(list(row["log_probabilities"].values())) - expected).max() <= 5e-5
             assert row["rejected"] is None
     assert all(row["label"] is None and "NoneType" in row["rejected"] for row in found[::100])
 
@@ -87,7 +87,8 @@ def test_every_row_is_there_once_also_where_a_worker_is_killed(source, tiny, tin
     arguments = [sys.executable, "-c", DRIVER, str(source), str(tmp_path / "out"), str(tiny_directory)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {"rows": ROWS, "rejected": ROWS // 100, "killed": 1}
+    counts = {"rows": ROWS, "rejected": ROWS // 100, "truncated": 0, "killed": 1}
+    assert json.loads(done.stdout.splitlines()[-1]) == counts
     assert_every_row_is_there_once(tmp_path / "out", tiny, source)
     assert not list(tmp_path.glob(".*.partial"))
 
@@ -98,10 +99,10 @@ def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory):
     options = {"model": tiny_directory, "task": Classify("mnli"), "text_columns": ["text"]}
     with pytest.raises(InputError, match="has no column 'text'; its columns are 'id', 'premise', 'hypothesis'"):
         roberta_flax.inference.ray.predict_parquet(source, tmp_path / "out", **options)
-    labeled = tmp_path / "labeled.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": ["x"]}), labeled)
-    with pytest.raises(InputError, match="column 'label' cannot be kept: a result column has this name"):
-        roberta_flax.inference.ray.predict_parquet(labeled, tmp_path / "out", **options)
+    with pytest.raises(InputError, match="has no column 'ids'; its columns are 'id', 'premise', 'hypothesis'"):
+        roberta_flax.inference.ray.predict_parquet(
+            source, tmp_path / "out", **{**options, "text_columns": ["premise"], "keep": ["ids"]}
+        )
     with pytest.raises(InputError, match="exists already"):
         roberta_flax.inference.ray.predict_parquet(source, tmp_path, **options)
 
@@ -127,4 +128,36 @@ def test_the_command_line_runs_on_ray(source, tiny, tiny_directory, tmp_path):
     assert (summary["rows"], summary["rejected"]) == (ROWS, ROWS // 100)
     assert_every_row_is_there_once(tmp_path / "out", tiny, source)
     names = pyarrow.parquet.read_table(tmp_path / "out").column_names
-    assert names == ["id", "label", "log_probabilities", "rejected"]
+    assert names == ["id", "label", "score", "log_probabilities", "rejected", "truncated"]
+
+
+def test_a_batch_says_which_rows_were_truncated_and_keeps_columns_of_the_results_names(tiny_directory):
+    import roberta_flax.inference.ray
+
+    predict = roberta_flax.inference.ray.Predict(tiny_directory, Classify("mnli"), ["text"], max_length=16)
+    batch = pyarrow.table({"text": ["a", None, "w " * 20], "label": ["x", "y", "z"], "truncated": [1, 2, 3]})
+    output = predict(batch)
+    assert output.column("truncated").to_pylist() == [False, False, True]
+    assert output.column("input_label").to_pylist() == ["x", "y", "z"]
+    assert output.column("input_truncated").to_pylist() == [1, 2, 3]
+    assert [reason is None for reason in output.column("rejected").to_pylist()] == [True, False, True]
+    assert predict(batch.slice(0, 0)).num_rows == 0
+
+
+def test_a_run_whose_rows_are_all_rejected_fails_and_writes_nothing(tiny_directory, tmp_path, request):
+    import roberta_flax.inference.ray
+
+    request.addfinalizer(ray.shutdown)
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([None, None], "string")}), tmp_path / "in.parquet")
+    with pytest.raises(
+        InputError, match="all 2 rows of .*in.parquet were rejected, so .* was not written; one of them"
+    ):
+        roberta_flax.inference.ray.predict_parquet(
+            tmp_path / "in.parquet",
+            tmp_path / "out",
+            model=tiny_directory,
+            task=Classify("mnli"),
+            text_columns=["text"],
+            workers=1,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
 import tempfile
 import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from roberta_flax.datasets import tables
 from roberta_flax.datasets.tables import (
     BadRow,
     Kind,
+    Named,
     Row,
     column_names,
     join_parts,
@@ -340,7 +344,7 @@ def test_column_names_are_the_header_or_the_first_objects_keys(tmp_path: Path) -
             "a.tsv",
             "text\n".encode("utf-16"),
             "text",
-            "cannot read the line that names the columns: invalid UTF-8 at byte 1",
+            "a.tsv is UTF-16 text, not UTF-8 text; convert it to UTF-8",
         ),
         ("a.csv", '"text\n', "text", "cannot read the line that names the columns: not CSV: unexpected end of data"),
         ("a.txt", "a\n", "body", "no column 'body'; its columns are 'text'"),
@@ -358,6 +362,91 @@ def test_a_file_that_cannot_be_read_is_an_error_before_any_row(
     with pytest.raises(InputError) as error:
         read_rows(path, [column])
     assert message in one_line(error)
+
+
+GZIPPED = gzip.compress(b'{"text": "a"}\n')
+OTHERS = {
+    "UTF-16 text": ["text\n".encode("utf-16"), "text\n".encode("utf-16-le"), "text\n".encode("utf-16-be")],
+    "UTF-32 text": ["text\n".encode("utf-32"), "text\n".encode("utf-32-le"), "text\n".encode("utf-32-be")],
+    "compressed by bzip2": [bz2.compress(b"text\n", level) for level in (1, 9)],
+    "compressed by xz": [lzma.compress(b"text\n")],
+    "compressed by zstd": [b"\x28\xb5\x2f\xfd\x04\x58\x29\x00\x00text\n"],
+    "a ZIP archive or an Excel workbook": [b"PK\x03\x04\x14\x00"],
+    "an old Excel or Word file": [b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"],
+    "a tar archive": [b"texts.csv".ljust(257, b"\0") + b"ustar\x0000"],
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".txt", ".jsonl.gz"])
+def test_a_file_that_is_something_else_is_refused_in_one_line_by_what_it_is(
+    tmp_path: Path, what: str, suffix: str
+) -> None:
+    for content in OTHERS[what]:
+        path = file(tmp_path, "a" + suffix, gzip.compress(content) if suffix.endswith(".gz") else content)
+        for read in (partial(read_rows, columns=["text"]), column_names):
+            with pytest.raises(InputError) as error:
+                read(path)
+            assert one_line(error).startswith(f"{path} is {what}, not UTF-8 text; ")
+
+
+def test_text_that_begins_like_something_else_is_text(tmp_path: Path) -> None:
+    for text in ("BZhello", "PARis", "Obj", "a\0b", "7z", "ustar".rjust(262)):
+        assert values(file(tmp_path, "a.txt", text), "text") == [text]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".txt"])
+def test_a_gzip_file_is_read_whatever_its_name(tmp_path: Path, suffix: str) -> None:
+    content = "\n".join(ROWS.get(suffix, ["é", "?"])).encode()
+    plain = list(read_rows(file(tmp_path, "plain" + suffix, content), ["text"]))
+    assert list(read_rows(file(tmp_path, "packed" + suffix, gzip.compress(content)), ["text"])) == plain
+
+
+def test_a_gzip_file_in_a_gzip_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a gzip file, not UTF-8 text; decompress it"):
+        read_rows(file(tmp_path, "a.jsonl.gz", gzip.compress(GZIPPED)), ["text"])
+
+
+def test_parquet_and_text_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    pa, pq = parquet()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    renamed = file(tmp_path, "a.jsonl", (tmp_path / "a.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"a.jsonl is a Parquet file, not UTF-8 text; let its name end in .parquet"):
+        read_rows(renamed, ["text"])
+    assert values(renamed, "text", format="parquet") == ["a"]
+    for content, what in ((GZIPPED, "a gzip file"), (lzma.compress(b"a"), "compressed by xz")):
+        with pytest.raises(InputError, match=f"is {what}, not Parquet"):
+            read_rows(file(tmp_path, "b.parquet", content), ["text"])
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    """Opening it would wait for a writer; reading it twice would lose what was read first."""
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "folder").mkdir()
+    for read in (lambda: read_rows(tmp_path / "a.jsonl", ["text"]), lambda: column_names(tmp_path / "a.jsonl")):
+        with pytest.raises(InputError, match="is a pipe, and an input is read more than once"):
+            read()
+    with pytest.raises(InputError, match="is a device"):
+        read_rows("/dev/zero", ["text"], format="txt")
+    parquet()
+    os.mkfifo(tmp_path / "folder" / "a.parquet")
+    with pytest.raises(InputError, match="is a pipe"):
+        read_rows(tmp_path / "folder", ["text"])
+
+
+def test_a_column_that_no_object_has_is_an_error_that_names_those_there_are(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.jsonl", '\nbad\n{"b": "x", "a": 2}\n{"c": "y"}\n')
+    for columns, keep in ((["text"], []), (["b"], ["text"])):
+        with pytest.raises(InputError) as error:
+            read_rows(path, columns, keep=keep)
+        assert one_line(error) == f"{path} has no column 'text'; its columns are 'b', 'a', 'c'"
+    assert [type(row) for row in read_rows(path, ["b"], keep=["c"])] == [BadRow] * 3
+    wide = file(tmp_path, "wide.jsonl", "".join(json.dumps({f"k{i}": i}) + "\n" for i in range(100)))
+    with pytest.raises(InputError, match=r"'k49', \.\.\.$"):
+        read_rows(wide, ["text"])
+    assert reasons(file(tmp_path, "bad.jsonl", "bad\n[]\n"), "text") == [
+        "not JSON: Expecting value at character 1", "a list, expected an object",
+    ]  # fmt: skip
 
 
 def test_a_column_named_twice_is_read_by_its_number(tmp_path: Path) -> None:
@@ -460,6 +549,31 @@ def test_a_directory_of_parquet_files_is_one_file_in_the_order_of_names(tmp_path
         assert list(read_rows(tmp_path, ["text"], start=start)) == rows
 
 
+def test_parquet_files_in_directories_below_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    pa, pq = parquet()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    for hidden in ("_temporary/0", ".cache"):
+        (tmp_path / hidden).mkdir(parents=True)
+        pq.write_table(pa.table({"text": ["b"]}), tmp_path / hidden / "b.parquet")
+    assert values(tmp_path, "text") == ["a"]
+    (tmp_path / "day=1" / "hour=2").mkdir(parents=True)
+    pq.write_table(pa.table({"text": ["c"]}), tmp_path / "day=1" / "hour=2" / "c.parquet")
+    with pytest.raises(InputError, match=r"in directories below it, such as .*c.parquet; name one of these"):
+        read_rows(tmp_path, ["text"])
+
+
+def test_the_only_column_may_be_a_text_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path = file(tmp_path, "a.csv", "I am the first text\nI am the second\n")
+    assert tables.usual_columns(path) == ("I am the first text",)
+    assert "the only column, 'I am the first text', holds the texts" in caplog.text
+    caplog.clear()
+    assert tables.usual_columns(path, header=False) == ("0",)
+    assert tables.usual_columns(file(tmp_path, "b.csv", "text\na\n")) == ("text",)
+    assert tables.usual_columns(file(tmp_path, "c.jsonl", '{"body": "a"}\n')) == ("body",)
+    assert caplog.text == ""
+
+
 def test_a_directory_without_parquet_files_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a directory without .parquet files"):
         read_rows(tmp_path, ["text"])
@@ -534,6 +648,8 @@ SCHEMA: dict[str, Kind] = {
     "tokens": "vectors",
     "words": "texts",
     "scores": "scores",
+    "classes": Named(("no", "é")),
+    "tags": Named(("no", "é"), several=True),
     "id": "scalar",
 }
 RECORD = {
@@ -545,6 +661,8 @@ RECORD = {
     "tokens": np.array([[0.1, 0.2], [0.3, 16777216]], np.float32),
     "words": ["x", "💩"],
     "scores": {"neutral": np.float32(0.7), "é": 1.0},
+    "classes": np.array([0.1, -2], np.float32),
+    "tags": np.array([[0.1, -2], [3, 4]], np.float32),
     "id": 12,
 }
 PLAIN = {
@@ -554,6 +672,8 @@ PLAIN = {
     "features": [0.1, -1e-8, 3.0],
     "tokens": [[0.1, 0.2], [0.3, 16777216.0]],
     "scores": {"neutral": 0.7, "é": 1.0},
+    "classes": {"no": 0.1, "é": -2.0},
+    "tags": [{"no": 0.1, "é": -2.0}, {"no": 3.0, "é": 4.0}],
 }
 
 
@@ -619,7 +739,7 @@ def test_csv_is_what_the_csv_module_reads_back(tmp_path: Path) -> None:
     assert header == list(SCHEMA)
     assert first[0] == RECORD["text"]
     assert [json.loads(cell) for cell in first[1:]] == list(PLAIN.values())[1:]
-    assert second == ["", "1", *[""] * 7]
+    assert second == ["", "1", *[""] * (len(SCHEMA) - 2)]
 
 
 def test_tsv_has_a_line_a_row_and_undoes_its_escapes(tmp_path: Path) -> None:
@@ -629,7 +749,7 @@ def test_tsv_has_a_line_a_row_and_undoes_its_escapes(tmp_path: Path) -> None:
     cells = [unescaped(cell) for cell in first.split("\t")]
     assert cells[0] == RECORD["text"]
     assert [json.loads(cell) for cell in cells[1:]] == list(PLAIN.values())[1:]
-    assert second == "\t" * 8
+    assert second == "\t" * (len(SCHEMA) - 1)
     assert end == ""
 
 
@@ -660,7 +780,10 @@ def test_parquet_has_the_types_of_its_schema_and_a_row_group_a_part(tmp_path: Pa
     assert [found.metadata.row_group(i).num_rows for i in range(found.num_row_groups)] == [2, 3]
     assert found.schema_arrow.field("features").type == pa.list_(pa.float32())
     assert found.schema_arrow.field("tokens").type == pa.list_(pa.list_(pa.float32()))
+    assert found.schema_arrow.field("classes").type == pa.struct([("no", pa.float32()), ("é", pa.float32())])
     first, second = found.read().to_pylist()[:2]
+    np.testing.assert_array_equal(np.float32([*first["classes"].values()]), RECORD["classes"])
+    np.testing.assert_array_equal(np.float32([[*tag.values()] for tag in first["tags"]]), RECORD["tags"])
     assert second == dict.fromkeys(SCHEMA)
     assert first["text"] == RECORD["text"]
     assert (first["number"], first["sure"], first["words"], first["id"]) == (3, True, ["x", "💩"], "12")
@@ -675,7 +798,7 @@ def test_parquet_takes_lists_other_dtypes_and_none_in_any_column(tmp_path: Path)
     records = [
         {"features": [1, 2.5], "tokens": [[1.0], []], "number": None, "id": "a"},
         {"features": np.array([0.5, np.nan], ml_dtypes.bfloat16), "tokens": np.zeros((0, 3)), "id": True},
-        {"score": 1, "sure": np.bool_(False), "scores": {}, "words": [], "id": float("nan")},
+        {"score": 1, "sure": np.bool_(False), "scores": {}, "words": [], "tags": np.zeros((0, 2)), "id": float("nan")},
     ]
     rows = pq.read_table(written(tmp_path, ".parquet", [records])).to_pylist()
     assert rows[0]["features"] == [1, 2.5]
@@ -684,15 +807,24 @@ def test_parquet_takes_lists_other_dtypes_and_none_in_any_column(tmp_path: Path)
     assert np.isnan(rows[1]["features"][1])
     assert rows[1]["tokens"] == []
     assert (rows[2]["score"], rows[2]["sure"], rows[2]["scores"], rows[2]["words"]) == (1, False, [], [])
+    assert rows[2]["tags"] == []
     assert [row["id"] for row in rows] == ["a", "true", None]
 
 
 def test_a_value_that_is_not_of_its_kind_names_its_field(tmp_path: Path) -> None:
     parquet()
-    for field, value in [("number", "x"), ("number", 2**70), ("text", 5), ("features", ["x"]), ("scores", {"a": "x"})]:
+    for field, value in [
+        ("number", "x"),
+        ("number", 2**70),
+        ("text", 5),
+        ("features", ["x"]),
+        ("scores", {"a": "x"}),
+        ("classes", [1.0]),
+    ]:
         with pytest.raises(InputError) as error:
             write_part(tmp_path / "part", [RECORD, {field: value}], SCHEMA, format="parquet")
-        assert f"field '{field}' is not {SCHEMA[field]} in every row" in one_line(error)
+        kind = "a float for each name" if field == "classes" else SCHEMA[field]
+        assert f"field '{field}' is not {kind} in every row" in one_line(error)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -84,6 +84,14 @@ class NonFinite:
     infinite: int = 0
     overflowed: int = 0
 
+    @classmethod
+    def of(cls, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> NonFinite:
+        """Counts them in `values`, to be stored in `dtype`."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = values.astype(dtype)
+        infinite = int(np.isinf(values).sum())
+        return cls(int(np.isnan(values).sum()), infinite, int(np.isinf(stored).sum()) - infinite)
+
     def __bool__(self) -> bool:
         return bool(self.nan or self.infinite or self.overflowed)
 
@@ -200,7 +208,8 @@ class StoredTensor:
                 if not count:
                     raise CheckpointError(f"{self.path} is damaged or cut short; convert the model again")
                 bytes_read += count
-        return raw.view(self.dtype).reshape(self.shape).astype(dtype, copy=False)
+        with np.errstate(over="ignore"):  # who loads a model is told (hub.load)
+            return raw.view(self.dtype).reshape(self.shape).astype(dtype, copy=False)
 
 
 def is_countable(shape: Sequence[int]) -> bool:

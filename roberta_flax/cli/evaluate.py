@@ -28,7 +28,7 @@ def command(
     head: Head = None,
     task: Annotated[str | None, TASK] = None,
     labeled: LabeledOptions = LabeledOptions(),
-    long: LongTextOptions = LongTextOptions(on_long="truncate"),
+    long: LongTextOptions = LongTextOptions(),
     batching: BatchingOptions = BatchingOptions(),
     devices: LayerDevices = LayerDevices(),
     model: InferenceOptions = InferenceOptions(model="roberta.large.mnli"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ from roberta_flax.cli.options import (
     print_line,
 )
 from roberta_flax.errors import InputError
+from roberta_flax.files import require_rereadable
 
 if TYPE_CHECKING:
     from roberta_flax.hub import Roberta
@@ -67,6 +69,7 @@ def file_or_texts(
         return None, texts or []
     files = [given for given in inputs if format is not None or tables.is_named_as_input(given)]
     if not files:
+        _require_texts(inputs)
         return None, inputs
     if len(inputs) > 1:
         raise InputError(
@@ -76,13 +79,29 @@ def file_or_texts(
     return Path(files[0]), []
 
 
+def _require_texts(inputs: list[str]) -> None:
+    """Raises InputError if one of the texts is the name of something that exists."""
+    for text in inputs:
+        if os.path.exists(text):
+            require_rereadable(Path(text))
+            raise InputError(
+                f"{text} is a file, and its name does not show its format; give --format, or a text that is named so "
+                "with --text"
+            )
+
+
 @dataclass(frozen=True)
 class OutputOptions(Group, panel="Output"):
     """What is written."""
 
     output: Annotated[Path | None, OUTPUT] = None
     keep: Annotated[
-        list[str] | None, typer.Option(help="Column to copy to the output. Repeat it for several.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="Column to copy to the output. Repeat it for several. One that has the name of a result column is "
+            "called input_NAME there.",
+            show_default=False,
+        ),
     ] = None
     rows_per_part: Annotated[int, typer.Option(help="Rows in a part; a run resumes after its last whole part.")] = 8192
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")] = False
@@ -163,28 +182,36 @@ def run(file: Path, task_of: Callable[[Roberta], Task], options: JobOptions, *, 
     destination, share = options.destination(), options.devices.part()
     header = False if given.no_header else None
     texts = tuple(given.text_column or tables.usual_columns(file, header, given.format))
+    job = jobs.Job(
+        file, destination, texts, tuple(output.keep or ()), header, given.format,
+        rows_per_part=output.rows_per_part, strict=output.strict, share=share,
+    )  # fmt: skip
+    jobs.check(job)
+    job = replace(job, model=jobs.model_contents(options.model.model, options.model.directory()))
     roberta = options.model.load()
     predictor = Predictor(roberta, task_of(roberta), **options.predictor())
-    job = jobs.Job(
-        file, destination, texts, tuple(output.keep or ()), header, given.format, options.model.note(),
-        output.rows_per_part, output.strict, share,
-    )  # fmt: skip
     with _progress_bar(job) as progress:
         summary = jobs.run(job, predictor, progress)
     if as_json:
         print_json(summary)
         return
+    _show(summary, job)
+
+
+def _show(summary: dict[str, Any], job: Job) -> None:
+    """Prints a summary. If rows were rejected, the last line begins with that."""
     done = summary["this_run"]
-    where = destination if summary["joined"] else f"{job.parts} (parts of other processes are missing)"
+    where = job.output if summary["joined"] else f"{job.parts} (parts of other processes are missing)"
     print_line(
-        f"{where}: {summary['rows']} rows, {summary.get('rejected', 0)} rejected, "
-        f"{summary.get('truncated', 0)} truncated; "
+        f"{where}: {summary['rows']} rows, {summary['rejected']} rejected, {summary['truncated']} truncated; "
         f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
         f"padding {done['padding_share']:.1%}, {done['shapes']} shapes, {done['compilations']} compiled "
         f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
     )
-    if summary["rejects"]:
-        print_line(f"rejected rows and reasons: {summary['rejects']}")
+    if summary["rejected"]:
+        reasons = summary["rejects"] or job.parts
+        count = f"{summary['rejected']} of {summary['rows']} rows"
+        print_line(f"{count} rejected and not in the output; reasons: {reasons}")
 
 
 def run_on_ray(
@@ -213,7 +240,10 @@ def run_on_ray(
     if as_json:
         print_json({"output": str(destination), **counts})
     else:
-        print_line(f"{destination}: {counts['rows']} rows, {counts['rejected']} rejected")
+        rows, rejected = counts["rows"], counts["rejected"]
+        print_line(f"{destination}: {rows} rows, {rejected} rejected, {counts['truncated']} truncated")
+        if rejected:
+            print_line(f"{rejected} of {rows} rows have no result; reasons: the column rejected")
 
 
 @contextmanager

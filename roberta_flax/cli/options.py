@@ -308,7 +308,7 @@ class LongTextOptions(Group, panel="Input"):
 
     on_long: Annotated[
         str, typer.Option(metavar="error|truncate|window", help="How to handle inputs over the maximum length.")
-    ] = "error"
+    ] = "truncate"
 
 
 @dataclass(frozen=True)

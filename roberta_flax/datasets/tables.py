@@ -10,8 +10,11 @@ complete or absent, and the joined file depends only on the content of the parts
   .txt             one text per line, which may be empty; the column is "text"
   .parquet         a file, or a directory of files in the order of their names
 
-All of them except Parquet may be compressed: .jsonl.gz. Text is UTF-8, with or without a byte order mark. Lines end in
-\\n or \\r\\n. Parquet needs pyarrow, which is imported only for a Parquet file.
+All of them except Parquet may be compressed by gzip, whether the name says so (.jsonl.gz) or not. Text is UTF-8, with
+or without a byte order mark. Lines end in \\n or \\r\\n. Parquet needs pyarrow, which is imported only for Parquet.
+
+What is no file of rows is refused before any row is read: pipes and devices, and files whose first bytes are those of
+UTF-16 text, of another compression, an archive or a workbook, whatever their names.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import math
 import os
 import zlib
@@ -34,17 +38,35 @@ import numpy as np
 
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
-from roberta_flax.files import replacing
+from roberta_flax.files import replacing, require_rereadable
 
-Kind: TypeAlias = Literal["text", "integer", "float", "boolean", "floats", "vectors", "texts", "scores", "scalar"]
+
+@dataclass(frozen=True)
+class Named:
+    """The type of a field with a float for each of several names; in Parquet a struct.
+
+    Attributes:
+      names: the names, all different. A value is an array [names].
+      several: whether the field is a list of these. A value is then an array [n, names].
+    """
+
+    names: tuple[str, ...]
+    several: bool = False
+
+
+Kind: TypeAlias = (
+    Literal["text", "integer", "float", "double", "boolean", "floats", "vectors", "texts", "scores", "scalar"] | Named
+)
 """The type of a field. Every field may also be None.
 
-  text, integer, float, boolean   one value
+  text, integer, float, double, boolean   one value; a float is float32, a double float64
   floats, vectors                 float32 [n], [m, n]
   texts                           list of str
   scores                          dict of str to float
-  scalar                          any of the first four, which may differ by row, as in a kept column (text in Parquet)
+  scalar                          any of the first five, which may differ by row, as in a kept column (text in Parquet)
 """
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "txt", ".parquet": "parquet"}
 INPUT_FORMATS = tuple(dict.fromkeys(_SUFFIXES.values()))
@@ -52,12 +74,46 @@ _MAX_LINE = 16 << 20  # maximum number of bytes in a line or a CSV row, with its
 _BLOCK = 1 << 20  # bytes read at a time
 _BATCH = 1024  # rows of Parquet in memory
 _BOM = b"\xef\xbb\xbf"
+_MAX_NAMES = 50  # maximum number of columns to name in a message
 _MAX_QUOTED = 40  # maximum number of characters of a value to quote in a message
 # Common names of text columns. The first entry whose columns all exist is used.
 _USUAL_COLUMNS = (
     ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("sentence_A", "sentence_B"),
     ("text_a", "text_b"), ("question1", "question2"), ("question", "sentence"), ("sentence",),
 )  # fmt: skip
+_PARQUET = b"PAR1\x15"
+_UTF16 = ("UTF-16 text", "convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8")
+_UTF32 = ("UTF-32 text", "convert it to UTF-8, for example with iconv -f UTF-32 -t UTF-8")
+# What other files begin with, what they are, and what to do.
+_SIGNATURES = {
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it, or compress it with gzip"),
+    b"\xfd7zXZ\x00": ("compressed by xz", "decompress it, or compress it with gzip"),
+    **{
+        b"BZh%d1AY&SY" % level: ("compressed by bzip2", "decompress it, or compress it with gzip")
+        for level in range(1, 10)
+    },
+    b"\x04\x22\x4d\x18": ("compressed by lz4", "decompress it, or compress it with gzip"),
+    b"\x1f\x8b": ("a gzip file", "decompress it"),
+    b"PK\x03\x04": ("a ZIP archive or an Excel workbook", "extract it, or export it as CSV"),
+    b"PK\x05\x06": ("an empty ZIP archive", "name a file of rows"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "extract it"),
+    b"Rar!\x1a\x07": ("a RAR archive", "extract it"),
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an old Excel or Word file", "export it as CSV"),
+    _PARQUET: ("a Parquet file", "let its name end in .parquet, or give the format parquet"),
+    b"ARROW1\x00\x00": ("an Arrow file", "convert it to Parquet"),
+    b"Obj\x01": ("an Avro file", "convert it to Parquet"),
+    b"SQLite format 3\x00": ("an SQLite database", "export a table as CSV"),
+    b"\x93NUMPY": ("a NumPy array", "write its texts to a file of rows"),
+    b"%PDF-": ("a PDF document", "extract its text"),
+    b"\xff\xfe\x00\x00": _UTF32,
+    b"\x00\x00\xfe\xff": _UTF32,
+    b"\xff\xfe": _UTF16,
+    b"\xfe\xff": _UTF16,
+}
+# Which of the first four bytes are zero in text without a byte order mark (RFC 4627, section 3).
+_ZEROS = {"x0x0": _UTF16, "0x0x": _UTF16, "x000": _UTF32, "000x": _UTF32}
+_GZIP = b"\x1f\x8b"
+_SNIFFED = 512  # bytes at the start of a file that tell what it is
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -114,8 +170,8 @@ def read_rows(
       start: number of rows to skip. The numbers of the remaining rows do not change.
 
     Raises:
-      InputError: before the first row, if the format, a column or its type cannot be read; at any time, if the file is
-        missing, truncated or damaged.
+      InputError: before the first row, if the format, a column or its type cannot be read, or if JSONL has objects of
+        which none has the column; at any time, if the file is missing, truncated or damaged.
     """
     path = Path(path)
     format, named = _input_format(path, header, format)
@@ -126,9 +182,10 @@ def read_rows(
         for file in files:
             _check_parquet(file, columns, keep)
         return _parquet_rows(files, columns, keep, start)
-    names = _first_names(path, format, named)
     if format == "jsonl":
+        _check_json(path, (*columns, *keep))
         return _text_rows(path, format, lambda record: _pick_json(record, columns, keep), start)
+    names = _first_names(path, format, named)
     if names is None and named:
         raise InputError(f"{path} is empty; expected a line that names the columns {_quoted([*columns, *keep])}")
     indices = [_column_index(path, names, name) for name in (*columns, *keep)]
@@ -170,6 +227,33 @@ def column_names(
     return _first_names(path, format, named)
 
 
+def input_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that `read_rows` reads, in order: the file, or those in a directory of Parquet files."""
+    return _parquet_files(Path(path))
+
+
+def input_format(path: str | os.PathLike[str], format: str | None = None) -> str:
+    """The format in which `read_rows` reads a file, by its name or as given. Raises InputError as it does."""
+    return _input_format(Path(path), None, format)[0]
+
+
+def kept_kinds(path: str | os.PathLike[str], keep: Sequence[str], format: str | None = None) -> dict[str, Kind]:
+    """The kind of each kept column: in Parquet that of its type, if all files agree; elsewhere "scalar".
+
+    Raises:
+      InputError: as in `read_rows`.
+    """
+    if input_format(path, format) != "parquet":
+        return dict.fromkeys(keep, "scalar")
+    found: dict[str, set[Kind]] = {name: set() for name in keep}
+    for file in input_files(path):
+        _check_parquet(file, (), keep)
+        with _parquet_file(file) as opened:
+            for name in keep:
+                found[name].add(_kind_of(opened.schema_arrow.field(name).type))
+    return {name: kinds.pop() if len(kinds) == 1 else "scalar" for name, kinds in found.items()}
+
+
 def usual_columns(
     path: str | os.PathLike[str], header: bool | None = None, format: str | None = None
 ) -> tuple[str, ...]:
@@ -182,6 +266,12 @@ def usual_columns(
     found = next((columns for columns in _USUAL_COLUMNS if set(columns) <= set(names)), None)
     if found is None and len(names) == 1:
         found = (names[0],)
+        if header is not False and _input_format(Path(path), header, format)[1]:
+            logger.info(
+                "%s: the only column, %r, holds the texts; if that is a text and no name, say that there is no header "
+                "(--no-header)",
+                path, names[0],
+            )  # fmt: skip
     if found is None:
         shown = ", ".join(map(repr, names[:20])) or "none"
         raise InputError(f"{path} has the columns {shown}; say which hold text with --text-column (-c)")
@@ -220,7 +310,7 @@ def write_part(path: Path, records: Iterable[Mapping[str, Any]], schema: Mapping
     Args:
       path: the part, which may have any name.
       records: for each row, a mapping of fields to values: str, int, float, bool, a list or dict of these, a numpy
-        array of any float type, [n] or [m, n], or None. A missing field is None.
+        array of any float type, [n] or [m, n] (see Kind), or None. A missing field is None.
       schema: the fields to write, in order, and their types.
       format: a format that `output_format` returns.
 
@@ -234,20 +324,28 @@ def write_part(path: Path, records: Iterable[Mapping[str, Any]], schema: Mapping
         else:
             line = _LINES[format]
             for record in records:
-                file.write(line({field: record.get(field) for field in schema}).encode())
+                file.write(line({field: _by_name(record.get(field), kind) for field, kind in schema.items()}).encode())
 
 
-def join_parts(parts: Sequence[Path], destination: Path, schema: Mapping[str, Kind], *, format: str) -> None:
+def join_parts(
+    parts: Sequence[Path],
+    destination: Path,
+    schema: Mapping[str, Kind],
+    *,
+    format: str,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Joins the parts that `write_part` wrote into one file. `destination` is replaced only when the file is complete.
 
-    CSV and TSV begin with a line that names the fields. Without parts, the file has no rows.
+    CSV and TSV begin with a line that names the fields. Without parts, the file has no rows. Parquet has the metadata
+    in its schema; the other formats have no place for it.
 
     Raises:
       InputError: a part cannot be read, or the file cannot be written.
     """
     with replacing(destination) as file:
         if format == "parquet":
-            arrow = _arrow_schema(schema)
+            arrow = _arrow_schema(schema).with_metadata(dict(metadata) if metadata else None)
             _write_tables(file, arrow, (table for part in parts for table in _part_tables(part, arrow)))
             return
         if format != "jsonl":
@@ -264,6 +362,7 @@ def _input_format(path: Path, header: bool | None, given: str | None) -> tuple[s
     """Returns the format of an input file, and whether its first line names the columns."""
     if given is not None and given not in INPUT_FORMATS:
         raise InputError(f"format must be one of {', '.join(INPUT_FORMATS)}, got {given!r}")
+    require_rereadable(path)
     compressed = path.suffix.lower() == ".gz"
     format = given or _SUFFIXES.get((path.with_suffix("") if compressed else path).suffix.lower())
     if path.is_dir():
@@ -279,7 +378,7 @@ def _input_format(path: Path, header: bool | None, given: str | None) -> tuple[s
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[IO[bytes]]:
+def _reading(path: Path) -> Iterator[io.BufferedReader]:
     """Opens a file for reading. Errors while it is open become InputErrors."""
     try:
         with path.open("rb") as file:
@@ -292,17 +391,35 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _text_file(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a text file for reading, and decompresses it if necessary."""
+    """Opens a text file for reading, and decompresses it if necessary. Raises InputError if it is no text."""
     with _reading(path) as raw:
-        if path.suffix.lower() != ".gz":
+        start = raw.peek(_SNIFFED)[:_SNIFFED]
+        if path.suffix.lower() != ".gz" and not start.startswith(_GZIP):
+            _require_rows(path, start, "UTF-8 text")
             yield raw
             return
-        if not raw.read(1):
+        if not start:
             raise EOFError("it is empty")  # GzipFile would read it as an empty text
-        raw.seek(0)
         with io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK) as file:
-            file.peek(1)
+            _require_rows(path, file.peek(_SNIFFED)[:_SNIFFED], "UTF-8 text")
             yield file
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file begins as gzip's do."""
+    with _reading(path) as file:
+        return file.read(len(_GZIP)) == _GZIP
+
+
+def _require_rows(path: Path, start: bytes, expected: str) -> None:
+    """Raises InputError, naming what it is, if the bytes that a file starts with are those of something else."""
+    found = next((known for signature, known in _SIGNATURES.items() if start.startswith(signature)), None)
+    if start[257:262] == b"ustar" and b"\0" in start[:257]:  # after a name that is padded with zeros
+        found = ("a tar archive", "extract it")
+    found = found or _ZEROS.get("".join("x" if byte else "0" for byte in start[:4]))
+    if found is not None:
+        what, advice = found
+        raise InputError(f"{path} is {what}, not {expected}; {advice}")
 
 
 def _text_rows(
@@ -434,6 +551,26 @@ def _first_names(path: Path, format: str, named: bool) -> list[str] | None:
     return None
 
 
+def _check_json(path: Path, columns: Sequence[str]) -> None:
+    """Raises InputError if a JSONL file has objects, and a column is in none of them. Reads until it has seen all."""
+    missing = dict.fromkeys(columns)
+    names: dict[str, None] = {}
+    with _text_file(path) as file:
+        for _, record in _records(file, "jsonl"):
+            try:
+                found = _json_object(record)
+            except _Bad:
+                continue
+            for name in found:
+                missing.pop(name, None)
+                if len(names) <= _MAX_NAMES:
+                    names[name] = None
+            if not missing:
+                return
+    if names and missing:
+        raise _no_column(path, next(iter(missing)), list(names))
+
+
 def _column_index(path: Path, names: list[str] | None, name: str) -> int:
     """Returns a column's index, given its name or number. Without names, as in an empty file, any number will do."""
     number = int(name) if name.isascii() and name.isdigit() else None
@@ -454,7 +591,7 @@ def _no_column(path: Path, name: str, names: Sequence[str]) -> InputError:
 
 
 def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
+    return ", ".join(map(repr, names[:_MAX_NAMES])) + (", ..." if len(names) > _MAX_NAMES else "")
 
 
 def _pick_fields(record: _Record, format: str, width: int, indices: Sequence[int]) -> tuple[str, ...]:
@@ -538,6 +675,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _by_name(value: Any, kind: Kind) -> Any:
+    """Converts an array of a Named field to a dict, or to a list of dicts, with the fewest digits; nothing else."""
+    if value is None or not isinstance(kind, Named):
+        return value
+    rows = [dict(zip(kind.names, row, strict=True)) for row in _plain_array(np.atleast_2d(np.asarray(value)))]
+    return rows if kind.several else rows[0]
+
+
 def _plain_array(array: np.ndarray[Any, Any]) -> Any:
     if array.dtype.kind in "biuU":
         return array.tolist()
@@ -598,16 +743,26 @@ def _pyarrow() -> Any:
 def _parquet_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_")))
+    if nested := next((file for file in path.glob("*/**/*.parquet") if not _is_hidden(file.relative_to(path))), None):
+        raise InputError(f"{path} has Parquet files in directories below it, such as {nested}; name one of these")
+    files = sorted(file for file in path.glob("*.parquet") if not _is_hidden(Path(file.name)))
     if not files:
         raise InputError(f"{path} is a directory without .parquet files; name a Parquet file or a directory of them")
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 @contextmanager
 def _parquet_file(path: Path) -> Iterator[Any]:
     """Opens a pyarrow.parquet.ParquetFile. Errors while it is open become InputErrors."""
     pyarrow = _pyarrow()
+    require_rereadable(path)
+    with _reading(path) as file:
+        if not (start := file.peek(_SNIFFED)[:_SNIFFED]).startswith(_PARQUET):
+            _require_rows(path, start, "Parquet")
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
             yield file
@@ -635,6 +790,19 @@ def _check_parquet(path: Path, columns: Sequence[str], keep: Sequence[str]) -> N
         value_type = type.value_type if types.is_dictionary(type) else type
         if not any(accepts(value_type) for accepts in accepted):
             raise InputError(f"{path}: column {name!r} is {type}, expected {expected}; convert or leave out the column")
+
+
+def _kind_of(type: Any) -> Kind:
+    """The kind that holds every value of an Arrow type that _check_parquet accepts for a kept column."""
+    types = _pyarrow().types
+    value_type = type.value_type if types.is_dictionary(type) else type
+    if types.is_integer(value_type) and not types.is_uint64(value_type):
+        return "integer"
+    if types.is_floating(value_type):
+        return "double"
+    if types.is_boolean(value_type):
+        return "boolean"
+    return "scalar" if types.is_null(value_type) or types.is_uint64(value_type) else "text"
 
 
 def _parquet_rows(
@@ -682,6 +850,7 @@ def _arrow_schema(schema: Mapping[str, Kind]) -> Any:
         "text": pa.string(),
         "integer": pa.int64(),
         "float": pa.float32(),
+        "double": pa.float64(),
         "boolean": pa.bool_(),
         "floats": pa.list_(pa.float32()),
         "vectors": pa.list_(pa.list_(pa.float32())),
@@ -689,7 +858,14 @@ def _arrow_schema(schema: Mapping[str, Kind]) -> Any:
         "scores": pa.map_(pa.string(), pa.float32()),
         "scalar": pa.string(),
     }
-    return pa.schema([(field, types[kind]) for field, kind in schema.items()])
+
+    def arrow_type(kind: Kind) -> Any:
+        if not isinstance(kind, Named):
+            return types[kind]
+        struct = pa.struct([(_plain(name), pa.float32()) for name in kind.names])
+        return pa.list_(struct) if kind.several else struct
+
+    return pa.schema([(field, arrow_type(kind)) for field, kind in schema.items()])
 
 
 def arrow_table(what: object, records: Iterable[Mapping[str, Any]], schema: Mapping[str, Kind]) -> Any:
@@ -702,7 +878,8 @@ def arrow_table(what: object, records: Iterable[Mapping[str, Any]], schema: Mapp
             columns.append(pa.array(values, arrow.field(field).type))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             problem = (str(error).splitlines() or ["?"])[0]
-            raise InputError(f"cannot write {what}: field {field!r} is not {kind} in every row: {problem}") from None
+            wanted = "a float for each name" if isinstance(kind, Named) else kind
+            raise InputError(f"cannot write {what}: field {field!r} is not {wanted} in every row: {problem}") from None
     return pa.table(columns, schema=arrow)
 
 
@@ -716,6 +893,12 @@ def _arrow_value(value: Any, kind: Kind) -> Any:
         return [np.asarray(vector, np.float32) for vector in value]
     if kind == "scores":
         return [(_plain(key), float(item)) for key, item in value.items()]
+    if isinstance(kind, Named):
+        rows = [
+            dict(zip(map(_plain, kind.names), row, strict=True))
+            for row in np.atleast_2d(np.asarray(value, np.float32)).tolist()
+        ]
+        return rows if kind.several else rows[0]
     if kind == "scalar":
         return None if _plain(value) is None else _cell(value)
     return _plain(value) if kind in ("text", "texts") else value

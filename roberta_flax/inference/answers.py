@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from roberta_flax.datasets.framing import FRAMINGS, choice_inputs, framing_of
 from roberta_flax.errors import InputError
 from roberta_flax.hub import Roberta
 from roberta_flax.inference.heads import head_of, mnli_head
 from roberta_flax.nn.config import HeadConfig
+from roberta_flax.tasks.base import check_finite
+from roberta_flax.tasks.classify import distinct_names
 from roberta_flax.tasks.spans import best_span
 from roberta_flax.text.batching import collate_tokens
 
@@ -37,8 +40,8 @@ def answer(
         choice    "label", "probabilities" by choice, and "truncated", the number of choices that lost tokens
 
     Raises:
-      InputError: there is no such head, the texts do not match the head or its framing, or a framing is given for
-        another kind of head.
+      InputError: there is no such head, the texts do not match the head or its framing, a framing is given for
+        another kind of head, or the model's outputs are NaN or infinite.
     """
     chosen = head_of(roberta.config, head)
     if chosen.kind == "choice":
@@ -61,10 +64,10 @@ def entailment(roberta: Roberta, premise: str, hypothesis: str, *, labels: Seque
       label.
 
     Raises:
-      InputError: as in heads.mnli_head, or the texts are too long.
+      InputError: as in heads.mnli_head, the texts are too long, or the model's outputs are NaN or infinite.
     """
     head, names = mnli_head(roberta.config, labels)
-    outputs = np.asarray(roberta.predict(head.name, roberta.encode(premise, hypothesis)), np.float64)[0]
+    outputs = _outputs(roberta, head, roberta.encode(premise, hypothesis))
     log_probabilities = dict(zip(names, outputs.tolist(), strict=True))
     return {
         "label": max(log_probabilities, key=log_probabilities.__getitem__),
@@ -72,19 +75,26 @@ def entailment(roberta: Roberta, premise: str, hypothesis: str, *, labels: Seque
     }
 
 
+def _outputs(roberta: Roberta, head: HeadConfig, tokens: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """What Roberta.predict returns for one input, if it is finite."""
+    outputs = np.asarray(roberta.predict(head.name, tokens), np.float64)
+    check_finite(outputs)
+    return np.asarray(outputs[0])
+
+
 def _answer_sentence(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
     tokens = roberta.encode(*texts)
-    outputs = np.asarray(roberta.predict(head.name, tokens), np.float64)[0]
+    outputs = _outputs(roberta, head, tokens)
     if head.problem == "regression":
-        return {"values": dict(zip(_distinct(head.label_names), outputs.tolist(), strict=True))}
+        return {"values": dict(zip(distinct_names(head.label_names), outputs.tolist(), strict=True))}
     label = roberta.predict_labels(head.name, tokens)[0]
-    probabilities = dict(zip(_distinct(head.label_names), np.exp(outputs).tolist(), strict=True))
+    probabilities = dict(zip(distinct_names(head.label_names), np.exp(outputs).tolist(), strict=True))
     return {"label": label if isinstance(label, str) else ", ".join(label) or "none", "probabilities": probabilities}
 
 
 def _answer_token(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
     tokens = roberta.encode(*texts)
-    best = np.exp(np.asarray(roberta.predict(head.name, tokens), np.float64)[0].max(axis=-1)).tolist()
+    best = np.exp(_outputs(roberta, head, tokens).max(axis=-1)).tolist()
     labels = roberta.predict_labels(head.name, tokens)[0]
     pieces = [roberta.tokenizer.token_text(int(token)) for token in tokens]
     return {
@@ -99,7 +109,7 @@ def _answer_span(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> di
     """Returns the most likely span of the last text."""
     tokens = roberta.encode(*texts)
     first = len(tokens) - 1 - len(roberta.tokenizer.encode_text(texts[-1]))
-    log_probabilities = np.asarray(roberta.predict(head.name, tokens), np.float64)[0]
+    log_probabilities = _outputs(roberta, head, tokens)
     scores = log_probabilities[first:-1]
     if not len(scores):
         raise InputError("an answer is a span of the last text, which is empty")
@@ -126,15 +136,10 @@ def _answer_choice(roberta: Roberta, head: HeadConfig, texts: Sequence[str], fra
         )
     rows = choice_inputs(framing, texts[: len(given)], choices, roberta.tokenizer, roberta.config.max_positions)
     tokens = collate_tokens([ids for ids, _ in rows])
-    probabilities = np.exp(np.asarray(roberta.predict(head.name, tokens), np.float64))[0].tolist()
+    probabilities = np.exp(_outputs(roberta, head, tokens)).tolist()
     best = max(range(len(choices)), key=probabilities.__getitem__)
     return {
         "label": choices[best],
-        "probabilities": dict(zip(_distinct(choices), probabilities, strict=True)),
+        "probabilities": dict(zip(distinct_names(choices), probabilities, strict=True)),
         "truncated": sum(truncated for _, truncated in rows),
     }
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Makes names usable as keys: names that occur more than once get their number appended."""
-    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]

@@ -104,7 +104,8 @@ def evaluate(
 
     Raises:
       InputError: there is no such head or file, the layout or labels do not match the head, a gold label is unknown, an
-        option is not for this kind of head, or with on_long="error" an input is too long.
+        option is not for this kind of head, the model's outputs are NaN or infinite, or with on_long="error" an input
+        is too long.
     """
     path = Path(path)
     check_file(path)
@@ -185,17 +186,18 @@ def _evaluate_stream(
         return class_of(str(label), labels, layout.match) if labels else gold_value(layout.label, label)
 
     windows = _windows(path, layout, gold_of, tally)
-    pending_gold: deque[Sequence[float | int]] = deque()
+    pending: deque[tuple[Sequence[float | int], Sequence[int]]] = deque()
 
     def texts() -> Iterator[list[Any]]:
-        for inputs, gold in windows:
-            pending_gold.append(gold)
+        for inputs, gold, lines in windows:
+            pending.append((gold, lines))
             yield inputs
 
     for results in predictor.windows(texts()):
-        gold = pending_gold.popleft()
-        if rejected := next((result for result in results if isinstance(result, Rejected)), None):
-            raise InputError(f"{path}: {rejected.reason}")
+        gold, lines = pending.popleft()
+        for line, result in zip(lines, results, strict=True):
+            if isinstance(result, Rejected):
+                raise InputError(f"{path}, line {line}: {result.reason}")
         if results:
             judge.add(np.array(results, np.float64), np.array(gold))
             tally.examples += len(results)
@@ -207,13 +209,14 @@ def _evaluate_stream(
 
 def _windows(
     path: Path, layout: Layout, gold_of: Callable[[Any], float | int | None], tally: Tally
-) -> Iterator[tuple[list[Any], list[float | int]]]:
-    """Yields the inputs and the gold values of the usable rows in each window. The tally counts the other rows."""
+) -> Iterator[tuple[list[Any], list[float | int], list[int]]]:
+    """Yields the inputs, the gold values and the lines of each window's usable rows. The tally counts the others."""
     header = None if layout.header else False
     rows = tables.read_rows(path, layout.texts, keep=(layout.label,), header=header, format=_format(path))
     while window := list(islice(rows, WINDOW)):
         inputs: list[Any] = []
         golds: list[float | int] = []
+        lines: list[int] = []
         for row in window:
             if isinstance(row, tables.BadRow):
                 tally.leave_out(f"{path}, line {row.line}", row.reason)
@@ -234,7 +237,8 @@ def _windows(
                 )
             inputs.append(tuple(texts))
             golds.append(gold)
-        yield inputs, golds
+            lines.append(row.line)
+        yield inputs, golds, lines
 
 
 def _evaluate_whole_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.errors import InputError
+from roberta_flax.files import replacing
 from roberta_flax.hub import Roberta
+from roberta_flax.tasks.base import check_finite
 
 SUFFIXES = (".npy", ".npz")
 
@@ -33,18 +36,19 @@ class TextFeatures:
     def save(self, path: Path) -> None:
         """Saves the features alone as .npy, or as .npz together with the inputs under "tokens" or "words".
 
+        The file is replaced only when the new one is complete.
+
         Raises:
           InputError: the file has another suffix or cannot be written.
         """
         check_suffix(path)
-        try:
-            with path.open("wb") as file:
-                if path.suffix == ".npy":
-                    np.save(file, self.features)
-                else:
-                    np.savez(file, allow_pickle=False, **{self.of: self.inputs}, features=self.features)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from None
+        content = io.BytesIO()  # numpy's own writing to a file loses the reason of an error
+        if path.suffix == ".npy":
+            np.save(content, self.features)
+        else:
+            np.savez(content, allow_pickle=False, **{self.of: self.inputs}, features=self.features)
+        with replacing(path) as file:
+            file.write(content.getbuffer())
 
 
 def check_suffix(path: Path) -> None:
@@ -65,8 +69,15 @@ def text_features(
       words: whether to return features of spaCy's words instead of tokens. This takes one text.
 
     Raises:
-      InputError: `words` is given with several texts, or as in Roberta.extract_features and Roberta.word_features.
+      InputError: `words` is given with several texts, the features are NaN or infinite, or as in
+        Roberta.extract_features and Roberta.word_features.
     """
+    extracted = _extract(roberta, texts, all_layers=all_layers, words=words)
+    check_finite(extracted.features)
+    return extracted
+
+
+def _extract(roberta: Roberta, texts: Sequence[str], *, all_layers: bool, words: bool) -> TextFeatures:
     if words:
         if len(texts) != 1:
             raise InputError(f"features of words take one text, got {len(texts)}")

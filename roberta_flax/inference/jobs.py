@@ -3,7 +3,8 @@
 The rows of the input are processed in parts of a fixed size. The results of a part depend on its rows alone. While a
 job runs, its state is kept beside OUTPUT:
 
-  OUTPUT.parts/job.json        the settings of the job; only a run with the same settings resumes it
+  OUTPUT.parts/job.json        the settings of the job, and the SHA-256 of the input's and the model's files; only a run
+                               with the same settings and the same contents resumes it
   OUTPUT.parts/00000007.json   the counts of part 7
   OUTPUT.parts/00000007.rejects.jsonl   its rejected rows, with reasons
   OUTPUT.parts/00000007.part   its results, written last: if this file exists, the part is complete
@@ -11,30 +12,35 @@ job runs, its state is kept beside OUTPUT:
 At the end the parts are joined to OUTPUT, which appears only when it is complete. A job that was killed and resumed
 therefore produces the same bytes as one that was not. Several processes can share a job: with N processes, each takes
 every Nth part, and the last one to finish joins the parts.
+
+Whatever can be checked is checked before anything is written. Parts without a single result bind nobody: a run with
+other settings removes them.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import json
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import filelock
 import numpy as np
 
+from roberta_flax.checkpoint import checksums
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError, require_positive
-from roberta_flax.files import differences, replacing
-from roberta_flax.inference.predictor import Predictor
+from roberta_flax.files import Contents, differences, reading, replacing
+from roberta_flax.inference.predictor import Predictor, Results
 from roberta_flax.nn.config import HeadConfig
-from roberta_flax.tasks.classify import Classify, predicted_labels
+from roberta_flax.tasks.classify import Classify, distinct_names, label_scores, predicted_labels
 from roberta_flax.tasks.embed import Embed
 from roberta_flax.tasks.fill_mask import FillMask
 from roberta_flax.text.encoding import Rejected
@@ -45,11 +51,11 @@ Schema = dict[str, tables.Kind]
 
 _PARTS_SUFFIX, _REJECTS_SUFFIX = ".parts", ".rejects.jsonl"
 _REJECTS_SCHEMA: Schema = {"row": "integer", "line": "integer", "reason": "text"}
-_FEATURES = "features"
-# The row number, and all columns that `result_format` defines.
-RESULT_COLUMNS = frozenset(
-    ("row", _FEATURES, "label", "labels", "values", "log_probabilities", "logits", "texts", "tokens", "probabilities")
-)
+_ROW, _FEATURES = "row", "features"  # columns of the output
+_KEPT_PREFIX = "input_"  # of a kept column that has the name of a result column
+_METADATA = "roberta_flax"  # the key of the job's settings in a Parquet file's metadata
+_INPUT, _MODEL = "input", "model"  # keys of the settings whose values are Contents
+_CONFIG_FILE, _JOB_LOCK = "job.json", "job.lock"
 _COUNTS = ("rows", "rejected", "truncated")
 
 
@@ -61,9 +67,9 @@ class Job:
       input: a file that tables.read_rows reads.
       output: a .jsonl, .csv, .tsv or .parquet file to write; for features also .npy.
       text_columns: the columns with text, one or several that form one input.
-      keep: the columns to copy to the output.
+      keep: the columns to copy to the output (see kept_names).
       header, format: as in tables.read_rows.
-      model: what else the results depend on: the model's files, dtype, ... It is recorded in job.json.
+      model: the files of the model (model_contents), which the results depend on; None if nobody changes them.
       rows_per_part: number of rows in a part, which is either complete or absent.
       strict: whether to stop at the first rejected row.
       share: (index of this process, number of processes).
@@ -75,7 +81,7 @@ class Job:
     keep: tuple[str, ...] = ()
     header: bool | None = None
     format: str | None = None
-    model: Mapping[str, Any] = field(default_factory=dict)
+    model: Contents | None = None
     rows_per_part: int = ROWS_PER_PART
     strict: bool = False
     share: tuple[int, int] = (0, 1)
@@ -84,7 +90,6 @@ class Job:
         require_positive(rows_per_part=self.rows_per_part)
         if not 0 <= self.share[0] < self.share[1]:
             raise InputError(f"share must be (index, number of processes), with index from 0; got {self.share}")
-        check_kept_columns(self.keep)
 
     @property
     def parts(self) -> Path:
@@ -97,10 +102,52 @@ class Job:
         return self.output.with_name(self.output.name + _REJECTS_SUFFIX)
 
 
-def check_kept_columns(columns: Iterable[str]) -> None:
-    """Raises InputError if one of the columns to copy has the name of a result column."""
-    if clash := RESULT_COLUMNS.intersection(columns):
-        raise InputError(f"column {min(clash)!r} cannot be kept: a result column has this name; rename it")
+def model_contents(name: str, directory: Path) -> Contents:
+    """What the files of a converted model contain. Reading them takes about a second for two gigabytes.
+
+    Args:
+      name: what the user calls the model.
+      directory: the converted directory. conversion.json, which says where the model came from, does not count.
+    """
+    files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != checksums.CONVERSION_FILE)
+    return Contents.of(name, files)
+
+
+def kept_names(keep: Sequence[str], results: Collection[str]) -> dict[str, str]:
+    """The name in the output of each kept column: its own, or with the prefix "input_" if a result column has that."""
+    names, used = {}, {*keep, *results}
+    for column in keep:
+        name = column
+        if column in results:
+            while name in used:
+                name = _KEPT_PREFIX + name
+            used.add(name)
+        names[column] = name
+    return names
+
+
+def check(job: Job) -> None:
+    """Checks a job's files as far as that needs no model. Call it before loading one.
+
+    Raises:
+      InputError: the input or a column of it cannot be read, OUTPUT exists, or its suffix names no format.
+    """
+    if job.output.suffix != ".npy":
+        tables.output_format(job.output)
+    _read(job)
+    if not (job.parts / _CONFIG_FILE).is_file():
+        _require_no_output(job)
+
+
+def _require_no_output(job: Job) -> None:
+    if existing := next((path for path in (job.output, job.rejects) if path.exists()), None):
+        raise InputError(f"{existing} exists already; remove it or choose another name")
+
+
+def _read(job: Job, start: int = 0) -> Iterator[tables.Row | tables.BadRow]:
+    return tables.read_rows(
+        job.input, job.text_columns, keep=job.keep, header=job.header, format=job.format, start=start
+    )
 
 
 class Progress(Protocol):
@@ -125,24 +172,30 @@ def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dic
 
     Returns:
       A summary. It has the counts of the whole job (rows, rejected, truncated) and those of this run ("this_run").
-      "joined" is true if OUTPUT has been written, and false if parts of other processes are missing.
+      "joined" is true if OUTPUT has been written, and false if parts of other processes are missing; the counts are
+      then those of the parts there are.
 
     Raises:
-      InputError: a file cannot be read or written, OUTPUT exists, there are parts of a different job, or, with
-        `strict`, a row was rejected. Completed parts are kept.
+      InputError: a file cannot be read or written, OUTPUT exists, there are parts of a different job, the input changes
+        during the run, every row was rejected or, with `strict`, one was. Completed parts are kept.
     """
     begin = time.perf_counter()
-    parts = _PartFiles(job, _make_writer(job, predictor))
-    parts.open(_run_config(job, predictor))
-    with _share_lock(job):
+    check(job)
+    source = _Input(job)
+    config = _run_config(job, predictor, source.contents)
+    parts = _PartFiles(job, source, _make_writer(job, predictor, {_METADATA: json.dumps(config, sort_keys=True)}))
+    with ExitStack() as until_the_end:
+        with _job_lock(job):
+            parts.open(config)
+            until_the_end.enter_context(_share_lock(job))
         return _run(job, parts, predictor, progress, begin)
 
 
 def _run(job: Job, parts: _PartFiles, predictor: Predictor, progress: Progress | None, begin: float) -> dict[str, Any]:
-    resumed = {number: parts.counts(number)["rows"] for number in sorted(parts.done)}
+    resumed = {number: parts.counts(number) for number in sorted(parts.done)}
     process, processes = job.share
-    rows_before = sum(rows for number, rows in resumed.items() if number % processes == process)
-    texts_before, truncated_before = predictor.stats.texts, predictor.stats.truncated
+    rows_before = sum(counts["rows"] for number, counts in resumed.items() if number % processes == process)
+    texts_before = predictor.stats.texts
     unwritten: deque[tuple[int, Rows]] = deque()
 
     def windows() -> Iterator[list[Any]]:
@@ -154,19 +207,19 @@ def _run(job: Job, parts: _PartFiles, predictor: Predictor, progress: Progress |
         if progress is not None:
             progress(rows_before + predictor.stats.texts - texts_before, predictor)
 
-    rows_done = sum(resumed.values())
+    done = Counter(dict.fromkeys(_COUNTS, 0))
+    for counts in resumed.values():
+        done.update(counts)
     report()
     for results in predictor.windows(windows(), report):
         number, rows = unwritten.popleft()
-        parts.write(number, rows, results, predictor.stats.truncated - truncated_before)
-        truncated_before = predictor.stats.truncated
-        rows_done += len(rows)
+        done.update(parts.write(number, rows, results))
         report()
     joined = parts.join()
-    counts = joined or {"rows": rows_done}
+    counts = joined or dict(done)
     this_run = {"parts_resumed": len(resumed), **predictor.stats.to_json()}
     seconds = round(time.perf_counter() - begin, 3)
-    files = {"output": str(job.output), "rejects": str(job.rejects) if counts.get("rejected") else None}
+    files = {"output": str(job.output), "rejects": str(job.rejects) if job.rejects.exists() else None}
     return {**files, "joined": joined is not None, **counts, "seconds": seconds, "this_run": this_run}
 
 
@@ -194,7 +247,7 @@ def _lines_in(path: Path) -> int | None:
             import pyarrow.parquet
 
             return int(pyarrow.parquet.read_metadata(path).num_rows)
-        if path.is_file() and path.suffix != ".gz":
+        if path.is_file() and path.suffix != ".gz" and not tables.is_gzip(path):
             with path.open("rb") as file:
                 return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
     except (OSError, ImportError, ValueError):
@@ -202,50 +255,88 @@ def _lines_in(path: Path) -> int | None:
     return None
 
 
+class _Input:
+    """The files of a job's input.
+
+    Attributes:
+      contents: what was in them when the run began.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._name, self._files = job.input.name, tables.input_files(job.input)
+        self._stats = self._stat()
+        self.contents = Contents.of(self._name, self._files)
+
+    def require_unchanged(self) -> None:
+        """Raises InputError if the files have other contents by now. They are read only if their times differ."""
+        if (stats := self._stat()) == self._stats:
+            return
+        if changes := Contents.of(self._name, self._files).differences(self.contents):
+            raise InputError(
+                f"the input changed while it was read ({changes}); rerun the command when nobody writes it"
+            )
+        self._stats = stats
+
+    def _stat(self) -> list[tuple[int, ...]]:
+        with reading(self._files[0], InputError):
+            stats = [path.stat() for path in self._files]
+        return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
 class _PartFiles:
     """The parts of a job on disk.
 
     Attributes:
       job: the settings of the job.
+      source: the files that its rows come from.
       writer: writes the results of a part, and joins them.
       done: numbers of the complete parts.
       total: number of parts; None until the input has been read to its end.
     """
 
-    def __init__(self, job: Job, writer: _Writer) -> None:
+    def __init__(self, job: Job, source: _Input, writer: _Writer) -> None:
         self.job = job
+        self.source = source
         self.writer = writer
         self.done: set[int] = set()
         self.total: int | None = None
 
     def open(self, run_config: dict[str, Any]) -> None:
-        """Makes the directory of parts, or finds the parts of a run that was stopped."""
-        job, config_file = self.job, self.job.parts / "job.json"
+        """Finds the parts of a run that was stopped, or begins anew. The caller holds the lock of the job."""
+        job, config_file = self.job, self.job.parts / _CONFIG_FILE
         text = json.dumps(run_config, indent=2, sort_keys=True) + "\n"
         try:
             shutil.rmtree(_joined_parts(job), ignore_errors=True)
-            if config_file.is_file():
-                _require_same(job, json.loads(config_file.read_text(encoding="utf-8")), json.loads(text))
-            elif job.output.exists() or job.rejects.exists():
-                existing = job.output if job.output.exists() else job.rejects
-                raise InputError(f"{existing} exists already; remove it or choose another name")
-            else:
-                job.parts.mkdir(parents=True, exist_ok=True)
-                own_file = job.parts / f"job.{job.share[0]}.json"  # several processes may start at once
-                _write_text(own_file, text)
-                own_file.replace(config_file)
             self.done = {int(file.stem) for file in job.parts.glob("*.part") if file.stem.isdecimal()}
+            if config_file.is_file():
+                changes = _changes(_parsed(config_file.read_bytes()), json.loads(text))
+                if changes is None:
+                    return
+                if self._has_results():
+                    raise InputError(
+                        f"{job.parts} has parts of a different job ({changes}); remove it to start over, or choose "
+                        "another output"
+                    )
+                _require_nobody(job)
+            _require_no_output(job)
+            for file in job.parts.iterdir():
+                if file.name != _JOB_LOCK:
+                    file.unlink()
+            self.done = set()
+            _write_text(config_file, text)
         except (OSError, ValueError) as error:
             raise _unwritable(job.parts, error) from None
+
+    def _has_results(self) -> bool:
+        """Whether a row of a complete part has a result."""
+        return any(counts["rows"] > counts["rejected"] for counts in map(self.counts, self.done))
 
     def unfinished(self) -> Iterator[tuple[int, Rows]]:
         """Yields the number and the rows of each part of this process's share that is not complete."""
         process, processes = self.job.share
         first = next(i for i in itertools.count() if i not in self.done) if processes == 1 else 0
-        job, size = self.job, self.job.rows_per_part
-        rows = tables.read_rows(
-            job.input, job.text_columns, keep=job.keep, header=job.header, format=job.format, start=first * size
-        )
+        size = self.job.rows_per_part
+        rows = _read(self.job, start=first * size)
         for number in itertools.count(first):
             part = list(itertools.islice(rows, size))
             if not part:
@@ -254,8 +345,8 @@ class _PartFiles:
             if number % processes == process and number not in self.done:
                 yield number, part
 
-    def write(self, number: int, rows: Rows, results: Sequence[Any], truncated: int) -> None:
-        """Writes a part: its rejected rows and its counts, then its results."""
+    def write(self, number: int, rows: Rows, results: Results) -> dict[str, int]:
+        """Writes a part: its rejected rows and its counts, then its results. Returns the counts."""
         job = self.job
         rejects = [
             {"row": row.number, "line": row.line, "reason": result.reason}
@@ -265,11 +356,13 @@ class _PartFiles:
         if job.strict and rejects:
             first = rejects[0]
             raise InputError(f"{job.input}, line {first['line']}: {first['reason']}. Stopped, because strict is set")
+        self.source.require_unchanged()
         tables.write_part(self._file(number, _REJECTS_SUFFIX), rejects, _REJECTS_SCHEMA, format="jsonl")
-        counts = {"rows": len(rows), "rejected": len(rejects), "truncated": truncated}
+        counts = {"rows": len(rows), "rejected": len(rejects), "truncated": len(results.truncated)}
         _write_text(self._file(number, ".json"), json.dumps(counts) + "\n")
         self.writer.write(self._file(number, ".part"), rows, results)
         self.done.add(number)
+        return counts
 
     def counts(self, number: int) -> dict[str, int]:
         """The counts of a complete part, as `write` recorded them."""
@@ -285,6 +378,9 @@ class _PartFiles:
         Returns:
           The counts of the whole job; {} if another process has joined the parts; None, and nothing is done, if
           parts are missing.
+
+        Raises:
+          InputError: every row was rejected. There is no OUTPUT then, and the parts stay.
         """
         job = self.job
         assert self.total is not None, "the input has been read to its end"
@@ -297,8 +393,9 @@ class _PartFiles:
                     return None
                 part_counts = [self.counts(number) for number in numbers]
                 counts = {key: sum(part[key] for part in part_counts) for key in _COUNTS}
-                if not job.output.exists():
-                    self._write_output(numbers, any_rejects=counts["rejected"] > 0)
+                if counts["rejected"] == counts["rows"] > 0:
+                    raise self._all_rejected(counts["rows"])
+                self._write_output(numbers, any_rejects=counts["rejected"] > 0)
                 joined = _joined_parts(job)
                 job.parts.rename(joined)  # atomic: a run that is killed here is either to be joined or done
                 shutil.rmtree(joined)
@@ -308,6 +405,14 @@ class _PartFiles:
             with suppress(OSError):
                 job.parts.with_name(job.parts.name + ".lock").unlink()
         return counts
+
+    def _all_rejected(self, rows: int) -> InputError:
+        with self._file(0, _REJECTS_SUFFIX).open("rb") as file:
+            first = json.loads(file.readline())
+        return InputError(
+            f"all {rows} rows of {self.job.input} were rejected, so {self.job.output} was not written; the first, line "
+            f"{first['line']}: {first['reason']}; all reasons are in {self.job.parts}"
+        )
 
     def _write_output(self, numbers: Sequence[int], *, any_rejects: bool) -> None:
         if any_rejects:
@@ -331,7 +436,7 @@ def _share_lock(job: Job) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise InputError(f"another process is already writing {job.output}; wait for it or stop it") from None
+        raise _busy(job) from None
     except OSError as error:
         raise _unwritable(job.parts, error) from None
     try:
@@ -341,30 +446,73 @@ def _share_lock(job: Job) -> Iterator[None]:
             lock.release()
 
 
-def _run_config(job: Job, predictor: Predictor) -> dict[str, Any]:
+def _require_nobody(job: Job) -> None:
+    """Raises InputError if a process is running a share of the job."""
+    for path in job.parts.glob("share-*.lock"):
+        try:
+            with filelock.FileLock(path, timeout=0):
+                pass
+        except filelock.Timeout:
+            raise _busy(job) from None
+
+
+def _busy(job: Job) -> InputError:
+    return InputError(f"another process is already writing {job.output}; wait for it or stop it")
+
+
+@contextmanager
+def _job_lock(job: Job) -> Iterator[None]:
+    """Lets one process at a time look at the parts and decide whether it may write such parts too."""
+    try:
+        job.parts.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(job.parts / _JOB_LOCK)
+        lock.acquire()
+    except OSError as error:
+        raise _unwritable(job.parts, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run_config(job: Job, predictor: Predictor, contents: Contents) -> dict[str, Any]:
     """Everything that the bytes of a part depend on."""
-    stat = job.input.stat() if job.input.exists() else None  # if it is missing, reading the rows raises the error
     return {
-        "input": str(job.input.resolve()),
-        "input_size": stat and stat.st_size,
-        "input_changed": stat and stat.st_mtime_ns,
+        _INPUT: asdict(contents),
+        _MODEL: None if job.model is None else asdict(job.model),
         "texts": list(job.text_columns),
         "keep": list(job.keep),
         "header": job.header,
-        "format": job.format,
-        "output": job.output.name,
+        "format": tables.input_format(job.input, job.format),
+        "output_format": job.output.suffix,
         "rows_per_part": job.rows_per_part,
         "task": [type(predictor.task).__name__, asdict(predictor.task)],  # type: ignore[call-overload]
+        "version": importlib.metadata.version("roberta-flax"),
         **predictor.describe(),
-        **job.model,
     }
 
 
-def _require_same(job: Job, before: Any, now: dict[str, Any]) -> None:
-    if (changes := differences(before, now)) is not None:
-        raise InputError(
-            f"{job.parts} has parts of a different job ({changes}); remove it to start over, or choose another output"
-        )
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def _changes(before: Any, now: Mapping[str, Any]) -> str | None:
+    """Describes how the settings of a job differ from those of earlier parts; None if they do not."""
+    if not isinstance(before, dict):
+        return "its job.json is damaged"
+    found: list[str | None] = []
+    for what in (_INPUT, _MODEL):
+        old, new = before.get(what), now[what]
+        if isinstance(old, dict) and isinstance(new, dict):
+            found.append(Contents(**new).differences(Contents(new["name"], old.get("sha256") or {})))
+        elif old != new:
+            found.append(f"the {what} is another")
+    others = [{key: value for key, value in config.items() if key not in (_INPUT, _MODEL)} for config in (before, now)]
+    found.append(differences(*others))
+    return ", ".join(filter(None, found)) or None
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -390,7 +538,7 @@ class _Writer(Protocol):
         """Joins all parts to the output. The file is complete or absent."""
 
 
-def _make_writer(job: Job, predictor: Predictor) -> _Writer:
+def _make_writer(job: Job, predictor: Predictor, metadata: Mapping[str, str]) -> _Writer:
     task = predictor.task
     if job.output.suffix == ".npy":
         if not isinstance(task, Embed) or task.pooling == "tokens" or job.keep:
@@ -398,31 +546,33 @@ def _make_writer(job: Job, predictor: Predictor) -> _Writer:
                 f"{job.output}: a .npy file holds one vector per row and nothing else; choose .parquet or .jsonl"
             )
         return _NpyWriter(predictor.config.hidden_size)
-    return _TableWriter(job, predictor)
+    return _TableWriter(job, predictor, metadata)
 
 
 class _TableWriter:
     """Writes a record for each row that was not rejected: its number, the columns to keep, and the result."""
 
-    def __init__(self, job: Job, predictor: Predictor) -> None:
-        self._format = tables.output_format(job.output)
-        self._keep, self._num_texts = job.keep, len(job.text_columns)
+    def __init__(self, job: Job, predictor: Predictor, metadata: Mapping[str, str]) -> None:
+        self._format, self._metadata = tables.output_format(job.output), metadata
         schema, self._to_record = result_format(predictor)
-        self._schema: Schema = {"row": "integer", **dict.fromkeys(job.keep, "scalar"), **schema}
+        names = kept_names(job.keep, {_ROW, *schema})
+        kinds = tables.kept_kinds(job.input, job.keep, job.format)
+        self._kept_names, self._num_texts = [names[column] for column in job.keep], len(job.text_columns)
+        self._schema: Schema = {_ROW: "integer", **{names[column]: kinds[column] for column in job.keep}, **schema}
 
     def write(self, path: Path, rows: Rows, results: Sequence[Any]) -> None:
         records = (
-            {"row": row.number, **self._kept(row), **self._to_record(result)}
+            {_ROW: row.number, **self._kept(row), **self._to_record(result)}
             for row, result in zip(rows, results, strict=True)
             if isinstance(row, tables.Row) and not isinstance(result, Rejected)
         )
         tables.write_part(path, records, self._schema, format=self._format)
 
     def join(self, parts: Sequence[Path], output: Path) -> None:
-        tables.join_parts(parts, output, self._schema, format=self._format)
+        tables.join_parts(parts, output, self._schema, format=self._format, metadata=self._metadata)
 
     def _kept(self, row: tables.Row) -> dict[str, Any]:
-        return dict(zip(self._keep, row.values[self._num_texts :], strict=True))
+        return dict(zip(self._kept_names, row.values[self._num_texts :], strict=True))
 
 
 def result_format(predictor: Predictor) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
@@ -457,18 +607,22 @@ def _filled_record(filled: Sequence[tuple[str, float, str]]) -> dict[str, Any]:
 
 
 def _classification_format(head: HeadConfig, logits: bool) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
+    names = tables.Named(distinct_names(head.label_names), several=head.kind == "token")
     if head.problem == "regression":
-        return {"values": "floats"}, lambda values: {"values": values}
-    scores_column = "logits" if logits else "log_probabilities"
-    scores_kind: tables.Kind = "vectors" if head.kind == "token" else "floats"
+        return {"values": names}, lambda values: {"values": values}
+    outputs = "logits" if logits else "log_probabilities"
     several = head.kind == "token" or head.problem == "multi_label"
-    label_column = "labels" if several else "label"
-    label_kind: tables.Kind = "texts" if several else "text"
+    label, score = ("labels", "scores") if several else ("label", "score")
+    schema: Schema = {label: "texts" if several else "text", score: "floats" if several else "float", outputs: names}
 
-    def to_record(scores: Any) -> dict[str, Any]:
-        return {label_column: predicted_labels(head, scores, logits=logits), scores_column: scores}
+    def to_record(values: Any) -> dict[str, Any]:
+        return {
+            label: predicted_labels(head, values, logits=logits),
+            score: label_scores(head, values, logits=logits)[()],  # of an array of no axes, its number
+            outputs: values,
+        }
 
-    return {label_column: label_kind, scores_column: scores_kind}, to_record
+    return schema, to_record
 
 
 class _NpyWriter:

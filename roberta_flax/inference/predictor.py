@@ -27,7 +27,7 @@ from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.quantize import is_quantized
 from roberta_flax.prefetch import prefetched
-from roberta_flax.tasks.base import Task
+from roberta_flax.tasks.base import NOT_FINITE, Task, is_finite
 from roberta_flax.text import batching
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
@@ -117,6 +117,18 @@ class Stats:
         }
 
 
+class Results(list[Any]):
+    """The results of a window, one for each input: the task's, or a Rejected.
+
+    Attributes:
+      truncated: the indices of the inputs with a result that were truncated or split into windows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.truncated: list[int] = []
+
+
 @dataclass
 class _Window:
     """A window of inputs on its way through the model.
@@ -160,7 +172,7 @@ class Predictor:
         roberta: Roberta,
         task: Task,
         *,
-        on_long: OnLong = "error",
+        on_long: OnLong = "truncate",
         strategy: Strategy | None = None,
         window: int = WINDOW,
         tokens_per_batch: int | None = None,
@@ -174,9 +186,9 @@ class Predictor:
         Args:
           roberta: the model. Its numerics are used; dropout never is.
           task: Classify, Embed or FillMask.
-          on_long: how to handle inputs over the maximum length: "error" rejects them, "truncate" removes tokens from
-            the end of whichever text is longest, and "window" slides windows over the last text and combines their
-            results (see text.encoding.encode_texts).
+          on_long: how to handle inputs over the maximum length: "truncate" removes tokens from the end of whichever
+            text is longest, and `stats` counts these inputs; "window" slides windows over the last text and combines
+            their results (see text.encoding.encode_texts); "error" rejects them.
           strategy: "buckets" for one sequence per row, or "packing" for several short sequences per row. By default
             packing on CPUs and buckets elsewhere.
           window: number of inputs that are sorted by length together.
@@ -241,7 +253,8 @@ class Predictor:
         Inputs are read a few windows ahead, so `inputs` may be endless.
 
         Raises:
-          InputError: an input is not text or too long. The message gives its index, from 0.
+          InputError: an input is not text or too long, or the model's outputs for it are NaN or infinite. The message
+            gives its index, from 0.
         """
         number = 0
         for results in self.windows(_windows(inputs, self._window)):
@@ -253,8 +266,8 @@ class Predictor:
 
     def windows(
         self, windows: Iterable[Sequence[Any]], after_batch: Callable[[], None] = lambda: None
-    ) -> Iterator[list[Any]]:
-        """Yields the results of each window of inputs, as a list with a Rejected for each input that has no result.
+    ) -> Iterator[Results]:
+        """Yields the results of each window of inputs, with a Rejected for each input that has none.
 
         An input that is a Rejected already stays one. The results of a window do not depend on other windows.
 
@@ -271,7 +284,7 @@ class Predictor:
             self.stats.seconds = time.perf_counter() - begin
             after_batch()
 
-        def finish_oldest_window() -> list[Any]:
+        def finish_oldest_window() -> Results:
             results = self._finish_window(unfinished.popleft())
             self.stats.seconds = time.perf_counter() - begin
             return results
@@ -282,7 +295,8 @@ class Predictor:
                 self.stats.laid_out_texts += len(window.inputs)
                 self.stats.laid_out_slots += sum(batch.tokens.size for batch in window.batches)
                 for batch in window.batches:
-                    in_flight.append((window, batch, self._start_batch(window, batch)))
+                    sequences = [window.sequences[i] for i in batch.indices]
+                    in_flight.append((window, batch, self._start_batch(batch, sequences)))
                     if len(in_flight) > _BATCHES_IN_FLIGHT:
                         finish_oldest_batch()
                 while unfinished and not unfinished[0].pending_batches:
@@ -323,21 +337,25 @@ class Predictor:
     def _encode(self, inputs: Sequence[Any]) -> list[EncodedInput]:
         return self.task.encode(self._roberta.tokenizer, inputs, self._max_length, self._on_long)
 
-    def _start_batch(self, window: _Window, batch: TokenBatch) -> Any:
+    def _start_batch(self, batch: TokenBatch, sequences: Sequence[EncodedSequence]) -> Any:
+        """Starts the computation for a batch of these sequences, in the order of `batch.indices`."""
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
         placed = [sharding.place_rows(array, self._mesh) for array in arrays]
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
-        sequences = [window.sequences[i] for i in batch.indices]
         with self.stats.compilations.counted():
             return self.task.run(self._roberta, self._params, batch, placed, sequences)
 
-    def _finish_batch(self, window: _Window, batch: TokenBatch, outputs: Any) -> None:
-        """Waits for the outputs of a batch and stores the result of each of its sequences."""
+    def _results(self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any) -> list[Any]:
+        """Waits for the outputs of a batch, and returns the result of each of its sequences."""
         begin = time.perf_counter()
         arrays = jax.tree.map(lambda array: _widen(np.asarray(array)), outputs)
         self.stats.device_seconds += time.perf_counter() - begin
+        return self.task.unpack(batch, sequences, arrays, self._roberta.config)
+
+    def _finish_batch(self, window: _Window, batch: TokenBatch, outputs: Any) -> None:
+        """Stores the result of each sequence of a batch, when its outputs are there."""
         sequences = [window.sequences[i] for i in batch.indices]
-        results = self.task.unpack(batch, sequences, arrays, self._roberta.config)
+        results = self._results(batch, sequences, outputs)
         for index, result in zip(batch.indices, results, strict=True):
             window.results[index] = result
             number = window.input_of_sequence[index]
@@ -349,19 +367,38 @@ class Predictor:
         self.stats.tokens += sum(len(sequence.ids) for sequence in sequences)
         self.stats.slots += batch.tokens.size
 
-    def _finish_window(self, window: _Window) -> list[Any]:
+    def _repeat_alone(self, window: _Window) -> None:
+        """Runs sequences without a finite result again, each in a row of its own if it has shared one.
+
+        A masked neighbor's weight is zero, but zero times NaN is NaN: one input that overflows takes its row with it.
+        """
+        numbers = [i for i, result in enumerate(window.results) if not is_finite(result)]
+        sequences = [window.sequences[i] for i in numbers]
+        for batch in batching.lay_out([sequence.ids for sequence in sequences], **{**self._layout, "pack": False}):
+            some = [sequences[i] for i in batch.indices]
+            results = self._results(batch, some, self._start_batch(batch, some))
+            for index, result in zip(batch.indices, results, strict=True):
+                window.results[numbers[index]] = result
+
+    def _finish_window(self, window: _Window) -> Results:
         """The result of each input of a window whose batches are all finished."""
-        results: list[Any] = []
+        if self._layout["pack"]:
+            self._repeat_alone(window)
+        results = Results()
         for number, indices in enumerate(window.sequences_of_input):
-            if not indices:
-                results.append(window.rejected[number])
-                continue
             sequences = [window.sequences[i] for i in indices]
             sequence_results = [window.results[i] for i in indices]
-            results.append(self.task.result(window.inputs[number], sequences, sequence_results, self._roberta))
-            self.stats.truncated += sequences[0].truncated
+            if number in window.rejected:
+                results.append(window.rejected[number])
+            elif not all(map(is_finite, sequence_results)):
+                results.append(Rejected(NOT_FINITE))
+            else:
+                results.append(self.task.result(window.inputs[number], sequences, sequence_results, self._roberta))
+                if sequences[0].truncated:
+                    results.truncated.append(number)
+        self.stats.truncated += len(results.truncated)
         self.stats.texts += len(window.rejected)
-        self.stats.rejected += len(window.rejected)
+        self.stats.rejected += sum(isinstance(result, Rejected) for result in results)
         return results
 
 

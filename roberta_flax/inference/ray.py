@@ -23,12 +23,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from roberta_flax import hub
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.inference import jobs
-from roberta_flax.inference.predictor import Predictor
+from roberta_flax.inference.predictor import Predictor, Results
 from roberta_flax.tasks.base import Task
 from roberta_flax.text.encoding import Rejected
 
@@ -36,13 +38,16 @@ __all__ = ["Predict", "predict_parquet"]
 
 ROWS_PER_BATCH = 4096
 REASON = "rejected"  # the column with the reason why a row has no result
+TRUNCATED = "truncated"  # the column that tells whether an input was over the maximum length and lost tokens
 
 
 class Predict:
     """A callable class for ray.data.Dataset.map_batches that adds results to rows of texts.
 
     Batches are pyarrow.Tables (batch_format="pyarrow"), and rows keep their order. If a row is rejected, its result
-    columns are null and the column "rejected" has the reason.
+    columns are null and the column "rejected" has the reason. The column "truncated" tells whether an input was over
+    the maximum length and was truncated or split. A kept column with the name of one of these columns gets the prefix
+    "input_".
     """
 
     def __init__(
@@ -70,20 +75,25 @@ class Predict:
         self._schema, self._to_record = jobs.result_format(self._predictor)
 
     def __call__(self, batch: Any) -> Any:
-        """Returns a table with the kept columns, the result columns, and "rejected"."""
+        """Returns a table with the kept columns, the result columns, "rejected" and "truncated"."""
         import pyarrow
 
         texts = [batch.column(name).to_pylist() for name in self._text_columns]
         inputs = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
-        results = [result for window in self._predictor.windows([inputs]) for result in window] if len(inputs) else []
+        (results,) = self._predictor.windows([inputs]) if len(inputs) else [Results()]
         no_result = dict.fromkeys(self._schema)
         records = [no_result if isinstance(result, Rejected) else self._to_record(result) for result in results]
         reasons = [result.reason if isinstance(result, Rejected) else None for result in results]
-        output = batch.select(batch.column_names if self._keep is None else list(self._keep))
+        keep = batch.column_names if self._keep is None else list(self._keep)
+        output = batch.select(keep)
+        output = output.rename_columns([*jobs.kept_names(keep, {REASON, TRUNCATED, *self._schema}).values()])
         result_columns = tables.arrow_table("results", records, self._schema)
         for name in result_columns.column_names:
             output = output.append_column(name, result_columns.column(name))
-        return output.append_column(REASON, pyarrow.array(reasons, pyarrow.string()))
+        output = output.append_column(REASON, pyarrow.array(reasons, pyarrow.string()))
+        is_truncated = np.zeros(len(results), bool)
+        is_truncated[results.truncated] = True
+        return output.append_column(TRUNCATED, pyarrow.array(is_truncated))
 
 
 def predict_parquet(
@@ -111,10 +121,11 @@ def predict_parquet(
       options: arguments of Predict.
 
     Returns:
-      The number of "rows", and how many of them were "rejected".
+      The number of "rows", and how many of them were "rejected" and "truncated".
 
     Raises:
-      InputError: Ray is not installed, there are no Parquet files, a column is missing, or the destination exists.
+      InputError: Ray is not installed, there are no Parquet files, a column is missing, the destination exists, or all
+        rows were rejected.
     """
     ray = require("ray", "ray")
     require("ray.data", "ray")
@@ -122,11 +133,8 @@ def predict_parquet(
     if destination.exists():
         raise InputError(f"{destination} exists already; remove it or choose another name")
     names = tables.column_names(source, format="parquet") or []
-    if missing := [name for name in options["text_columns"] if name not in names]:
+    if missing := [name for name in (*options["text_columns"], *(options.get("keep") or ())) if name not in names]:
         raise InputError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(map(repr, names))}")
-    if clash := {REASON}.intersection(names):
-        raise InputError(f"{source} has a column {min(clash)!r}: a result column has this name; rename it")
-    jobs.check_kept_columns(names if options.get("keep") is None else options["keep"])
     ray.init(ignore_reinit_error=True, logging_level="warning")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -144,8 +152,14 @@ def predict_parquet(
             num_cpus=min(1.0, max(0.1, (cpus - 1) / workers)),  # the rest is left for reading and writing
             num_gpus=num_gpus,
         ).write_parquet(str(partial))
-        written = ray.data.read_parquet(str(partial), columns=[REASON])
-        counts = {"rows": written.count(), "rejected": written.filter(_is_rejected).count()}
+        written = ray.data.read_parquet(str(partial)).select_columns([REASON, TRUNCATED])
+        rejected = written.filter(_is_rejected)
+        counts = {"rows": written.count(), "rejected": rejected.count(), "truncated": int(written.sum(TRUNCATED) or 0)}
+        if counts["rejected"] == counts["rows"] > 0:
+            raise InputError(
+                f"all {counts['rows']} rows of {source} were rejected, so {destination} was not written; one of them: "
+                f"{rejected.take(1)[0][REASON]}"
+            )
         partial.rename(destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -9,12 +9,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong
 from roberta_flax.text.tokenizer import Tokenizer
+
+NOT_FINITE = (
+    "the model's outputs are NaN or infinite, which is no answer: its parameters are, or a value exceeded the range of "
+    "the dtype; check the parameters, or compute in another dtype"
+)
 
 
 class Model(Protocol):
@@ -70,6 +76,18 @@ class Task(Protocol):
 
     def can_pack(self) -> bool:
         """Whether several sequences may share a row."""
+
+
+def is_finite(outputs: npt.ArrayLike | tuple[npt.ArrayLike, ...]) -> bool:
+    """Whether no output of a model, an array or a tuple of arrays, is NaN or infinite."""
+    arrays = outputs if isinstance(outputs, tuple) else (outputs,)
+    return all(bool(np.isfinite(array).all()) for array in arrays)
+
+
+def check_finite(outputs: npt.ArrayLike | tuple[npt.ArrayLike, ...]) -> None:
+    """Raises InputError if an output of a model is NaN or infinite. Call it before an answer is made of outputs."""
+    if not is_finite(outputs):
+        raise InputError(NOT_FINITE)
 
 
 def unpack_vectors(batch: TokenBatch, outputs: npt.NDArray[Any]) -> list[Any]:

@@ -40,6 +40,24 @@ def predicted_labels(head: HeadConfig, scores: npt.NDArray[Any], *, logits: bool
     return names[int(scores.argmax())]
 
 
+def label_scores(head: HeadConfig, scores: npt.NDArray[Any], *, logits: bool = False) -> npt.NDArray[np.float32]:
+    """The probability of each class that `predicted_labels` names, float32 [] or [names]; arguments as there."""
+    if head.problem == "multi_label" and head.kind == "sentence":
+        chosen = scores[scores > (0.0 if logits else np.log(0.5))]
+        return np.asarray(np.exp(-np.logaddexp(0, -chosen) if logits else chosen), np.float32)
+    best = scores.max(axis=-1)
+    if logits and head.problem == "multi_label":
+        best = -np.logaddexp(0, -best)
+    elif logits:
+        best = best - np.logaddexp.reduce(scores, axis=-1)
+    return np.asarray(np.exp(best), np.float32)
+
+
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Makes names usable as keys: names that occur more than once get their number appended."""
+    return tuple(f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names))
+
+
 @dataclass(frozen=True)
 class Classify:
     """Classifies each input with a sentence head, or each of its tokens with a token head.
@@ -90,7 +108,7 @@ class Classify:
         mean = partial(np.mean, axis=0, dtype=np.float32)
         if self.logits or head.problem == "regression":
             return mean(results)
-        return np.log(mean(np.exp(results)))
+        return np.logaddexp.reduce(results, axis=0) - np.float32(np.log(len(results)))  # also where exp() would be 0
 
     def can_pack(self) -> bool:
         return True

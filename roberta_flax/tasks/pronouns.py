@@ -20,7 +20,7 @@ import numpy.typing as npt
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.nn import forward
-from roberta_flax.tasks.base import Model
+from roberta_flax.tasks.base import Model, check_finite
 from roberta_flax.text import batching
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -239,8 +239,8 @@ def disambiguate(
       nlp: the spaCy pipeline that finds the noun phrases, or its name; by default DEFAULT_PIPELINE.
 
     Raises:
-      InputError: as `read_schema`, `noun_phrases` and `score_masked`; there are no candidates; or sacremoses, spaCy or
-        the pipeline is not installed.
+      InputError: as `read_schema`, `noun_phrases` and `score_masked`; there are no candidates; a score is NaN or
+        infinite; or sacremoses, spaCy or the pipeline is not installed.
     """
     forward.check_lm_head(model.config)
     schema = read_schema(sentence)
@@ -253,7 +253,9 @@ def disambiguate(
         raise InputError(f"candidates must be phrases, a non-empty list of str; got {candidates!r:.200}")
     phrases = list(dict.fromkeys([*([] if schema.query is None else [schema.query]), *candidates]))
     sequences = [encode_with_phrase(schema, phrase, model.tokenizer) for phrase in phrases]
-    scores = dict(zip(phrases, score_masked(model, sequences).tolist(), strict=True))
+    log_probabilities = score_masked(model, sequences)
+    check_finite(log_probabilities)
+    scores = dict(zip(phrases, log_probabilities.tolist(), strict=True))
     if schema.query is not None:
         return Disambiguation(all(scores[schema.query] >= score for score in scores.values()), schema.query, scores)
     ids, positions = sequences[int(np.argmax(list(scores.values())))]

@@ -5,7 +5,6 @@ A checkpoint has the checksums of its files, which are compared before it is rea
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import sys
@@ -19,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
-from roberta_flax.files import write_bytes
+from roberta_flax.files import file_sha256, write_bytes
 from roberta_flax.nn.forward import Params
 from roberta_flax.train.directory import checked_by_first_process, unreadable, unwritable
 
@@ -77,7 +76,7 @@ class _Saving:
     def write_checksums(self) -> None:
         """Writes the checksums of all files, in the first process and on orbax's thread."""
         (temporary,) = self._directory.glob(f"{self.step}.orbax-checkpoint-tmp*")
-        lines = [f"{_sha256(path)}  {name}\n" for name, path in sorted(_files(temporary).items())]
+        lines = [f"{file_sha256(path)}  {name}\n" for name, path in sorted(_files(temporary).items())]
         write_bytes(temporary / CHECKSUMS_FILE, "".join(lines).encode())
 
 
@@ -201,7 +200,7 @@ def _damage(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if name not in saved:
             return f"{name} is not one of its files"
-        if _sha256(found[name]) != saved[name]:
+        if file_sha256(found[name]) != saved[name]:
             return f"{name} has other content than when it was saved"
     return None
 
@@ -210,11 +209,6 @@ def _files(checkpoint: Path) -> dict[str, Path]:
     """Returns the files of a checkpoint that have checksums, by their relative paths."""
     paths = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if not path.is_dir()}
     return {name: path for name, path in paths.items() if name not in _UNCHECKED_FILES}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

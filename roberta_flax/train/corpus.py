@@ -35,7 +35,7 @@ import numpy.typing as npt
 
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
-from roberta_flax.files import PathLike, replacing
+from roberta_flax.files import PathLike, replacing, require_rereadable
 from roberta_flax.prefetch import computed_ahead
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -267,6 +267,7 @@ class Corpus:
           InputError: the file cannot be read, has another format, or is truncated or damaged.
         """
         self.path = Path(path)
+        require_rereadable(self.path)
         try:
             with self.path.open("rb") as file:
                 self.header = _read_header(file)

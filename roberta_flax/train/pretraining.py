@@ -29,6 +29,7 @@ from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
+from roberta_flax.tasks.base import check_finite
 from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
@@ -252,12 +253,15 @@ def perplexity(
       The values of mean_loss, and "bits", the loss in bits, as fairseq prints it.
 
     Raises:
-      InputError: as in Samples.batches.
+      InputError: the loss is NaN or infinite, no token is masked, or as in Samples.batches.
     """
     batches, _ = samples.batches(path, roberta.tokenizer, roberta.config, batch_size)
     params = roberta.params if mesh is None else sharding.place(roberta.params, roberta.config, mesh)
     step = make_eval_step(masked_lm_loss(config=roberta.config, numerics=numerics or roberta.numerics))
     found = mean_loss(step, params, batches.in_order(), mesh)
+    if not found["size"]:
+        raise InputError(f"{path}: no token was masked, so there is no loss; raise mask_prob, or give more text")
+    check_finite(found["loss"])
     return {**found, "bits": found["loss"] / math.log(2)}
 
 

@@ -21,6 +21,7 @@ from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.sharding import place_batch
 from roberta_flax.tasks import judging
+from roberta_flax.tasks.base import check_finite
 from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train.batches import validation_batches
 from roberta_flax.train.losses import HostBatch, head_loss
@@ -88,7 +89,11 @@ class Validation:
         return {"loss": loss, **evaluation.metrics}
 
     def evaluate(self, params: Params) -> tuple[Evaluation, float]:
-        """Returns the metrics as an Evaluation, and the mean loss."""
+        """Returns the metrics as an Evaluation, and the mean loss.
+
+        Raises:
+          InputError: the model's outputs are NaN or infinite.
+        """
         judge = self._make_judge()
         total = size = 0.0
         sizes = {"pad_id": self._config.pad_id, "max_positions": self._config.max_positions}
@@ -96,6 +101,7 @@ class Validation:
             batch_loss, batch_size, outputs = jax.device_get(
                 self._compute(params, batch if self._mesh is None else place_batch(batch, self._mesh))
             )
+            check_finite(outputs)
             total, size = total + float(batch_loss), size + float(batch_size)
             judge.add(*self._outputs_and_gold(numbers, batch, np.asarray(outputs, np.float64)))
         return judge.evaluation(), total / size
