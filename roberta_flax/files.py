@@ -168,7 +168,7 @@ def _umask() -> int:
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Yields a temporary file beside `path`, which replaces `path` if the block succeeds and is removed otherwise."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # hidden: nobody's own file has this name
     try:
         with temporary.open("wb") as file:
             yield file

@@ -487,11 +487,19 @@ def _warn_if_not_finite(directory: Path, params: Params, dtype: np.dtype[Any]) -
 
 
 def _largest(leaf: jax.Array) -> npt.NDArray[Any]:
-    """The largest magnitude in an array, a scalar; NaN if one is in it. On CPUs numpy needs no compilation."""
+    """The largest magnitude in an array, a scalar; NaN if one is in it.
+
+    On CPUs it is found without compilation or a copy, and in 16 bits as fast as in 32. Without their sign bits, IEEE
+    754's numbers have the order of the integers with the same bits, and NaN is above infinity. As signed integers the
+    positive numbers are the largest; as unsigned ones, the negative numbers.
+    """
     if next(iter(leaf.devices())).platform != "cpu":
         return np.asarray(jnp.abs(leaf).max(initial=0))
     values = np.asarray(leaf)
-    return np.asarray(np.maximum(values.max(initial=0), -values.min(initial=0)))
+    size = values.dtype.itemsize
+    positive, negative = (int(values.view(f"{sign}{size}").max(initial=0)) for sign in "iu")
+    without_sign = (1 << 8 * size - 1) - 1
+    return np.array(max(positive, negative & without_sign), f"u{size}").view(values.dtype)
 
 
 def _flatten_choices(tokens: npt.ArrayLike) -> tuple[npt.NDArray[Any], int]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from roberta_flax.errors import InputError
-from roberta_flax.files import Contents, require_rereadable
+from roberta_flax.files import Contents, replacing, require_rereadable
 from roberta_flax.inference.features import TextFeatures
 
 
@@ -63,6 +63,16 @@ def test_what_can_be_read_once_is_refused_without_opening_it(tmp_path):
         require_rereadable(tmp_path / "link")
     for path in (tmp_path, tmp_path / "none", Path(__file__)):
         require_rereadable(path)
+
+
+def test_replacing_a_file_leaves_its_neighbors_alone(tmp_path):
+    for name in ("f.npy", "f.npy.tmp", "f.npy~"):
+        (tmp_path / name).write_text("mine")
+    with replacing(tmp_path / "f.npy") as file:
+        file.write(b"new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "f.npy": "new", "f.npy.tmp": "mine", "f.npy~": "mine",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor
+from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, hub
 from roberta_flax.datasets.readers import Columns
 from roberta_flax.inference.answers import answer, entailment
 from roberta_flax.inference.evaluation import evaluate
@@ -190,6 +190,19 @@ def test_loading_names_the_parameters_that_are_not_finite_once(tiny_directory, t
         (warning,) = warnings(caplog)
         assert f"intermediate.kernel ({counted})" in warning
         caplog.clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_the_largest_magnitude_is_that_of_numpy(dtype, x64):
+    random = np.random.default_rng(0)
+    for values in (
+        random.normal(size=(7, 5)), -np.abs(random.normal(size=9)), np.zeros((0, 3)), np.zeros(2), -np.zeros(2),
+        [1.0, -np.inf], [-2.0, np.inf], [3.0, -1.0],
+    ):  # fmt: skip
+        array = jnp.asarray(values, dtype)
+        assert hub._largest(array) == np.abs(np.asarray(array, np.float64)).max(initial=0)
+    for nan in (np.nan, -np.nan):
+        assert np.isnan(hub._largest(jnp.asarray([np.inf, nan, -np.inf], dtype)))
 
 
 def test_loading_names_the_parameters_that_a_cast_makes_infinite(overflowing, caplog):

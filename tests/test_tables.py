@@ -900,7 +900,7 @@ def test_a_part_of_a_killed_job_is_absent_and_written_again(tmp_path: Path) -> N
     path = tmp_path / "part"
     killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert killed.returncode == -9
-    assert [path.name for path in tmp_path.iterdir()] == ["part.tmp"]
+    assert [path.name for path in tmp_path.iterdir()] == [".part.tmp"]
     write_part(path, [{"text": "a"}], {"text": "text"}, format="jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["part"]
     assert path.read_text() == '{"text": "a"}\n'
