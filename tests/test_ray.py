@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -127,6 +128,8 @@ def test_the_command_line_runs_on_ray(source, tiny, tiny_directory, tmp_path):
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["rows"], summary["rejected"]) == (ROWS, ROWS // 100)
     assert_every_row_is_there_once(tmp_path / "out", tiny, source)
+    for file in (tmp_path / "out").glob("*.parquet"):
+        assert b"roberta_flax" in pyarrow.parquet.read_schema(file).metadata
     names = pyarrow.parquet.read_table(tmp_path / "out").column_names
     assert names == ["id", "label", "score", "log_probabilities", "rejected", "truncated"]
 
@@ -142,6 +145,10 @@ def test_a_batch_says_which_rows_were_truncated_and_keeps_columns_of_the_results
     assert output.column("input_truncated").to_pylist() == [1, 2, 3]
     assert [reason is None for reason in output.column("rejected").to_pylist()] == [True, False, True]
     assert predict(batch.slice(0, 0)).num_rows == 0
+    settings = json.loads(output.schema.metadata[b"roberta_flax"])
+    sha256 = hashlib.sha256((tiny_directory / "model.safetensors").read_bytes()).hexdigest()
+    assert settings["model"]["sha256"]["model.safetensors"] == sha256
+    assert settings["task"] == ["Classify", {"head": "mnli", "logits": False}]
 
 
 def test_a_run_whose_rows_are_all_rejected_fails_and_writes_nothing(tiny_directory, tmp_path, request):

@@ -562,6 +562,18 @@ def test_parquet_files_in_directories_below_are_not_left_out_without_a_word(tmp_
         read_rows(tmp_path, ["text"])
 
 
+def test_parquet_files_by_any_name_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    pa, pq = parquet()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"]}), tmp_path / "b.PARQUET")
+    for name in ("README.md", "empty", ".hidden", "_metadata"):
+        file(tmp_path, name, "PAR1\x15" if name.startswith((".", "_")) else "")
+    assert values(tmp_path, "text") == ["a", "b"]
+    pq.write_table(pa.table({"text": ["c"]}), tmp_path / "c.parq")
+    with pytest.raises(InputError, match=r"c.parq is a Parquet file; rename it to end in .parquet, or move it away"):
+        read_rows(tmp_path, ["text"])
+
+
 def test_the_only_column_may_be_a_text_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     path = file(tmp_path, "a.csv", "I am the first text\nI am the second\n")

@@ -745,7 +745,10 @@ def _parquet_files(path: Path) -> list[Path]:
         return [path]
     if nested := next((file for file in path.glob("*/**/*.parquet") if not _is_hidden(file.relative_to(path))), None):
         raise InputError(f"{path} has Parquet files in directories below it, such as {nested}; name one of these")
-    files = sorted(file for file in path.glob("*.parquet") if not _is_hidden(Path(file.name)))
+    visible = sorted(file for file in path.iterdir() if not _is_hidden(Path(file.name)))
+    files = [file for file in visible if file.suffix.lower() == ".parquet"]
+    if other := next((file for file in visible if file.suffix.lower() != ".parquet" and _is_parquet(file)), None):
+        raise InputError(f"{other} is a Parquet file; rename it to end in .parquet, or move it away")
     if not files:
         raise InputError(f"{path} is a directory without .parquet files; name a Parquet file or a directory of them")
     return files
@@ -753,6 +756,13 @@ def _parquet_files(path: Path) -> list[Path]:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _is_parquet(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with _reading(path) as file:
+        return file.read(len(_PARQUET)) == _PARQUET
 
 
 @contextmanager

@@ -53,7 +53,7 @@ _PARTS_SUFFIX, _REJECTS_SUFFIX = ".parts", ".rejects.jsonl"
 _REJECTS_SCHEMA: Schema = {"row": "integer", "line": "integer", "reason": "text"}
 _ROW, _FEATURES = "row", "features"  # columns of the output
 _KEPT_PREFIX = "input_"  # of a kept column that has the name of a result column
-_METADATA = "roberta_flax"  # the key of the job's settings in a Parquet file's metadata
+METADATA = "roberta_flax"  # the key of the job's settings in a Parquet file's metadata
 _INPUT, _MODEL = "input", "model"  # keys of the settings whose values are Contents
 _CONFIG_FILE, _JOB_LOCK = "job.json", "job.lock"
 _COUNTS = ("rows", "rejected", "truncated")
@@ -111,6 +111,21 @@ def model_contents(name: str, directory: Path) -> Contents:
     """
     files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != checksums.CONVERSION_FILE)
     return Contents.of(name, files)
+
+
+def settings_of(predictor: Predictor, model: Contents | None) -> dict[str, Any]:
+    """Everything that the results of inputs depend on, for json.dumps.
+
+    Args:
+      predictor: a predictor for Classify, Embed or FillMask.
+      model: the files of its model, or None if they are not known.
+    """
+    return {
+        _MODEL: None if model is None else asdict(model),
+        "task": [type(predictor.task).__name__, asdict(predictor.task)],  # type: ignore[call-overload]
+        "version": importlib.metadata.version("roberta-flax"),
+        **predictor.describe(),
+    }
 
 
 def kept_names(keep: Sequence[str], results: Collection[str]) -> dict[str, str]:
@@ -183,7 +198,7 @@ def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dic
     check(job)
     source = _Input(job)
     config = _run_config(job, predictor, source.contents)
-    parts = _PartFiles(job, source, _make_writer(job, predictor, {_METADATA: json.dumps(config, sort_keys=True)}))
+    parts = _PartFiles(job, source, _make_writer(job, predictor, {METADATA: json.dumps(config, sort_keys=True)}))
     with ExitStack() as until_the_end:
         with _job_lock(job):
             parts.open(config)
@@ -478,17 +493,14 @@ def _job_lock(job: Job) -> Iterator[None]:
 def _run_config(job: Job, predictor: Predictor, contents: Contents) -> dict[str, Any]:
     """Everything that the bytes of a part depend on."""
     return {
+        **settings_of(predictor, job.model),
         _INPUT: asdict(contents),
-        _MODEL: None if job.model is None else asdict(job.model),
         "texts": list(job.text_columns),
         "keep": list(job.keep),
         "header": job.header,
         "format": tables.input_format(job.input, job.format),
         "output_format": job.output.suffix,
         "rows_per_part": job.rows_per_part,
-        "task": [type(predictor.task).__name__, asdict(predictor.task)],  # type: ignore[call-overload]
-        "version": importlib.metadata.version("roberta-flax"),
-        **predictor.describe(),
     }
 
 

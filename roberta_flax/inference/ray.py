@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from roberta_flax import hub
+from roberta_flax.convert import cache
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
@@ -37,6 +39,7 @@ from roberta_flax.text.encoding import Rejected
 __all__ = ["Predict", "predict_parquet"]
 
 ROWS_PER_BATCH = 4096
+_FILES = ("cache_dir", "sha256", "checkpoint_file", "bpe_dir")  # arguments of load that find a model's files
 REASON = "rejected"  # the column with the reason why a row has no result
 TRUNCATED = "truncated"  # the column that tells whether an input was over the maximum length and lost tokens
 
@@ -47,7 +50,7 @@ class Predict:
     Batches are pyarrow.Tables (batch_format="pyarrow"), and rows keep their order. If a row is rejected, its result
     columns are null and the column "rejected" has the reason. The column "truncated" tells whether an input was over
     the maximum length and was truncated or split. A kept column with the name of one of these columns gets the prefix
-    "input_".
+    "input_". The model, the SHA-256 of its files and all settings are in the schema's metadata.
     """
 
     def __init__(
@@ -71,8 +74,12 @@ class Predict:
           options: options of roberta_flax.Predictor.
         """
         self._text_columns, self._keep = list(text_columns), keep
-        self._predictor = Predictor(hub.load(model, **(load or {})), task, **options)
+        others = dict(load or {})
+        directory = cache.resolve(model, **{name: others.pop(name) for name in _FILES if name in others})
+        self._predictor = Predictor(hub.load(directory, **others), task, **options)
         self._schema, self._to_record = jobs.result_format(self._predictor)
+        settings = jobs.settings_of(self._predictor, jobs.model_contents(str(model), directory))
+        self._metadata = {jobs.METADATA: json.dumps(settings, sort_keys=True)}
 
     def __call__(self, batch: Any) -> Any:
         """Returns a table with the kept columns, the result columns, "rejected" and "truncated"."""
@@ -93,7 +100,8 @@ class Predict:
         output = output.append_column(REASON, pyarrow.array(reasons, pyarrow.string()))
         is_truncated = np.zeros(len(results), bool)
         is_truncated[results.truncated] = True
-        return output.append_column(TRUNCATED, pyarrow.array(is_truncated))
+        output = output.append_column(TRUNCATED, pyarrow.array(is_truncated))
+        return output.replace_schema_metadata({**(output.schema.metadata or {}), **self._metadata})
 
 
 def predict_parquet(
