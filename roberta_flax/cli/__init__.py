@@ -82,8 +82,10 @@ def message(error: Exception) -> str | None:
         return f"there is not enough memory; {_MORE_MEMORY}"
     if isinstance(error, OSError):
         return printable(_describe(error))
-    if isinstance(error, ImportError) and error.name and not error.name.startswith("roberta_flax"):
-        return printable(f"cannot import {error.name} ({error}); install roberta-flax and what it needs again")
+    if isinstance(error, ImportError) and not (error.name or "").startswith("roberta_flax"):
+        package = (error.name or "a package").partition(".")[0]
+        reason = " ".join(str(error).split())[:_REASON]
+        return printable(f"cannot import {package} ({reason}); install roberta-flax again, with what it needs")
     text = str(error)
     for pattern, line in _MENDABLE.items():
         if isinstance(error, RuntimeError) and re.match(pattern, text):
