@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from roberta_flax import cli
+from roberta_flax import cli, parity
 from roberta_flax.checkpoint import download
 from roberta_flax.cli import options
 from roberta_flax.datasets.examples import Tally
 from roberta_flax.errors import InputError, printable
+from roberta_flax.parity import output, report_html, report_plots
 from tests.conftest import ROOT
 
 STEERING = "\x1b[2J\r\n\t\x07\x9b1m\u202e\u2066\u2028\ud800\x00[red]"
@@ -112,7 +113,7 @@ def test_log_lines_and_warnings_are_shown(tmp_path):
     """A line of this package's log is one; of Python's warnings, which have two, each is shown."""
     say = r"""
 import logging, warnings
-from roberta_flax import cli
+from roberta_flax import cli, parity
 def app(prog_name):
     logging.getLogger("roberta_flax.test").warning("a head called %s", "\x1b[2J\nx")
     warnings.warn("a font lacks \x1b[2J")
@@ -276,33 +277,37 @@ def test_an_accelerator_that_is_not_there_is_one_line(platform, tiny_directory):
 # The report of a comparison
 
 
-@pytest.mark.parametrize("name", ["$", "$x$", "a$_b", r"\alpha$", "a[red]b", "日本"])
-def test_a_heads_name_does_not_break_a_plot(name, report_of_heads):
-    page = report_of_heads(name)
+@pytest.fixture(scope="module")
+def report(tiny_directory: Path) -> parity.Report:
+    points = ["heads.*", "features", "layers.*.output", "embeddings.output"]
+    return parity.compare(tiny_directory, texts=["a b"], only=points)
+
+
+def of_head(report: parity.Report, name: str) -> parity.Report:
+    """The report of a model whose head has another name."""
+
+    def renamed(run: parity.Run) -> parity.Run:
+        tensors = (dataclasses.replace(each, name=each.name.replace(".mnli.", f".{name}.")) for each in run.tensors)
+        return dataclasses.replace(run, tensors=tuple(tensors))
+
+    return dataclasses.replace(report, runs=tuple(map(renamed, report.runs)))
+
+
+@pytest.mark.parametrize("name", ["$", "$x$", "a$_b", r"\alpha$", "a[red]b"])
+def test_a_heads_name_is_no_formula_in_a_plot(name, report):
+    page = report_html.render(of_head(report, name))
     assert page.count("<svg") == 3
-    assert f"heads.{name}.logits" in page
+    assert f">heads.{name}.logits</text>" in page
 
 
-@pytest.fixture
-def report_of_heads(tiny_directory, tmp_path):
-    """The page of a report on a model whose head has a name."""
-    from roberta_flax import parity
-    from roberta_flax.parity import report_html
+def test_a_plot_that_fails_loses_no_report(report, tmp_path, monkeypatch, caplog):
+    def fail(*_: object) -> None:
+        raise ValueError("no font")
 
-    report = parity.compare(
-        tiny_directory, texts=["a b"], only=["heads.*", "features", "layers.*.output", "embeddings.output"]
-    )
-
-    def page(name: str) -> str:
-        runs = tuple(
-            dataclasses.replace(
-                run,
-                tensors=tuple(
-                    dataclasses.replace(t, name=t.name.replace("heads.mnli", f"heads.{name}")) for t in run.tensors
-                ),
-            )
-            for run in report.runs
-        )
-        return report_html.render(dataclasses.replace(report, runs=runs))
-
-    return page
+    monkeypatch.setattr(report_plots, "_plot_histograms", fail)
+    assert output.write(report, tmp_path / "a") is None
+    assert (tmp_path / "a" / "report.html").read_text().count("<svg") == 2
+    assert caplog.messages == ["the plot 'Histogram of errors' is left out of the report: ValueError: no font"]
+    monkeypatch.setattr(report_html, "render", fail)
+    assert output.write(report, tmp_path / "b") == "ValueError: no font"
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["report.json"]
