@@ -37,7 +37,7 @@ _MENDABLE = {
     r"Unable to initialize backend|Unknown backend": "JAX cannot use the devices that it is asked for; run this on a "
     "machine that has them, or set JAX_PLATFORMS=cpu",  # jax/_src/xla_bridge.py
     r"RESOURCE_EXHAUSTED": f"there is not enough memory on the device; {_MORE_MEMORY}",
-    r"can't start new thread": "this process may not start another thread; raise the limit (ulimit -u)",
+    r"can't start new thread": "this process may not start another thread; raise its limits (ulimit -u, ulimit -v)",
 }
 
 
