@@ -212,6 +212,8 @@ def ended_by(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nwhile"), "p: there is not enough memory on the device;"),
         (RuntimeError("Unable to initialize backend 'tpu': x"), "p: JAX cannot use the devices that it is asked for"),
         (RuntimeError("can't start new thread"), "p: this process may not start another thread"),
+        (ValueError("invalid truth value 'x' for environment 'JAX_ENABLE_X64'"), "p: JAX refuses the value of an environment"),
+        (ValueError('Invalid value "x" for JAX flag jax_y'), "p: JAX refuses the value of an environment variable (Invalid"),
         (ModuleNotFoundError("No module named 'jax'", name="jax"), "p: cannot import jax (No module named 'jax'); install"),
         (ImportError("libgomp.so.1:\ncannot open"), "p: cannot import a package (libgomp.so.1: cannot open); install"),
         (InputError("a\nb"), r"p: a\nb"),
@@ -272,6 +274,39 @@ def test_an_accelerator_that_is_not_there_is_one_line(platform, tiny_directory):
         pytest.skip(f"this machine has {platform}")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert f"JAX cannot use the devices that JAX_PLATFORMS={platform} names" in done.stderr
+
+
+# Files that are none
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "loop", "broken", "nothing", "directory"])
+def test_what_is_no_model_is_said_to_be_none(kind, run, tiny_directory, tmp_path):
+    path = tmp_path / kind
+    match kind:
+        case "device":
+            path = Path("/dev/null")
+        case "pipe":
+            os.mkfifo(path)
+        case "loop" | "broken":
+            path.symlink_to({"loop": path, "broken": tmp_path / "nowhere"}[kind])
+        case "directory":
+            path.mkdir()
+    source = "" if kind == "nothing" else path
+    for command in (
+        ("convert", source, tmp_path / "made"),
+        ("encode", "a", "-m", source),
+        ("verify", tiny_directory, "--against", source),
+    ):
+        status, out, err = run(*command)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_cache_that_cannot_be_written_keeps_no_programs_and_says_so(run, tiny_directory, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    status, out, _ = run("mnli", "a", "b", "-m", tiny_directory, "--cache-dir", tmp_path / "file")
+    assert (status, out != "") == (0, True)
+    assert [message.partition(",")[0] for message in caplog.messages] == ["compiled programs are not kept"]
 
 
 # The report of a comparison
