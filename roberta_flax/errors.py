@@ -1,7 +1,7 @@
 """Errors that a user can fix. Each is one line that says what was given, what was expected and what to do.
 
-The command line prints them without a traceback and exits with status 1. Any other exception is a bug and keeps its
-traceback.
+The command line prints them without a traceback and exits with status 1, as it does with what other libraries raise
+where the machine is at fault (cli/__init__.py). Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -835,6 +835,7 @@ def test_json_that_is_nested_deep(damaged, tiny_source, tmp_path):
     (damaged / "conversion.json").write_text(deep)
     assert "conversion.json is damaged" in refusal(lambda: verify(damaged, tiny_source))
     assert "sha256 nothing recorded" in refusal(lambda: roberta_flax.load(damaged, sha256="00"))
+    (damaged / "conversion.json").write_text("{}")
     (damaged / "config.json").write_text(deep)
     assert "config.json is not JSON" in refusal(lambda: roberta_flax.load(damaged))
 
@@ -913,6 +914,9 @@ def test_files_of_a_transformers_directory_larger_than_any_is(tmp_path):
 @pytest.mark.parametrize("name", ["dict.txt", "encoder.json", "vocab.bpe", "config.json"])
 def test_files_of_a_converted_directory_larger_than_any_is(damaged, name):
     grown(damaged / name, 65 << 20)
+    if name != "config.json":  # which people edit
+        assert f"it has {65 << 20} bytes, and had" in refusal(lambda: roberta_flax.load(damaged))
+    (damaged / "conversion.json").write_text("{}")  # without checksums
     assert f"{name} has {65 << 20} bytes, more than the" in refusal(lambda: roberta_flax.load(damaged))
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from recipes.tiny.generators import Pair
 from recipes.tiny.pairs import generate_pairs
 from roberta_flax.nn import forward
-from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.nn.config import MNLI_LABELS, HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.text.batching import length_bucket
 from roberta_flax.text.tokenizer import PAD_ID, Tokenizer
@@ -46,7 +46,7 @@ def config(vocab_size: int) -> RobertaConfig:
     """Returns a configuration that makes an archive under 4 MB and trains in minutes on a CPU."""
     return RobertaConfig(
         vocab_size=vocab_size, num_layers=4, hidden_size=160, num_heads=5, intermediate_size=480,
-        max_positions=MAX_LENGTH, heads=(HeadConfig("mnli", 3, 160),),
+        max_positions=MAX_LENGTH, heads=(HeadConfig("mnli", 3, 160, labels=MNLI_LABELS),),
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 CONVERSION_FILE = "conversion.json"
 _KEY = "checksums"
+_LARGEST = 1 << 26  # bytes of a file whose every byte is read whenever a model is loaded; no tokenizer's is larger
 _NO_DIGEST = "0" * 64  # stands for conversion.json's own SHA-256 while that is computed
 
 
@@ -78,7 +79,7 @@ def check(directory: Path, *, by_size: Iterable[str], editable: Iterable[str], o
 
     Args:
       directory: a converted directory.
-      by_size: names of large files, of which only the size is compared.
+      by_size: names of large files, of which only the size is compared; as of others over 64 MiB.
       editable: names of files that people edit: one that differs is reported as a warning.
       optional: names of files that change what the model does if they are there, whether recorded or not.
 
@@ -91,7 +92,7 @@ def check(directory: Path, *, by_size: Iterable[str], editable: Iterable[str], o
     for name, entry in recorded.items():
         if name == CONVERSION_FILE:
             continue
-        found = _compare(directory, name, entry, size_alone=name in by_size)
+        found = _compare(directory, name, entry, size_limit=0 if name in by_size else _LARGEST)
         if found.problem is not None and name in editable and found.size is not None:
             logger.warning(
                 "%s is not the file that was written (%s): it was edited, or it is damaged",
@@ -127,7 +128,8 @@ def compare(directory: Path, *, optional: Iterable[str]) -> list[FileComparison]
     return [*found, *added, _compare_conversion(directory, recorded)]
 
 
-def _compare(directory: Path, name: str, entry: Mapping[str, Any], *, size_alone: bool = False) -> FileComparison:
+def _compare(directory: Path, name: str, entry: Mapping[str, Any], *, size_limit: int | None = None) -> FileComparison:
+    """Compares a file's size and, unless it is larger than `size_limit`, its bytes."""
     path = directory / name
     if not path.is_file():
         return FileComparison(name, None, "it is missing")
@@ -135,7 +137,7 @@ def _compare(directory: Path, name: str, entry: Mapping[str, Any], *, size_alone
     problem = None
     if size != expected:
         problem = f"it has {size} bytes, and had {expected}"
-    elif not size_alone and file_sha256(path) != entry["sha256"]:
+    elif (size_limit is None or size <= size_limit) and file_sha256(path) != entry["sha256"]:
         problem = "its SHA-256 is another one"
     return FileComparison(name, size, problem)
 

@@ -208,12 +208,13 @@ def _not_converted(directory: Path, missing: Sequence[str]) -> CheckpointError:
 def check_files(directory: Path) -> None:
     """Compares the sizes of a converted directory's files, and the checksums of all but model.safetensors.
 
-    A config.json that was edited is a warning. A directory of an older version has no checksums, and passes.
+    A config.json or model.safetensors that was edited is a warning. A directory of an older version, without checksums,
+    passes.
 
     Raises:
       CheckpointError: a file is missing, was added, or is not the one that was written.
     """
-    checksums.check(directory, by_size=(PARAMS_FILE,), editable=(CONFIG_FILE,), optional=_TOKENIZER_FILES)
+    checksums.check(directory, by_size=(PARAMS_FILE,), editable=(CONFIG_FILE, PARAMS_FILE), optional=_TOKENIZER_FILES)
 
 
 def compare_files(directory: Path) -> list[FileComparison] | None:

@@ -36,8 +36,10 @@ _MORE_MEMORY = (
 _MENDABLE = {
     r"Unable to initialize backend|Unknown backend": "JAX cannot use the devices that it is asked for; run this on a "
     "machine that has them, or set JAX_PLATFORMS=cpu",  # jax/_src/xla_bridge.py
+    r"invalid truth value .* for environment|Invalid value .* for JAX flag": "JAX refuses the value of an environment "
+    "variable",  # jax/_src/config.py
     r"RESOURCE_EXHAUSTED": f"there is not enough memory on the device; {_MORE_MEMORY}",
-    r"can't start new thread": "this process may not start another thread; raise the limit (ulimit -u)",
+    r"can't start new thread": "this process may not start another thread; raise its limits (ulimit -u, ulimit -v)",
 }
 
 
@@ -82,11 +84,13 @@ def message(error: Exception) -> str | None:
         return f"there is not enough memory; {_MORE_MEMORY}"
     if isinstance(error, OSError):
         return printable(_describe(error))
-    if isinstance(error, ImportError) and error.name and not error.name.startswith("roberta_flax"):
-        return printable(f"cannot import {error.name} ({error}); install roberta-flax and what it needs again")
+    if isinstance(error, ImportError) and not (error.name or "").startswith("roberta_flax"):
+        package = (error.name or "a package").partition(".")[0]
+        reason = " ".join(str(error).split())[:_REASON]
+        return printable(f"cannot import {package} ({reason}); install roberta-flax again, with what it needs")
     text = str(error)
     for pattern, line in _MENDABLE.items():
-        if isinstance(error, RuntimeError) and re.match(pattern, text):
+        if isinstance(error, RuntimeError | ValueError) and re.match(pattern, text):
             return printable(f"{line} ({' '.join(text.split())[:_REASON]})")
     return None
 

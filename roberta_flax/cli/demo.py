@@ -42,7 +42,7 @@ def _show(result: dict[str, Any], text: str, masked: str) -> None:
 
     console = Console(highlight=False)
     seconds = result["seconds"]
-    table = Table(title=f"roberta-flax on {result['device']}", title_justify="left", show_lines=True)
+    table = Table(title=escape(f"roberta-flax on {result['device']}"), title_justify="left", show_lines=True)
     table.add_column("step", style="bold")
     table.add_column("result", overflow="fold")
     table.add_column("seconds", justify="right")

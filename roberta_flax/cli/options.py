@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from roberta_flax.nn.numerics import Numerics
     from roberta_flax.text.tokenizer import Tokenizer
     from roberta_flax.train.samples import Samples
+
+logger = logging.getLogger(__name__)
 
 # What several groups or commands have, with types of their own
 
@@ -233,13 +237,21 @@ class VocabularyOptions(FileOptions):
 
 
 def keep_programs(cache_dir: Path | None) -> None:
-    """Has JAX keep the programs that it compiles in the cache, for later runs."""
+    """Has JAX keep the programs that it compiles in the cache, for later runs; where it cannot, says so once."""
     import jax
 
     from roberta_flax.checkpoint import download
 
+    folder = download.cache_dir(cache_dir) / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        logger.warning("compiled programs are not kept, because %s cannot be written: %s", folder, error.strerror)
+        return
     settings = {
-        "jax_compilation_cache_dir": str(download.cache_dir(cache_dir) / "compiled"),
+        "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
     }
     for name, value in settings.items():

@@ -47,7 +47,7 @@ def resolve(
 
     else:
         path = Path(name_or_path)
-        if not os.path.exists(path):  # False for names that are too long, too
+        if not name or not os.path.exists(path):  # False for names that are too long, too
             raise CheckpointError(
                 f"{name[:200]!r} is neither a file or directory, nor hf:org/name, nor a released model "
                 f"({', '.join(download.MODELS)})"

@@ -190,6 +190,10 @@ def open_source(
         yield _source_files(huggingface.fetch(str(source), cache_dir), checkpoint_file)
         return
     path = Path(source)
+    if not str(source):
+        raise CheckpointError("the name of the source is empty; give a file, a directory, or hf:org/name")
+    if os.path.exists(path) and not path.is_file() and not path.is_dir():
+        raise CheckpointError(f"{shortened(str(path))} is neither a file nor a directory")
     if not os.path.exists(path) and not os.path.exists(shards.files_of(path)[0]):
         raise CheckpointError(
             f"{shortened(str(path))} does not exist; expected a fairseq or Transformers directory, a .tar.gz, a "

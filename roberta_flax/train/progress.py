@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Protocol
 
+from roberta_flax.errors import printable
+
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -94,6 +96,6 @@ def is_first_process() -> bool:
 
 
 def report(text: str) -> None:
-    """Prints a line on stderr, in the first process only."""
+    """Prints lines on stderr, in the first process only."""
     if is_first_process():
-        print(text, file=sys.stderr)
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr)

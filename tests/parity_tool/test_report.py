@@ -191,9 +191,19 @@ def test_the_page_escapes_text_of_models_and_inputs(failing_report):
         run, tensors=tensors, worst_tokens=tokens, not_compared=(hostile,), precision=hostile
     )
     model = {**failing_report.model, "classification_heads": [hostile]}
-    page = report_html.render(dataclasses.replace(failing_report, source=hostile, model=model, runs=(hostile_run,)))
+    decisions = tuple(dataclasses.replace(each, tensor=hostile, decision="[red]") for each in run.decisions)
+    hostile_run = dataclasses.replace(hostile_run, decisions=decisions)
+    hostile_report = dataclasses.replace(failing_report, source=hostile, model=model, runs=(hostile_run,))
+    page = report_html.render(hostile_report)
     assert Page(page).scripts == 1
     assert "<script>alert" not in page
+    console = Console(width=200, file=io.StringIO())
+    report_terminal.print_report(hostile_report, console)
+    text = console.file.getvalue()
+    for shown in (page, text):
+        assert not set("\x00\u202e") & set(shown)
+        assert r"\x00\u202e" in shown
+    assert "[red]" in text
 
 
 def test_reports_show_errors_that_are_not_finite(failing_report):
