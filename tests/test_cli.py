@@ -90,6 +90,7 @@ def test_export_writes_what_verify_finds_the_same(run, to, tiny_directory, tmp_p
     assert (status, "exists already" in err) == (1, True)
 
 
+@pytest.mark.slow
 def test_export_writes_programs_that_load(run, tiny_directory, tmp_path):
     out = tmp_path / "out"
     options = ("--dtype", "bfloat16", "--quantize", "int8", "--platform", "cpu", "--platform", "tpu", "--head", "mnli")
@@ -232,6 +233,7 @@ def test_a_file_of_pairs_is_predicted_by_its_usual_columns(run, tiny, tmp_path):
     assert (status, "in.tsv, line 3: " in err) == (1, True)
 
 
+@pytest.mark.slow
 def test_features_and_masks_of_a_file(run, tiny, tmp_path):
     (tmp_path / "in.txt").write_text("a <mask> b\nc <mask>\n")
     assert (
@@ -383,6 +385,7 @@ def test_encode_and_decode_are_inverse(run, tiny):
     assert json.loads(run("encode", "a", "b", "--no-separator", "-m", TINY, "--json")[1])["tokens"].count(2) == 2
 
 
+@pytest.mark.slow
 def test_demo_answers_and_says_that_torch_agrees(run):
     status, out, _ = run("demo")
     assert status == 0

@@ -72,6 +72,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(tiny, monkeypatch, tmp_path):
     """Every line of its examples, on the embedded model in the place of the released one."""
     examples = blocks(README, "python")

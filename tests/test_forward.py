@@ -46,6 +46,7 @@ def padded_tokens(lengths=(1, 9, 40), time=40) -> np.ndarray:
 # the last layer, of the wanted tokens only
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_head_on_the_first_token_has_the_same_logits_and_gradients_as_on_all_features(name, x64):
     """1e-12: float64 sums of at most 50 terms of order one, in another order, through three layers."""
@@ -209,6 +210,7 @@ def test_attention_that_cannot_be_is_refused_in_one_line(tiny, tiny_directory):
 # casts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_operands_that_are_cast_beforehand_give_the_same_bits(tiny, dtype):
     tokens = tiny.encode("A man is sleeping.", "Nobody is awake.")[None]

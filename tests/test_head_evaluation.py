@@ -155,6 +155,7 @@ def test_a_model_is_judged_on_files_as_it_was_trained_on_them(tiny, mnli, tmp_pa
         evaluate(Roberta(tiny.config, tiny.params, tiny.tokenizer, trained_on=renamed), other)
 
 
+@pytest.mark.slow
 def test_several_labels_are_judged_by_the_column_of_each(tiny, tmp_path):
     model = with_head(tiny, HeadConfig("topics", 2, 64, problem="multi_label", labels=("red", "old")))
     path = tmp_path / "own.csv"

@@ -287,6 +287,7 @@ def call(module_and_name: bytes, arguments: bytes) -> bytes:
     return b"c" + module_and_name + b"\nq\x000" + arguments + b"q\x010(l" + b"h\x00h\x01Ra" * MANY + b"."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -314,6 +315,7 @@ def test_what_a_pickle_makes_of_little_again_and_again_is_counted(tmp_path, data
     assert re.search(r"creates more than its size allows|no storage", refused_pickle(tmp_path, data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", [b"\x8f", b"(", b"\x94", b")R0h\x00"])
 def test_a_pickle_of_millions_of_operations_in_a_small_file_is_refused(tmp_path, operation):
     """Empty sets, marks, things to remember, records: under 300 bytes each."""
@@ -992,6 +994,7 @@ def test_an_output_that_nobody_reads_is_no_fault(tiny_directory):
     assert said == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["convert", "fairseq", "huggingface"])
 def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tiny_directory, tiny_source, tmp_path, command):
     arguments = ["convert", tiny_source] if command == "convert" else ["export", "--to", command, tiny_directory]

@@ -197,6 +197,7 @@ def test_each_dropout_acts_in_train_mode_and_where_it_belongs(tiny, rate):
     assert (np.abs(features - evaluated[0]).max() > 1e-3) == (rate != "pooler_dropout")
 
 
+@pytest.mark.slow
 def test_layer_drop_skips_layers_at_its_rate():
     config = roberta_flax.RobertaConfig(
         vocab_size=30, num_layers=12, hidden_size=8, num_heads=1, intermediate_size=4, max_positions=8,
@@ -389,6 +390,7 @@ def _load_in_another_process(cache: Path) -> float:
     return float(roberta_flax.load(TINY, cache_dir=cache).predict("mnli", [0, 9, 2])[0, 0])
 
 
+@pytest.mark.slow
 def test_processes_that_load_at_once_do_not_disturb_each_other(tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         answers = pool.map(_load_in_another_process, [tmp_path] * 3)

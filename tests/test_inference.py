@@ -82,6 +82,7 @@ TASKS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "strategy"),
     [*((task, "buckets") for task in TASKS), *((task, "packing") for task in (Classify("mnli"), *TASKS[-4:]))],
@@ -98,6 +99,7 @@ def test_results_are_those_of_one_text_at_a_time_and_in_order(roberta, texts, ta
         assert np.abs(result - expected).max() <= TOLERANCE, item
 
 
+@pytest.mark.slow
 def test_masks_are_filled_as_one_at_a_time(tiny, sick_pairs):
     masked = [
         "<mask>",
@@ -111,6 +113,7 @@ def test_masks_are_filled_as_one_at_a_time(tiny, sick_pairs):
         assert [p for _, p, _ in result] == pytest.approx([p for _, p, _ in expected], abs=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_answers_of_one(eight_devices, tiny_directory):
     """Data parallel, and with two and four devices sharing each layer; the last batch does not fill all of them."""
     program = f"""
@@ -309,6 +312,7 @@ class Watched(Classify):
         return super().unpack(batch, sequences, outputs, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["buckets", "packing"])
 def test_what_is_said_to_be_done_is_what_has_come_from_the_device(tiny, strategy):
     task = Watched("mnli")
@@ -345,6 +349,7 @@ def test_the_share_that_is_done_goes_by_slots_and_takes_what_is_not_laid_out_for
     assert Stats(slots=400, laid_out_slots=400, laid_out_texts=10).share_done(10) == 1
 
 
+@pytest.mark.slow
 def test_a_program_is_compiled_once_and_the_next_process_has_it_from_the_cache(tiny_directory, tmp_path):
     program = """
 import json, sys, jax

@@ -289,6 +289,7 @@ def test_processes_share_a_job_and_the_last_joins_it(tiny, pairs, tmp_path):
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_processes_of_jax_distributed_share_a_job(tiny_directory, pairs, tmp_path):
     """Two, over a coordinator on this machine; each reads its own share of the rows."""
     program = """
@@ -383,6 +384,7 @@ def test_a_run_that_goes_on_begins_its_progress_with_the_rows_that_are_there(tin
     assert (told[0], told[-1]) == (64, 300)
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(on_a_terminal, tiny_directory, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * (i % 400)} for i in range(400)])
     text, stdout = on_a_terminal(
@@ -398,6 +400,7 @@ def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(on_
 # disks
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_in_one_line_and_keeps_what_was_done(tiny_directory, pairs, tmp_path):
     """RLIMIT_FSIZE stands for the disk: writing past it fails as a full disk does, part by part."""
     program = """
@@ -472,6 +475,7 @@ def test_processes_that_begin_at_one_moment_share_the_job(tiny, pairs, tmp_path)
 # memory
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_however_long_the_input(tiny_directory):
     """The peak after eight times the rows is higher by less than a tenth of what their results hold, and a little noise."""
     program = """

@@ -60,6 +60,7 @@ def test_a_channel_of_zeros_and_the_smallest_numbers_are_quantised():
     np.testing.assert_allclose(back[:, [0, 2]], kernel[:, [0, 2]], atol=1e-32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_features_and_answers_stay_near_the_float_ones(tiny_directory, sick_pairs, dtype):
     """A step is 1/127 of the largest; rounding is off by at most half of it. 0.999 is what is asked of real text."""
@@ -82,6 +83,7 @@ def test_a_predictor_runs_quantised_parameters_and_says_so(tiny_directory, sick_
     assert predictor.describe()["quantized"]
 
 
+@pytest.mark.slow
 def test_several_devices_share_quantised_layers(eight_devices, tiny_directory):
     program = f"""
 import jax, numpy as np, roberta_flax

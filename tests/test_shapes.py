@@ -121,6 +121,7 @@ def _without_cudnn(original, *args, implementation, **kwargs):
     return original(*args, implementation="xla", **kwargs)
 
 
+@pytest.mark.slow
 def test_every_signature_of_the_network_has_the_shapes_that_pass_through_it(nn, monkeypatch):
     """In a network of each form, one in float32 and one in 16 bits, where products and activations differ."""
     run_network(nn, config_of(nn, "post-norm"), "float32")

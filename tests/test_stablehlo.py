@@ -77,6 +77,7 @@ def programs(exported):
     return stablehlo.load(exported)
 
 
+@pytest.mark.slow
 def test_every_public_function_and_head_has_a_program_for_the_three_platforms(programs):
     of_heads = {f"{function}.{head.name}" for head in HEADS for function in ("head_logits", "head_log_probs")}
     assert programs.keys() == of_heads | {
@@ -100,12 +101,14 @@ def check(program: stablehlo.Program, batch: int, length: int) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=FLOAT32, err_msg=program.signature.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["features", "lm_logits.positions", "head_log_probs.mnli"])
 def test_one_program_gives_forwards_results_for_every_shape(programs, name, shape):
     check(programs[name], *SHAPES[shape])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["pooled", "hidden", "lm_logits", "head_logits", "head_log_probs"])
 def test_programs_of_all_functions_give_forwards_results(programs, prefix):
     for name, program in programs.items():
@@ -133,6 +136,7 @@ def test_a_program_is_a_pure_function_of_parameters_by_their_names_in_the_file(p
     np.testing.assert_allclose(found, forward.features(halved, tokens, config=CONFIG) + 1, atol=FLOAT32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_half_precision_program_gives_what_forward_gives_in_it(model, dtype, tmp_path):
     """Two units in the last place: operands are rounded alike, and sums of float32 are in another order."""
@@ -146,6 +150,7 @@ def test_a_half_precision_program_gives_what_forward_gives_in_it(model, dtype, t
     np.testing.assert_allclose(found, wanted, rtol=2 * unit, atol=2 * unit * float(np.abs(wanted).max()))
 
 
+@pytest.mark.slow
 def test_an_int8_program_gives_what_quantised_parameters_give(model, tmp_path):
     exported = stablehlo.export(model, tmp_path / "int8", quantize="int8")
     assert (exported / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
@@ -192,6 +197,7 @@ def test_the_bytecode_is_portable_stablehlo_whose_main_takes_what_programs_json_
         assert len(content) < 60_000, "parameters are no constants"
 
 
+@pytest.mark.slow
 def test_the_bytecode_of_one_platform_runs_in_stablehlos_reference_interpreter(model, tmp_path):
     """Without jax.export and XLA's backends: shapes are given, XLA's refinement makes all others of them."""
     from jax._src.lib import _jax
@@ -248,6 +254,7 @@ def test_a_model_without_lm_head_has_no_program_of_it(tiny_directory, tmp_path):
     np.testing.assert_allclose(programs["features"](tokens), expected(programs["features"], tokens), atol=FLOAT32)
 
 
+@pytest.mark.slow
 def test_neither_x64_nor_who_calls_changes_what_is_written(model, exported, tmp_path):
     with jax.enable_x64(True):
         again = stablehlo.export(model, tmp_path / "x64")
@@ -419,6 +426,7 @@ stablehlo.export(*sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", ["model.safetensors", "stablehlo/features.jax", "stablehlo/head_logits.span.jax"])
 def test_an_export_that_is_killed_leaves_nothing_that_loads(model, after, tmp_path):
     destination = tmp_path / "out"

@@ -127,6 +127,7 @@ def test_embedded_model_is_small_and_the_recipe_reproduces_all_but_its_weights(e
         assert (embedded_model / name).read_bytes() == content, name
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_learns(tmp_path, monkeypatch):
     def small_config(vocab_size: int) -> RobertaConfig:
         return RobertaConfig(

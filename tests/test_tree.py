@@ -73,6 +73,7 @@ def test_every_form_of_a_tree_is_the_same_model(params, form, tmp_path):
     assert set(flatten(other)) == set(flatten(params))
 
 
+@pytest.mark.slow
 def test_a_tree_that_orbax_restored_without_a_template_is_the_same_model(params, tmp_path):
     import orbax.checkpoint as ocp
 
@@ -154,6 +155,7 @@ def test_another_number_of_layers_than_the_configurations_is_refused(params):
             logits(params, dataclasses.replace(CONFIG, num_layers=count))
 
 
+@pytest.mark.slow
 def test_the_gradient_through_int8_is_that_of_float32_but_for_rounding(tiny):
     tokens = jnp.asarray(tiny.encode("A man is sleeping.", "Nobody is awake.")[None])
 

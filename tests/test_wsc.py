@@ -84,6 +84,7 @@ def test_candidates_are_noun_chunks_and_runs_of_one_kind_of_noun_without_pronoun
     assert pronouns.noun_phrases(doc, "that truck, and Paul") == [p for p in phrases[:4] if p != "truck"]
 
 
+@pytest.mark.slow
 def test_a_score_is_the_mean_log_probability_of_the_masked_tokens_alone_in_the_sentence(tiny):
     """Beside lm_logits of each sentence by itself, unpadded, at every position."""
     schema = pronouns.read_schema(SENTENCE)

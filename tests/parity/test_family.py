@@ -94,6 +94,7 @@ def test_checkpoints_of_every_vintage_agree(change, tmp_path, tiny_source):
     assert_agrees(model, source, tmp_path / "converted")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_heads_of_other_widths_and_with_spectral_norm_agree(tmp_path, tiny_source):
     model = build(**SMALL, heads={"mnli": 3}, dtype=torch.float64, spectral_norm_classification_head=True)
@@ -346,6 +347,7 @@ def family_member(request, tmp_path, sentencepiece_model):
     return hub, source
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("family_member", FAMILY.values(), indirect=True, ids=FAMILY)
 def test_xlmr_and_camembert_agree(family_member, tmp_path, sick_pairs):
@@ -386,6 +388,7 @@ def test_xlmr_and_camembert_agree(family_member, tmp_path, sick_pairs):
     assert all(saved.encode(text).tolist() == roberta.encode(text).tolist() for text in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_gottbert_and_umberto_layouts(tmp_path, tiny_source, sentencepiece_model, sick_pairs):
     """GottBERT: vocab.json and merges.txt of the tokenizers package (hf_byte_bpe). UmBERTo: a *.model of another name."""

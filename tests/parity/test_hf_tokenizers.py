@@ -96,6 +96,7 @@ def refused(message: str, folder: Path, family: str, **options: Any) -> None:
 # RoBERTa's own vocabulary
 
 
+@pytest.mark.slow
 def test_a_released_vocabulary_goes_to_fairseq_with_the_ids_of_gpt2s_bpe(
     tmp_path, gpt2_bpe, gpt2_tokenizer, sick_pairs
 ):

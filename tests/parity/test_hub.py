@@ -23,6 +23,7 @@ MASKED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_everything_a_hub_does_is_what_fairseq_does_with_the_embedded_model(
     fairseq_loads, tiny_source, tiny, sick_pairs
 ):
@@ -97,6 +98,7 @@ def test_a_new_heads_parameters_are_distributed_as_fairseqs(tiny):
             assert values.std() == pytest.approx(expected.std(), rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", "base"])
 def test_transformers_network_agrees(size, tmp_path, tiny_source):
     """A second reference, which shares no code with fairseq."""

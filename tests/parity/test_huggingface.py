@@ -156,6 +156,7 @@ def assert_same_outputs(model: Any, roberta: roberta_flax.Roberta, tokens: np.nd
         assert largest_difference(theirs.pooler_output, ours["head_log_probs"]["pooler"]) <= tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_class_agrees_and_goes_back_bit_for_bit(variant, tmp_path, tokenizers, sentencepiece_model):
@@ -185,6 +186,7 @@ def test_every_class_agrees_and_goes_back_bit_for_bit(variant, tmp_path, tokeniz
         assert largest_difference(model(inputs)[0], again(inputs)[0]) <= FLOAT64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [
@@ -235,6 +237,7 @@ def test_every_file_layout_gives_the_same_directory(layout, tmp_path, tokenizers
     assert not verify(directory, source).problems
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "class_name",
@@ -425,6 +428,7 @@ def test_an_index_cannot_lead_out_of_its_directory(name, tmp_path, tokenizers):
         convert(source, tmp_path / "converted")
 
 
+@pytest.mark.slow
 def test_a_released_vocabulary_is_the_same_from_either_library(tmp_path, gpt2_bpe, gpt2_tokenizer, sick_pairs):
     """RoBERTa's own, with transformers' vocab.json made as transformers made it."""
     encoder = json.loads((gpt2_bpe / "encoder.json").read_text())

@@ -140,12 +140,14 @@ def base_float64(x64, base_model, tmp_path_factory, tiny_source):
     return converted(base_model, folder, tiny_source, dtype="float64", param_dtype="float64")
 
 
+@pytest.mark.slow
 def test_base_agrees_in_float64(base_model, base_float64):
     assert_same_network(base_model, base_float64, random_tokens([1, 13, 60], 50265), FLOAT64)
     tokens = random_tokens([512, 1], 50265, seed=1)
     assert largest_difference(all_hidden(base_model, tokens)[1], base_float64.extract_features(tokens)) <= FLOAT64
 
 
+@pytest.mark.slow
 def test_gradients_of_base_agree_in_float64(base_model, base_float64):
     tokens = random_tokens([1, 9, 24], 50265)
     labels = np.array([0, 2, 1])
@@ -189,6 +191,7 @@ def test_gradients_of_base_agree_in_float64(base_model, base_float64):
         assert not ours
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_padded_row_is_what_it_is_alone_at_every_length(tmp_path, tiny_source):
     model = build(**{**SMALL, "max_positions": 512, "tokens_per_sample": 512}, dtype=torch.float64)
@@ -211,6 +214,7 @@ def test_a_row_of_nothing_but_padding_gives_no_nan(tiny):
     assert largest_difference(tiny.extract_features(tokens)[0, :3], tiny.extract_features(tokens[0, :3])[0]) < FLOAT32
 
 
+@pytest.mark.slow
 def test_base_agrees_in_float32(tmp_path, tiny_source):
     model = build(seed=3)
     roberta = converted(model, tmp_path, tiny_source)
@@ -221,6 +225,7 @@ def test_base_agrees_in_float32(tmp_path, tiny_source):
             assert largest_difference(state, ours) <= FLOAT32
 
 
+@pytest.mark.slow
 def test_large_agrees_in_float32_and_runs_every_line_of_fairseqs_readme(tmp_path, gpt2_bpe):
     model = build("roberta_large")
     source = write(model, tmp_path / "source", gpt2_bpe, "2019")
@@ -234,7 +239,9 @@ def test_large_agrees_in_float32_and_runs_every_line_of_fairseqs_readme(tmp_path
     assert last_layer_features.shape == (1, 5, 1024)
     all_layers = roberta.extract_features(tokens, return_all_hiddens=True)
     assert len(all_layers) == 25
-    assert (all_layers[-1] == last_layer_features).all()
+    assert (
+        largest_difference(all_layers[-1], last_layer_features) <= FLOAT32
+    )  # two programs, each rounded in its own way
 
     pairs = [
         ["Roberta is a heavily optimized version of BERT.", "Roberta is not very optimized."],
@@ -271,6 +278,7 @@ def test_bfloat16_is_near_float32(tmp_path, tiny_source):
     assert np.isfinite(half.predict("mnli", tokens)).all()
 
 
+@pytest.mark.slow
 def test_in_float64_nothing_is_computed_in_less(base_model, base_float64):
     tokens = random_tokens([6], 50265)
     program = forward.features.trace(

@@ -74,6 +74,7 @@ def random_texts(count: int, seed: int) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 def test_ids_are_fairseqs_on_over_100000_strings(gpt2_tokenizer, fairseq_hub, sick_pairs):
     code = [
         line
@@ -88,6 +89,7 @@ def test_ids_are_fairseqs_on_over_100000_strings(gpt2_tokenizer, fairseq_hub, si
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_every_character_alone_and_between_letters_has_fairseqs_ids(gpt2_tokenizer, fairseq_hub):
     # 16 a text, so that every code point there is takes part
     characters = [chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]

@@ -45,6 +45,7 @@ def hubs(fairseq_loads, gpt2_bpe, tmp_path_factory):
         yield fairseq_loads(source), roberta_flax.load(convert(source, folder / "converted"))
 
 
+@pytest.mark.slow
 def test_words_and_vectors_are_fairseqs_wherever_it_has_them(hubs, sick_pairs):
     theirs, ours = hubs
     for text in [*WORDS, *(text for pair in sick_pairs[:60] for text in pair)]:

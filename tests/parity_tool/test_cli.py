@@ -178,6 +178,7 @@ def test_recording_does_not_change_measurements(tiny_directory, recording):
     assert measurements(parity.compare(tiny_directory, texts=TEXTS, only=ONLY)) == measurements(recording[1])
 
 
+@pytest.mark.slow
 def test_a_replay_does_not_need_torch(tiny_directory, recording):
     folder, recorded = recording
     program = [sys.executable, "-c", WITHOUT_TORCH, "parity", str(tiny_directory)]

@@ -117,6 +117,7 @@ def test_a_network_of_other_shapes_is_an_error_that_names_the_point(networks, ch
         compared(network, subject, gradients=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("equivalent", EQUIVALENTS, ids=lambda each: each.name)
 def test_a_network_computed_otherwise_passes(equivalent: Equivalent, dtype, networks, changed):
@@ -147,6 +148,7 @@ CONFIGURATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("config", CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys())
 def test_a_right_network_passes(config, dtype, networks):
@@ -174,6 +176,7 @@ def test_a_right_network_passes_with_every_activation(activation, dtype, network
     assert run.passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_right_network_passes_compiled(dtype, networks):
     network = networks(POST_NORM)

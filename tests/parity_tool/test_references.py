@@ -51,6 +51,7 @@ def assert_same_values(library: TorchReference, builtin: TorchReference, directo
     return set(names) - exposed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", SMALL_VARIANTS)
 def test_builtin_reference_agrees_with_fairseq(variant, tmp_path, tiny_source):
     changes = {**SMALL, **SMALL_VARIANTS[variant]}
@@ -66,6 +67,7 @@ def test_builtin_reference_agrees_with_fairseq(variant, tmp_path, tiny_source):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant", [name for name, (of, _) in huggingface.VARIANTS.items() if "XL" not in of and "Pre" not in of]
 )

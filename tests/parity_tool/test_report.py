@@ -28,6 +28,7 @@ def tables(report: parity.Report, width: int = 80, **options: bool) -> str:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_correct_model_passes(report):
     assert report.passed
     assert [run.dtype for run in report.runs] == ["float32", "bfloat16"]

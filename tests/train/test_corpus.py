@@ -193,6 +193,7 @@ def test_a_failure_leaves_the_file_of_before(sample, tmp_path, tokenizer):
     assert sample.path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path, tokenizer):
     def peak(lines: int) -> int:
         source = tmp_path / "t.txt"

@@ -36,7 +36,7 @@ from roberta_flax.tasks import judging
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train.finetuning import FineTuning, Result, continues, trained_part
 from roberta_flax.train.validation import Validation
-from tests.conftest import ROOT
+from tests.conftest import EIGHT_DEVICES, ROOT
 
 # learns in seconds: no dropout, no warm-up of any length, and a learning rate for a random network of two layers
 FAST = ("--lr", "2e-3", "--dropout", "0", "--attention-dropout", "0", "--batch-size", "8", "--update-freq", "1",
@@ -77,6 +77,7 @@ def sentiment(tmp_path) -> Path:
 # --- every kind of head -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sst2_learns_and_predict_and_evaluate_take_the_best_model(finetune, run, sentiment, tmp_path):
     summary, err = finetune(sentiment, tmp_path / "o", "--task", "sst2", "--steps", "40", "--validate-every", "10")
     assert summary["metrics"] == {"accuracy": 1.0}
@@ -95,6 +96,7 @@ def test_sst2_learns_and_predict_and_evaluate_take_the_best_model(finetune, run,
     assert judged["confusion"] == summary["confusion"]
 
 
+@pytest.mark.slow
 def test_a_regression_learns_and_is_judged_by_correlations(finetune, tmp_path):
     words = ("no", "one", "two", "some", "many")
     rows = [{"a": f"the {noun}", "b": f"{word} dogs", "y": i + 1} for noun in NOUNS for i, word in enumerate(words)]
@@ -107,6 +109,7 @@ def test_a_regression_learns_and_is_judged_by_correlations(finetune, tmp_path):
     assert converted.read_config(tmp_path / "o" / "best").head("degree").problem == "regression"
 
 
+@pytest.mark.slow
 def test_several_labels_learn(finetune, run, tmp_path):
     rows = [
         f"the {noun} is {a} and {b},{int(a == 'red')},{int(b == 'old')}"
@@ -133,6 +136,7 @@ def test_several_labels_learn(finetune, run, tmp_path):
     assert json.loads(out)["label"] == "red"
 
 
+@pytest.mark.slow
 def test_tokens_learn(finetune, run, tmp_path):
     rows = [
         {"words": ["the", noun, verb, "the", other], "tags": ["O", "SUBJECT", "O", "O", "OBJECT"]}
@@ -149,6 +153,7 @@ def test_tokens_learn(finetune, run, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_entities_are_judged_whole_where_labels_mark_them(finetune, run, tmp_path):
     rows = [
         {"tokens": ["the", noun, "sees", "old", other], "ner": ["O", "B-ONE", "O", "B-TWO", "I-TWO"]}
@@ -191,6 +196,7 @@ def test_entities_are_judged_whole_where_labels_mark_them(finetune, run, tmp_pat
         assert (status, err.count("\n"), message in err) == (1, 1, True), err
 
 
+@pytest.mark.slow
 def test_spans_learn_over_windows_and_where_there_is_none(finetune, run, tmp_path):
     rows = []
     for noun in NOUNS:
@@ -224,6 +230,7 @@ def test_spans_learn_over_windows_and_where_there_is_none(finetune, run, tmp_pat
     assert nowhere["probability"] < nowhere["no_answer"]
 
 
+@pytest.mark.slow
 def test_choices_learn(finetune, run, tmp_path):
     rows = [
         {"text": f"What does the {noun} drink?", "choices": [*other, "tea", *more], "label": len(other)}
@@ -238,6 +245,7 @@ def test_choices_learn(finetune, run, tmp_path):
     assert json.loads(out)["label"] == "tea"
 
 
+@pytest.mark.slow
 def test_multiple_choice_as_fairseq_frames_race_learns(finetune, tmp_path):
     rows = []
     for i, noun in enumerate(NOUNS * 2):
@@ -253,6 +261,7 @@ def test_multiple_choice_as_fairseq_frames_race_learns(finetune, tmp_path):
 # --- runs -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sts_b_is_trained_on_fifths_and_evaluate_agrees(finetune, run, tmp_path):
     words = ("no", "one", "two", "some", "many")
     rows = [f"the {noun}\t{word} dogs\t{i + 1}.0" for noun in NOUNS for i, word in enumerate(words)]
@@ -268,6 +277,7 @@ def test_sts_b_is_trained_on_fifths_and_evaluate_agrees(finetune, run, tmp_path)
     assert json.loads(out)["metrics"] == pytest.approx(summary["metrics"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_python_is_the_commands(finetune, sentiment, tiny_directory, tmp_path):
     """The same bytes of records; and evaluation reads the file as validation does."""
     summary, _ = finetune(sentiment, tmp_path / "command", "--task", "sst2", "--steps", "4", "--validate-every", "2")
@@ -285,6 +295,7 @@ def test_fine_tuning_from_python_is_the_commands(finetune, sentiment, tiny_direc
     assert judged.evaluation == result.evaluation
 
 
+@pytest.mark.slow
 def test_several_seeds_give_a_run_each_their_median_and_the_best(finetune, sentiment, tmp_path, run):
     seeds = ("--seed", 3, "--seed", 1, "--seed", 2)
     options = ("--task", "sst-2", "--steps", "6", *seeds)
@@ -300,6 +311,7 @@ def test_several_seeds_give_a_run_each_their_median_and_the_best(finetune, senti
     assert not np.array_equal(*heads)
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_path):
     options = ("--task", "sst-2", "--steps", "4")
     first, _ = finetune(sentiment, tmp_path / "o", *options)
@@ -307,6 +319,7 @@ def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_pat
     assert first == again
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_was_not(
     tiny_directory, sentiment, tmp_path
 ):
@@ -339,6 +352,7 @@ def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_w
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run, sentiment, tiny_directory, tmp_path):
     finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--steps", "2")
     files = (sentiment, "--valid", sentiment, "-o", tmp_path / "o", "--steps", "2")
@@ -461,6 +475,7 @@ def test_a_column_or_class_named_twice_is_refused(columns, named, tiny, tmp_path
             readers.task_reader("custom", train, tiny.config, tiny.tokenizer, kind="token", columns=words)
 
 
+@pytest.mark.slow
 def test_a_model_says_what_it_was_trained_on_and_the_commands_need_no_more(finetune, run, tmp_path):
     rows = [f"the {noun} is {word},{label},a{i}" for i, noun in enumerate(NOUNS)
             for word, label in (("good", "up"), ("bad", "down"))]  # fmt: skip
@@ -506,6 +521,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_others_move(finetune, sentiment,
         assert same == path.startswith(("embeddings.", "layers.0.", "lm_head.")), path
 
 
+@pytest.mark.slow
 def test_updates_of_several_batches_are_those_of_one_large_batch(finetune, sentiment, tmp_path):
     for name, batch, freq in (("one", 8, 1), ("two", 4, 2)):
         options = ("--task", "sst-2", "--steps", "4", "--batch-size", batch, "--update-freq", freq, "--lr", "1e-4")
@@ -532,6 +548,7 @@ def test_columns_and_labels_of_ones_own_for_a_known_task(finetune, run, tmp_path
     assert converted.read_config(tmp_path / "o" / "best").head("nli2").labels == ("no", "yes")
 
 
+@pytest.mark.slow
 def test_dtype_remat_plot_and_tensorboard_go_through(finetune, sentiment, tmp_path):
     options = ("--task", "sst-2", "--steps", "4", "--dtype", "bfloat16", "--remat", "--plot", "--tensorboard")
     summary, _ = finetune(sentiment, tmp_path / "o", *options, "--layer-decay", "0.9", "--clip-norm", "1")
@@ -575,9 +592,10 @@ def test_what_the_user_can_mend_is_one_line(arguments, message, run, sentiment, 
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one(tiny_directory, sentiment, tmp_path):
     """Tensor parallel and fully sharded, in a process of eight CPU devices; validation and the best model included."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}", "JAX_PLATFORMS": "cpu"}
     options = (*FAST, "--steps", "4", "--lr", "1e-4", "--adam-eps", "1e-4", "--json")
     summaries = []
     for name, devices in (("one", ("--data-parallel", "1")), ("eight", ("--tensor-parallel", "2", "--fully-sharded"))):
@@ -595,6 +613,7 @@ def test_eight_devices_agree_with_one(tiny_directory, sentiment, tmp_path):
         np.testing.assert_allclose(leaf, eight[path], rtol=0, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
     finetune, two_hosts, tiny_directory, sentiment, tmp_path
 ):
@@ -724,6 +743,7 @@ def test_no_answer_is_given_where_every_window_says_so(tiny, tmp_path):
     assert judged(*asked[:2]) == {"exact_match": 1.0, "f1": 1.0}
 
 
+@pytest.mark.slow
 def test_the_documentations_python_runs(tiny, tmp_path, monkeypatch):
     """Its section on fine-tuning, on the embedded model and a file of a few rows."""
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

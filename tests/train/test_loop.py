@@ -81,6 +81,7 @@ def undisturbed(tmp_path_factory) -> Path:
 # what a run computes and records
 
 
+@pytest.mark.slow
 def test_a_run_computes_what_its_definition_says(tmp_path):
     """The same updates, written out: each batch once, in order, with the key of its number."""
     outcome = small.train(tmp_path / "run")
@@ -113,6 +114,7 @@ def test_a_run_computes_what_its_definition_says(tmp_path):
     assert all(line["tokens"] == 5 * small.BATCH * small.WIDTH and line["seconds"] > 0 for line in speed)
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_command_have_the_same_bytes_and_a_finished_one_is_not_run_again(undisturbed, tmp_path):
     first = small.train(tmp_path / "run")
     assert_same_run(tmp_path / "run", undisturbed)
@@ -139,6 +141,7 @@ class Scalar:
         return np.float32(self.value)
 
 
+@pytest.mark.slow
 def test_nothing_is_waited_for_before_the_next_update_is_on_its_way(tmp_path):
     events: list[str] = []
 
@@ -153,6 +156,7 @@ def test_nothing_is_waited_for_before_the_next_update_is_on_its_way(tmp_path):
     assert " ".join(events) == order
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_and_patience_ends_a_run(tmp_path):
     series = iter([0.5, 0.6, float("nan"), 0.7, 0.7, 0.6, 0.9])
     kept: list[float] = []
@@ -221,6 +225,7 @@ def test_what_a_kill_left_beyond_the_newest_few_is_deleted_when_the_run_is_opene
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_after_the_update_and_the_same_command_goes_on(undisturbed, tmp_path, number):
     def step(params, opt_state, batch, key):
@@ -242,6 +247,7 @@ def test_a_signal_ends_a_run_after_the_update_and_the_same_command_goes_on(undis
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_stopped_twice_ends_with_the_same_bits(tiny_directory, sick_pairs, tmp_path):
     """The embedded model, with dropout, frozen embeddings and fairseq's optimizer."""
     import grain
@@ -289,6 +295,7 @@ def test_a_network_that_is_stopped_twice_ends_with_the_same_bits(tiny_directory,
     assert not np.array_equal(leaves(parts.params["heads"])[0], leaves(roberta.params["heads"])[0])
 
 
+@pytest.mark.slow
 def test_a_run_outside_the_main_thread_takes_no_signals(undisturbed, tmp_path):
     thread = threading.Thread(target=small.train, args=(tmp_path / "run",))
     thread.start()
@@ -307,6 +314,7 @@ def test_the_command_line_ends_with_the_signals_number(monkeypatch, capsys):
     assert capsys.readouterr().err == "roberta-flax: SIGTERM: stopped\n"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_with_what_was_asked_first(tmp_path):
     small.train(tmp_path / "run", {"total_steps": 8})
     with pytest.raises(
@@ -320,6 +328,7 @@ def test_a_run_goes_on_only_with_what_was_asked_first(tmp_path):
         small.train(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_train_in_one_directory_at_once(tmp_path):
     told: list[str] = []
 
@@ -336,6 +345,7 @@ def test_two_runs_do_not_train_in_one_directory_at_once(tmp_path):
 # numbers that are none
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bad", "accumulate"), [(3, 1), (40, 1), (3, 2)])
 def test_a_nan_loss_names_the_update_the_batch_and_the_last_good_checkpoint(tmp_path, bad, accumulate):
     data, update = small.batches(accumulate=accumulate), 0
@@ -364,6 +374,7 @@ def test_a_nan_loss_names_the_update_the_batch_and_the_last_good_checkpoint(tmp_
         assert all(np.isfinite(leaf).all() for leaf in leaves(restored(tmp_path / "run", step)[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", range(1, 6))
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, broken):
     """The loss and the gradient of the update are finite, what comes of it is not."""
@@ -386,6 +397,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, broken):
 # disks
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_in_one_line_and_the_run_goes_on_when_there_is_room(undisturbed, tmp_path):
     """RLIMIT_FSIZE stands for the disk: writing past it fails as a full disk does."""
     program = """
@@ -425,6 +437,7 @@ except InputError as error:
     assert_same_run(tmp_path / "records", undisturbed)
 
 
+@pytest.mark.slow
 def test_directories_that_cannot_be_written_or_read_say_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*: (Not a directory|File exists); choose another directory"):
@@ -477,6 +490,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, monkeypatch):
 # how far it is, curves, TensorBoard
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_loss_learning_rate_speed_and_the_time_left(on_a_terminal, tmp_path):
     text, stdout = on_a_terminal([*RUN, tmp_path / "run", json.dumps({"progress": True})])
     assert stdout == ""
@@ -485,11 +499,13 @@ def test_a_terminal_shows_loss_learning_rate_speed_and_the_time_left(on_a_termin
     assert "WARNING" not in text
 
 
+@pytest.mark.slow
 def test_a_file_gets_lines_instead_of_a_bar(tmp_path, capsys):
     small.train(tmp_path / "run", {"total_steps": 8}, progress=True)
     assert re.fullmatch(r"8 of 8 steps, loss [\d.]+ lr [\d.e-]+ \d+ tokens/s 0:00:00 left\n", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_of_the_records(tmp_path):
     pytest.importorskip("matplotlib")
     small.train(tmp_path / "run", plot=True)
@@ -508,6 +524,7 @@ def test_curves_are_drawn_of_the_records(tmp_path):
         plots.curves(tmp_path / "none.jsonl", tmp_path / "p.png")
 
 
+@pytest.mark.slow
 def test_tensorboard_files_have_the_records(tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
@@ -532,6 +549,7 @@ def test_tensorboard_files_have_the_records(tmp_path):
 # several devices, several processes
 
 
+@pytest.mark.slow
 def test_eight_devices_and_one_agree(eight_devices, tmp_path):
     """Rows divided over the devices, parameters whole or divided too; in float64, so that only a mistake is seen."""
     output = eight_devices(f"""
@@ -633,6 +651,7 @@ def told(processes: list[subprocess.Popen]) -> list[str]:
     return [process.communicate(timeout=200)[0].splitlines()[-1] for process in processes]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(undisturbed, tmp_path):
     for _ in range(2):  # the second time it has ended
         assert told(distributed(tmp_path / "run", 60)) == ["2 60", "2 60"]
@@ -647,6 +666,7 @@ def test_two_processes_train_as_one_does(undisturbed, tmp_path):
         assert re.match(r"InputError .* has another run \(plan.total_steps was 60 and is 59\)", line)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_after_the_same_update(tmp_path):
     processes = distributed(tmp_path / "run", 10**6)
     metrics = tmp_path / "run" / "metrics.jsonl"

@@ -200,6 +200,7 @@ def test_perplexity_is_of_the_mean_over_tokens_hand_worked():
     assert mean_loss(lambda params, batch: (1e6, 1.0), None, [{}])["perplexity"] == math.inf
 
 
+@pytest.mark.slow
 def test_a_mesh_of_eight_devices_has_one_devices_loss(eight_devices, tiny_directory):
     program = f"""
 import jax, numpy as np
@@ -247,6 +248,7 @@ def data(run, tiny_source, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_from_text_to_a_model_that_has_learned(run, data, tiny_source, tmp_path):
     out = tmp_path / "run"
     options = ("--steps", 80, "--warmup-steps", 8, "--lr", 0.01, "--update-freq", 2, "--validate-every", 40)
@@ -275,6 +277,7 @@ def test_from_text_to_a_model_that_has_learned(run, data, tiny_source, tmp_path)
     assert (status, err.count("\n"), "whole_words" in err) == (1, 1, True)
 
 
+@pytest.mark.slow
 def test_pretraining_from_python_is_the_commands(run, data, tiny_source, tmp_path):
     """The same bytes of records, and the same perplexity."""
     arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "command", "--tokenizer", tiny_source)
@@ -306,6 +309,7 @@ def test_a_uniform_models_perplexity_is_its_vocabulary(run, data, tiny, tmp_path
     assert out.startswith(f"loss {math.log2(581):.3f} bits, perplexity 581.00, of ")
 
 
+@pytest.mark.slow
 def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_directory, tmp_path):
     arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "run", "--model", tiny_directory)
     status, out, err = run(*arguments, *SHORT, *ONE_SHAPE)
@@ -318,6 +322,7 @@ def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_d
     assert not np.array_equal(before["embeddings.token.embedding"], after["embeddings.token.embedding"])
 
 
+@pytest.mark.slow
 def test_two_hosts_and_one_agree(run, two_hosts, data, tiny_source, tmp_path):
     options = (data, "--valid", data, "--tokenizer", tiny_source, *SMALL, *SHORT, *ONE_SHAPE)
     assert run("pretrain", "-o", tmp_path / "one", *options)[0] == 0
@@ -375,6 +380,7 @@ def test_long_samples_are_left_out_and_counted(run, data, tiny_directory):
     assert "samples are over 13 tokens and are dropped" in err
 
 
+@pytest.mark.slow
 def test_rows_that_the_devices_cannot_share_are_refused_in_one_line(eight_devices, data, tiny_directory, tmp_path):
     program = f"""
 import sys

@@ -62,6 +62,7 @@ def same_parameters(one: loop.Outcome, other: loop.Outcome) -> bool:
 # checkpoints
 
 
+@pytest.mark.slow
 def test_a_bit_flipped_anywhere_in_a_checkpoint_is_named_or_changes_nothing(finished, stopped, tmp_path):
     """A bit of every file. What orbax writes about a checkpoint, and not of the run, may differ."""
     expected = resume(finished)
@@ -82,6 +83,7 @@ def test_a_bit_flipped_anywhere_in_a_checkpoint_is_named_or_changes_nothing(fini
     assert found >= len(of_the_run) - 1  # commit_success.txt beside them, which says that orbax has written them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "damage"),
     [
@@ -119,6 +121,7 @@ def test_checksums_that_are_gone_or_damaged_are_damage_too_and_the_only_checkpoi
         resume(stopped)
 
 
+@pytest.mark.slow
 def test_no_older_checkpoint_is_deleted_before_the_newest_is_known_to_be_whole(finished, tmp_path):
     path = shutil.copytree(finished, tmp_path / "run")
     (path / "checkpoints" / "12" / "state" / "_METADATA").unlink()
@@ -145,6 +148,7 @@ def test_sha256sum_agrees_with_the_checksums(finished):
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stray", ["notes.txt", "old/40", "8.bak"])
 def test_what_else_lies_beside_the_checkpoints_does_no_harm(finished, stopped, stray):
     path = stopped / "checkpoints" / stray
@@ -168,6 +172,7 @@ def test_a_checkpoint_that_orbax_cannot_read_though_it_is_whole_is_one_line(stop
 # the other files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "lost"),
     [
@@ -217,6 +222,7 @@ def test_a_run_that_ended_and_has_no_checkpoint_any_more_is_not_trained_again(fi
         resume(path, train_step=None)
 
 
+@pytest.mark.slow
 def test_a_run_says_where_it_resumes_or_that_it_starts_over(stopped, capsys):
     resume(stopped, progress=True)
     assert f"{stopped}: resuming after step 8 of 12\n" in capsys.readouterr().err

@@ -67,6 +67,7 @@ def outcomes(eight_devices) -> dict[tuple, dict]:
     return {tuple(line["how"]): line for line in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WAYS)
 def test_devices_that_share_an_update_agree_with_one(how, outcomes):
     # float64, dropout on: the masks are one device's; sums of some thousand numbers in another order, and Adam's

@@ -238,6 +238,7 @@ def sentence_batch(rows: int = 4) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "targets": np.arange(rows, dtype=np.int32) % 3, "weights": np.ones(rows, np.float32)}
 
 
+@pytest.mark.slow
 def test_losses_of_other_heads_are_torchs_functions_of_their_logits(params):
     tokens = random_tokens([9, 30, 2, 21], VOCAB)
     is_token = tokens != PAD
@@ -298,6 +299,7 @@ def test_a_choice_of_padding_alone_is_none(params):
     assert float(judged[0]) == pytest.approx(float(judged[1]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_layers_that_are_computed_again_give_the_same_update(params):
     results = []
     for remat in (False, True):
@@ -394,6 +396,7 @@ def test_dropout_is_drawn_at_its_rate_and_anew_in_each_update(params):
     assert float(loss(jax.random.key(0))) == float(loss(jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_and_takes_no_moments(params):
     freeze = ("embeddings", r"layers\.0\.")
     optimizer = adam(1e-3, config=CONFIG)
@@ -409,6 +412,7 @@ def test_what_is_frozen_stays_and_takes_no_moments(params):
         assert (path in moments) == (not frozen)
 
 
+@pytest.mark.slow
 def test_what_a_loss_does_not_read_is_not_decayed(params):
     optimizer = adam(1e-3, config=CONFIG)
     copy = jax.tree.map(jnp.copy, params)
@@ -420,6 +424,7 @@ def test_what_a_loss_does_not_read_is_not_decayed(params):
         assert np.array_equal(value, after[path]) == unread or zero, path
 
 
+@pytest.mark.slow
 def test_layer_decay_scales_updates_by_depth(params):
     config = CONFIG
     gradients = jax.tree.map(jnp.ones_like, params)
