@@ -48,8 +48,8 @@ def open_run(directory: Path, run_config: Mapping[str, Any], file: str = RUN_FIL
         be written.
     """
     lock = filelock.FileLock(directory / LOCK_FILE)
-    checked_by_first_process(lambda: _lock_and_check(directory, run_config, file, lock))
     try:
+        checked_by_first_process(lambda: _lock_and_check(directory, run_config, file, lock))
         yield
     finally:
         with suppress(OSError):  # the directory may be gone

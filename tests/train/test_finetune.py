@@ -421,7 +421,7 @@ def test_runs_of_one_seed_and_of_several_keep_out_of_each_others_directories(sen
     summary = (tmp_path / "two" / "summary.json").read_text()
     other = dataclasses.replace(tuning, patience=3)
     for directory, seeds, asked, message in (
-        ("one", (4, 5), tuning, "one has a run of one seed; give the same seeds to resume it, or choose another"),
+        ("one", (4, 5), tuning, "one has a run of one seed; give the same seeds to resume, or choose another"),
         ("two", (1,), tuning, "two has runs of several seeds; give the same seeds to resume"),
         ("two", (3, 2), tuning, "two has a run of seed 1, too, which the new summary would leave out; give --seed 1"),
         ("two", (1, 2), other, r"two has another run \(patience was None and is 3\)"),

@@ -449,7 +449,7 @@ def test_directories_that_cannot_be_written_or_read_say_so(tmp_path):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"cannot read .*checkpoints/8: .*; remove it to resume from the previous checkpoint"
+        InputError, match=r"checkpoints/8 is damaged: state/.* has other content .*; remove it to resume from step 4"
     ) as error:
         small.train(tmp_path / "run", {"total_steps": 8})
     assert "\n" not in str(error.value)

@@ -255,6 +255,13 @@ def test_a_setting_of_jax_that_changes_the_numbers_is_part_of_a_run(stopped, nam
     assert f"has another run ({shown}); pass the same options" in str(error.value)
 
 
+def test_a_refused_run_leaves_its_directory_unlocked(stopped):
+    for seed in (2, 3):
+        with pytest.raises(InputError, match=f"has another run .plan.seed was 1 and is {seed}"):
+            small.train(stopped, {**PLAN, "seed": seed}, train_step=None)
+    assert resume(stopped).steps == 12
+
+
 def test_what_differs_is_named_alone_with_both_values():
     before = {"plan": {"seed": 1, "steps": 9, "best": "loss"}, "dtype": "float32", "columns": ["a"]}
     assert differences(before, json.loads(json.dumps(before))) is None
