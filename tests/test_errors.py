@@ -165,6 +165,7 @@ def test_a_closed_or_full_stdout_is_one_line(arguments, tiny_directory):
     assert (full.returncode, full.stderr) == (1, "roberta-flax: cannot write the output: No space left on device\n")
 
 
+@pytest.mark.slow
 def test_a_closed_stderr_puts_no_message_among_the_results(tiny_directory):
     done = program("encode", "hi", "-m", "nowhere", shell="2>&-")
     assert (done.returncode, done.stdout) == (1, "")
@@ -172,6 +173,7 @@ def test_a_closed_stderr_puts_no_message_among_the_results(tiny_directory):
     assert (done.returncode, done.stdout != "") == (0, True)
 
 
+@pytest.mark.slow
 def test_what_stdout_cannot_encode_is_escaped_and_json_stays_json(tiny_directory):
     ascii_only = {"PYTHONIOENCODING": "ascii"}
     done = program("fill-mask", "é <mask>", "-m", tiny_directory, **ascii_only)
@@ -267,6 +269,7 @@ def test_the_program_is_ready_for_errors_before_it_imports_what_takes_time():
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "abacus"])
 def test_an_accelerator_that_is_not_there_is_one_line(platform, tiny_directory):
     done = program("mnli", "a", "b", "-m", tiny_directory, JAX_PLATFORMS=platform)
