@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo
 
@@ -246,6 +247,43 @@ def test_cudnns_attention_is_available_from_ampere_on(monkeypatch, capability, e
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(jax, "devices", lambda backend: [SimpleNamespace(compute_capability=capability)])
     assert attention.cudnn_is_available.__wrapped__() is expected
+
+
+def attention_operands(dtype):
+    """Queries, keys and values of a whole row, of one with padding and of one that is all padding; and the mask."""
+    random = np.random.default_rng(0)
+    operands = (jnp.asarray(random.standard_normal((3, 40, 4, 16)), dtype) for _ in range(3))
+    return *operands, jnp.asarray(np.arange(40) < np.array([[40], [7], [0]]))[:, None]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_divided_after_the_product_give_the_mean_within_what_rounding_them_makes(dtype):
+    """As TPUs compute attention in 16 bits. Each weight is off by half a unit in its last place at most."""
+    query, key, value, mask = attention_operands(dtype)
+    q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+    scores = np.where(np.asarray(mask)[:, None], np.einsum("bqhd,bkhd->bhqk", q, k), -1e30)
+    weights = scipy.special.softmax(scores, axis=-1)
+    bound = float(jnp.finfo(dtype).eps) / 2 * np.einsum("bhqk,bkhd->bqhd", weights, np.abs(v))
+    result = attention._divided_last(query, key, value, mask, precision=None)
+    assert result.dtype == jnp.float32
+    errors = np.abs(np.asarray(result, np.float64) - np.einsum("bhqk,bkhd->bqhd", weights, v))
+    assert (errors <= 1.01 * bound + 1e-6).all()  # and what float32 adds
+
+
+def test_attention_on_tpus_has_the_gradients_of_attention_elsewhere():
+    *operands, mask = attention_operands("bfloat16")
+
+    def gradients(function):
+        return jax.grad(lambda *x: (function(*x, mask, precision=None) ** 2).sum(), argnums=(0, 1, 2))(*operands)
+
+    on_tpus, elsewhere = gradients(attention._divided_last), gradients(partial(attention._whole, dropout=None))
+    jax.tree.map(np.testing.assert_array_equal, on_tpus, elsewhere)
+
+
+def test_attention_divides_after_the_product_on_tpus_in_16_bits_alone():
+    assert "optimization_barrier" in lowered_attention("tpu", "bfloat16")
+    assert "optimization_barrier" not in lowered_attention("tpu", "float32")
+    assert "optimization_barrier" not in lowered_attention("cpu", "bfloat16")
 
 
 def test_attention_that_cannot_be_is_refused_in_one_line(tiny, tiny_directory):

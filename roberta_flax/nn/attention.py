@@ -77,8 +77,10 @@ def attend(
     if implementation == "chunked":
         return chunked(query, key, value, mask)
     of_platform: dict[str, Callable[..., Array]] = {} if chunk is None else {"cpu": chunked}
-    if implementation is None and dropout is None and _can_use_cudnn(query, key):
-        of_platform["cuda"] = _cudnn
+    if dropout is None and record is None and query.dtype.itemsize == 2 and _has_static_shape(query, key):
+        of_platform["tpu"] = partial(_divided_last, precision=precision)
+        if implementation is None and _can_use_cudnn(query, key):
+            of_platform["cuda"] = _cudnn
     if not of_platform:
         return whole(query, key, value, mask, record=record)
     context: Array = lax.platform_dependent(query, key, value, mask, default=whole, **of_platform)
@@ -88,8 +90,14 @@ def attend(
 def _weights(
     scores: Float[Array, "*rows queries keys"], mask: Bool[Array, "*#rows #queries keys"]
 ) -> Float[Array, "*rows queries keys"]:
+    return jax.nn.softmax(_masked(scores, mask), axis=-1)
+
+
+def _masked(
+    scores: Float[Array, "*rows queries keys"], mask: Bool[Array, "*#rows #queries keys"]
+) -> Float[Array, "*rows queries keys"]:
     # The lowest finite number and not -inf: a row that is all padding gets even weights, not NaN.
-    return jax.nn.softmax(jnp.where(mask, scores, float(np.finfo(scores.dtype).min)), axis=-1)
+    return jnp.where(mask, scores, float(np.finfo(scores.dtype).min))
 
 
 def _whole(
@@ -110,6 +118,42 @@ def _whole(
         record("weights", weights)
     weights = weights if dropout is None else dropout(weights)
     return multiply("bhqk,bkhd->bqhd", weights, value)
+
+
+def _divided_last(
+    query: Float[Array, "batch queries heads depth"],
+    key: Float[Array, "batch keys heads depth"],
+    value: Float[Array, "batch keys heads depth"],
+    mask: Bool[Array, "batch #queries keys"],
+    precision: lax.Precision | None,
+) -> Float[Array, "batch queries heads depth"]:
+    """All scores at once; the weights are divided by their sum after the product with the values.
+
+    What is stored of the softmax is then its numerators, in 16 bits, and not a float32 array of that size: it halves
+    the memory traffic of attention on TPUs (docs/performance.md). To be differentiated, this is `_whole`.
+    """
+    of_whole = partial(_whole, precision=precision, dropout=None)
+    attention = jax.custom_vjp(partial(_by_numerators, precision=precision))
+    attention.defvjp(partial(jax.vjp, of_whole), lambda pullback, gradient: pullback(gradient))
+    return attention(query, key, value, mask)
+
+
+def _by_numerators(
+    query: Float[Array, "batch queries heads depth"],
+    key: Float[Array, "batch keys heads depth"],
+    value: Float[Array, "batch keys heads depth"],
+    mask: Bool[Array, "batch #queries keys"],
+    precision: lax.Precision | None,
+) -> Float[Array, "batch queries heads depth"]:
+    multiply = partial(product, dtype=value.dtype, precision=precision)
+    scores = _masked(multiply("bqhd,bkhd->bhqk", query, key), mask[:, None])
+    numerators = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    # the barrier, because the compiler would otherwise keep the scores, and sum in a pass of its own
+    numerators, sums = lax.optimization_barrier(  # type: ignore[no-untyped-call]
+        (numerators.astype(value.dtype), numerators.sum(axis=-1))
+    )
+    context: Array = multiply("bhqk,bkhd->bqhd", numerators, value) / sums.swapaxes(1, 2)[..., None]
+    return context
 
 
 def _chunked(
@@ -160,13 +204,10 @@ def _cudnn(
 def _can_use_cudnn(
     query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]
 ) -> bool:
-    """Whether cuDNN's kernel takes these operands, and this process has a GPU for it."""
-    batch, queries, _, depth = query.shape
+    """Whether cuDNN's kernel takes these operands of 16 bits, and this process has a GPU for it."""
+    _, queries, _, depth = query.shape
     return (
-        query.dtype.itemsize == 2
-        and isinstance(batch, int)
-        and isinstance(queries, int)
-        and queries == key.shape[1]
+        queries == key.shape[1]
         and queries % 2 == 0  # for gradients
         and depth % 8 == 0
         and depth <= _MAX_CUDNN_DEPTH
@@ -191,6 +232,13 @@ def cudnn_is_available() -> bool:
     return all(capability >= _AMPERE for capability in capabilities)
 
 
+def _has_static_shape(
+    query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]
+) -> bool:
+    """Whether no size is one of jax.export's symbolic dimensions."""
+    return all(isinstance(size, int) for size in (*query.shape, key.shape[1]))
+
+
 def _heads_per_chunk(
     query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]
 ) -> int | None:
@@ -200,7 +248,7 @@ def _heads_per_chunk(
     """
     batch, queries, heads, _ = query.shape
     keys = key.shape[1]
-    if not all(isinstance(size, int) for size in (batch, queries, keys)):
+    if not _has_static_shape(query, key):
         return None
     head_bytes = queries * keys * accumulation_dtype(query.dtype).itemsize
     if batch * heads * head_bytes <= _WHOLE_BYTES:
