@@ -3,11 +3,13 @@
 Needs libtpu (the extra "tpu-tests"), but no TPU. Prints lines of JSON for the program of one device: floating point
 operations, and their ratio to the matrix products of the network counted by hand; bytes accessed, of arguments and of
 temporaries; cycles as the compiler estimates them, and the share of the matrix units' peak that this estimate implies.
+A line for each program of both has our cycles and bytes over transformers'.
 
-  JAX_PLATFORMS=cpu python -m benchmarks.tpu [--fast] [--layers N] [--only programs|rows|attention]
+  JAX_PLATFORMS=cpu python -m benchmarks.tpu [--fast] [--layers N] [--operations] [--only programs|rows|attention|train]
 
-A full run takes a quarter of an hour or more on two cores. --fast asks the compiler for less effort, as tests/tpu does:
-it takes a fifth of the time for the same products, but its cycles mean nothing. --layers N compiles N of the 24 layers.
+A full run takes half an hour or more on two cores. --fast asks the compiler for less effort, as tests/tpu does: it
+takes a fifth of the time for the same products, but its cycles mean nothing. --layers N compiles N of the 24 layers.
+--operations adds lines for the operations that take the most cycles.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -26,39 +28,53 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
 from jax.sharding import PartitionSpec
 
-from references.tpu import FAST, Program, figures, flax_compiled
+from references.tpu import FAST, Program, Update, costs, figures, flax_compiled
 from roberta_flax.nn.attention import attend
 
 # 4 units of 128 x 128 multiply-adds (Google Cloud TPU documentation, "TPU v5e"): 197 TFLOP/s at 1.5 GHz.
 V5E_FLOPS_PER_CYCLE = 2 * 4 * 128 * 128
 
-PROGRAMS = (
+BOTH = (
     Program("v5e:1x1"),
     Program("v5e:1x1", wanted="features", rows=16, length=512),
-    Program("v5e:1x1", dtype="int8"),
+    Program("v5e:1x1", rows=16),
     Program("v5e:2x2"),
+)
+OURS = (
+    Program("v5e:1x1", dtype="int8"),
     Program("v5e:2x2", tensor_parallel=4),
     Program("v5e:4x4", tensor_parallel=4, rows=256),
 )
-TRANSFORMERS_PROGRAMS = (PROGRAMS[0], PROGRAMS[1], PROGRAMS[3])
+UPDATES = (Update("v5e:1x1", rows=32),)
 BATCH_SHAPES = ((8, 128), (16, 128), (32, 128), (64, 128), (128, 128), (4, 512), (16, 512))  # rows, length; one chip
 ATTENTION_SHAPES = ((64, 128), (16, 512))  # rows, length
+COMPARED = ("estimated_cycles", "bytes_accessed", "flops")
 
 
-def print_figures(compile_program: Callable[[], jax.stages.Compiled], program: Program, **labels: Any) -> None:
-    """Compiles a program, and prints what the compiler counts."""
+def print_figures(
+    compile_program: Callable[[], jax.stages.Compiled], program: Program, model: str, operations: int
+) -> dict[str, float]:
+    """Compiles a program, prints what the compiler counts, and returns it."""
     begin = time.perf_counter()
-    counted = figures(compile_program())
+    compiled = compile_program()
     seconds = time.perf_counter() - begin
+    counted = figures(compiled)
     share = program.hand_count() / counted["estimated_cycles"] / V5E_FLOPS_PER_CYCLE
     ratio = counted["flops"] / program.hand_count()
-    print(
-        json.dumps(
-            {**labels, **counted, "flops_over_hand_count": round(ratio, 4), "share_of_peak": round(share, 3)}
-            | {"seconds_to_compile": round(seconds, 1)}
-        ),
-        flush=True,
-    )
+    derived = {"flops_over_hand_count": round(ratio, 4), "share_of_peak": round(share, 3)}
+    record = {"model": model, **asdict(program), **counted, **derived, "seconds_to_compile": round(seconds, 1)}
+    print(json.dumps(record), flush=True)
+    for cycles, number, operation in costs(compiled)[:operations]:
+        print(json.dumps({"cycles": cycles, "number": number, "operation": operation}), flush=True)
+    return counted
+
+
+def compare(program: Program, options: dict[str, Any] | None, operations: int) -> None:
+    """Compiles a program of ours and of transformers', and prints what the compiler counts and the ratios."""
+    ours = print_figures(partial(program.compiled, options), program, "roberta-flax", operations)
+    theirs = print_figures(partial(flax_compiled, program, options), program, "transformers", operations)
+    ratios = {f"{name}_over_transformers": round(ours[name] / theirs[name], 3) for name in COMPARED}
+    print(json.dumps({**asdict(program), **ratios}), flush=True)
 
 
 def attention_functions(rows: int, length: int) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -99,23 +115,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fast", action="store_true", help="compile with less effort")
     parser.add_argument("--layers", type=int, default=24, help="number of layers to compile")
-    parser.add_argument("--only", choices=("programs", "rows", "attention"), help="the part to run")
+    parser.add_argument("--operations", action="store_true", help="print the costliest operations too")
+    parser.add_argument("--only", choices=("programs", "rows", "attention", "train"), help="the part to run")
     arguments = parser.parse_args()
     options = FAST if arguments.fast else None
+    operations = 40 if arguments.operations else 0
     logging.disable(logging.WARNING)  # transformers warns that its Flax classes are deprecated
+
+    def of_layers(programs: Iterable[Program]) -> list[Program]:
+        return [replace(program, num_layers=arguments.layers) for program in programs]
 
     if arguments.only in (None, "attention"):
         for rows, length in ATTENTION_SHAPES:
             print_attention_figures(rows, length, options)
     if arguments.only in (None, "programs"):
-        for program in (replace(program, num_layers=arguments.layers) for program in PROGRAMS):
-            print_figures(partial(program.compiled, options), program, model="roberta-flax", **asdict(program))
-        for program in (replace(program, num_layers=arguments.layers) for program in TRANSFORMERS_PROGRAMS):
-            print_figures(partial(flax_compiled, program, options), program, model="transformers", **asdict(program))
+        for program in of_layers(BOTH):
+            compare(program, options, operations)
+    if arguments.only in (None, "train"):
+        for program in of_layers(UPDATES):
+            compare(program, options, operations)
+    ours_alone = [*(OURS if arguments.only in (None, "programs") else ())]
     if arguments.only in (None, "rows"):
-        for rows, length in BATCH_SHAPES:
-            program = Program("v5e:1x1", rows=rows, length=length, num_layers=arguments.layers)
-            print_figures(partial(program.compiled, options), program, model="roberta-flax", **asdict(program))
+        ours_alone += [Program("v5e:1x1", rows=rows, length=length) for rows, length in BATCH_SHAPES]
+    for program in of_layers(ours_alone):
+        print_figures(partial(program.compiled, options), program, "roberta-flax", operations)
 
 
 if __name__ == "__main__":

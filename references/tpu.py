@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -169,17 +170,21 @@ class Update(Program):
         params = self.params()
         adam, *others = jax.eval_shape(optimizer.init, params)
         moments = {"mean": params, "square": params}  # which init_optimizer divides as the parameters
+        state = (adam._replace(**moments), *others)
+        lowered = train.make_train_step(loss, optimizer).lower(params, state, self.batch(), self.key())
+        return lowered.compile(compiler_options=options)
+
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         rows = PartitionSpec(sharding.DATA)
-        batch = {
+        return {
             "tokens": self.tokens(),
             "targets": self.placed((self.rows,), jnp.int32, rows),
             "weights": self.placed((self.rows,), jnp.float32, rows),
         }
+
+    def key(self) -> jax.ShapeDtypeStruct:
         key = jax.eval_shape(lambda: jax.random.key(0))
-        key = self.placed(key.shape, key.dtype, PartitionSpec())
-        state = (adam._replace(**moments), *others)
-        lowered = train.make_train_step(loss, optimizer).lower(params, state, batch, key)
-        return lowered.compile(compiler_options=options)
+        return self.placed(key.shape, key.dtype, PartitionSpec())
 
     def hand_count(self) -> float:
         """Each product of the forward pass, and two for its gradients; with remat it is computed twice."""
@@ -205,9 +210,25 @@ def figures(compiled: jax.stages.Compiled) -> dict[str, float]:
     }
 
 
+def costs(compiled: jax.stages.Compiled) -> list[tuple[int, int, str]]:
+    """Estimated cycles of the operations of the main computation, the costliest first.
+
+    Those of all layers are one: (cycles in all, number, the operation's name in the traced program and its result).
+    """
+    main = compiled.as_text().split("\nENTRY ")[1]
+    found: dict[str, list[int]] = {}
+    for line in main.splitlines():
+        if (cycles := re.search(r'"estimated_cycles":"(\d+)"', line)) and (instruction := _INSTRUCTION.match(line)):
+            name = re.search(r'op_name="([^"]*)"', line)
+            result = re.sub(r"\{[^}]*\}", "", instruction.group(2))
+            what = f"{name.group(1) if name else ''} -> {result}"
+            found.setdefault(what, []).append(int(cycles.group(1)))
+    return sorted(((sum(each), len(each), what) for what, each in found.items()), reverse=True)
+
+
 @dataclass(frozen=True)
 class Operation:
-    """A matrix product or a collective of a compiled program: kind, its result, and its operands' dtypes."""
+    """An operation of a compiled program: kind, its result, and its operands' dtypes."""
 
     kind: str
     dtype: str
@@ -225,15 +246,20 @@ _ARRAY = re.compile(r"([a-z]+[0-9]*(?:e[0-9a-z]+)?)\[([0-9,]*)\]")
 
 
 def products(compiled: jax.stages.Compiled) -> list[Operation]:
-    return [operation for operation in _operations(compiled.as_text()) if operation.kind in _PRODUCTS]
+    return list(_operations(compiled.as_text(), _PRODUCTS))
 
 
 def collectives(compiled: jax.stages.Compiled) -> list[Operation]:
     """One for each array of a collective of several."""
-    return [operation for operation in _operations(compiled.as_text()) if operation.kind in _COLLECTIVES]
+    return list(_operations(compiled.as_text(), _COLLECTIVES))
 
 
-def _operations(text: str) -> Iterator[Operation]:
+def reshapes(compiled: jax.stages.Compiled) -> list[Operation]:
+    """Those that move numbers in memory; the others are bitcasts."""
+    return list(_operations(compiled.as_text(), ("reshape",)))
+
+
+def _operations(text: str, kinds: tuple[str, ...]) -> Iterator[Operation]:
     dtypes: dict[str, str] = {}  # of what the names of a computation stand for
     for line in text.splitlines():
         if not line.startswith(" "):
@@ -244,7 +270,7 @@ def _operations(text: str) -> Iterator[Operation]:
         arrays = _ARRAY.findall(result)
         dtypes[name] = arrays[0][0] if len(arrays) == 1 else ""
         kind = kind.removesuffix("-start")
-        if kind not in (*_PRODUCTS, *_COLLECTIVES):
+        if kind not in kinds:
             continue
         operands = re.findall(r"%([^\s,)]+)", rest[: rest.index(")")])
         for dtype, dimensions in arrays:
@@ -253,7 +279,24 @@ def _operations(text: str) -> Iterator[Operation]:
 
 
 def flax_compiled(program: Program, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
-    """The same of transformers' FlaxRobertaModel, or of its FlaxRobertaForSequenceClassification, in bfloat16."""
+    """The same of transformers' FlaxRobertaModel, or of its FlaxRobertaForSequenceClassification, in bfloat16.
+
+    An update is by optax's AdamW, of float32 parameters.
+    """
+    model = _flax_model(program)
+    pad_id = program.config.pad_id
+
+    @jax.jit
+    def run(params: Any, tokens: Any) -> Any:
+        return model(tokens, attention_mask=tokens != pad_id, params=params)[0]
+
+    if isinstance(program, Update):
+        return _flax_update(program, model).compile(compiler_options=options)
+    params = _placed_tree(program, model.params_shape_tree, jnp.bfloat16)
+    return run.lower(params, program.tokens()).compile(compiler_options=options)
+
+
+def _flax_model(program: Program) -> Any:
     import transformers
 
     from references.transformers import configuration
@@ -261,15 +304,34 @@ def flax_compiled(program: Program, options: dict[str, Any] | None = None) -> ja
     config = program.config
     theirs = configuration(config, num_labels=config.head(HEAD).num_classes)
     if program.wanted == "features":
-        model = transformers.FlaxRobertaModel(theirs, dtype=jnp.bfloat16, _do_init=False, add_pooling_layer=False)
-    else:
-        model = transformers.FlaxRobertaForSequenceClassification(theirs, dtype=jnp.bfloat16, _do_init=False)
-
-    @jax.jit
-    def run(params: Any, tokens: Any) -> Any:
-        return model(tokens, attention_mask=tokens != config.pad_id, params=params)[0]
-
-    params = jax.tree.map(
-        lambda leaf: program.placed(leaf.shape, jnp.bfloat16, PartitionSpec()), model.params_shape_tree
+        return transformers.FlaxRobertaModel(theirs, dtype=jnp.bfloat16, _do_init=False, add_pooling_layer=False)
+    return transformers.FlaxRobertaForSequenceClassification(
+        theirs, dtype=jnp.bfloat16, _do_init=False, gradient_checkpointing=getattr(program, "remat", False)
     )
-    return run.lower(params, program.tokens()).compile(compiler_options=options)
+
+
+def _flax_update(update: Update, model: Any) -> jax.stages.Lowered:
+    pad_id = update.config.pad_id
+    optimizer = optax.adamw(optax.linear_schedule(1e-5, 0.0, 100), b2=0.98, eps=1e-6, weight_decay=0.1)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, batch: Any, key: Any) -> Any:
+        def loss(params: Any) -> Any:
+            mask = batch["tokens"] != pad_id
+            logits = model(batch["tokens"], attention_mask=mask, params=params, dropout_rng=key, train=True)[0]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
+            return (losses * batch["weights"]).sum() / batch["weights"].sum()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        changes, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, changes), state, value
+
+    params = _placed_tree(update, model.params_shape_tree, jnp.float32)
+    state = jax.tree.map(
+        lambda leaf: update.placed(leaf.shape, leaf.dtype, PartitionSpec()), jax.eval_shape(optimizer.init, params)
+    )
+    return step.lower(params, state, update.batch(), update.key())
+
+
+def _placed_tree(program: Program, tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda leaf: program.placed(leaf.shape, dtype, PartitionSpec()), tree)

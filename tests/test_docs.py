@@ -31,6 +31,7 @@ OTHERS_OPTIONS = {
     "--keep-empty": "fairseq's multiprocessing_bpe_encoder.py",
     "--mixed": "benchmarks.inference",
     "--network": "the tests",
+    "--operations": "benchmarks.tpu",
     "--pairs": "benchmarks.forward, benchmarks.inference",
     "--rounds": "the benchmarks",
     "--shapes": "benchmarks.train",

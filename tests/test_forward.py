@@ -1,16 +1,20 @@
 """roberta_flax.forward: what is not computed, what is cast beforehand and how attention is computed change no result."""
 
 import dataclasses
+from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 
 import roberta_flax
 from roberta_flax import InputError, RobertaConfig
-from roberta_flax.nn import forward
+from roberta_flax.nn import attention, forward
 from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.nn.model import RobertaModel, tokens_at
@@ -192,6 +196,95 @@ def test_long_scores_are_computed_in_chunks_on_a_cpu_and_short_ones_at_once():
     assert loops(4, 512, None) == 1
     assert loops(4, 512, "xla") == 0
     assert loops(8, 128, None) == 0
+
+
+@pytest.fixture
+def with_cudnn(monkeypatch):
+    """As on a machine with an Ampere GPU, as far as tracing and lowering go."""
+    monkeypatch.setattr(attention, "cudnn_is_available", lambda: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+
+
+def lowered_attention(platform: str, dtype: str, queries: int = 128, rows: int = 1, **options) -> str:
+    query, key = (jax.ShapeDtypeStruct((8, n, 12, 64), dtype) for n in (queries, 128))
+    mask = jax.ShapeDtypeStruct((8, rows, 128), jnp.bool_)
+    traced = jax.jit(partial(attend, **options)).trace(query, key, key, mask)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_on_nvidia_gpus_attention_in_16_bits_is_cudnns(with_cudnn, dtype):
+    """With the lengths of padded rows, and without them where several sequences share a row."""
+    padded, packed = (lowered_attention("cuda", dtype, rows=rows) for rows in (1, 128))
+    assert "__cudnn$fmha" in padded
+    assert "PADDING" in padded
+    assert "__cudnn$fmha" in packed
+    assert "PADDING" not in packed
+
+
+def test_cudnns_attention_takes_no_part_elsewhere(with_cudnn):
+    """On other platforms, in float32, for some queries of a row, and if told so, and with dropout."""
+    assert "cudnn" not in lowered_attention("cpu", "bfloat16")
+    assert "cudnn" not in lowered_attention("tpu", "bfloat16")
+    assert "cudnn" not in lowered_attention("cuda", "float32")
+    assert "cudnn" not in lowered_attention("cuda", "bfloat16", queries=1)
+    assert "cudnn" not in lowered_attention("cuda", "bfloat16", implementation="xla")
+    assert "cudnn" not in lowered_attention("cuda", "bfloat16", dropout=lambda weights: weights)
+
+
+def test_attention_on_nvidia_gpus_is_xlas_without_cudnn(monkeypatch, recwarn):
+    monkeypatch.setattr(attention, "cudnn_is_available", attention.cudnn_is_available.__wrapped__)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", _no_cudnn)
+    assert "cudnn" not in lowered_attention("cuda", "bfloat16")
+    assert not recwarn.list
+
+
+def _no_cudnn() -> int:
+    raise RuntimeError("cuDNN is not detected.")
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("7.5", False), ("8.0", True), ("8.6", True), ("12.0", True)])
+def test_cudnns_attention_is_available_from_ampere_on(monkeypatch, capability, expected):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(jax, "devices", lambda backend: [SimpleNamespace(compute_capability=capability)])
+    assert attention.cudnn_is_available.__wrapped__() is expected
+
+
+def attention_operands(dtype):
+    """Queries, keys and values of a whole row, of one with padding and of one that is all padding; and the mask."""
+    random = np.random.default_rng(0)
+    operands = (jnp.asarray(random.standard_normal((3, 40, 4, 16)), dtype) for _ in range(3))
+    return *operands, jnp.asarray(np.arange(40) < np.array([[40], [7], [0]]))[:, None]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_divided_after_the_product_give_the_mean_within_what_rounding_them_makes(dtype):
+    """As TPUs compute attention in 16 bits. Each weight is off by half a unit in its last place at most."""
+    query, key, value, mask = attention_operands(dtype)
+    q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+    scores = np.where(np.asarray(mask)[:, None], np.einsum("bqhd,bkhd->bhqk", q, k), -1e30)
+    weights = scipy.special.softmax(scores, axis=-1)
+    bound = float(jnp.finfo(dtype).eps) / 2 * np.einsum("bhqk,bkhd->bqhd", weights, np.abs(v))
+    result = attention._divided_last(query, key, value, mask, precision=None)
+    assert result.dtype == jnp.float32
+    errors = np.abs(np.asarray(result, np.float64) - np.einsum("bhqk,bkhd->bqhd", weights, v))
+    assert (errors <= 1.01 * bound + 1e-6).all()  # and what float32 adds
+
+
+def test_attention_on_tpus_has_the_gradients_of_attention_elsewhere():
+    *operands, mask = attention_operands("bfloat16")
+
+    def gradients(function):
+        return jax.grad(lambda *x: (function(*x, mask, precision=None) ** 2).sum(), argnums=(0, 1, 2))(*operands)
+
+    on_tpus, elsewhere = gradients(attention._divided_last), gradients(partial(attention._whole, dropout=None))
+    jax.tree.map(np.testing.assert_array_equal, on_tpus, elsewhere)
+
+
+def test_attention_divides_after_the_product_on_tpus_in_16_bits_alone():
+    assert "optimization_barrier" in lowered_attention("tpu", "bfloat16")
+    assert "optimization_barrier" not in lowered_attention("tpu", "float32")
+    assert "optimization_barrier" not in lowered_attention("cpu", "bfloat16")
 
 
 def test_attention_that_cannot_be_is_refused_in_one_line(tiny, tiny_directory):

@@ -134,6 +134,43 @@ print("the same")
     assert eight_devices(program) == "the same\n"
 
 
+def ragged_texts(count: int) -> list[str]:
+    """Texts of 1 to 60 words, half of them of 20 at most."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(np.exp(random.normal(np.log(20), 1.0, count)), 1, 60).astype(int)
+    return [" ".join(random.choice(["a", "dog", "runs", "home"], length)) for length in lengths]
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), [("float32", None), ("bfloat16", None), ("float32", "int8")], ids=str)
+@pytest.mark.parametrize("task", [Classify("mnli"), Embed("tokens")], ids=str)
+def test_in_fixed_batches_no_bit_of_a_result_depends_on_other_texts(tiny_directory, task, dtype, quantize):
+    """In another order, in other windows and alone."""
+    roberta = roberta_flax.load(tiny_directory, dtype=dtype, quantize=quantize)
+    texts = ragged_texts(150)
+    options = {"strategy": "fixed", "tokens_per_batch": 256}
+    expected = list(Predictor(roberta, task, **options)(texts))
+    order = np.random.default_rng(1).permutation(len(texts))
+    shuffled = Predictor(roberta, task, window=40, **options)([texts[i] for i in order])
+    alone = Predictor(roberta, task, window=1, **options)(texts[:20])
+    for i, result in [*zip(order, shuffled, strict=True), *enumerate(alone)]:
+        np.testing.assert_array_equal(result, expected[i])
+
+
+def test_the_shape_of_a_fixed_batch_depends_on_the_length_of_its_sequences_alone():
+    lengths = np.random.default_rng(0).integers(1, 513, 500)
+    shapes: dict[int, set] = {}
+    for some in (lengths, lengths[:100], *np.split(lengths[:50], 50)):
+        sequences = [np.full(length, 7, np.int32) for length in some]
+        for batch in batching.lay_out(sequences, tokens_per_batch=1024, pad_id=1, max_positions=512, fixed=True):
+            for number in batch.indices:
+                shapes.setdefault(int(some[number]), set()).add(batch.tokens.shape)
+    assert all(len(found) == 1 for found in shapes.values())
+    assert {shape for (shape,) in shapes.values()} == {
+        (batching.rows_per_batch(length, 1024, 1), length)
+        for length in {batching.length_bucket(int(length), 512) for length in lengths}
+    }
+
+
 def test_devices_and_widths_that_do_not_divide_are_refused(tiny):
     with pytest.raises(InputError, match="tensor_parallel must divide the number of devices, got 3 and 1 devices"):
         Predictor(tiny, Embed(), tensor_parallel=3)
@@ -274,7 +311,7 @@ def test_a_bad_input_keeps_its_place_in_a_window_and_others_have_their_results(t
     ("options", "message"),
     [
         ({"on_long": "cut"}, "on_long must be one of error, truncate, window, got 'cut'"),
-        ({"strategy": "magic"}, "strategy must be one of buckets, packing"),
+        ({"strategy": "magic"}, "strategy must be one of buckets, packing, fixed"),
         ({"window": 0}, "window must be a positive integer, got 0"),
         ({"tokens_per_batch": -1}, "tokens_per_batch must be a positive integer"),
         ({"max_length": 7}, "max_length must be from 8 to the model's 512, got 7"),
@@ -429,12 +466,17 @@ def test_inputs_are_taken_a_few_windows_ahead_and_no_more(tiny):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(1, 512), max_size=300), st.integers(1, 3000), st.sampled_from([1, 2, 8]), st.booleans())
-def test_every_sequence_is_laid_out_once_and_whole(lengths, tokens_per_batch, multiple, pack):
+@given(
+    st.lists(st.integers(1, 512), max_size=300),
+    st.integers(1, 3000),
+    st.sampled_from([1, 2, 8]),
+    st.sampled_from([{}, {"pack": True}, {"fixed": True}]),
+)
+def test_every_sequence_is_laid_out_once_and_whole(lengths, tokens_per_batch, multiple, strategy):
     sequences = [np.arange(2, 2 + length, dtype=np.int32) + i for i, length in enumerate(lengths)]
     seen = []
     options = {"tokens_per_batch": tokens_per_batch, "rows_multiple": multiple, "pad_id": 1, "max_positions": 512}
-    for batch in batching.lay_out(sequences, pack=pack, **options):
+    for batch in batching.lay_out(sequences, **strategy, **options):
         rows, length = batch.tokens.shape
         assert rows % multiple == 0
         assert rows <= batching.rows_per_batch(length, tokens_per_batch, multiple)

@@ -279,6 +279,45 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_and_ends_with_the_same_bytes
     shutil.rmtree(parts, ignore_errors=True)
 
 
+@pytest.mark.slow
+def test_ten_thousand_texts_have_the_same_bits_in_any_order_file_and_run(tiny, forked, tmp_path, tiny_directory):
+    """In fixed batches: shuffled, in a run that is killed, in files that are cut elsewhere, and alone."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(np.exp(random.normal(np.log(20), 1.0, 10_000)), 1, 240).astype(int)
+    texts = [" ".join(random.choice(["a", "dog", "runs", "home"], length)) for length in lengths]
+    order = random.permutation(len(texts))
+    predictor = Predictor(tiny, Embed("mean"), strategy="fixed")
+
+    def features(name: str, rows, rows_per_part: int) -> np.ndarray:
+        source = write_rows(tmp_path / f"{name}.jsonl", [{"text": texts[i]} for i in rows])
+        output = tmp_path / f"{name}.npy"
+        jobs.run(jobs.Job(source, output, ("text",), rows_per_part=rows_per_part), predictor)
+        return np.load(output)
+
+    expected = features("whole", range(len(texts)), 8192)
+    cut = [features(f"cut-{n}", rows, 3000) for n, rows in enumerate(np.split(order, [17, 4500, 9999]))]
+    np.testing.assert_array_equal(np.concatenate(cut), expected[order])
+
+    output = tmp_path / "killed.npy"
+    arguments = ["features", tmp_path / "whole.jsonl", "-o", output, "-m", tiny_directory, "--strategy", "fixed"]
+    arguments += ["--pooling", "mean", "--rows-per-part", 1000]
+    parts = output.with_name(output.name + ".parts")
+    for finished in (2, 5, None):  # parts, and then it is killed
+        process = forked.Process(target=processes.command_line, args=[*map(str, arguments)])
+        process.start()
+        while process.is_alive() and (finished is None or len(list(parts.glob("*.part"))) < finished):
+            time.sleep(0.01)
+        if finished:
+            assert process.is_alive()
+            process.kill()
+        process.join()
+    np.testing.assert_array_equal(np.load(output), expected)
+
+    for i in random.choice(len(texts), 300):
+        (result,) = predictor([texts[i]])
+        np.testing.assert_array_equal(result, expected[i])
+
+
 def test_processes_share_a_job_and_the_last_joins_it(tiny, pairs, tmp_path):
     run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
     for process in (2, 0):

@@ -12,6 +12,7 @@ from roberta_flax.nn.products import product
 
 PRODUCTS = {
     "linear": "ti,io->to",
+    "linear of rows": "bti,io->bto",
     "tied embedding": "th,vh->tv",
     "scores": "bqhd,bkhd->bhqk",
     "weighted values": "bhqk,bkhd->bqhd",
@@ -43,8 +44,8 @@ def test_gradients_of_a_product_in_bfloat16_are_exact_where_its_sums_are(subscri
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_a_kernels_gradient_splits_an_axis_on_cpus_alone(platform):
     def gradient(x, kernel, of_result):
-        return jax.vjp(partial(product, "ti,io->to", dtype="bfloat16"), x, kernel)[1](of_result)
+        return jax.vjp(partial(product, "...i,io->...o", dtype="bfloat16"), x, kernel)[1](of_result)
 
-    shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((256, 64), (64, 128), (256, 128)))
+    shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 64, 64), (64, 128), (4, 64, 128)))
     program = jax.jit(gradient).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
     assert ("tensor<256x2x32xbf16>" in program) == (platform == "cpu")

@@ -330,8 +330,9 @@ class BatchingOptions(Group, panel="Batching"):
     strategy: Annotated[
         str | None,
         typer.Option(
-            metavar="buckets|packing",
-            help="Rows of one text each, in a few lengths; or rows of several short texts.",
+            metavar="buckets|packing|fixed",
+            help="Rows of one text each, in a few lengths; rows of several short texts; or rows of one text each in "
+            "full batches, so that no result depends on other texts.",
             show_default="by the device",
         ),
     ] = None

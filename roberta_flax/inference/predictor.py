@@ -32,7 +32,7 @@ from roberta_flax.text import batching
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
 
-Strategy = Literal["buckets", "packing"]
+Strategy = Literal["buckets", "packing", "fixed"]
 
 WINDOW = 8192  # inputs
 # Roughly where throughput levels off: on CPUs as measured by `python -m benchmarks.inference --sweep`, on TPU as
@@ -189,8 +189,9 @@ class Predictor:
           on_long: how to handle inputs over the maximum length: "truncate" removes tokens from the end of whichever
             text is longest, and `stats` counts these inputs; "window" slides windows over the last text and combines
             their results (see text.encoding.encode_texts); "error" rejects them.
-          strategy: "buckets" for one sequence per row, or "packing" for several short sequences per row. By default
-            packing on CPUs and buckets elsewhere.
+          strategy: "buckets" for one sequence per row; "packing" for several short sequences per row; or "fixed" for
+            one sequence per row and one number of rows for each length, so that the bits of an input's result do not
+            depend on other inputs. By default packing on CPUs and buckets elsewhere.
           window: number of inputs that are sorted by length together.
           tokens_per_batch: approximate number of tokens in a batch on each data-parallel device. The default depends on
             the backend.
@@ -224,6 +225,7 @@ class Predictor:
             "pad_id": roberta.config.pad_id,
             "max_positions": roberta.config.max_positions,
             "pack": (strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)) == "packing" and task.can_pack(),
+            "fixed": strategy == "fixed",
         }
         self.stats = Stats()
 

@@ -7,7 +7,7 @@ for each query, or one row for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # "xla": all scores at once, as the compiler arranges it. "chunked": some heads at a time, which keeps the scores in a
 # CPU's cache. "cudnn": cuDNN's fused kernel, on NVIDIA GPUs from Ampere on, in bfloat16 or float16.
 IMPLEMENTATIONS = ("xla", "chunked", "cudnn")
+
+_AMPERE = (8, 0)  # compute capability
+_MAX_CUDNN_DEPTH = 128  # of a head, before Hopper
 
 # For 4 x 512 tokens and 12 heads, 50 MB of float32 scores, chunks of 2 to 4 MiB were the fastest on a CPU with 1 MiB of
 # L2 and 32 MiB of L3; for 8 x 128 and 32 x 64, 6.3 MB, all scores at once were (docs/performance.md).
@@ -54,35 +57,47 @@ def attend(
       query: scaled by depth**-0.5.
       key, value: in the query's dtype.
       mask: the keys that each query sees.
-      implementation: one of IMPLEMENTATIONS. None means "chunked" on CPUs, "xla" elsewhere. Small scores are never
-        chunked; "cudnn" leaves queries that are only some of a row's tokens to "xla".
+      implementation: one of IMPLEMENTATIONS. None means "chunked" on CPUs, "cudnn" on NVIDIA GPUs where it is
+        available and computes in the operands' dtype, and "xla" elsewhere. Small scores are never chunked; "cudnn"
+        leaves queries that are only some of a row's tokens, and dropout, to "xla".
       precision: of the products; "cudnn" ignores it.
       dropout: applied to the weights; all scores are then computed at once, by "xla".
       record: called as record("scores", scores) and record("weights", weights), [batch, heads, queries, keys], where
         all scores are computed at once.
 
     Returns:
-      In the accumulation dtype; from "cudnn" in the operands' dtype.
+      In the accumulation dtype. ("cudnn" rounds to the operands' dtype first.)
     """
     if implementation == "cudnn" and dropout is None and query.shape[1] == key.shape[1]:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=1.0, implementation="cudnn")
+        return _cudnn(query, key, value, mask)
     whole = partial(_whole, precision=precision, dropout=dropout)
     may_chunk = dropout is None and implementation in ("chunked", None)
     chunk = _heads_per_chunk(query, key) if may_chunk else None
-    if chunk is None:
-        return whole(query, key, value, mask, record=record)
-    chunked = partial(_chunked, chunk=chunk, precision=precision)
+    chunked = whole if chunk is None else partial(_chunked, chunk=chunk, precision=precision)
     if implementation == "chunked":
         return chunked(query, key, value, mask)
-    context: Array = lax.platform_dependent(query, key, value, mask, cpu=chunked, default=whole)
+    of_platform: dict[str, Callable[..., Array]] = {} if chunk is None else {"cpu": chunked}
+    if dropout is None and record is None and query.dtype.itemsize == 2 and _has_static_shape(query, key):
+        of_platform["tpu"] = partial(_divided_last, precision=precision)
+        if implementation is None and _can_use_cudnn(query, key):
+            of_platform["cuda"] = _cudnn
+    if not of_platform:
+        return whole(query, key, value, mask, record=record)
+    context: Array = lax.platform_dependent(query, key, value, mask, default=whole, **of_platform)
     return context
 
 
 def _weights(
     scores: Float[Array, "*rows queries keys"], mask: Bool[Array, "*#rows #queries keys"]
 ) -> Float[Array, "*rows queries keys"]:
+    return jax.nn.softmax(_masked(scores, mask), axis=-1)
+
+
+def _masked(
+    scores: Float[Array, "*rows queries keys"], mask: Bool[Array, "*#rows #queries keys"]
+) -> Float[Array, "*rows queries keys"]:
     # The lowest finite number and not -inf: a row that is all padding gets even weights, not NaN.
-    return jax.nn.softmax(jnp.where(mask, scores, float(np.finfo(scores.dtype).min)), axis=-1)
+    return jnp.where(mask, scores, float(np.finfo(scores.dtype).min))
 
 
 def _whole(
@@ -103,6 +118,42 @@ def _whole(
         record("weights", weights)
     weights = weights if dropout is None else dropout(weights)
     return multiply("bhqk,bkhd->bqhd", weights, value)
+
+
+def _divided_last(
+    query: Float[Array, "batch queries heads depth"],
+    key: Float[Array, "batch keys heads depth"],
+    value: Float[Array, "batch keys heads depth"],
+    mask: Bool[Array, "batch #queries keys"],
+    precision: lax.Precision | None,
+) -> Float[Array, "batch queries heads depth"]:
+    """All scores at once; the weights are divided by their sum after the product with the values.
+
+    What is stored of the softmax is then its numerators, in 16 bits, and not a float32 array of that size: it halves
+    the memory traffic of attention on TPUs (docs/performance.md). To be differentiated, this is `_whole`.
+    """
+    of_whole = partial(_whole, precision=precision, dropout=None)
+    attention = jax.custom_vjp(partial(_by_numerators, precision=precision))
+    attention.defvjp(partial(jax.vjp, of_whole), lambda pullback, gradient: pullback(gradient))
+    return attention(query, key, value, mask)
+
+
+def _by_numerators(
+    query: Float[Array, "batch queries heads depth"],
+    key: Float[Array, "batch keys heads depth"],
+    value: Float[Array, "batch keys heads depth"],
+    mask: Bool[Array, "batch #queries keys"],
+    precision: lax.Precision | None,
+) -> Float[Array, "batch queries heads depth"]:
+    multiply = partial(product, dtype=value.dtype, precision=precision)
+    scores = _masked(multiply("bqhd,bkhd->bhqk", query, key), mask[:, None])
+    numerators = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    # the barrier, because the compiler would otherwise keep the scores, and sum in a pass of its own
+    numerators, sums = lax.optimization_barrier(  # type: ignore[no-untyped-call]
+        (numerators.astype(value.dtype), numerators.sum(axis=-1))
+    )
+    context: Array = multiply("bhqk,bkhd->bqhd", numerators, value) / sums.swapaxes(1, 2)[..., None]
+    return context
 
 
 def _chunked(
@@ -130,6 +181,64 @@ def _chunked(
     return context.reshape(batch, heads, queries, depth).transpose(0, 2, 1, 3)
 
 
+def _cudnn(
+    query: Float[Array, "batch queries heads depth"],
+    key: Float[Array, "batch keys heads depth"],
+    value: Float[Array, "batch keys heads depth"],
+    mask: Bool[Array, "batch #queries keys"],
+) -> Float[Array, "batch queries heads depth"]:
+    """cuDNN's kernel, which skips the padding at the end of a row."""
+    batch, _, keys = mask.shape
+    lengths = None
+    if mask.shape[1] == 1:
+        last = jnp.where(mask[:, 0], jnp.arange(1, keys + 1), 0).max(axis=1)
+        lengths = jnp.where(last == 0, keys, last)  # a row that is all padding has even weights
+    # the mask too: padding may stand elsewhere than at the end
+    every_query = jnp.broadcast_to(mask[:, None], (batch, 1, query.shape[1], keys))
+    context = jax.nn.dot_product_attention(
+        query, key, value, mask=every_query, scale=1.0, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return context.astype(accumulation_dtype(context.dtype))
+
+
+def _can_use_cudnn(
+    query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]
+) -> bool:
+    """Whether cuDNN's kernel takes these operands of 16 bits, and this process has a GPU for it."""
+    _, queries, _, depth = query.shape
+    return (
+        queries == key.shape[1]
+        and queries % 2 == 0  # for gradients
+        and depth % 8 == 0
+        and depth <= _MAX_CUDNN_DEPTH
+        and cudnn_is_available()
+    )
+
+
+@cache
+def cudnn_is_available() -> bool:
+    """Whether JAX has NVIDIA GPUs, all from Ampere on, and a cuDNN with fused attention."""
+
+    def attention_of_zeros() -> Array:
+        x = jnp.zeros((1, 8, 1, 8), jnp.bfloat16)
+        return jax.nn.dot_product_attention(x, x, x, implementation="cudnn")
+
+    try:
+        devices = jax.devices("cuda")
+        jax.eval_shape(attention_of_zeros)
+    except (RuntimeError, NotImplementedError):
+        return False
+    capabilities = (tuple(map(int, device.compute_capability.split("."))) for device in devices)
+    return all(capability >= _AMPERE for capability in capabilities)
+
+
+def _has_static_shape(
+    query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]
+) -> bool:
+    """Whether no size is one of jax.export's symbolic dimensions."""
+    return all(isinstance(size, int) for size in (*query.shape, key.shape[1]))
+
+
 def _heads_per_chunk(
     query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]
 ) -> int | None:
@@ -139,7 +248,7 @@ def _heads_per_chunk(
     """
     batch, queries, heads, _ = query.shape
     keys = key.shape[1]
-    if not all(isinstance(size, int) for size in (batch, queries, keys)):
+    if not _has_static_shape(query, key):
         return None
     head_bytes = queries * keys * accumulation_dtype(query.dtype).itemsize
     if batch * heads * head_bytes <= _WHOLE_BYTES:

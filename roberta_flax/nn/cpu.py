@@ -6,7 +6,6 @@ remove one and run `python -m benchmarks.train`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -26,9 +25,9 @@ KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def kernel_gradient(
-    einsum: Einsum, subscripts: str, left: Float[Array, "tokens inputs"], right: Float[Array, "tokens outputs"]
+    einsum: Einsum, subscripts: str, left: Float[Array, "*tokens inputs"], right: Float[Array, "*tokens outputs"]
 ) -> Float[Array, "inputs outputs"]:
-    """Computes einsum("ti,to->io", left, right), on CPUs with the axis i split in two.
+    """Computes einsum("...i,...o->io", left, right), on CPUs with the axis i split in two.
 
     XLA's CPU backend has a 16-bit kernel for "it,to->io" and none for this. It folds the transposition of a matrix into
     the product, and then casts both operands to float32; the transposition of three axes it performs first, in 16 bits.
@@ -37,22 +36,18 @@ def kernel_gradient(
 
     Args:
       einsum: computes an einsum of two arrays.
-      subscripts: of this form, by any letters.
+      subscripts: of this form, with letters for the ellipsis.
       left, right: in a 16-bit dtype.
     """
-    split = partial(_with_split_axis, einsum, subscripts)
+    split = partial(_with_split_axis, einsum)
     return cast("Array", lax.platform_dependent(left, right, cpu=split, default=partial(einsum, subscripts)))
 
 
 def _with_split_axis(
-    einsum: Einsum, subscripts: str, left: Float[Array, "tokens inputs"], right: Float[Array, "tokens outputs"]
+    einsum: Einsum, left: Float[Array, "*tokens inputs"], right: Float[Array, "*tokens outputs"]
 ) -> Float[Array, "inputs outputs"]:
     """Splits the axis by its smallest prime divisor up to 7; an axis without one stays whole."""
-    first, second, _ = re.split(",|->", subscripts)
-    tokens, inputs = left.shape
+    inputs, outputs = left.shape[-1], right.shape[-1]
     parts = next((divisor for divisor in (2, 3, 5, 7) if inputs % divisor == 0), 1)
-    axis, part = first[1], first[1].upper()
-    gradient = einsum(
-        f"{first[0]}{part}{axis},{second}->{part}{axis}{second[1]}", left.reshape(tokens, parts, -1), right
-    )
-    return gradient.reshape(inputs, -1)
+    left = left.reshape(-1, parts, inputs // parts)
+    return einsum("tpi,to->pio", left, right.reshape(-1, outputs)).reshape(inputs, outputs)

@@ -227,8 +227,7 @@ def lm_logits(
     check_lm_head(config)
     network = _network(params, config, numerics)
     x = network.features(tokens, segments, key, positions)
-    logits = network.lm_logits(x.reshape(-1, config.hidden_size))
-    return logits.reshape(*x.shape[:2], config.vocab_size)
+    return network.lm_logits(x)
 
 
 @partial(jax.jit, static_argnames=("topk", *_STATIC))

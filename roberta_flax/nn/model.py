@@ -2,9 +2,9 @@
 
 Reading order: embeddings, attention, feed-forward, layer, heads, the whole network, and what they are built from.
 
-Shapes: `batch` rows of `time` tokens, `hidden` features of each. Inside a layer the tokens of all rows share one axis:
-`tokens` = batch * time. Of the last layer only some tokens may be wanted; `queries` are those of them whose output is
-computed.
+Shapes: `batch` rows of `time` tokens, `hidden` features of each. These axes stay as they are inside a layer: with the
+tokens of all rows in one axis, the TPU's compiler would pad and copy queries, keys and values (docs/performance.md). Of
+the last layer only some tokens may be wanted; `queries` are those of each row whose output is computed.
 
 Numbers: a matrix product takes its operands in `dtype` and returns its result in the accumulation dtype (float32, or
 float64 where `dtype` is float64). Everything between two products (bias, gelu, residual, LayerNorm, softmax) stays in
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -43,11 +44,21 @@ if TYPE_CHECKING:
 
 FIRST_TOKEN = slice(0, 1)
 
-# fairseq.utils.get_activation_fn. "gelu" is the exact erf form; gelu_fast is gelu_accurate's old name.
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x times the standard normal distribution function of x, by erf, as torch.nn.functional.gelu computes it.
+
+    (jax.nn.gelu takes erfc, which is more exact far below zero: within 4e-7 where this is within 1.2e-6. For the TPU's
+    compiler, erfc makes a feed-forward layer a quarter slower; see docs/performance.md.)
+    """
+    return 0.5 * x * (1 + lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
+# fairseq.utils.get_activation_fn. gelu_fast is gelu_accurate's old name.
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_fast": partial(jax.nn.gelu, approximate=True),
     "gelu_accurate": partial(jax.nn.gelu, approximate=True),
     "tanh": jnp.tanh,
@@ -165,28 +176,28 @@ class SelfAttention(Part):
 
     def __call__(
         self,
-        x: Float[Array, "queries hidden"],
-        tokens: Float[Array, "tokens hidden"],
-        mask: Bool[Array, "batch #queries//batch tokens//batch"],
+        x: Float[Array, "batch queries hidden"],
+        tokens: Float[Array, "batch time hidden"],
+        mask: Bool[Array, "batch #queries time"],
         key: Key[Array, ""] | None,
-    ) -> Float[Array, "queries hidden"]:
+    ) -> Float[Array, "batch queries hidden"]:
         """What each token of `x` takes from `tokens`."""
         return self.output(self.context(self.query(x), self.key(tokens), self.value(tokens), mask, key))
 
     def context(
         self,
-        query: Float[Array, "queries hidden"],
-        key: Float[Array, "tokens hidden"],
-        value: Float[Array, "tokens hidden"],
-        mask: Bool[Array, "batch #queries//batch tokens//batch"],
+        query: Float[Array, "batch queries hidden"],
+        key: Float[Array, "batch time hidden"],
+        value: Float[Array, "batch time hidden"],
+        mask: Bool[Array, "batch #queries time"],
         dropout_key: Key[Array, ""] | None,
-    ) -> Float[Array, "queries hidden"]:
+    ) -> Float[Array, "batch queries hidden"]:
         """The mean of the values, weighted for each query by head, before the output projection."""
-        batch, num_heads = mask.shape[0], self.config.num_heads
+        num_heads = self.config.num_heads
         depth = self.config.hidden_size // num_heads
 
-        def heads(projected: Float[Array, "tokens hidden"]) -> Float[Array, "batch time heads depth"]:
-            return projected.astype(self.numerics.dtype).reshape(batch, -1, num_heads, depth)
+        def heads(projected: Float[Array, "batch tokens hidden"]) -> Float[Array, "batch tokens heads depth"]:
+            return projected.astype(self.numerics.dtype).reshape(*projected.shape[:2], num_heads, depth)
 
         rate = self.config.attention_dropout
         return attend(
@@ -209,11 +220,13 @@ class FeedForward(Part):
         self.intermediate = layer_linear(config.hidden_size, config.intermediate_size, numerics, rngs)
         self.output = layer_linear(config.intermediate_size, config.hidden_size, numerics, rngs)
 
-    def __call__(self, x: Float[Array, "tokens hidden"], key: Key[Array, ""] | None) -> Float[Array, "tokens hidden"]:
+    def __call__(
+        self, x: Float[Array, "batch time hidden"], key: Key[Array, ""] | None
+    ) -> Float[Array, "batch time hidden"]:
         activated = self.activation(self.intermediate(x))
         return self.output(dropout(activated, self.config.activation_dropout, key))
 
-    def activation(self, x: Float[Array, "tokens intermediate"]) -> Float[Array, "tokens intermediate"]:
+    def activation(self, x: Float[Array, "batch time intermediate"]) -> Float[Array, "batch time intermediate"]:
         """The configured activation function, element by element."""
         function = ACTIVATION_FUNCTIONS[self.config.activation]
         return with_low_precision_residual(function, self.numerics.dtype)(x)
@@ -231,11 +244,11 @@ class TransformerLayer(Part):
 
     def __call__(
         self,
-        x: Float[Array, "tokens hidden"],
+        x: Float[Array, "batch time hidden"],
         mask: Bool[Array, "batch #time time"],
         key: Key[Array, ""] | None,
         positions: Positions | None = None,
-    ) -> Float[Array, "queries hidden"]:
+    ) -> Float[Array, "batch queries hidden"]:
         """The layer's output for every token, or for those of each row at `positions`."""
         keys = _split(key, 4)
         pre_norm = self.config.normalize_before
@@ -243,7 +256,7 @@ class TransformerLayer(Part):
         tokens = self.attention_layer_norm(x) if pre_norm else x
         queries = tokens
         if positions is not None:
-            x, queries = (_take(each, mask.shape[0], positions) for each in (x, tokens))
+            x, queries = tokens_at(x, positions), tokens_at(tokens, positions)
             mask = mask if mask.shape[1] == 1 else tokens_at(mask, positions)
         attn_output = self.attention(queries, tokens, mask, keys[0])
         x = x + dropout(attn_output, self.config.dropout, keys[1])
@@ -269,11 +282,11 @@ class LMHead(Part):
             self.embedding = nnx.Param(_torch_linear_init(shape, config.hidden_size, numerics, rngs))
 
     def __call__(
-        self, features: Float[Array, "tokens hidden"], token_embedding: Float[Array, "vocab hidden"]
-    ) -> Float[Array, "tokens vocab"]:
+        self, features: Float[Array, "*tokens hidden"], token_embedding: Float[Array, "vocab hidden"]
+    ) -> Float[Array, "*tokens vocab"]:
         x = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.lm_head_activation](self.dense(features)))
         rows = token_embedding if self.embedding is None else self.embedding[...]
-        logits = product("th,vh->tv", x, rows, dtype=self.numerics.dtype, precision=self.numerics.precision)
+        logits = product("...h,vh->...v", x, rows, dtype=self.numerics.dtype, precision=self.numerics.precision)
         return logits + self.bias[...].astype(logits.dtype)
 
 
@@ -310,8 +323,7 @@ class Head(Part):
     ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
         """[batch, classes], for the first token; [batch, time, classes] where the kind sees every token."""
         first_token_only = self.head.has_dense
-        batch, time, hidden = features.shape
-        x = features[:, 0, :] if first_token_only else features.reshape(batch * time, hidden)
+        x = features[:, 0, :] if first_token_only else features
         keys = _split(key, 2)
         if self.dense is not None:
             if self.head.kind == "sentence":
@@ -320,7 +332,7 @@ class Head(Part):
         if self.output is not None:
             rate = 0.0 if self.head.kind == "span" else self.config.pooler_dropout
             x = self.output(dropout(x, rate, keys[1]))
-        return x if first_token_only else x.reshape(batch, time, -1)
+        return x
 
     def activation(self, x: Float[Array, "batch inner"]) -> Float[Array, "batch inner"]:
         """The activation of the dense layer: the configured one in a sentence head, tanh in others."""
@@ -373,8 +385,7 @@ class RobertaModel(Part):
             projection and feed-forward. None for all tokens.
         """
         x = self._layer_outputs(token_ids, segments, key, positions)[-1]
-        x = x if self.layer_norm is None else self.layer_norm(x)
-        return _by_row(x, token_ids.shape[0])
+        return x if self.layer_norm is None else self.layer_norm(x)
 
     def hidden_states(
         self,
@@ -387,7 +398,7 @@ class RobertaModel(Part):
         The final LayerNorm of a pre-norm network is in `features` and not in the last of these. Arguments as of
         `features`.
         """
-        return [_by_row(x, token_ids.shape[0]) for x in self._layer_outputs(token_ids, segments, key)]
+        return self._layer_outputs(token_ids, segments, key)
 
     def _layer_outputs(
         self,
@@ -395,11 +406,11 @@ class RobertaModel(Part):
         segments: Int[Array, "batch time"] | None,
         key: Key[Array, ""] | None,
         positions: Positions | None = None,
-    ) -> list[Float[Array, "_ hidden"]]:
-        """The embedding output and each layer's, [tokens, hidden]; the last of the tokens at `positions` only."""
+    ) -> list[Float[Array, "batch _ hidden"]]:
+        """The embedding output and each layer's; the last of the tokens at `positions` only."""
         mask = attention_mask(token_ids == self.config.pad_id, segments)
         keys = _split(key, 1 + 2 * len(self.layers))
-        x = self.embeddings(token_ids, segments, keys[0]).reshape(-1, self.config.hidden_size)
+        x = self.embeddings(token_ids, segments, keys[0])
         outputs = [x]
         for i, layer in enumerate(self.layers):
             layer_key, drop_key = keys[1 + 2 * i], keys[2 + 2 * i]
@@ -409,12 +420,12 @@ class RobertaModel(Part):
             if drop_key is None or self.config.layer_drop == 0.0:
                 x = run(x)
             else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
-                skip = partial(_take, batch=mask.shape[0], positions=wanted)
+                skip = partial(tokens_at, positions=slice(None) if wanted is None else wanted)
                 x = lax.cond(jax.random.uniform(drop_key) > self.config.layer_drop, run, skip, x)
             outputs.append(x)
         return outputs
 
-    def lm_logits(self, features: Float[Array, "tokens hidden"]) -> Float[Array, "tokens vocab"]:
+    def lm_logits(self, features: Float[Array, "*tokens hidden"]) -> Float[Array, "*tokens vocab"]:
         """A logit for every token of the vocabulary, in the accumulation dtype.
 
         Raises:
@@ -444,10 +455,10 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros(outputs, numerics.param_dtype))
 
-    def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
+    def __call__(self, x: Float[Array, "*tokens inputs"]) -> Float[Array, "*tokens outputs"]:
         """The result is in the accumulation dtype."""
         numerics = self.numerics
-        result = product("ti,io->to", x, self.kernel[...], dtype=numerics.dtype, precision=numerics.precision)
+        result = product("...i,io->...o", x, self.kernel[...], dtype=numerics.dtype, precision=numerics.precision)
         return result + self.bias[...].astype(result.dtype)
 
 
@@ -474,15 +485,6 @@ def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx
         use_fast_variance=numerics.dtype.itemsize == 2,
         rngs=rngs,
     )
-
-
-def _by_row(x: Float[Array, "tokens hidden"], batch: int) -> Float[Array, "batch time hidden"]:
-    return x.reshape(batch, -1, x.shape[-1])
-
-
-def _take(x: Float[Array, "tokens hidden"], batch: int, positions: Positions | None) -> Float[Array, "queries hidden"]:
-    """The tokens of each row at `positions`; all of them for None."""
-    return x if positions is None else tokens_at(_by_row(x, batch), positions).reshape(-1, x.shape[-1])
 
 
 def _split(key: Key[Array, ""] | None, count: int) -> list[Key[Array, ""] | None]:

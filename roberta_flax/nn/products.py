@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,12 +42,15 @@ def product(
     Such a product has no forward-mode derivative.
 
     Args:
-      subscripts: as jnp.einsum's, explicit, each index in at least two of the three terms.
+      subscripts: as jnp.einsum's, explicit, each index in at least two of the three terms. An ellipsis stands for the
+        same axes of `left` and of the result.
       left, right: in any floating-point dtype.
       dtype: of the operands.
       precision: as in jax.lax.Precision.
     """
     dtype = jnp.dtype(dtype)
+    named_axes = len(subscripts.partition(",")[0].removeprefix("..."))
+    subscripts = subscripts.replace("...", string.ascii_uppercase[: left.ndim - named_axes])
     if dtype.itemsize == 2:
         return _in_16_bits(subscripts, dtype, precision, left, right)
     return _einsum(precision, subscripts, left.astype(dtype), right.astype(dtype))
@@ -112,7 +116,7 @@ def _ordered_einsum(
     if leading not in first:
         first, second, left, right = second, first, right, left
     subscripts = f"{first},{second}->{result}"
-    if len(first) == len(second) == 2 and first[0] == second[0]:
+    if first[:-1] == second[:-1] and result == first[-1] + second[-1]:
         return kernel_gradient(partial(_einsum, precision), subscripts, left, right)
     return _einsum(precision, subscripts, left, right)
 

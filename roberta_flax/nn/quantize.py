@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from roberta_flax.errors import InputError
@@ -38,7 +37,7 @@ class QuantizedLinear(nnx.Module):
         self.kernel_scale = nnx.Param(jnp.ones(outputs, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype))
 
-    def __call__(self, x: Float[Array, "tokens inputs"]) -> Float[Array, "tokens outputs"]:
+    def __call__(self, x: Float[Array, "*tokens inputs"]) -> Float[Array, "*tokens outputs"]:
         """The result is in the accumulation dtype."""
         product = _int8_product(x.astype(self.dtype), self.kernel[...], self.kernel_scale[...].astype(self.dtype))
         return product + self.bias[...].astype(self.dtype)
@@ -74,15 +73,15 @@ def quantize(params: Params, method: str = "int8") -> Params:
 
 @jax.custom_jvp
 def _int8_product(
-    x: Float[Array, "tokens inputs"], kernel: Int8[Array, "inputs outputs"], kernel_scale: Float[Array, " outputs"]
-) -> Float[Array, "tokens outputs"]:
+    x: Float[Array, "*tokens inputs"], kernel: Int8[Array, "inputs outputs"], kernel_scale: Float[Array, " outputs"]
+) -> Float[Array, "*tokens outputs"]:
     """x, rounded to int8, times kernel * kernel_scale.
 
     The derivative is the straight-through estimate (Bengio et al., 2013): that of the product without rounding x, since
     rounding itself has none but zero. The kernel, of integers, has no derivative.
     """
-    rounded, scale = _round_to_int8(x, axis=1)
-    total = lax.dot_general(rounded, kernel, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+    rounded, scale = _round_to_int8(x, axis=-1)
+    total = jnp.einsum("...i,io->...o", rounded, kernel, preferred_element_type=jnp.int32)
     return total.astype(x.dtype) * scale * kernel_scale
 
 
@@ -119,9 +118,7 @@ def _quantize_kernel(kernel: Float[Array, "inputs outputs"]) -> dict[str, Array]
     return {"kernel": rounded, "kernel_scale": scale[0]}
 
 
-def _round_to_int8(
-    x: Float[Array, "rows columns"], axis: int
-) -> tuple[Int8[Array, "rows columns"], Float[Array, "#rows #columns"]]:
+def _round_to_int8(x: Float[Array, "*axes"], axis: int) -> tuple[Int8[Array, "*axes"], Float[Array, "*#axes"]]:
     """x as a number of steps, and the size of a step, the same along `axis`. Zeros are zero steps."""
     largest = jnp.abs(x).max(axis=axis, keepdims=True)
     # The smallest step keeps its reciprocal finite; numbers below it vanish in the sum they are part of.

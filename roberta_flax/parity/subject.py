@@ -96,9 +96,6 @@ class Subject:
         values: dict[str, Array] = _intermediates(
             self.params, batch.tokens, batch.positions, config=self.config, numerics=numerics
         )
-        for name, value in values.items():
-            if name.startswith("lm_head."):
-                values[name] = value.reshape(*batch.positions.shape, -1)
         return values
 
     def _results(self, batch: ParityBatch) -> dict[str, Array]:
@@ -170,7 +167,7 @@ def _intermediates(
     def run(model: RobertaModel) -> None:
         features = model.features(tokens)
         if config.lm_head:
-            model.lm_logits(tokens_at(features, positions).reshape(-1, config.hidden_size))
+            model.lm_logits(tokens_at(features, positions))
         for head in config.heads:
             model.head_logits(head.name, features)
 
@@ -180,12 +177,7 @@ def _intermediates(
         ".".join(str(part.key) for part in path[:-1]): value  # the last part numbers the calls, of which there is one
         for path, value in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(captured))[0]
     }
-    values = {name: outputs[path] for name in all_names(config) if (path := _captured_as(name)) in outputs}
-    batch, time = tokens.shape
-    for name, value in values.items():
-        if value.ndim == 2 and name.startswith("layers."):
-            values[name] = value.reshape(batch, time, -1)
-    return values
+    return {name: outputs[path] for name in all_names(config) if (path := _captured_as(name)) in outputs}
 
 
 def _captured_as(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,12 +133,17 @@ def lay_out(
     max_positions: int,
     rows_multiple: int = 1,
     pack: bool = False,
+    fixed: bool = False,
 ) -> Iterator[TokenBatch]:
     """Lays out all of `sequences` in batches of few shapes, longest first, so that running out of memory shows at once.
 
     Each batch takes the longest sequences that remain and is padded to the length bucket of the first one: long
     sequences form small batches, short ones large batches. Only the last batch may have unused rows. With `pack`, the
     sequences of up to PACK_LENGTH tokens share rows of that length, unless together they would not fill half a row.
+
+    With `fixed`, a sequence is padded to its own length bucket, and every batch of a bucket has the same number of
+    rows. The shape of the batch that a sequence is in then depends on its own length alone, and so does its result: one
+    program computes each row without regard to the others.
 
     Args:
       sequences: token ids, [length] each, at most max_positions long.
@@ -146,9 +152,17 @@ def lay_out(
       max_positions: the model's maximum length.
       rows_multiple: the number of data-parallel devices; the number of rows is a multiple of it.
       pack: whether several sequences may share a row.
+      fixed: whether the shape of a sequence's batch depends on the sequence alone; `pack` must be False.
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     order = np.argsort(-lengths, kind="stable")
+    if fixed:
+        for length, group in itertools.groupby(order, lambda i: length_bucket(int(lengths[i]), max_positions)):
+            members = np.array(list(group))
+            full = rows_per_batch(length, tokens_per_batch, rows_multiple)
+            for start in range(0, len(members), full):
+                yield _unpacked_batch(sequences, members[start : start + full], (full, length), pad_id)
+        return
     pack = pack and lengths.sum() > PACK_LENGTH // 2
     num_unpacked = int(np.searchsorted(-lengths[order], -PACK_LENGTH)) if pack else len(order)
     done = 0

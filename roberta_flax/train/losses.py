@@ -124,9 +124,8 @@ def masked_lm_loss(
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         model, weights = network(params, config, numerics), batch["weights"]
         features = model.features(batch["tokens"], key=key, positions=batch["positions"])
-        logits = model.lm_logits(features.reshape(-1, config.hidden_size))
-        losses = _cross_entropy(logits, batch["targets"].reshape(-1))
-        return (losses * weights.reshape(-1)).sum(), weights.sum()
+        losses = _cross_entropy(model.lm_logits(features), batch["targets"])
+        return (losses * weights).sum(), weights.sum()
 
     return NetworkLoss(loss, (r"heads\.",))
 

@@ -339,7 +339,7 @@ def _without_last_norm(right: Any, self: Any, *args: Any, **kwargs: Any) -> jax.
 
 def _rounded_bias(right: Any, self: Any, x: jax.Array) -> jax.Array:
     bias = self.bias[...]
-    return model.product("ti,io->to", x, self.kernel[...], dtype=self.numerics.dtype) + bias.astype(
+    return model.product("...i,io->...o", x, self.kernel[...], dtype=self.numerics.dtype) + bias.astype(
         jnp.bfloat16
     ).astype(self.numerics.accumulation_dtype)
 
@@ -364,7 +364,7 @@ def lm_embedding(of: Callable[[Any, Any], Any]) -> Change:
 def _norm_before_activation(right: Any, self: Any, features: jax.Array, rows: jax.Array) -> jax.Array:
     activate = model.ACTIVATION_FUNCTIONS[self.config.lm_head_activation]
     x = activate(self.layer_norm(self.dense(features)))
-    return model.product("th,vh->tv", x, rows, dtype=self.numerics.dtype) + self.bias[...]
+    return model.product("...h,vh->...v", x, rows, dtype=self.numerics.dtype) + self.bias[...]
 
 
 def _tied(right: Any, self: Any, features: jax.Array, rows: jax.Array) -> jax.Array:
@@ -838,11 +838,11 @@ class Equivalent:
 
 def _in_halves(right: Any, subscripts: str, x: jax.Array, kernel: jax.Array, **static: Any) -> jax.Array:
     """A linear layer's product as the sum of two."""
-    if subscripts != "ti,io->to":
+    if subscripts != "...i,io->...o":
         return right(subscripts, x, kernel, **static)
     half = x.shape[-1] // 2
-    return right(subscripts, x[:, :half], kernel[:half], **static) + right(
-        subscripts, x[:, half:], kernel[half:], **static
+    return right(subscripts, x[..., :half], kernel[:half], **static) + right(
+        subscripts, x[..., half:], kernel[half:], **static
     )
 
 
@@ -856,8 +856,8 @@ def _fused(parts: Any, x: jax.Array) -> list[jax.Array]:
     kernel = jnp.concatenate([part.kernel[...] for part in parts], axis=1)
     bias = jnp.concatenate([part.bias[...] for part in parts])
     numerics = parts[0].numerics
-    result = products.product("ti,io->to", x, kernel, dtype=numerics.dtype, precision=numerics.precision)
-    return jnp.split(result + bias.astype(result.dtype), len(parts), axis=1)
+    result = products.product("...i,io->...o", x, kernel, dtype=numerics.dtype, precision=numerics.precision)
+    return jnp.split(result + bias.astype(result.dtype), len(parts), axis=-1)
 
 
 def _fused_projections(right: Any, self: Any, x: jax.Array, tokens: jax.Array, mask: Any, key: Any) -> jax.Array:
@@ -888,8 +888,8 @@ EQUIVALENTS = [
     Equivalent("LayerNorm written out", (norm(),)),
     Equivalent("LayerNorm's variance in one pass", (replaced(model, "layer_norm", _variance_in_one_pass),)),
     Equivalent(
-        "gelu by erf and not by its complement",
-        (activation("gelu", lambda x: 0.5 * x * (1 + lax.erf(x / np.sqrt(2).astype(x.dtype)))),),
+        "gelu by the complement of erf",
+        (activation("gelu", functools.partial(jax.nn.gelu, approximate=False)),),
     ),
     Equivalent("products in two halves", (replaced(model, "product", _in_halves, everywhere=False),)),
     Equivalent("log-softmax by a logarithm of a sum", (cross_entropy(_by_logsumexp),)),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from references.tpu import V5E_BYTES, Operation, Program, collectives, figures, products
+from references.tpu import V5E_BYTES, Operation, Program, collectives, figures, flax_compiled, products, reshapes
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +123,17 @@ def test_int8_activations_are_sent_as_int8(compiled):
     ]
     hidden = max(numbers(operation) for operation in gathered)
     assert {operation.dtype for operation in gathered if numbers(operation) == hidden} == {"s8"}
+
+
+def test_at_full_effort_it_takes_fewer_cycles_than_transformers_and_does_not_move_numbers_to_divide_heads():
+    """Of two layers, whose scores fit into the chip's vector memory; of 24 see `python -m benchmarks.tpu`."""
+    program = Program("v5e:1x1", wanted="features", rows=4, length=512, num_layers=2)
+    ours, theirs = program.compiled(), flax_compiled(program)
+    assert figures(ours)["estimated_cycles"] < 0.76 * figures(theirs)["estimated_cycles"]
+    config = program.config
+    activations, depth = program.rows * program.length * config.hidden_size, config.hidden_size // config.num_heads
+    moved = [operation for operation in reshapes(ours) if numbers(operation) >= activations]
+    assert not [str(operation) for operation in moved if depth in operation.shape]
 
 
 def test_beside_transformers_flax_model(compiled, compiled_of_transformers):
