@@ -2,7 +2,8 @@
 
   config.json         RobertaConfig
   model.safetensors   the parameter tree: one tensor per leaf, named by the leaf's path joined with dots
-  dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model
+  dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model; or
+  effective_tokenizer.json, tokenizer_settings.json   those of a Hugging Face model, beside the source's own
   conversion.json     the origin: source, sha256, versions, and where every source tensor went
 
 A model needs nothing else to run. The directory is written under a temporary name and renamed when it is complete.
@@ -38,7 +39,8 @@ from roberta_flax.files import PARTIAL_SUFFIX, new_directory, read_text, reading
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params, abstract_params
 from roberta_flax.nn.tree import describe_problems, flatten, mismatches, unflatten
-from roberta_flax.text.tokenizer import BYTE_LEVEL_FILES, SENTENCEPIECE_FILE, SENTENCEPIECE_FILES, Tokenizer
+from roberta_flax.text import tokenizer as tokenizer_files
+from roberta_flax.text.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
@@ -238,8 +240,7 @@ def _on_device(stored: Mapping[str, StoredTensor], dtype: np.dtype[Any]) -> dict
 
 def file_names(directory: Path) -> tuple[str, ...]:
     """The names of a converted directory's files, which depend on the tokenizer in `directory`."""
-    tokenizer = SENTENCEPIECE_FILES if (directory / SENTENCEPIECE_FILE).is_file() else BYTE_LEVEL_FILES
-    return (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *tokenizer)
+    return (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *tokenizer_files.file_names(directory))
 
 
 def missing_files(directory: Path) -> list[str]:

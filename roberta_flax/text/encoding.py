@@ -72,14 +72,17 @@ def encode_batch(
 ) -> list[EncodedInput]:
     """Encodes each input as `encode_texts` does, with a Rejected for each that `encode_texts` would raise for.
 
-    All inputs within the maximum length are converted to ids in one lookup, which is faster than one by one.
+    All texts are split, and all inputs within the maximum length converted to ids, in one call each, which is faster
+    than one by one.
     """
+    inputs = list(inputs)
     fitting: list[list[list[int]]] = []  # the pieces of each input within the maximum length, by text
+    pieces_of = _SplitAtOnce(tokenizer, inputs)
 
     def encode_long(texts: TextInput) -> list[EncodedSequence]:
         """Encodes an input over the maximum length; puts any other in `fitting` and returns nothing yet."""
-        pieces = _pieces_by_text(tokenizer, texts)
-        if _joined_length(pieces) > max_length:
+        pieces = pieces_of(texts)
+        if _joined_length(tokenizer, pieces) > max_length:
             return _shorten(tokenizer, pieces, max_length, on_long)
         fitting.append(pieces)
         return []
@@ -107,23 +110,6 @@ def too_long(length: int, max_length: int) -> InputError:
     )
 
 
-def longest_first(lengths: Sequence[int], room: int) -> list[int]:
-    """The lengths to truncate texts to so that together they have at most `room` tokens.
-
-    Tokens are removed one at a time from the text that is then the longest, or from the last of several such texts.
-    This is the truncation strategy "longest_first" of transformers' slow tokenizers.
-    """
-    kept, excess = list(lengths), sum(lengths) - room
-    while excess > 0:
-        longest = max(range(len(kept)), key=lambda i: (kept[i], i))
-        others = [length for i, length in enumerate(kept) if i != longest]
-        surplus = kept[longest] - max(others, default=0)
-        removed = min(excess, max(surplus, 1))
-        kept[longest] -= removed
-        excess -= removed
-    return kept
-
-
 def resolve_max_length(config: RobertaConfig, max_length: int | None) -> int:
     """Returns `max_length`, or the model's max_positions if it is None.
 
@@ -139,48 +125,63 @@ def resolve_max_length(config: RobertaConfig, max_length: int | None) -> int:
     return resolved
 
 
-def _pieces_by_text(tokenizer: Tokenizer, texts: TextInput) -> list[list[int]]:
-    several = [texts] if isinstance(texts, str) else texts
-    if not isinstance(several, (list, tuple)) or not several:
-        raise InputError(f"expected a text or a list of texts, got {type(texts).__name__}: {str(texts)[:60]!r}")
-    return list(map(tokenizer.pieces, several))
+class _SplitAtOnce:
+    """Splits the texts of many inputs into pieces in one call, and returns those of each input when it is called."""
+
+    def __init__(self, tokenizer: Tokenizer, inputs: Sequence[Any]) -> None:
+        self._tokenizer = tokenizer
+        texts = [
+            text for each in inputs for text in ([each] if isinstance(each, str) else each if _is_list(each) else [])
+        ]
+        try:
+            pieces = tokenizer.pieces_of(texts)
+        except InputError:  # a text cannot be used: each input is split alone, and those that have such texts rejected
+            texts, pieces = [], []
+        self._pieces = dict(zip(texts, pieces, strict=True))
+
+    def __call__(self, texts: TextInput) -> list[list[int]]:
+        several = [texts] if isinstance(texts, str) else texts
+        if not _is_list(several) or not several:
+            raise InputError(f"expected a text or a list of texts, got {type(texts).__name__}: {str(texts)[:60]!r}")
+        if self._pieces:
+            return [self._pieces[text] for text in several]
+        return self._tokenizer.pieces_of(several)
 
 
-def _joined_length(pieces: Sequence[list[int]]) -> int:
-    return sum(map(len, pieces)) + _special_tokens(pieces)
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
-def _special_tokens(pieces: Sequence[list[int]]) -> int:
-    return 2 * len(pieces)  # <s> a </s></s> b </s>
+def _joined_length(tokenizer: Tokenizer, pieces: Sequence[list[int]]) -> int:
+    return sum(map(len, pieces)) + tokenizer.special_lengths(len(pieces))[2]
 
 
 def _shorten(
     tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int, on_long: OnLong
 ) -> list[EncodedSequence]:
     if on_long == "error":
-        raise too_long(_joined_length(pieces), max_length)
+        raise too_long(_joined_length(tokenizer, pieces), max_length)
     if on_long == "truncate":
         return [_truncate(tokenizer, pieces, max_length)]
     return _slide(tokenizer, pieces, max_length)
 
 
 def _truncate(tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int) -> EncodedSequence:
-    kept = longest_first([len(text) for text in pieces], max_length - _special_tokens(pieces))
-    ids = tokenizer.join([text[:length] for text, length in zip(pieces, kept, strict=True)])
-    return EncodedSequence(ids, truncated=True)
+    room = max_length - tokenizer.special_lengths(len(pieces))[2]
+    return EncodedSequence(tokenizer.join(tokenizer.truncate(pieces, room)), truncated=True)
 
 
 def _slide(tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int) -> list[EncodedSequence]:
     """Windows over the last text, each with all other texts before it."""
     *others, last = pieces
-    length = _joined_length(pieces)
+    length = _joined_length(tokenizer, pieces)
     room = max_length - (length - len(last))
     if room < 2:
         raise InputError(
             f"{length} tokens, over the maximum length of {max_length}, and the texts before the last leave no room to "
             "slide windows over it"
         )
-    prefix_length = length - len(last) - 1
+    prefix_length = length - len(last) - tokenizer.special_lengths(len(pieces))[1]
     begins = [*range(0, len(last) - room, max(room // 2, 1)), len(last) - room]
     return [
         EncodedSequence(
