@@ -30,12 +30,9 @@ def command(
     ] = None,
     strict: Annotated[bool, typer.Option(help="Refuse parameters that are not finite.")] = False,
     head_name: HeadName = None,
-    with_tokenizer: Annotated[
-        bool,
-        typer.Option(
-            "--tokenizer/--no-tokenizer", help="Convert the tokenizer too. Without it, the model takes token ids only."
-        ),
-    ] = True,
+    no_tokenizer: Annotated[
+        bool, typer.Option(help="Leave the tokenizer out: the model takes token ids only.")
+    ] = False,
     sha256: Annotated[
         str | None, typer.Option(metavar="HEX", help="SHA-256 that SOURCE must have.", show_default="not checked")
     ] = None,
@@ -54,7 +51,7 @@ def command(
         dtype=dtype,
         strict=strict,
         head_name=head_name,
-        with_tokenizer=with_tokenizer,
+        with_tokenizer=not no_tokenizer,
         **files.files(),
     )
     seconds = time.perf_counter() - begin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -75,19 +76,16 @@ def encode_batch(
     All texts are split, and all inputs within the maximum length converted to ids, in one call each, which is faster
     than one by one.
     """
-    inputs = list(inputs)
     fitting: list[list[list[int]]] = []  # the pieces of each input within the maximum length, by text
-    pieces_of = _SplitAtOnce(tokenizer, inputs)
 
-    def encode_long(texts: TextInput) -> list[EncodedSequence]:
+    def encode_long(pieces: list[list[int]]) -> list[EncodedSequence]:
         """Encodes an input over the maximum length; puts any other in `fitting` and returns nothing yet."""
-        pieces = pieces_of(texts)
         if _joined_length(tokenizer, pieces) > max_length:
             return _shorten(tokenizer, pieces, max_length, on_long)
         fitting.append(pieces)
         return []
 
-    encoded = [encode_or_reject(encode_long, texts) for texts in inputs]
+    encoded = [encode_or_reject(encode_long, pieces) for pieces in _split(tokenizer, list(inputs))]
     joined = iter(tokenizer.join_all(fitting))
     return [sequences or [EncodedSequence(next(joined))] for sequences in encoded]
 
@@ -125,31 +123,33 @@ def resolve_max_length(config: RobertaConfig, max_length: int | None) -> int:
     return resolved
 
 
-class _SplitAtOnce:
-    """Splits the texts of many inputs into pieces in one call, and returns those of each input when it is called."""
-
-    def __init__(self, tokenizer: Tokenizer, inputs: Sequence[Any]) -> None:
-        self._tokenizer = tokenizer
-        texts = [
-            text for each in inputs for text in ([each] if isinstance(each, str) else each if _is_list(each) else [])
-        ]
-        try:
-            pieces = tokenizer.pieces_of(texts)
-        except InputError:  # a text cannot be used: each input is split alone, and those that have such texts rejected
-            texts, pieces = [], []
-        self._pieces = dict(zip(texts, pieces, strict=True))
-
-    def __call__(self, texts: TextInput) -> list[list[int]]:
-        several = [texts] if isinstance(texts, str) else texts
-        if not _is_list(several) or not several:
-            raise InputError(f"expected a text or a list of texts, got {type(texts).__name__}: {str(texts)[:60]!r}")
-        if self._pieces:
-            return [self._pieces[text] for text in several]
-        return self._tokenizer.pieces_of(several)
+def _split(tokenizer: Tokenizer, inputs: Sequence[TextInput | Rejected]) -> list[list[list[int]] | Rejected]:
+    """Splits the texts of each input into pieces, all in one call unless a text cannot be used."""
+    try:
+        several = [() if isinstance(each, Rejected) else _texts_of(each) for each in inputs]
+        pieces = iter(tokenizer.pieces_of(list(itertools.chain.from_iterable(several))))
+    except InputError:
+        return [_split_one(tokenizer, each) for each in inputs]
+    return [
+        each if isinstance(each, Rejected) else list(itertools.islice(pieces, len(texts)))
+        for each, texts in zip(inputs, several, strict=True)
+    ]
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+def _split_one(tokenizer: Tokenizer, texts: TextInput | Rejected) -> list[list[int]] | Rejected:
+    if isinstance(texts, Rejected):
+        return texts
+    try:
+        return tokenizer.pieces_of(_texts_of(texts))
+    except InputError as error:
+        return Rejected(str(error))
+
+
+def _texts_of(texts: Any) -> Sequence[str]:
+    several = [texts] if isinstance(texts, str) else texts
+    if not isinstance(several, list | tuple) or not several:
+        raise InputError(f"expected a text or a list of texts, got {type(texts).__name__}: {str(texts)[:60]!r}")
+    return several
 
 
 def _joined_length(tokenizer: Tokenizer, pieces: Sequence[list[int]]) -> int:

@@ -150,6 +150,7 @@ class Tokenizer:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.vocab_size = backend.vocab_size
+        self._special_lengths: dict[tuple[int, bool], tuple[int, int, int]] = {}
 
     @classmethod
     def from_files(
@@ -287,8 +288,11 @@ class Tokenizer:
         Raises:
           InputError: the tokenizer does not join so many texts.
         """
-        lengths = list(map(len, self.backend.around(count, no_separator)))
-        return lengths[0], lengths[-1], sum(lengths)
+        key = count, no_separator
+        if key not in self._special_lengths:
+            lengths = list(map(len, self.backend.around(count, no_separator)))
+            self._special_lengths[key] = lengths[0], lengths[-1], sum(lengths)
+        return self._special_lengths[key]
 
     def truncate(self, sentences: Sequence[list[int]], room: int) -> list[list[int]]:
         """Truncates the texts of an input, each given as its `pieces`, so that together they have at most `room`.

@@ -316,13 +316,14 @@ def test_tokens_that_the_model_does_not_embed_are_told_and_refused_in_text(tmp_p
         ours.encode("a [E1] man")
 
 
-def test_a_model_without_its_tokenizer_takes_ids_and_says_what_it_lacks(tmp_path):
+def test_a_model_without_its_tokenizer_takes_ids_and_says_what_it_lacks(tmp_path, run):
     folder, _ = model_of("wordpiece_cased", tmp_path)
     for name in hf_tokenizer.FILES:
         (folder / name).unlink(missing_ok=True)
     with pytest.raises(CheckpointError, match="--no-tokenizer"):
         convert(folder, tmp_path / "with")
-    directory = convert(folder, tmp_path / "converted", with_tokenizer=False)
+    directory = tmp_path / "converted"
+    assert run("convert", folder, directory, "--no-tokenizer")[0] == 0
     roberta = roberta_flax.load(directory)
     assert roberta.extract_features([0, 5, 6, 2]).shape == (1, 4, 36)
     for use in (lambda: roberta.encode("a"), lambda: roberta.decode([0, 2]), lambda: roberta.fill_mask("a <mask>")):
