@@ -142,10 +142,10 @@ def read(
         source = _Source.read(folder, model_type, tokenizer_class)
         if source.has_vocabulary:
             return source.files(vocab_size, pad_id, notes)
+    vocabulary_files = dict.fromkeys(" and ".join(rules.files) for rules in _CLASSES.values())
     raise CheckpointError(
-        f"no tokenizer in {' or '.join(map(str, folders))}: put {TOKENIZER_FILE}, or the files of its vocabulary "
-        f"({', '.join(VOCABULARY_FILES)}), there, pass their directory as bpe_dir (--bpe-dir), or convert without a "
-        "tokenizer (--no-tokenizer)"
+        f"no tokenizer in {' or '.join(map(str, folders))}: put {TOKENIZER_FILE}, or {'; '.join(vocabulary_files)} "
+        "there, pass their directory as bpe_dir (--bpe-dir), or convert without a tokenizer (--no-tokenizer)"
     )
 
 
@@ -195,7 +195,7 @@ class _Source:
 
     @property
     def has_vocabulary(self) -> bool:
-        return any((self.folder / name).is_file() for name in (TOKENIZER_FILE, *VOCABULARY_FILES))
+        return (self.folder / TOKENIZER_FILE).is_file() or any(map(self._has_files, _CLASSES))
 
     def files(self, vocab_size: int, pad_id: int | None, notes: list[str]) -> TokenizerFiles:
         """The files in a converted directory. Arguments and errors are those of `read`."""
@@ -221,7 +221,8 @@ class _Source:
                 tokenizer.post_processor = call(lambda: built.post_processor(tokenizer, roles))
             _change_steps(tokenizer, class_name, self.settings)
             settings = self._settings(tokenizer, roles, vocab_size, built)
-            content = tokenizer.to_str()
+            # scores change in the last digit when they are read for the first time, and not again
+            content = parse(tokenizer.to_str()).to_str()
             HuggingFaceTokenizer(settings, content, {})  # raises ValueError if it cannot run
         self._check(settings, tokenizer, pad_id, path)
         self._note(settings, tokenizer, path, notes)

@@ -412,7 +412,7 @@ def test_files_that_are_missing_are_named(tmp_path, tokenizers):
         convert(source, tmp_path / "converted")
     (tmp_path / "elsewhere").rename(part)
     (source / "vocab.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no tokenizer in .*: put vocab.json and merges.txt"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer in .*: put tokenizer.json, or vocab.json and merges.txt;"):
         convert(source, tmp_path / "converted")
     convert(source, tmp_path / "converted", bpe_dir=tokenizers["byte-level"])
 
