@@ -101,7 +101,7 @@ _CLASSES = {
     "PhobertTokenizer": _PHOBERT,
     "BertweetTokenizer": _PHOBERT,
 }
-# The classes of a model_type, and any classes after them, in the order in which their files are looked for.
+# The class of a model_type if no file names one (TOKENIZER_MAPPING_NAMES); RobertaTokenizer for all others
 _CLASS_OF_TYPE = {
     "xlm-roberta": "XLMRobertaTokenizer",
     "xlm-roberta-xl": "XLMRobertaTokenizer",

@@ -24,9 +24,17 @@ from roberta_flax.text.fairseq_tokenizer import (
     SENTENCEPIECE_FILES,
     FairseqTokenizer,
 )
-from roberta_flax.text.huggingface_tokenizer import SETTINGS_FILE, HuggingFaceSettings, HuggingFaceTokenizer
+from roberta_flax.text.huggingface_tokenizer import (
+    EFFECTIVE_FILE,
+    SETTINGS_FILE,
+    HuggingFaceSettings,
+    HuggingFaceTokenizer,
+)
 
 Ids = npt.NDArray[np.int32]
+
+# All files that decide which tokenizer `Tokenizer.from_directory` reads; a directory has some of them
+FILES = tuple(dict.fromkeys((SETTINGS_FILE, EFFECTIVE_FILE, *BYTE_LEVEL_FILES, *SENTENCEPIECE_FILES)))
 
 _Value = TypeVar("_Value")
 
