@@ -83,7 +83,7 @@ def optimizer_state(torch, parameters: list) -> dict[str, Any]:
 def write_tokenizer(directory: Path) -> None:
     """Writes the files of a small BPE beside the weights."""
     from recipes.tiny import train_bpe
-    from roberta_flax.text.tokenizer import byte_alphabet
+    from roberta_flax.text.fairseq_tokenizer import byte_alphabet
 
     merges = train_bpe("a small text to train a few merges on, for a tokenizer beside the weights " * 4, 20)
     pieces = [*sorted(byte_alphabet()), *(left + right for left, right in merges)]

@@ -98,7 +98,7 @@ def transformers_pipeline(directory: Path, dtype: Any) -> Any:
 
 def time_tokenization(tokenizer: Tokenizer, workloads: dict[str, Pairs]) -> None:
     """Times encode_batch and tiktoken alone, and prints a line for each workload."""
-    raw = tokenizer.bpe._tiktoken.encode_ordinary
+    raw = tokenizer.backend.bpe._tiktoken.encode_ordinary
 
     def tiktoken_raw(pairs: Pairs) -> None:
         for first, second in pairs:

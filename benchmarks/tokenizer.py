@@ -53,7 +53,7 @@ def source_lines() -> list[str]:
 
 def make_encoders(folder: Path) -> dict[str, Callable[[str], object]]:
     tokenizer = Tokenizer.from_directory(folder)
-    raw: tiktoken.Encoding = tokenizer.bpe._tiktoken
+    raw: tiktoken.Encoding = tokenizer.backend.bpe._tiktoken
     bpe = GPT2BPE(
         GPT2BPEConfig(gpt2_encoder_json=str(folder / "encoder.json"), gpt2_vocab_bpe=str(folder / "vocab.bpe"))
     )

@@ -37,7 +37,7 @@ from roberta_flax.tasks.base import check_finite
 from roberta_flax.tasks.classify import predicted_labels
 from roberta_flax.tasks.fill_mask import check_topk, encode_masked, filled_texts
 from roberta_flax.text import alignment, batching, words
-from roberta_flax.text.tokenizer import BOS, EOS, Tokenizer
+from roberta_flax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -53,7 +53,7 @@ class WordFeatures:
     """The words of a text and their features.
 
     Attributes:
-      words: the words, with `<s>` first and `</s>` last.
+      words: the words, with `<s>` first and `</s>` last, or the special tokens that take their places.
       features: [words, hidden] from the last layer, or [layers + 1, words, hidden] from the embedding and all layers.
     """
 
@@ -151,7 +151,8 @@ class Roberta:
             installed.
         """
         borders, features = self._word_features(text, spans, return_all_hiddens)
-        return WordFeatures((BOS, *(text[begin:end] for begin, end in borders), EOS), jnp.asarray(features))
+        before, after = self._special_words()
+        return WordFeatures((*before, *(text[begin:end] for begin, end in borders), *after), jnp.asarray(features))
 
     def extract_features_aligned_to_words(self, sentence: str, return_all_hiddens: bool = False) -> Any:
         """Extracts the features of each word of a sentence, as split by spaCy's English tokenizer, as a spaCy Doc.
@@ -167,10 +168,18 @@ class Roberta:
           InputError: as `word_features`.
         """
         borders, features = self._word_features(sentence, None, return_all_hiddens)
-        texts = [BOS, *(sentence[begin:end] for begin, end in borders), EOS]
+        before, after = self._special_words()
+        texts = [*before, *(sentence[begin:end] for begin, end in borders), *after]
         spaces_inside = [sentence[end : end + 1] == " " for _, end in borders[:-1]]
-        spaces = [True, *spaces_inside, *([True] if borders else []), False]
+        spaces = [*[True] * len(before), *spaces_inside, *([True] if borders else []), *[False] * len(after)]
         return words.make_doc(texts, spaces, features)
+
+    def _special_words(self) -> tuple[list[str], list[str]]:
+        """The special tokens before and after a text."""
+        ids = self.tokenizer.join([[]]).tolist()
+        before = self.tokenizer.special_lengths(1)[0]
+        texts = [self.tokenizer.token_text(token_id) for token_id in ids]
+        return texts[:before], texts[before:]
 
     def _word_features(
         self, text: str, spans: npt.ArrayLike | None, return_all_hiddens: bool
@@ -181,7 +190,8 @@ class Roberta:
         outputs = jnp.stack(self.extract_features(ids, True)) if return_all_hiddens else self.extract_features(ids)
         word_spans = words.spans(text) if spans is None else alignment.check_spans(spans, text)
         weights = alignment.word_weights(word_spans, token_spans)
-        features = alignment.features_of_words(np.asarray(outputs).squeeze(-3), weights)
+        before = self.tokenizer.special_lengths(1)[0]
+        features = alignment.features_of_words(np.asarray(outputs).squeeze(-3), weights, before)
         return [(begin, end) for begin, end in word_spans.tolist()], features
 
     def predict(

@@ -57,7 +57,8 @@ with (
     from roberta_flax.checkpoint.archive import extract_archive
     from roberta_flax.checkpoint.tensors import read_tensors
     from roberta_flax.convert import fairseq, hf_tokenizer, msgpack_file, torch_file
-    from roberta_flax.text.tokenizer import BYTE_LEVEL_FILES, SentencePiece, Tokenizer
+    from roberta_flax.text.fairseq_tokenizer import BYTE_LEVEL_FILES, SentencePiece
+    from roberta_flax.text.tokenizer import Tokenizer
     from tests.random_model import TEXT, files
 from roberta_flax.errors import RobertaFlaxError
 

@@ -14,7 +14,7 @@ import torch
 
 from recipes.tiny.fairseq_archive import model_file, tokenizer_files, train_bpe, write_archive
 from roberta_flax import HeadConfig, RobertaConfig
-from roberta_flax.text.tokenizer import ENCODER_FILE
+from roberta_flax.text.fairseq_tokenizer import ENCODER_FILE
 
 NAME = "roberta.random"
 ARCHIVE = Path(__file__).parent / "data" / f"{NAME}.tar.gz"

@@ -25,7 +25,8 @@ from roberta_flax.inference.compilations import Compilations
 from roberta_flax.inference.predictor import Stats
 from roberta_flax.nn import forward
 from roberta_flax.text import batching
-from roberta_flax.text.encoding import encode_batch, encode_texts, longest_first
+from roberta_flax.text.encoding import encode_batch, encode_texts
+from roberta_flax.text.truncation import longest_first
 
 TOLERANCE = 5e-5  # float32, as in tests/parity/test_network.py
 

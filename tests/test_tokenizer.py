@@ -37,7 +37,7 @@ def test_the_files_of_a_tokenizer_are_those_that_it_was_read_from(gpt2_bpe, gpt2
     assert json.loads(files["encoder.json"]) == json.loads((gpt2_bpe / "encoder.json").read_bytes())
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    assert Tokenizer.from_directory(tmp_path).dictionary.symbols == gpt2_tokenizer.dictionary.symbols
+    assert Tokenizer.from_directory(tmp_path).backend.dictionary.symbols == gpt2_tokenizer.backend.dictionary.symbols
     assert Tokenizer.from_directory(tmp_path).is_same_as(gpt2_tokenizer)
 
 
@@ -99,7 +99,7 @@ def test_every_id_decodes_to_something_and_padding_to_nothing(tiny):
 
 
 def test_filler_words_of_the_dictionary_decode_to_their_names(gpt2_tokenizer):
-    fillers = [i for i, s in enumerate(gpt2_tokenizer.dictionary.symbols) if s.startswith("madeupword")]
+    fillers = [i for i, s in enumerate(gpt2_tokenizer.backend.dictionary.symbols) if s.startswith("madeupword")]
     assert [gpt2_tokenizer.decode([i]) for i in fillers] == [
         "madeupword0000",
         "madeupword0001",
@@ -171,4 +171,4 @@ def test_a_symbol_marked_overwrite_takes_the_later_id(tiny_source, tmp_path):
     (tmp_path / "t/dict.txt").write_text("\n".join([*lines, f"{lines[0].split()[0]} 1 #fairseq:overwrite"]) + "\n")
     tokenizer = Tokenizer.from_directory(tmp_path / "t")
     assert tokenizer.vocab_size == len(lines) + 6
-    assert tokenizer.dictionary.index[lines[0].split()[0]] == len(lines) + 4
+    assert tokenizer.backend.dictionary.index[lines[0].split()[0]] == len(lines) + 4

@@ -30,7 +30,7 @@ from roberta_flax.convert.names import LM_HEAD_WEIGHT, TRANSPOSE, to_fairseq
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.tree import flatten
-from roberta_flax.text.tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, byte_alphabet
+from roberta_flax.text.fairseq_tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, byte_alphabet
 
 Merges = Sequence[tuple[str, str]]
 _STORAGES = {torch.float16: torch.HalfStorage, torch.float32: torch.FloatStorage}

@@ -20,7 +20,8 @@ from roberta_flax.nn import forward
 from roberta_flax.nn.config import MNLI_LABELS, HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.text.batching import length_bucket
-from roberta_flax.text.tokenizer import PAD_ID, Tokenizer
+from roberta_flax.text.fairseq_tokenizer import PAD_ID
+from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step, masked_lm_loss, polynomial_decay
 from roberta_flax.train.masked_batches import batch_of
 from roberta_flax.train.masking import Masking

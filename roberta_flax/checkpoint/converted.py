@@ -3,7 +3,8 @@
   config.json         RobertaConfig
   model.safetensors   the parameter tree: one tensor per leaf, named by the leaf's path joined with dots
   trained_on.json     what a head was fine-tuned on (datasets.readers.TrainedOn), if that is known
-  dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model
+  dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model; or
+  effective_tokenizer.json, tokenizer_settings.json   those of a Hugging Face model, beside the source's own
   conversion.json     the origin: source, sha256, versions, where every source tensor went, and checksums of all files
 
 A model needs nothing else to run. The directory is written under a temporary name and renamed when it is complete.
@@ -43,11 +44,11 @@ from roberta_flax.files import PARTIAL_SUFFIX, new_directory, read_text, reading
 from roberta_flax.nn.config import MNLI_LABELS, HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params, abstract_params
 from roberta_flax.nn.tree import describe_problems, flatten, mismatches, unflatten
-from roberta_flax.text.tokenizer import BYTE_LEVEL_FILES, SENTENCEPIECE_FILE, SENTENCEPIECE_FILES, Tokenizer
+from roberta_flax.text import tokenizer as tokenizer_files
+from roberta_flax.text.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
-_TOKENIZER_FILES = tuple(dict.fromkeys((*BYTE_LEVEL_FILES, *SENTENCEPIECE_FILES)))  # of which a directory has some
 _READERS = 4  # threads
 TRAINED_ON_FILE = "trained_on.json"
 _LAYER_TENSORS = 16  # per layer: kernel and bias of six Dense, scale and bias of two LayerNorms
@@ -214,7 +215,9 @@ def check_files(directory: Path) -> None:
     Raises:
       CheckpointError: a file is missing, was added, or is not the one that was written.
     """
-    checksums.check(directory, by_size=(PARAMS_FILE,), editable=(CONFIG_FILE, PARAMS_FILE), optional=_TOKENIZER_FILES)
+    checksums.check(
+        directory, by_size=(PARAMS_FILE,), editable=(CONFIG_FILE, PARAMS_FILE), optional=tokenizer_files.FILES
+    )
 
 
 def compare_files(directory: Path) -> list[FileComparison] | None:
@@ -225,7 +228,7 @@ def compare_files(directory: Path) -> list[FileComparison] | None:
     """
     if not os.path.isfile(directory / CONVERSION_FILE):
         raise _not_converted(directory, [CONVERSION_FILE] if os.path.isdir(directory) else [])
-    return checksums.compare(directory, optional=_TOKENIZER_FILES)
+    return checksums.compare(directory, optional=tokenizer_files.FILES)
 
 
 def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[RobertaConfig, Params]:
@@ -296,8 +299,7 @@ def _on_device(stored: Mapping[str, StoredTensor], dtype: np.dtype[Any]) -> dict
 
 def file_names(directory: Path) -> tuple[str, ...]:
     """The names of a converted directory's files, which depend on the tokenizer in `directory`."""
-    tokenizer = SENTENCEPIECE_FILES if (directory / SENTENCEPIECE_FILE).is_file() else BYTE_LEVEL_FILES
-    return (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *tokenizer)
+    return (CONFIG_FILE, PARAMS_FILE, CONVERSION_FILE, *tokenizer_files.file_names(directory))
 
 
 def missing_files(directory: Path) -> list[str]:

@@ -30,6 +30,9 @@ def command(
     ] = None,
     strict: Annotated[bool, typer.Option(help="Refuse parameters that are not finite.")] = False,
     head_name: HeadName = None,
+    no_tokenizer: Annotated[
+        bool, typer.Option(help="Leave the tokenizer out: the model takes token ids only.")
+    ] = False,
     sha256: Annotated[
         str | None, typer.Option(metavar="HEX", help="SHA-256 that SOURCE must have.", show_default="not checked")
     ] = None,
@@ -41,7 +44,16 @@ def command(
     from roberta_flax.convert import convert
 
     begin = time.perf_counter()
-    convert(source, dest, sha256=sha256, dtype=dtype, strict=strict, head_name=head_name, **files.files())
+    convert(
+        source,
+        dest,
+        sha256=sha256,
+        dtype=dtype,
+        strict=strict,
+        head_name=head_name,
+        with_tokenizer=not no_tokenizer,
+        **files.files(),
+    )
     seconds = time.perf_counter() - begin
     config = converted.read_config(dest)
     size = (dest / converted.PARAMS_FILE).stat().st_size

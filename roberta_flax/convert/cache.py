@@ -12,7 +12,8 @@ from roberta_flax.errors import CheckpointError
 from roberta_flax.files import PathLike, reading, remove_partial
 
 # The suffixes of files that a conversion may read in addition to the checkpoint itself.
-_READ_SUFFIXES = (".txt", ".json", ".bpe", ".model", ".safetensors", ".bin", ".msgpack")
+_READ_SUFFIXES = (".txt", ".json", ".bpe", ".codes", ".model", ".safetensors", ".bin", ".msgpack")
+_VERSION = 2  # of what a conversion makes of a source; directories of earlier versions stay unused in the cache
 
 
 def resolve(
@@ -39,7 +40,7 @@ def resolve(
 
     elif name.startswith("hf:"):
         cache = download.cache_dir(cache_dir)
-        fingerprint = hashlib.sha256(repr(name).encode()).hexdigest()[:16]
+        fingerprint = hashlib.sha256(repr((_VERSION, name)).encode()).hexdigest()[:16]
         directory = cache / "converted" / _cached_name(re.sub(r"[^\w.@-]+", "--", name), fingerprint)
 
         def get_source() -> PathLike:
@@ -114,4 +115,4 @@ def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> 
         (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else str(file)
         for file in files
     ]
-    return hashlib.sha256(repr((path.name, checkpoint_file, stats)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((_VERSION, path.name, checkpoint_file, stats)).encode()).hexdigest()[:16]

@@ -20,7 +20,8 @@ from roberta_flax.convert import fairseq, hf_tokenizer, huggingface, shards
 from roberta_flax.convert.source import Source
 from roberta_flax.errors import CheckpointError, printable, shortened
 from roberta_flax.files import file_sha256, new_directory, reading
-from roberta_flax.text.tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, Tokenizer
+from roberta_flax.text.fairseq_tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE
+from roberta_flax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,13 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
 # largest vocabulary that there is (XLM-V), take 20 MB as a sentencepiece model and 62 MB as a tokenizer.json.
 _MAX_SIZES = {
     **dict.fromkeys((hf_tokenizer.TOKENIZER_FILE, hf_tokenizer.VOCAB_FILE, ENCODER_FILE), 1 << 26),
-    **dict.fromkeys((DICTIONARY_FILE, MERGES_FILE, hf_tokenizer.HF_MERGES_FILE, *fairseq.SENTENCEPIECE_NAMES), 1 << 25),
+    **dict.fromkeys(
+        (DICTIONARY_FILE, MERGES_FILE, *hf_tokenizer.VOCABULARY_FILES[1:], *fairseq.SENTENCEPIECE_NAMES), 1 << 25
+    ),
     **dict.fromkeys((huggingface.CONFIG_FILE, *huggingface.INDEX_FILES), 1 << 23),
-    **dict.fromkeys((hf_tokenizer.TOKENIZER_CONFIG_FILE, hf_tokenizer.ADDED_TOKENS_FILE), 1 << 23),
+    **dict.fromkeys(
+        (hf_tokenizer.TOKENIZER_CONFIG_FILE, hf_tokenizer.SPECIAL_TOKENS_FILE, hf_tokenizer.ADDED_TOKENS_FILE), 1 << 23
+    ),
 }
 
 
@@ -47,6 +52,7 @@ def convert(
     dtype: str | None = None,
     strict: bool = False,
     head_name: str | None = None,
+    with_tokenizer: bool = True,
 ) -> Path:
     """Converts a RoBERTa to a directory that roberta_flax.load() accepts and that needs nothing else.
 
@@ -68,6 +74,7 @@ def convert(
       dtype: the dtype to store: "float32", "bfloat16", "float16" or "float64". The default is the source's dtype.
       strict: whether to refuse NaNs and infinities.
       head_name: the name to give the head of a Transformers model, which has no name there.
+      with_tokenizer: whether to convert the tokenizer too. Without it, the model takes token ids only.
 
     Returns:
       The destination.
@@ -88,7 +95,7 @@ def convert(
         digest = _combined_sha256(hashes)
         if sha256 is not None and digest != sha256.lower():
             raise CheckpointError(f"{source} has sha256 {digest}, expected {sha256.lower()}; download it again")
-        model = source_files.read(bpe_dir, cache_dir, head_name)
+        model = source_files.read(bpe_dir, cache_dir, head_name, with_tokenizer)
         write_files(model.tokenizer_files, directory)
         vocab_size = Tokenizer.from_directory(directory).vocab_size
         if model.config.vocab_size != vocab_size:
@@ -173,12 +180,13 @@ class SourceFiles:
         bpe_dir: str | os.PathLike[str] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         head_name: str | None = None,
+        with_tokenizer: bool = True,
     ) -> Source:
         """Reads the source. Arguments and errors are those of `convert`."""
         with reading(self.weights[0]):
             if self.kind == "huggingface":
-                return huggingface.read(self.weights, bpe_dir, head_name)
-            return fairseq.read(self.weights, bpe_dir, cache_dir, self.folder)
+                return huggingface.read(self.weights, bpe_dir, head_name, with_tokenizer)
+            return fairseq.read(self.weights, bpe_dir, cache_dir, self.folder, with_tokenizer)
 
 
 @contextmanager

@@ -16,15 +16,11 @@ import numpy as np
 
 from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, write_tensors
-from roberta_flax.convert import huggingface
-from roberta_flax.convert.hf_tokenizer import (
-    HF_MERGES_FILE,
-    TOKENIZER_CLASSES,
-    TOKENIZER_CONFIG_FILE,
-    VOCAB_FILE,
-    dictionary_symbols,
-)
+from roberta_flax.convert import fairseq_files, hf_tokenizer, huggingface
+from roberta_flax.convert.conversion import write_files
 from roberta_flax.convert.names import (
+    HF_DECODER_BIAS,
+    HF_LM_HEAD_BIAS,
     HF_TOKEN_TYPES,
     LM_HEAD_WEIGHT,
     localize_huggingface,
@@ -36,7 +32,7 @@ from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.extras import require
 from roberta_flax.files import new_directory
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.tokenizer import (
+from roberta_flax.text.fairseq_tokenizer import (
     BOS,
     DICTIONARY_FILE,
     ENCODER_FILE,
@@ -44,12 +40,15 @@ from roberta_flax.text.tokenizer import (
     MASK,
     MERGES_FILE,
     PAD,
+    PAD_ID,
     SENTENCEPIECE_FILE,
     UNK,
     ByteLevelBPE,
+    FairseqTokenizer,
     SentencePiece,
-    Tokenizer,
 )
+from roberta_flax.text.huggingface_tokenizer import EFFECTIVE_FILE, HuggingFaceTokenizer
+from roberta_flax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +168,9 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
             f"fairseq has one activation for the layers and the LM head; this model has {config.activation} and "
             f"{config.lm_head_activation}"
         )
+    if config.pad_id != PAD_ID:
+        raise CheckpointError(f"fairseq's padding has the id {PAD_ID}; this model's has {config.pad_id}")
+    tokenizer_files = _fairseq_tokenizer_files(model)
     torch = require("torch", "convert")
     state: dict[str, Any] = {}
     for path, tensor in _fairseq_tensors(model, heads).items():
@@ -190,9 +192,22 @@ def _to_fairseq(model: _Model, heads: Sequence[HeadConfig], directory: Path) -> 
         "last_optimizer_state": None,
     }
     _save(torch, saved, directory / "model.pt")
-    for name in (DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE, SENTENCEPIECE_FILE):
-        if (model.directory / name).is_file():
-            shutil.copyfile(model.directory / name, directory / name)
+    write_files(tokenizer_files, directory)
+
+
+def _fairseq_tokenizer_files(model: _Model) -> dict[str, Path | str | bytes]:
+    backend = model.tokenizer.backend
+    if isinstance(backend, FairseqTokenizer):
+        return {name: model.directory / name for name in backend.files()}
+    if not isinstance(backend, HuggingFaceTokenizer):
+        raise CheckpointError(
+            f"{model.directory} was converted without its tokenizer, and fairseq loads no model without a dictionary"
+        )
+    notes: list[str] = []
+    files = fairseq_files.translate(backend, notes)
+    for note in notes:
+        logger.warning("%s", note)
+    return {**files}
 
 
 def _save(torch: Any, saved: Mapping[str, Any], path: Path) -> None:
@@ -272,6 +287,9 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
         place = to_huggingface(path, kinds)
         if place is not None:
             tensors[localize_huggingface(place.path, model_type)] = transformed(tensor, place.transform)
+    bias, decoder_bias = (localize_huggingface(name, model_type) for name in (HF_LM_HEAD_BIAS, HF_DECODER_BIAS))
+    if bias in tensors:  # Transformers 4 reads either, and 5 the latter if the head is not tied
+        tensors[decoder_bias] = tensors[bias]
     token_types = localize_huggingface(HF_TOKEN_TYPES, model_type)
     if token_types not in tensors:
         dtype = model.tensors["embeddings.token.embedding"].dtype
@@ -288,11 +306,15 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
 
 
 def _model_type(model: _Model) -> str:
+    backend = model.tokenizer.backend
     match model.config.normalize_before, model.config.layernorm_embedding:
-        case False, True:
-            if not isinstance(model.tokenizer.bpe, SentencePiece):
+        case False, True if isinstance(backend, FairseqTokenizer):
+            if not isinstance(backend.bpe, SentencePiece):
                 return "roberta"
-            return "camembert" if model.tokenizer.bos_id != 0 else "xlm-roberta"
+            return "camembert" if backend.bos_id != 0 else "xlm-roberta"
+        case False, True:
+            named = backend.settings.model_type if isinstance(backend, HuggingFaceTokenizer) else ""
+            return named if named in ("xlm-roberta", "camembert") else "roberta"
         case True, False:
             return "xlm-roberta-xl"
         case True, True:
@@ -303,7 +325,7 @@ def _model_type(model: _Model) -> str:
 def _huggingface_config(
     model: _Model, head: HeadConfig | None, poolers: Sequence[HeadConfig], model_type: str
 ) -> dict[str, Any]:
-    config, tokenizer = model.config, model.tokenizer
+    config, backend = model.config, model.tokenizer.backend
     if config.lm_head and config.lm_head_activation != "gelu":
         raise CheckpointError(f"Transformers' LM head uses gelu; this model's uses {config.lm_head_activation}")
     if head and head.kind == "sentence" and (head.inner_size, config.pooler_activation) != (config.hidden_size, "tanh"):
@@ -330,12 +352,14 @@ def _huggingface_config(
         "type_vocab_size": config.type_vocab_size or 1,
         "layer_norm_eps": config.layer_norm_epsilon,
         "position_embedding_type": "absolute",
-        "pad_token_id": tokenizer.pad_id,
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": config.pad_id,
+        "bos_token_id": backend.bos_id,
+        "eos_token_id": backend.eos_id,
         "tie_word_embeddings": config.tie_word_embeddings,
         "torch_dtype": model.tensors["embeddings.token.embedding"].dtype.name,
     }
+    if isinstance(backend, HuggingFaceTokenizer) and backend.settings.tokenizer_class:
+        result["tokenizer_class"] = backend.settings.tokenizer_class
     if head and head.kind in ("sentence", "token"):
         labels = head.labels or [f"LABEL_{i}" for i in range(head.num_classes)]
         result["id2label"] = {str(i): label for i, label in enumerate(labels)}
@@ -353,16 +377,32 @@ def _huggingface_config(
 
 
 def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
+    backend = model.tokenizer.backend
+    if isinstance(backend, HuggingFaceTokenizer):
+        write_files(backend.source_files, directory)
+        if hf_tokenizer.TOKENIZER_FILE not in backend.source_files and not backend.settings.is_python:
+            (directory / hf_tokenizer.TOKENIZER_FILE).write_text(backend.content, encoding="utf-8")
+    elif isinstance(backend, FairseqTokenizer):
+        _write_vocabulary(model, backend, directory)
+        # as Transformers would make it, which from version 5 on reads nothing else of RoBERTa's
+        files = hf_tokenizer.read([directory], model_type, model.config.vocab_size, [], pad_id=model.config.pad_id)
+        (directory / hf_tokenizer.TOKENIZER_FILE).write_text(str(files[EFFECTIVE_FILE]), encoding="utf-8")
+    else:
+        logger.warning("no tokenizer is written, since the model was converted without one")
+
+
+def _write_vocabulary(model: _Model, backend: FairseqTokenizer, directory: Path) -> None:
+    """Writes the vocabulary of a fairseq model, and its settings, as Transformers' slow tokenizers read them."""
     settings: dict[str, Any] = {
         "model_max_length": model.config.max_positions,
         "bos_token": BOS, "eos_token": EOS, "sep_token": EOS, "cls_token": BOS, "unk_token": UNK, "pad_token": PAD,
         "mask_token": MASK,
     }  # fmt: skip
-    symbols = model.tokenizer.dictionary.symbols
-    if isinstance(model.tokenizer.bpe, SentencePiece):
-        layout = "CamemBERT" if model.tokenizer.bos_id != 0 else "XLM-R"
-        tokenizer_class = TOKENIZER_CLASSES[layout]
-        expected = dictionary_symbols(model.tokenizer.bpe.pieces, layout)
+    symbols = backend.dictionary.symbols
+    if isinstance(backend.bpe, SentencePiece):
+        layout = "CamemBERT" if backend.bos_id != 0 else "XLM-R"
+        tokenizer_class = fairseq_files.TOKENIZER_CLASSES[layout]
+        expected = fairseq_files.dictionary_symbols(backend.bpe.pieces, layout)
         if symbols[4 : 4 + len(expected)] != expected:
             raise CheckpointError(
                 f"{model.directory / DICTIONARY_FILE} is not in the order that {tokenizer_class} gives the pieces of "
@@ -371,7 +411,7 @@ def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
         shutil.copyfile(model.directory / SENTENCEPIECE_FILE, directory / SENTENCEPIECE_FILE)
         settings["tokenizer_class"] = tokenizer_class
     else:
-        _check_every_piece_has_an_id(model)
+        _check_every_piece_has_an_id(model.directory, backend)
         encoder = json.loads((model.directory / ENCODER_FILE).read_text(encoding="utf-8"))
         piece_of = {str(i): piece for piece, i in encoder.items()}
         vocab = {piece_of.get(symbol, symbol): i for i, symbol in enumerate(symbols)}
@@ -379,29 +419,29 @@ def _write_tokenizer(model: _Model, model_type: str, directory: Path) -> None:
             raise CheckpointError(
                 f"{model.directory / DICTIONARY_FILE} contains a piece twice, which vocab.json cannot"
             )
-        _write_json(directory / VOCAB_FILE, vocab)
-        shutil.copyfile(model.directory / MERGES_FILE, directory / HF_MERGES_FILE)
+        _write_json(directory / hf_tokenizer.VOCAB_FILE, vocab)
+        shutil.copyfile(model.directory / MERGES_FILE, directory / hf_tokenizer.MERGES_FILE)
         settings |= {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False}
-    _write_json(directory / TOKENIZER_CONFIG_FILE, settings)
+    _write_json(directory / hf_tokenizer.TOKENIZER_CONFIG_FILE, settings)
 
 
-def _check_every_piece_has_an_id(model: _Model) -> None:
+def _check_every_piece_has_an_id(directory: Path, backend: FairseqTokenizer) -> None:
     """Raises CheckpointError if dict.txt lacks a piece that some text needs.
 
     fairseq encodes such a piece as `<unk>`. Transformers' fast tokenizer, which AutoTokenizer chooses, does not load if
     the result of a merge has no id, and drops a byte that has none. An id of its own would need a row of the embedding.
     """
-    bpe = model.tokenizer.bpe
+    bpe = backend.bpe
     assert isinstance(bpe, ByteLevelBPE)
     needed = {*_UTF8_BYTES, *b"".join(bpe.pieces[256:])}
     missing = [
         repr(piece)
         for piece, i in zip(bpe.pieces, bpe.bpe_ids, strict=True)
-        if (len(piece) > 1 or piece[0] in needed) and (i is None or str(i) not in model.tokenizer.dictionary.index)
+        if (len(piece) > 1 or piece[0] in needed) and (i is None or str(i) not in backend.dictionary.index)
     ]
     if missing:
         raise CheckpointError(
-            f"{model.directory / DICTIONARY_FILE} lacks {len(missing)} of the {len(bpe.pieces)} pieces of its BPE "
+            f"{directory / DICTIONARY_FILE} lacks {len(missing)} of the {len(bpe.pieces)} pieces of its BPE "
             f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}), which fairseq encodes as <unk>; "
             "Transformers' fast tokenizer would not load without them: export the model to fairseq"
         )

@@ -13,8 +13,8 @@ import numpy as np
 
 from roberta_flax.checkpoint import converted, download
 from roberta_flax.checkpoint.tensors import LazyTensor, Values
-from roberta_flax.convert import shards, torch_file
-from roberta_flax.convert.hf_tokenizer import merges_text
+from roberta_flax.convert import hf_tokenizer, shards, torch_file
+from roberta_flax.convert.fairseq_files import merges_text
 from roberta_flax.convert.names import EMBED_TOKENS, LM_HEAD_WEIGHT, from_fairseq, modernize_fairseq, reason_to_ignore
 from roberta_flax.convert.source import (
     Source,
@@ -31,7 +31,7 @@ from roberta_flax.convert.source import (
 )
 from roberta_flax.errors import CheckpointError, shortened
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.tokenizer import (
+from roberta_flax.text.fairseq_tokenizer import (
     DICTIONARY_FILE,
     ENCODER_FILE,
     MERGES_FILE,
@@ -96,6 +96,7 @@ def read(
     bpe_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     folder: Path | None = None,
+    with_tokenizer: bool = True,
 ) -> Source:
     """Reads a fairseq checkpoint.
 
@@ -103,6 +104,7 @@ def read(
       files: the files that fairseq's trainer or torch.save wrote; several if the model was saved in parts (see shards).
       bpe_dir, cache_dir: as in convert.convert.
       folder: another folder to search for the tokenizer's files, after that of `files`.
+      with_tokenizer: whether to read the tokenizer.
 
     Raises:
       CheckpointError: this is not a checkpoint or not a RoBERTa, or tensors are missing, unknown or misshapen (all are
@@ -112,7 +114,7 @@ def read(
     path = files[0]
     torch_file.layout_of(path)  # refuses a file that is not a checkpoint before looking for other files beside it
     folders = [path.parent] if folder in (None, path.parent) else [path.parent, folder]
-    tokenizer_files = find_tokenizer_files(folders, bpe_dir, cache_dir)
+    tokenizer_files = find_tokenizer_files(folders, bpe_dir, cache_dir) if with_tokenizer else {}
     checkpoints = [_load_checkpoint(file) for file in files]
     arguments = read_arguments(checkpoints[0])
     if not arguments:
@@ -136,9 +138,8 @@ def read(
         else:
             builder.put(name, tensor, from_fairseq(modern_name))
 
-    config = interpret(
-        str(path), lambda: _config(path, arguments, builder, Path(str(tokenizer_files[DICTIONARY_FILE])))
-    )
+    dictionary = Path(str(tokenizer_files[DICTIONARY_FILE])) if with_tokenizer else None
+    config = interpret(str(path), lambda: _config(path, arguments, builder, dictionary))
     builder.check(str(path), files, config)
     if not config.lm_head:
         notes.append(f"{path.name} has no masked-LM head: fill_mask and lm_logits will not be available")
@@ -147,7 +148,7 @@ def read(
         config,
         builder.parameters,
         builder.provenance,
-        _pad_dictionary(tokenizer_files, arguments, config),
+        _pad_dictionary(tokenizer_files, arguments, config) if with_tokenizer else hf_tokenizer.none(config.vocab_size),
         notes,
     )
 
@@ -346,7 +347,7 @@ def _has_spectral_norm(weight: LazyTensor, u: LazyTensor, v: LazyTensor) -> bool
     )
 
 
-def _config(path: Path, arguments: Mapping[str, Any], builder: TreeBuilder, dictionary: Path) -> RobertaConfig:
+def _config(path: Path, arguments: Mapping[str, Any], builder: TreeBuilder, dictionary: Path | None) -> RobertaConfig:
     """The configuration, from the arguments and the shapes. Contradictions are added to the builder's problems."""
     for name, value in _REQUIRED_SETTINGS.items():
         if boolean(arguments.get(name, value)) != value:
@@ -364,7 +365,7 @@ def _config(path: Path, arguments: Mapping[str, Any], builder: TreeBuilder, dict
     positions = arguments.get("max_positions") or arguments["tokens_per_sample"]
     intermediate = "layers.0.feed_forward.intermediate.kernel"
     config = RobertaConfig(
-        vocab_size=builder.size("embeddings.token.embedding", 0, len(Dictionary.read(dictionary))),
+        vocab_size=builder.size("embeddings.token.embedding", 0, len(Dictionary.read(dictionary)) if dictionary else 0),
         num_layers=layers,
         hidden_size=builder.size("embeddings.token.embedding", 1, arguments["encoder_embed_dim"]),
         num_heads=integer(arguments["encoder_attention_heads"]),

@@ -38,7 +38,7 @@ from roberta_flax.convert.source import (
 from roberta_flax.errors import CheckpointError, DownloadError, shortened
 from roberta_flax.extras import require
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.tokenizer import PAD_ID
+from roberta_flax.text.fairseq_tokenizer import PAD_ID
 
 HUB_PREFIX = "hf:"
 CONFIG_FILE = "config.json"
@@ -89,6 +89,7 @@ _BASE_DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "classifier_dropout": None,
     "tie_word_embeddings": True,
+    "pad_token_id": PAD_ID,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "roberta": _BASE_DEFAULTS,
@@ -111,7 +112,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
     "position_embedding_type": ("absolute", None),
-    "pad_token_id": (PAD_ID, None),
     "pruned_heads": ({}, None),
 }
 
@@ -205,13 +205,19 @@ def weight_files(path: Path) -> list[Path]:
     return []
 
 
-def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, head_name: str | None = None) -> Source:
+def read(
+    files: Sequence[Path],
+    bpe_dir: str | os.PathLike[str] | None = None,
+    head_name: str | None = None,
+    with_tokenizer: bool = True,
+) -> Source:
     """Reads a model that Transformers saved.
 
     Args:
       files: the weights files, with config.json and the tokenizer's files beside them.
       bpe_dir: the directory of the tokenizer's files, if they are not beside the weights.
       head_name: the name to give the model's head; by default, the one in HEAD_NAMES.
+      with_tokenizer: whether to read the tokenizer.
 
     Raises:
       CheckpointError: the model is not a RoBERTa, or tensors are missing, unknown or misshapen (all are listed).
@@ -255,7 +261,18 @@ def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, h
     config = interpret(source_name, lambda: _config(settings, model_type, builder, head, tied))
     builder.check(source_name, files, config)
     folders = [Path(bpe_dir), folder] if bpe_dir is not None else [folder]
-    tokenizer_files = hf_tokenizer.read(folders, model_type, config.vocab_size, notes)
+    tokenizer_class = settings.get("tokenizer_class")
+    if with_tokenizer:
+        tokenizer_files = hf_tokenizer.read(
+            folders,
+            model_type,
+            config.vocab_size,
+            notes,
+            tokenizer_class=tokenizer_class if isinstance(tokenizer_class, str) else None,
+            pad_id=config.pad_id,
+        )
+    else:
+        tokenizer_files = hf_tokenizer.none(config.vocab_size)
     return Source("huggingface", config, builder.parameters, builder.provenance, tokenizer_files, notes)
 
 
@@ -364,6 +381,7 @@ def _config(
     if (declared := integer(settings["num_hidden_layers"])) != layers:
         builder.problems.append(f"config.json declares {declared} layers, but the model has {layers}")
     dropout = number(settings["hidden_dropout_prob"])
+    pad_id = PAD_ID if settings["pad_token_id"] is None else integer(settings["pad_token_id"])
     classifier_dropout = settings["classifier_dropout"]
     return RobertaConfig(
         vocab_size=builder.size("embeddings.token.embedding", 0, settings["vocab_size"]),
@@ -372,9 +390,9 @@ def _config(
         num_heads=integer(settings["num_attention_heads"]),
         intermediate_size=builder.size("layers.0.feed_forward.intermediate.kernel", 1, settings["intermediate_size"]),
         max_positions=builder.size("embeddings.position.embedding", 0, settings["max_position_embeddings"])
-        - PAD_ID
+        - pad_id
         - 1,
-        pad_id=PAD_ID,
+        pad_id=pad_id,
         activation=ACTIVATIONS[activation],
         lm_head_activation="gelu",  # RobertaLMHead, whatever hidden_act is
         pooler_activation="tanh",

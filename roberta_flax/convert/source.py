@@ -21,7 +21,7 @@ from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.files import read_text
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.tree import describe_problems
-from roberta_flax.text.tokenizer import Dictionary
+from roberta_flax.text.fairseq_tokenizer import Dictionary
 
 _CHUNK = 1 << 22  # elements compared at a time
 _MAX_SHARING = 4  # tensors may have this many times the size of their file; a tied LM head at most doubles it

@@ -15,12 +15,14 @@ import numpy as np
 from roberta_flax.checkpoint import checksums, converted
 from roberta_flax.checkpoint.checksums import FileComparison
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor
+from roberta_flax.convert import fairseq_files
 from roberta_flax.convert.conversion import open_source, write_files
 from roberta_flax.convert.source import Parameter
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import reading
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.tokenizer import Tokenizer
+from roberta_flax.text.huggingface_tokenizer import HuggingFaceTokenizer
+from roberta_flax.text.tokenizer import NoTokenizer, Tokenizer
 
 _LM_HEAD_SETTINGS = ("lm_head_activation", "tie_word_embeddings")  # settings without effect if the model has no LM head
 _TOKEN_TYPES, _POSITIONS = "embeddings.token_type.embedding", "embeddings.position.embedding"
@@ -104,7 +106,13 @@ def verify(
     config, stored = converted.read_stored(folder)
     conversion = checksums.read_conversion(folder)
     with open_source(against, checkpoint_file or _recorded_checkpoint_file(conversion), cache_dir) as source_files:
-        source = source_files.read(bpe_dir, cache_dir, head_name or _only_head(config) or conversion.get("head_name"))
+        tokenizer = Tokenizer.from_directory(folder)
+        source = source_files.read(
+            bpe_dir,
+            cache_dir,
+            head_name or _only_head(config) or conversion.get("head_name"),
+            not isinstance(tokenizer.backend, NoTokenizer),
+        )
         comparisons = [
             _compare(path, stored[path], source.parameters[path])
             for path in sorted(stored.keys() & source.parameters.keys())
@@ -114,7 +122,7 @@ def verify(
             *_setting_differences(config, source.config, is_folded),
             *_tensor_differences(stored, source.parameters, comparisons, is_folded),
         ]
-        if not _same_tokenizer(folder, source.tokenizer_files):
+        if not _same_tokenizer(tokenizer, source.tokenizer_files):
             problems.append("the tokenizer differs from the source's")
     return Verification(comparisons, problems, [])
 
@@ -218,7 +226,24 @@ def _compare(path: str, stored: StoredTensor, parameter: Parameter) -> Compariso
     )
 
 
-def _same_tokenizer(folder: Path, files: Mapping[str, Path | str | bytes]) -> bool:
-    with reading(folder), tempfile.TemporaryDirectory(prefix="roberta-flax-") as temporary:
+def _same_tokenizer(tokenizer: Tokenizer, files: Mapping[str, Path | str | bytes]) -> bool:
+    """Compares a tokenizer with that of files, by fairseq's rules where one of the two is fairseq's."""
+    other = _read_tokenizer(files)
+    if type(tokenizer.backend) is type(other.backend):
+        return tokenizer.is_same_as(other)
+    try:
+        return _as_fairseq(tokenizer).is_same_as(_as_fairseq(other))
+    except CheckpointError:
+        return False
+
+
+def _as_fairseq(tokenizer: Tokenizer) -> Tokenizer:
+    if not isinstance(tokenizer.backend, HuggingFaceTokenizer):
+        return tokenizer
+    return _read_tokenizer(fairseq_files.translate(tokenizer.backend, []))
+
+
+def _read_tokenizer(files: Mapping[str, Path | str | bytes]) -> Tokenizer:
+    with tempfile.TemporaryDirectory(prefix="roberta-flax-") as temporary, reading(temporary):
         write_files(files, Path(temporary))
-        return Tokenizer.from_directory(folder).is_same_as(Tokenizer.from_directory(temporary))
+        return Tokenizer.from_directory(temporary)

@@ -265,10 +265,11 @@ def token_examples(
         first = np.searchsorted(tokenizer.spans(text)[:, 1], begins, side="right")
         if len(set(first.tolist())) != len(given):
             raise InputError(f"two {words} begin within one token")
-        ids = tokenizer.join([tokenizer.pieces(text)[: limit - 2]])
+        before, _, specials = tokenizer.special_lengths(1)
+        ids = tokenizer.join([tokenizer.pieces(text)[: limit - specials]])
         target = np.full(len(ids), NO_TAG, np.int32)
-        inside = first < len(ids) - 2
-        target[first[inside] + 1] = [
+        inside = first < len(ids) - specials
+        target[first[inside] + before] = [
             _class_number(tag, labels, match) for tag, kept in zip(gold, inside, strict=True) if kept
         ]
         return [_Example([ids], target, not inside.all())]
@@ -307,7 +308,8 @@ def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
         for sequence in encode_texts(tokenizer, (question, context), limit, "window"):
             prefix, inside = sequence.prefix_length, (sequence.begin, sequence.end)
             if not sequence.truncated:
-                prefix, inside = len(sequence.ids) - 1 - len(spans), (0, len(spans))
+                prefix = len(sequence.ids) - tokenizer.special_lengths(2)[1] - len(spans)
+                inside = (0, len(spans))
             has_answer = bool(answers) and inside[0] <= first and last < inside[1]
             shift = prefix - inside[0]
             target = (first + shift, last + shift) if has_answer else (0, 0)

@@ -14,7 +14,7 @@ import numpy as np
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
-from roberta_flax.text.encoding import Ids, encode_texts, longest_first
+from roberta_flax.text.encoding import Ids, encode_texts
 from roberta_flax.text.tokenizer import Tokenizer
 
 MAX_OPTION_LENGTH = 128  # tokens in an option of RACE: fairseq/examples/roberta/README.race.md, --max-option-length
@@ -92,11 +92,9 @@ def _read_commonsenseqa(record: dict[str, Any], _: tuple[str, str, str]) -> _Que
 
 
 def _join_with_one_separator(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
-    parts = [tokenizer.pieces(text) for text in texts]
-    lengths = list(map(len, parts))
-    kept = longest_first(lengths, limit - 3)
-    ids = tokenizer.join([part[:n] for part, n in zip(parts, kept, strict=True)], no_separator=True)
-    return ids, kept != lengths
+    parts = tokenizer.pieces_of(texts)
+    kept = tokenizer.truncate(parts, limit - tokenizer.special_lengths(2, no_separator=True)[2])
+    return tokenizer.join(kept, no_separator=True), kept != parts
 
 
 def _read_race(record: dict[str, Any], _: tuple[str, str, str]) -> _Questions:
@@ -120,9 +118,10 @@ def _pair_race(article: str, question: str, option: str) -> tuple[str, str]:
 
 
 def _join_race(texts: tuple[str, str], tokenizer: Tokenizer, limit: int) -> tuple[Ids, bool]:
-    option, article = tokenizer.encode(texts[0]), tokenizer.encode("", texts[1])[2:]
-    ids = np.concatenate([option[:MAX_OPTION_LENGTH], article])
-    return ids[:limit], len(option) > MAX_OPTION_LENGTH or len(ids) > limit
+    option, article = tokenizer.pieces_of(texts)
+    answered, second = tokenizer.join([option]), tokenizer.join([[], article])[tokenizer.special_lengths(1)[2] :]
+    ids = np.concatenate([answered[:MAX_OPTION_LENGTH], second])
+    return ids[:limit], len(answered) > MAX_OPTION_LENGTH or len(ids) > limit
 
 
 @dataclass(frozen=True)

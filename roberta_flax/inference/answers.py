@@ -108,9 +108,10 @@ def _answer_token(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> d
 def _answer_span(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
     """Returns the most likely span of the last text."""
     tokens = roberta.encode(*texts)
-    first = len(tokens) - 1 - len(roberta.tokenizer.encode_text(texts[-1]))
+    end = len(tokens) - roberta.tokenizer.special_lengths(len(texts))[1]
+    first = end - len(roberta.tokenizer.pieces(texts[-1]))
     log_probabilities = _outputs(roberta, head, tokens)
-    scores = log_probabilities[first:-1]
+    scores = log_probabilities[first:end]
     if not len(scores):
         raise InputError("an answer is a span of the last text, which is empty")
     start, end = best_span(scores)

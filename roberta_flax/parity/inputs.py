@@ -74,7 +74,7 @@ def batches_from_texts(rows: Sequence[Sequence[str]], tokenizer: Tokenizer, conf
       InputError: a text is too long for the model.
     """
     encoded = [tokenizer.encode(*row) for row in rows]
-    return batches_from_tokens(encoded, config, tokenizer.mask_id)
+    return batches_from_tokens(encoded, config, tokenizer.backend.mask_id)
 
 
 def batches_from_tokens(

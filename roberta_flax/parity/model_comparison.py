@@ -227,10 +227,11 @@ def _make_batches(
         rows = [(row,) if isinstance(row, str) else tuple(row) for row in texts]
         batches = inputs.batches_from_texts(rows, tokenizer, config)
     elif tokens is not None:
-        batches = inputs.batches_from_tokens(tokens, config, tokenizer.mask_id)
+        batches = inputs.batches_from_tokens(tokens, config, tokenizer.backend.mask_id)
     else:
-        specials = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.mask_id)
-        return inputs.built_in_batches(config, specials), True
+        backend = tokenizer.backend
+        specials = (backend.bos_id, backend.eos_id, backend.unk_id, backend.mask_id)
+        return inputs.built_in_batches(config, [i for i in specials if i is not None]), True
     if not batches:
         raise InputError("there is nothing to compare: the list of texts or tokens is empty")
     return batches, False

@@ -109,9 +109,10 @@ def merge_windows(windows: Sequence[EncodedSequence], results: Sequence[npt.NDAr
     The result of each token comes from the window in which the token is farthest from the edge.
     """
     first, last = windows[0], windows[-1]
+    tail = results[-1][last.prefix_length + last.end - last.begin :]
     borders = [0, *((a.end + b.begin) // 2 for a, b in itertools.pairwise(windows)), last.end]
     kept = [
         result[window.prefix_length + begin - window.begin : window.prefix_length + end - window.begin]
         for window, result, (begin, end) in zip(windows, results, itertools.pairwise(borders), strict=True)
     ]
-    return np.concatenate([results[0][: first.prefix_length], *kept, results[-1][-1:]])
+    return np.concatenate([results[0][: first.prefix_length], *kept, tail])

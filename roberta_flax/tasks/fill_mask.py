@@ -15,7 +15,7 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.tasks.base import Model
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, Ids, OnLong, encode_or_reject, too_long
-from roberta_flax.text.tokenizer import BOS, EOS, MASK, PAD, Tokenizer
+from roberta_flax.text.tokenizer import Tokenizer
 
 
 def check_topk(topk: Any, config: RobertaConfig) -> None:
@@ -25,21 +25,22 @@ def check_topk(topk: Any, config: RobertaConfig) -> None:
 
 
 def encode_masked(tokenizer: Tokenizer, masked_input: Any) -> tuple[Ids, int]:
-    """Encodes a text with one `<mask>` as fairseq does (RobertaHubInterface.fill_mask).
+    """Encodes a text with one `<mask>`, or whatever mask the tokenizer has, as the model's own library does.
 
     Returns:
       The token ids, [length], and the position of the mask among them.
 
     Raises:
-      InputError: not a text with exactly one `<mask>`.
+      InputError: not a text with exactly one mask, or the tokenizer has none.
     """
-    if not isinstance(masked_input, str) or masked_input.count(MASK) != 1:
-        raise InputError(
-            f"expected a text with exactly one {MASK}, such as 'He is a {MASK} guy'; got {str(masked_input)[:200]!r}"
-        )
-    before, after = (tokenizer.encode_text(span.rstrip()) for span in masked_input.split(MASK))
-    ids = np.concatenate([[tokenizer.bos_id], before, [tokenizer.mask_id], after, [tokenizer.eos_id]])
-    return ids.astype(np.int32), 1 + len(before)
+    mask = tokenizer.mask_token
+    if isinstance(masked_input, str) and masked_input.count(mask) == 1:
+        ids, positions = tokenizer.encode_masked(masked_input)
+        if len(positions) == 1:
+            return ids, positions[0]
+    raise InputError(
+        f"expected a text with exactly one {mask}, such as 'He is a {mask} guy'; got {str(masked_input)[:200]!r}"
+    )
 
 
 def filled_texts(
@@ -57,13 +58,11 @@ def filled_texts(
       (filled text, probability, token's text) for each token. `<s>`, `</s>` and `<pad>`, which have no text, are left
       out.
     """
-    replaced = f" {MASK}" if f" {MASK}" in masked_input else MASK
-    filled = []
-    for probability, token_id in zip(probabilities.tolist(), ids.tolist(), strict=True):
-        if tokenizer.dictionary.symbols[token_id] not in (BOS, EOS, PAD):
-            token = tokenizer.token_text(token_id)
-            filled.append((masked_input.replace(replaced, token), probability, token))
-    return filled
+    return [
+        (tokenizer.fill_mask(masked_input, token_id), probability, tokenizer.token_text(token_id))
+        for probability, token_id in zip(probabilities.tolist(), ids.tolist(), strict=True)
+        if not tokenizer.is_silent(token_id)
+    ]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,8 @@ class FillMask:
                 return [EncodedSequence(ids, position)]
             if on_long == "error":
                 raise too_long(len(ids), max_length)
-            return [_around_mask(ids, position, max_length)]
+            before, after, _ = tokenizer.special_lengths(1)
+            return [_around_mask(ids, position, max_length, before, after)]
 
         return [encode_or_reject(encode_one, text) for text in inputs]
 
@@ -121,9 +121,9 @@ class FillMask:
         return False
 
 
-def _around_mask(ids: Ids, position: int, max_length: int) -> EncodedSequence:
-    """Keeps the tokens around the mask, with `<s>` and `</s>` at the ends."""
-    kept = max_length - 2
-    begin = min(max(position - kept // 2, 1), len(ids) - 1 - kept)
-    ids = np.concatenate([ids[:1], ids[begin : begin + kept], ids[-1:]])
-    return EncodedSequence(ids, position + 1 - begin, truncated=True)
+def _around_mask(ids: Ids, position: int, max_length: int, before: int, after: int) -> EncodedSequence:
+    """Keeps the tokens around the mask, and the special tokens before and after the text, such as `<s>` and `</s>`."""
+    kept, end = max_length - before - after, len(ids) - after
+    begin = min(max(position - kept // 2, before), end - kept)
+    ids = np.concatenate([ids[:before], ids[begin : begin + kept], ids[end:]])
+    return EncodedSequence(ids, position + before - begin, truncated=True)

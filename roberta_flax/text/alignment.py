@@ -81,19 +81,23 @@ def word_weights(
 
 
 def features_of_words(
-    features: npt.NDArray[Any], weights: Float[np.ndarray, "words tokens"]
-) -> Float[np.ndarray, "*layers words_and_2 hidden"]:
-    """Sums the features of tokens over each word; `<s>` and `</s>` keep theirs.
+    features: npt.NDArray[Any], weights: Float[np.ndarray, "words tokens"], before: int = 1
+) -> Float[np.ndarray, "*layers words_and_specials hidden"]:
+    """Sums the features of tokens over each word; special tokens such as `<s>` and `</s>` keep theirs.
 
     The sums are computed in float32 or wider, and on the host, because an accelerator would round the operands first.
 
     Args:
-      features: features of `<s>`, the tokens and `</s>`: [tokens + 2, hidden], or [layers, tokens + 2, hidden].
+      features: features of the text's tokens, and of the special tokens before and after them: [specials + tokens,
+        hidden], or [layers, specials + tokens, hidden].
       weights: the result of `word_weights`.
+      before: the number of special tokens before the text.
 
     Returns:
-      Features of `<s>`, the words and `</s>`, in the dtype of `features`.
+      Features of the special tokens before the text, the words, and the special tokens after it, in the dtype of
+      `features`.
     """
     wide = features.astype(np.promote_types(np.float32, features.dtype))
-    sums: npt.NDArray[Any] = weights.astype(wide.dtype) @ wide[..., 1:-1, :]
-    return np.concatenate([wide[..., :1, :], sums, wide[..., -1:, :]], axis=-2).astype(features.dtype)
+    after = before + weights.shape[1]
+    sums: npt.NDArray[Any] = weights.astype(wide.dtype) @ wide[..., before:after, :]
+    return np.concatenate([wide[..., :before, :], sums, wide[..., after:, :]], axis=-2).astype(features.dtype)

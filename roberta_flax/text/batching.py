@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.errors import InputError
-from roberta_flax.text.tokenizer import PAD_ID, check_token_ids
+from roberta_flax.text.fairseq_tokenizer import PAD_ID
+from roberta_flax.text.tokenizer import check_token_ids
 
 # A single call is padded to one of these lengths. Beyond the first, at most a third of a row is padding.
 LENGTH_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -72,19 +73,19 @@ def encode_batch(
 ) -> list[EncodedInput]:
     """Encodes each input as `encode_texts` does, with a Rejected for each that `encode_texts` would raise for.
 
-    All inputs within the maximum length are converted to ids in one lookup, which is faster than one by one.
+    All texts are split, and all inputs within the maximum length converted to ids, in one call each, which is faster
+    than one by one.
     """
     fitting: list[list[list[int]]] = []  # the pieces of each input within the maximum length, by text
 
-    def encode_long(texts: TextInput) -> list[EncodedSequence]:
+    def encode_long(pieces: list[list[int]]) -> list[EncodedSequence]:
         """Encodes an input over the maximum length; puts any other in `fitting` and returns nothing yet."""
-        pieces = _pieces_by_text(tokenizer, texts)
-        if _joined_length(pieces) > max_length:
+        if _joined_length(tokenizer, pieces) > max_length:
             return _shorten(tokenizer, pieces, max_length, on_long)
         fitting.append(pieces)
         return []
 
-    encoded = [encode_or_reject(encode_long, texts) for texts in inputs]
+    encoded = [encode_or_reject(encode_long, pieces) for pieces in _split(tokenizer, list(inputs))]
     joined = iter(tokenizer.join_all(fitting))
     return [sequences or [EncodedSequence(next(joined))] for sequences in encoded]
 
@@ -107,23 +108,6 @@ def too_long(length: int, max_length: int) -> InputError:
     )
 
 
-def longest_first(lengths: Sequence[int], room: int) -> list[int]:
-    """The lengths to truncate texts to so that together they have at most `room` tokens.
-
-    Tokens are removed one at a time from the text that is then the longest, or from the last of several such texts.
-    This is the truncation strategy "longest_first" of transformers' slow tokenizers.
-    """
-    kept, excess = list(lengths), sum(lengths) - room
-    while excess > 0:
-        longest = max(range(len(kept)), key=lambda i: (kept[i], i))
-        others = [length for i, length in enumerate(kept) if i != longest]
-        surplus = kept[longest] - max(others, default=0)
-        removed = min(excess, max(surplus, 1))
-        kept[longest] -= removed
-        excess -= removed
-    return kept
-
-
 def resolve_max_length(config: RobertaConfig, max_length: int | None) -> int:
     """Returns `max_length`, or the model's max_positions if it is None.
 
@@ -139,48 +123,65 @@ def resolve_max_length(config: RobertaConfig, max_length: int | None) -> int:
     return resolved
 
 
-def _pieces_by_text(tokenizer: Tokenizer, texts: TextInput) -> list[list[int]]:
+def _split(tokenizer: Tokenizer, inputs: Sequence[TextInput | Rejected]) -> list[list[list[int]] | Rejected]:
+    """Splits the texts of each input into pieces, all in one call unless a text cannot be used."""
+    try:
+        several = [() if isinstance(each, Rejected) else _texts_of(each) for each in inputs]
+        pieces = iter(tokenizer.pieces_of(list(itertools.chain.from_iterable(several))))
+    except InputError:
+        return [_split_one(tokenizer, each) for each in inputs]
+    return [
+        each if isinstance(each, Rejected) else list(itertools.islice(pieces, len(texts)))
+        for each, texts in zip(inputs, several, strict=True)
+    ]
+
+
+def _split_one(tokenizer: Tokenizer, texts: TextInput | Rejected) -> list[list[int]] | Rejected:
+    if isinstance(texts, Rejected):
+        return texts
+    try:
+        return tokenizer.pieces_of(_texts_of(texts))
+    except InputError as error:
+        return Rejected(str(error))
+
+
+def _texts_of(texts: Any) -> Sequence[str]:
     several = [texts] if isinstance(texts, str) else texts
-    if not isinstance(several, (list, tuple)) or not several:
+    if not isinstance(several, list | tuple) or not several:
         raise InputError(f"expected a text or a list of texts, got {type(texts).__name__}: {str(texts)[:60]!r}")
-    return list(map(tokenizer.pieces, several))
+    return several
 
 
-def _joined_length(pieces: Sequence[list[int]]) -> int:
-    return sum(map(len, pieces)) + _special_tokens(pieces)
-
-
-def _special_tokens(pieces: Sequence[list[int]]) -> int:
-    return 2 * len(pieces)  # <s> a </s></s> b </s>
+def _joined_length(tokenizer: Tokenizer, pieces: Sequence[list[int]]) -> int:
+    return sum(map(len, pieces)) + tokenizer.special_lengths(len(pieces))[2]
 
 
 def _shorten(
     tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int, on_long: OnLong
 ) -> list[EncodedSequence]:
     if on_long == "error":
-        raise too_long(_joined_length(pieces), max_length)
+        raise too_long(_joined_length(tokenizer, pieces), max_length)
     if on_long == "truncate":
         return [_truncate(tokenizer, pieces, max_length)]
     return _slide(tokenizer, pieces, max_length)
 
 
 def _truncate(tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int) -> EncodedSequence:
-    kept = longest_first([len(text) for text in pieces], max_length - _special_tokens(pieces))
-    ids = tokenizer.join([text[:length] for text, length in zip(pieces, kept, strict=True)])
-    return EncodedSequence(ids, truncated=True)
+    room = max_length - tokenizer.special_lengths(len(pieces))[2]
+    return EncodedSequence(tokenizer.join(tokenizer.truncate(pieces, room)), truncated=True)
 
 
 def _slide(tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int) -> list[EncodedSequence]:
     """Windows over the last text, each with all other texts before it."""
     *others, last = pieces
-    length = _joined_length(pieces)
+    length = _joined_length(tokenizer, pieces)
     room = max_length - (length - len(last))
     if room < 2:
         raise InputError(
             f"{length} tokens, over the maximum length of {max_length}, and the texts before the last leave no room to "
             "slide windows over it"
         )
-    prefix_length = length - len(last) - 1
+    prefix_length = length - len(last) - tokenizer.special_lengths(len(pieces))[1]
     begins = [*range(0, len(last) - room, max(room // 2, 1)), len(last) - room]
     return [
         EncodedSequence(

@@ -1,445 +1,164 @@
-"""Text to token ids and back, exactly as in fairseq: a BPE followed by fairseq's dictionary.
+"""Text to token ids and back: one interface to the tokenizers of fairseq and to those of Hugging Face.
 
-There are three steps, each taken from its source in fairseq:
-
-1. `ByteLevelBPE`   splits text into BPE pieces (fairseq/data/encoders/gpt2_bpe_utils.py, class Encoder), or
-   `SentencePiece`  into sentencepiece's, for XLM-R and CamemBERT (fairseq/data/encoders/sentencepiece_bpe.py).
-2. `Dictionary`     maps the symbol of each piece to a token id (fairseq/data/dictionary.py, class Dictionary).
-3. `Tokenizer`      joins texts as `<s> a </s></s> b </s>`, and decodes (fairseq/models/roberta/hub_interface.py).
-
-tiktoken merges the pieces of byte-level BPE. Its regular-expression engine has Unicode tables of its own, while fairseq
-splits text with the `regex` package. The pattern that tiktoken compiles therefore spells out the character classes of
-the installed `regex`, range by range, so that both split alike whatever Unicode version each was built for.
+A model's ids are those of its own library. A fairseq model splits text by fairseq's rules (text/fairseq_tokenizer.py);
+a model from Hugging Face by the package that wrote its tokenizer.json (text/huggingface_tokenizer.py). Both are
+backends of `Tokenizer`, which checks texts and ids, and joins texts to inputs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import regex
-import tiktoken
 
-from roberta_flax.errors import CheckpointError, InputError
-from roberta_flax.files import read_text, reading
+from roberta_flax.errors import InputError
+from roberta_flax.text.fairseq_tokenizer import (
+    BYTE_LEVEL_FILES,
+    SENTENCEPIECE_FILE,
+    SENTENCEPIECE_FILES,
+    FairseqTokenizer,
+)
+from roberta_flax.text.huggingface_tokenizer import (
+    EFFECTIVE_FILE,
+    SETTINGS_FILE,
+    HuggingFaceSettings,
+    HuggingFaceTokenizer,
+)
 
-DICTIONARY_FILE = "dict.txt"
-ENCODER_FILE = "encoder.json"
-MERGES_FILE = "vocab.bpe"
-SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
-BYTE_LEVEL_FILES = (DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE)
-SENTENCEPIECE_FILES = (DICTIONARY_FILE, SENTENCEPIECE_FILE)
+Ids = npt.NDArray[np.int32]
 
-BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
-BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3  # Dictionary.__init__ adds these four first
+# All files that decide which tokenizer `Tokenizer.from_directory` reads; a directory has some of them
+FILES = tuple(dict.fromkeys((SETTINGS_FILE, EFFECTIVE_FILE, *BYTE_LEVEL_FILES, *SENTENCEPIECE_FILES)))
 
-WORD_BOUNDARY = "\u2581"  # sentencepiece's character for a space
-MERGES_HEADER = "#version: 0.2\n"  # vocab.bpe's first line
-_NO_ID = -1  # the token id of a BPE piece that is not in encoder.json
-
-# Merges that are known to be reachable (see ByteLevelBPE), which saves checking them at every load: GPT-2's own
-# vocab.bpe, from dl.fbaipublicfiles.com/fairseq/gpt2_bpe/.
-_REACHABLE_MERGES_SHA256 = frozenset({"1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"})
-
-# The most bytes that this check compares, since a piece is walked as many times as it has bytes. GPT-2's pieces take
-# 2.5 million, a million pieces about 50 million. Beyond the limit, merges count as not reachable: correct, but slower.
-_MAX_CHECKED = 1 << 26
-
-# A backtracking regex engine keeps a state for every character of a whitespace run, and tiktoken's engine fails at a
-# million states. Runs of at least this length are therefore split before the text is encoded.
-_LONG_WHITESPACE_RUN = 100_000
+_Value = TypeVar("_Value")
 
 
-def byte_alphabet() -> list[str]:
-    """The printable character that GPT-2's files write for each of the 256 bytes (bytes_to_unicode)."""
-    printable = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
-    stand_ins = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(stand_ins)) for byte in range(256)]
+class Backend(Protocol):
+    """What a tokenizer does in a way of its own. Texts are str without lone surrogates; ids are in the vocabulary.
 
-
-class Dictionary:
-    """fairseq's Dictionary as its masked-LM task builds it: four special symbols, those of the file, and `<mask>`.
-
-    Attributes:
-      symbols: all symbols, in the order of their ids.
-      index: the id of each symbol; the higher one if a symbol occurs twice.
+    Text becomes pieces, which have numbers, and `id_of_number` gives the token id of each. Ids of many texts are thus
+    looked up at once.
     """
 
-    def __init__(self, symbols: Iterable[str] = ()) -> None:
-        self.symbols: list[str] = []
-        self.index: dict[str, int] = {}
-        for symbol in (BOS, PAD, EOS, UNK, *symbols):
-            self._add(symbol)
-        if MASK not in self.index:  # fairseq/tasks/masked_lm.py: dictionary.add_symbol("<mask>")
-            self._add(MASK)
-
-    def __len__(self) -> int:
-        return len(self.symbols)
-
-    def _add(self, symbol: str) -> None:
-        self.index[symbol] = len(self.symbols)
-        self.symbols.append(symbol)
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Dictionary:
-        """Reads dict.txt: lines of `symbol count`, with `#fairseq:overwrite` after it if the symbol is a repeated one.
-
-        Raises:
-          CheckpointError: the file is missing or not UTF-8, or has a line of another form.
-        """
-        path = Path(path)
-        symbols: list[str] = []
-        seen = {BOS, PAD, EOS, UNK}
-        for number, line in enumerate(_read_text(path).removesuffix("\n").split("\n"), start=1):
-            symbol, _, field = line.rstrip().rpartition(" ")
-            overwrite = field == "#fairseq:overwrite"
-            if overwrite:
-                symbol, _, field = symbol.rpartition(" ")
-            if not symbol or not _is_integer(field):
-                raise CheckpointError(f"{path}, line {number}: expected 'symbol count', got {line[:80]!r}")
-            if symbol in seen and not overwrite:
-                raise CheckpointError(
-                    f"{path}, line {number}: {symbol!r} is in the dictionary already; "
-                    "fairseq accepts a repeated symbol only with '#fairseq:overwrite' after it"
-                )
-            seen.add(symbol)
-            symbols.append(symbol)
-        return cls(symbols)
-
-    def to_text(self) -> str:
-        """The content of a dict.txt for `read` and fairseq's Dictionary.load. Counts are not used; all are 0."""
-        seen = {BOS, PAD, EOS, UNK}
-        lines = []
-        for symbol in self.symbols[len(seen) :]:
-            lines.append(f"{symbol} 0 #fairseq:overwrite\n" if symbol in seen else f"{symbol} 0\n")
-            seen.add(symbol)
-        return "".join(lines)
-
-
-class BPE(Protocol):
-    """The part of a tokenizer that splits text into pieces. Each piece has a symbol in the model's dictionary."""
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids, special tokens included."""
+        ...
 
     @property
-    def symbols(self) -> set[str]:
-        """The symbols of all pieces."""
+    def bos_id(self) -> int | None:
+        """The id of the token that begins an input: `<s>`, `[CLS]`."""
         ...
 
-    def token_ids(self, index: Mapping[str, int]) -> list[int]:
-        """The token id of every piece, from a dictionary's index of symbols."""
+    @property
+    def eos_id(self) -> int | None:
+        """The id of the token that ends a text: `</s>`, `[SEP]`."""
         ...
 
-    def piece_encoder(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
-        """Makes the function that splits text into pieces, for a dictionary with this index of symbols.
-
-        The function returns the number of each piece, its index in `token_ids`. If a part of the text is looked up in
-        the dictionary directly, its number is its token id plus `len(token_ids)`.
-        """
+    @property
+    def pad_id(self) -> int | None:
+        """The id of padding."""
         ...
 
-    def symbol_bytes(self, symbol: str) -> bytes:
-        """The bytes that a symbol contributes to decoded text."""
+    @property
+    def unk_id(self) -> int | None:
+        """The id of what is not in the vocabulary."""
         ...
 
-    def decode_bytes(self, joined: bytes) -> str:
-        """The text of the joined bytes of several symbols."""
+    @property
+    def mask_id(self) -> int | None:
+        """The id of the mask."""
         ...
 
-    def symbol_text(self, symbol: str) -> str:
-        """The text of a symbol inside a sentence, including the space before it if it has one."""
+    @property
+    def mask_token(self) -> str | None:
+        """The mask as it is written in text."""
+        ...
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that masked-LM training does not put in place of a token."""
+        ...
+
+    @property
+    def id_of_number(self) -> Ids:
+        """The token id of each piece number."""
+        ...
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Splits texts into pieces, and returns the numbers of each text's."""
+        ...
+
+    def around(self, count: int, no_separator: bool = False) -> list[tuple[int, ...]]:
+        """The numbers of the special tokens before the first of `count` texts, between any two, and after the last."""
+        ...
+
+    def joined_alone(self, texts: Sequence[str]) -> Sequence[str]:
+        """The texts that `Tokenizer.encode` joins, of those that it is given."""
+        ...
+
+    def truncate(self, sentences: Sequence[list[int]], room: int) -> list[list[int]]:
+        """Truncates the texts of an input, given as pieces, so that together they have at most `room`."""
         ...
 
     def spans(self, text: str) -> npt.NDArray[np.int64]:
         """The begin (inclusive) and end (exclusive) of each piece of `text`, in characters: [pieces, 2]."""
         ...
 
-    def files(self) -> dict[str, bytes]:
-        """The files that `Tokenizer.from_directory` reads this BPE from: content by file name."""
+    def decode(self, ids: npt.NDArray[Any]) -> list[str]:
+        """The texts of one sequence of ids, [length], which is not empty."""
         ...
 
-    def definition(self, index: Mapping[str, int]) -> tuple[Any, ...]:
-        """All that decides how text is encoded, given this index: BPEs with equal definitions encode alike."""
+    def is_silent(self, token_id: int) -> bool:
+        """Whether an id has no text: it begins, ends or pads an input, or no token has it."""
         ...
 
+    def token_text(self, token_id: int) -> str:
+        """The text of one token inside a sentence, including the space before it if it has one."""
+        ...
 
-class ByteLevelBPE:
-    """GPT-2's byte-level BPE, from encoder.json (piece -> BPE id) and vocab.bpe (merges, best first).
+    def word_begins(self) -> npt.NDArray[np.bool_]:
+        """Which ids begin a word, or are no piece of one: [vocab_size]."""
+        ...
 
-    fairseq merges pairs from a list; tiktoken merges any two neighbors whose concatenation is in the vocabulary. They
-    agree if every merge is reachable, that is, if its result, encoded alone, becomes that one piece. (Merges inside a
-    span do not depend on what surrounds it unless one crosses its border, and the last state before the whole piece is
-    then the pair that is in the list.) Trained vocabularies are reachable. For any other, `merge` applies the list of
-    pairs as fairseq does, which is slower.
+    def encode_masked(self, text: str) -> tuple[Ids, list[int]]:
+        """Encodes a text with masks: token ids, [length], and the positions of the masks."""
+        ...
 
-    Attributes:
-      pieces: the bytes of each piece, by its number: the 256 single bytes, then the result of each merge.
-      bpe_ids: the BPE id of each piece; None if encoder.json lacks it.
-    """
-
-    def __init__(self, encoder: dict[str, int], merges: Sequence[tuple[bytes, bytes]], reachable: bool = False) -> None:
-        """Builds the encoder.
-
-        Args:
-          encoder: the BPE id of each piece, which is written in GPT-2's byte alphabet.
-          merges: pairs of pieces, as bytes, in the order of their rank.
-          reachable: whether the merges are known to be reachable; if not, they are checked.
-        """
-        alphabet = byte_alphabet()
-        self._encoder = encoder
-        self._pair_rank = {pair: rank for rank, pair in enumerate(merges)}
-        self._merged: dict[bytes, tuple[bytes, ...]] = {}
-        pieces = [bytes([byte]) for byte in range(256)] + list(dict.fromkeys(a + b for a, b in merges))
-        self._rank = {piece: rank for rank, piece in enumerate(pieces)}
-        self.pieces: list[bytes] = pieces
-        self.bpe_ids: list[int | None] = [encoder.get("".join(alphabet[byte] for byte in piece)) for piece in pieces]
-        self._tiktoken: tiktoken.Encoding | None = None
-        if reachable or self._every_merge_is_reachable(merges):
-            self._tiktoken = tiktoken.Encoding(
-                "byte-level-bpe", pat_str=_tiktoken_pattern(), mergeable_ranks=self._rank, special_tokens={}
-            )
-        self._encode: Callable[[str], list[int]] = (
-            self._tiktoken.encode_ordinary if self._tiktoken else self._encode_by_pairs
-        )
-
-    @classmethod
-    def read(cls, encoder_json: str | os.PathLike[str], vocab_bpe: str | os.PathLike[str]) -> ByteLevelBPE:
-        """Reads encoder.json and vocab.bpe.
-
-        Raises:
-          CheckpointError: a file is missing or malformed.
-        """
-        encoder = _read_encoder_json(Path(encoder_json))
-        text = _read_text(Path(vocab_bpe))
-        # as in get_encoder: the first line is a version, and anything after the last line break is ignored
-        lines = text.split("\n")[1:-1]
-        byte_values = _byte_values()
-        merges = []
-        for number, line in enumerate(lines, start=2):
-            pair = line.split()
-            if len(pair) != 2 or not all(character in byte_values for character in line.replace(" ", "")):
-                raise CheckpointError(f"{vocab_bpe}, line {number}: expected two BPE pieces, got {line[:80]!r}")
-            merges.append((bytes(byte_values[c] for c in pair[0]), bytes(byte_values[c] for c in pair[1])))
-        if not merges:
-            raise CheckpointError(f"{vocab_bpe}: no merges in it; expected GPT-2's vocab.bpe format")
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return cls(encoder, merges, reachable=digest in _REACHABLE_MERGES_SHA256)
-
-    def encode(self, text: str) -> list[int]:
-        """The numbers of the pieces of `text`: indices into `pieces`."""
-        if len(text) <= _LONG_WHITESPACE_RUN:
-            return self._encode(text)
-        return [number for part in _split_long_whitespace(text) for number in self._encode(part)]
-
-    def _encode_by_pairs(self, text: str) -> list[int]:
-        words = _split_pattern().findall(text)
-        return [self._rank[piece] for word in words for piece in self.merge(word.encode())]
-
-    def merge(self, word: bytes) -> tuple[bytes, ...]:
-        """The pieces of one word of split text, from the list of pairs (Encoder.bpe)."""
-        if word in self._merged:
-            return self._merged[word]
-        parts = [bytes([byte]) for byte in word]
-        while len(parts) > 1:
-            best = min(itertools.pairwise(parts), key=lambda pair: self._pair_rank.get(pair, math.inf))
-            if best not in self._pair_rank:
-                break
-            parts = _merge_pair(parts, best)
-        if len(self._merged) < 100_000:
-            self._merged[word] = tuple(parts)
-        return tuple(parts)
-
-    def piece_encoder(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
-        missing = {number for number, bpe_id in enumerate(self.bpe_ids) if bpe_id is None}
-        if not missing:
-            return self.encode
-
-        def encode_and_check(text: str) -> list[int]:
-            numbers = self.encode(text)
-            if not missing.isdisjoint(numbers):
-                piece = next(self.pieces[number] for number in numbers if number in missing)
-                raise InputError(f"text needs the BPE piece {piece!r}, which this model's {ENCODER_FILE} does not have")
-            return numbers
-
-        return encode_and_check
-
-    def definition(self, index: Mapping[str, int]) -> tuple[Any, ...]:
-        return list(self._pair_rank), self.token_ids(index)
-
-    def token_ids(self, index: Mapping[str, int]) -> list[int]:
-        return [_NO_ID if bpe_id is None else index.get(str(bpe_id), UNK_ID) for bpe_id in self.bpe_ids]
-
-    def symbol_bytes(self, symbol: str) -> bytes:
-        piece = self._piece_by_symbol.get(symbol)
-        if piece is None or any(character not in _byte_values() for character in piece):
-            return symbol.encode()
-        return bytes(_byte_values()[character] for character in piece)
-
-    def decode_bytes(self, joined: bytes) -> str:
-        return joined.decode("utf-8", errors="replace")
-
-    def symbol_text(self, symbol: str) -> str:
-        return self.decode_bytes(self.symbol_bytes(symbol))
-
-    def spans(self, text: str) -> npt.NDArray[np.int64]:
-        lengths = np.array([len(self.pieces[number]) for number in self.encode(text)], np.int64)
-        ends = np.cumsum(lengths)
-        begins_character = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
-        character_of_byte = np.cumsum(begins_character) - 1
-        return np.stack([character_of_byte[ends - lengths], character_of_byte[ends - 1] + 1], axis=1)
+    def fill_mask(self, text: str, token_id: int) -> str:
+        """Puts the text of a token in place of the mask."""
+        ...
 
     def files(self) -> dict[str, bytes]:
-        alphabet = byte_alphabet()
-        merges = (" ".join("".join(alphabet[byte] for byte in piece) for piece in pair) for pair in self._pair_rank)
-        return {
-            ENCODER_FILE: json.dumps(self._encoder, ensure_ascii=False).encode(),
-            MERGES_FILE: "".join([MERGES_HEADER, *(f"{pair}\n" for pair in merges)]).encode(),
-        }
+        """The files that `Tokenizer.from_directory` reads: content by file name."""
+        ...
 
-    @property
-    def symbols(self) -> set[str]:
-        """The BPE ids in decimal, as fairseq's dictionary has them."""
-        return set(self._piece_by_symbol)
-
-    @cached_property
-    def _piece_by_symbol(self) -> dict[str, str]:
-        return {str(bpe_id): piece for piece, bpe_id in self._encoder.items()}
-
-    def _every_merge_is_reachable(self, merges: Sequence[tuple[bytes, bytes]]) -> bool:
-        known = set(self.pieces[:256])
-        for left, right in merges:
-            if left not in known or right not in known or left + right in known:
-                return False
-            known.add(left + right)
-        if sum(len(piece) ** 2 for piece in self.pieces) > _MAX_CHECKED:
-            return False
-        return all(len(self.merge(piece)) == 1 for piece in self.pieces)
-
-
-class SentencePiece:
-    """A sentencepiece model, whose pieces are themselves the symbols of the dictionary.
-
-    Attributes:
-      pieces: all pieces, in the order of their ids in the model.
-    """
-
-    def __init__(self, model: bytes) -> None:
-        """Loads a serialized sentencepiece model.
-
-        Raises:
-          ValueError: the bytes are not a sentencepiece model, or one without pieces.
-        """
-        import sentencepiece
-
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(model)
-            self.pieces: list[str] = [self._processor.IdToPiece(i) for i in range(self._processor.GetPieceSize())]
-        except (RuntimeError, OSError) as error:
-            raise ValueError(str(error).strip() or "it cannot be parsed") from None
-        if not self.pieces:
-            raise ValueError("it has no pieces")
-        # fairseq's dictionary.encode_line splits at whitespace, which the pieces of a model trained with defaults lack
-        self._pieces_are_words = all(piece.split() == [piece] for piece in self.pieces)
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> SentencePiece:
-        """Reads sentencepiece.bpe.model.
-
-        Raises:
-          CheckpointError: the file is missing or not a sentencepiece model.
-        """
-        with reading(path):
-            content = Path(path).read_bytes()
-        try:
-            return cls(content)
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not a sentencepiece model: {error}") from None
-
-    def piece_encoder(self, index: Mapping[str, int]) -> Callable[[str], list[int]]:
-        unknown = self._processor.unk_id()
-        first_token_number = len(self.pieces)
-
-        def encode(text: str) -> list[int]:
-            numbers: list[int] = self._processor.Encode(text, out_type=int)
-            if self._pieces_are_words and unknown not in numbers:
-                return numbers
-            # fairseq looks up the text of each piece in the dictionary, that of unknown pieces too
-            words = " ".join(self._processor.Encode(text, out_type=str)).split()
-            return [first_token_number + index.get(word, UNK_ID) for word in words]
-
-        return encode
-
-    def definition(self, index: Mapping[str, int]) -> tuple[Any, ...]:
-        return self._processor.serialized_model_proto(), self.token_ids(index)
-
-    def token_ids(self, index: Mapping[str, int]) -> list[int]:
-        return [index.get(piece, UNK_ID) for piece in self.pieces]
-
-    def symbol_bytes(self, symbol: str) -> bytes:
-        return symbol.replace(" ", "").replace(WORD_BOUNDARY, " ").encode()
-
-    def decode_bytes(self, joined: bytes) -> str:
-        return joined.decode().strip()
-
-    def symbol_text(self, symbol: str) -> str:
-        # as in RobertaHubInterface.fill_mask: decoding strips the space, which is put back
-        space = " " if symbol.startswith(WORD_BOUNDARY) else ""
-        return space + self.decode_bytes(self.symbol_bytes(symbol))
-
-    def spans(self, text: str) -> npt.NDArray[np.int64]:
-        offsets = self._processor.Encode(text, out_type="offset_mapping")["offsets"]
-        return np.array(offsets, np.int64).reshape(-1, 2)
-
-    def files(self) -> dict[str, bytes]:
-        return {SENTENCEPIECE_FILE: self._processor.serialized_model_proto()}
-
-    @property
-    def symbols(self) -> set[str]:
-        """The symbols of all pieces: the pieces themselves."""
-        return set(self.pieces)
+    def definition(self) -> tuple[Any, ...]:
+        """All that decides how text is encoded and ids are decoded."""
+        ...
 
 
 class Tokenizer:
     """A model's tokenizer, from text to the token ids that index the model's embedding, and back.
 
     Attributes:
-      dictionary: the symbols and their ids.
-      bpe: the part that splits text into pieces.
-      vocab_size: number of token ids, including special tokens and `<mask>`.
-      bos_id, pad_id, eos_id, unk_id, mask_id: ids of `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>` in encoded text. The
-        first four are 0, 1, 2 and 3, except in CamemBERT, whose dictionary contains `<s>` and `</s>` a second time.
+      backend: the tokenizer of fairseq or of Hugging Face that this is.
+      vocab_size: number of token ids, including special tokens and the mask.
+      bos_id, pad_id, eos_id, unk_id, mask_id: ids of `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>` in encoded text, or
+        of the tokens that take their places in a Hugging Face model. In fairseq the first four are 0, 1, 2 and 3,
+        except in CamemBERT, whose dictionary contains `<s>` and `</s>` a second time.
     """
 
-    pad_id = PAD_ID
-    unk_id = UNK_ID
-
-    def __init__(self, dictionary: Dictionary, bpe: BPE) -> None:
-        self.dictionary = dictionary
-        self.bpe = bpe
-        self.vocab_size = len(dictionary)
-        self.bos_id, self.eos_id, self.mask_id = (dictionary.index[symbol] for symbol in (BOS, EOS, MASK))
-        self._encode_pieces = bpe.piece_encoder(dictionary.index)
-        piece_ids = bpe.token_ids(dictionary.index)
-        # int32 [pieces + vocab_size]: the token id of each piece number, followed by each token id itself
-        self._id_of_number = np.array([*piece_ids, *range(self.vocab_size)], np.int32)
-        self._bos_number, self._eos_number = len(piece_ids) + self.bos_id, len(piece_ids) + self.eos_id
-        self._one_eos, self._two_eos = (self._eos_number,), (self._eos_number, self._eos_number)
-        self._bytes = [
-            b"" if symbol in (BOS, PAD, EOS) else symbol.encode() if symbol in (UNK, MASK) else bpe.symbol_bytes(symbol)
-            for symbol in dictionary.symbols
-        ]
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.vocab_size = backend.vocab_size
+        self._special_lengths: dict[tuple[int, bool], tuple[int, int, int]] = {}
 
     @classmethod
     def from_files(
@@ -448,148 +167,155 @@ class Tokenizer:
         encoder_json: str | os.PathLike[str],
         vocab_bpe: str | os.PathLike[str],
     ) -> Tokenizer:
-        """Reads a model's dict.txt, and encoder.json and vocab.bpe of its BPE.
+        """Reads a fairseq model's dict.txt, and encoder.json and vocab.bpe of its BPE.
 
         Raises:
           CheckpointError: a file is missing or malformed, or the dictionary belongs to another BPE.
         """
-        return cls._from_bpe(dictionary, encoder_json, ByteLevelBPE.read(encoder_json, vocab_bpe))
+        return cls(FairseqTokenizer.from_files(dictionary, encoder_json, vocab_bpe))
 
     @classmethod
     def from_sentencepiece(cls, dictionary: str | os.PathLike[str], model: str | os.PathLike[str]) -> Tokenizer:
-        """Reads a model's dict.txt and its sentencepiece model. Raises CheckpointError as `from_files` does."""
-        return cls._from_bpe(dictionary, model, SentencePiece.read(model))
-
-    @classmethod
-    def _from_bpe(
-        cls,
-        dictionary: str | os.PathLike[str],
-        bpe_file: str | os.PathLike[str],
-        bpe: ByteLevelBPE | SentencePiece,
-    ) -> Tokenizer:
-        symbols = Dictionary.read(dictionary)
-        if bpe.symbols.isdisjoint(symbols.symbols[4:]):
-            raise CheckpointError(
-                f"none of the {len(symbols)} symbols of {dictionary} is a piece of {bpe_file}: it is the dictionary of "
-                "another tokenizer; put the files of one model together"
-            )
-        return cls(symbols, bpe)
+        """Reads a fairseq model's dict.txt and its sentencepiece model. Raises CheckpointError as `from_files` does."""
+        return cls(FairseqTokenizer.from_sentencepiece(dictionary, model))
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
-        """Reads a tokenizer's files from `directory`. Raises CheckpointError as `from_files` does."""
+        """Reads a tokenizer's files from a converted directory, or fairseq's from any directory.
+
+        Raises:
+          CheckpointError: a file is missing or malformed.
+        """
         folder = Path(directory)
-        if (folder / SENTENCEPIECE_FILE).is_file():
-            return cls.from_sentencepiece(*(folder / name for name in SENTENCEPIECE_FILES))
-        return cls.from_files(*(folder / name for name in BYTE_LEVEL_FILES))
+        if not (folder / SETTINGS_FILE).is_file():
+            return cls(FairseqTokenizer.from_directory(folder))
+        settings = HuggingFaceSettings.read(folder)
+        if not settings.has_tokenizer:
+            return cls(NoTokenizer(settings))
+        return cls(HuggingFaceTokenizer.from_directory(folder, settings))
 
     def files(self) -> dict[str, bytes]:
         """The files that `from_directory` reads: content by file name."""
-        return {DICTIONARY_FILE: self.dictionary.to_text().encode(), **self.bpe.files()}
+        return self.backend.files()
 
     def is_same_as(self, other: Tokenizer) -> bool:
         """Whether both tokenizers encode every text to the same ids, and decode all ids to the same text.
 
         Their files may differ.
         """
-        return self._definition() == other._definition()
+        return self.backend.definition() == other.backend.definition()
 
     def fingerprint(self) -> str:
         """A SHA-256 in hex, equal for tokenizers that are the same (`is_same_as`). Files of token ids record it."""
-        return hashlib.sha256(repr(self._definition()).encode()).hexdigest()
+        return hashlib.sha256(repr(self.backend.definition()).encode()).hexdigest()
 
-    def _definition(self) -> tuple[Any, ...]:
-        specials = (self.bos_id, self.eos_id, self.mask_id)
-        return type(self.bpe).__name__, specials, self._bytes, self.bpe.definition(self.dictionary.index)
+    def encode(self, text: str, *more: str, no_separator: bool = False) -> Ids:
+        """Encodes a sentence, or several, as the model's own library does.
 
-    def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
-        """Encodes a sentence, or several, as fairseq's hub does.
+        For a fairseq model the result is `<s> a </s>` for one sentence and `<s> a </s></s> b </s>` for two, or
+        `<s> a </s> b </s>` with no_separator. A BPE piece includes the space before it, so 'world' and ' world' differ.
+        Special tokens are not recognized in text: the characters `<mask>` or `</s>` become ordinary pieces.
 
-        The result is `<s> a </s>` for one sentence and `<s> a </s></s> b </s>` for two, or `<s> a </s> b </s>` with
-        no_separator. A BPE piece includes the space before it, so 'world' and ' world' differ. Special tokens are not
-        recognized in text: the characters `<mask>` or `</s>` become ordinary pieces. The length is not limited here.
+        For a Hugging Face model the result is that of transformers' AutoTokenizer, for one sentence or two; where the
+        second is empty, it is that of the first alone. Special and added tokens are recognized in text.
+
+        The length is not limited here.
 
         Returns:
           int32 [length].
 
         Raises:
-          InputError: an argument is not a str, or has a lone surrogate, which cannot be encoded as UTF-8.
+          InputError: an argument is not a str, or has a lone surrogate, which cannot be encoded as UTF-8; or the
+            tokenizer does not join so many sentences.
         """
-        sentences = [self.pieces(text)]
-        if more:
-            sentences += map(self.pieces, more)
+        sentences = self.pieces_of(self.backend.joined_alone((text, *more)))
         return self.join(sentences, no_separator=no_separator)
 
-    def encode_text(self, text: str) -> npt.NDArray[np.int32]:
+    def encode_text(self, text: str) -> Ids:
         """Encodes `text` alone, without special tokens: int32 [length]. Raises InputError as `encode` does."""
-        return self._id_of_number.take(np.array(self.pieces(text), np.intp))
+        return self.backend.id_of_number.take(np.array(self.pieces(text), np.intp))
 
     def pieces(self, text: str) -> list[int]:
         """Splits `text` into pieces and returns their numbers, one for each token id, as `join` accepts them.
 
         Raises InputError as `encode` does.
         """
-        if not isinstance(text, str):
-            raise InputError(f"expected text as str, got {type(text).__name__}: {str(text)[:60]!r}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which "
-                "cannot be encoded as UTF-8; decode the source with errors='replace' first"
-            ) from None
-        return self._encode_pieces(text)
+        return self.pieces_of([text])[0]
+
+    def pieces_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Does what `pieces` does, for many texts at once, which may be faster. Raises InputError for any of them."""
+        for text in texts:
+            _check_text(text)
+        return self.backend.pieces(texts)
 
     def spans(self, text: str) -> npt.NDArray[np.int64]:
         """The characters of `text` that each token of `encode_text` stands for.
 
-        The space at the beginning of a token is one of its characters. If a character is encoded as several tokens,
-        each of them stands for it.
+        The space at the beginning of a token is one of its characters, unless the settings of a Hugging Face tokenizer
+        leave it out. If a character is encoded as several tokens, each of them stands for it.
 
         Returns:
           int64 [length, 2], the begin (inclusive) and the end (exclusive) of each token.
 
         Raises:
-          InputError: as `encode`, or a piece of the text is several tokens, which can happen with sentencepiece.
+          InputError: as `encode`, or a piece of the text is several tokens, which can happen with fairseq's
+            sentencepiece.
         """
-        count = len(self.pieces(text))
-        spans = self.bpe.spans(text)
-        if len(spans) != count:
-            raise InputError(f"a piece of the text contains whitespace, and so is several tokens: {text[:60]!r}")
-        return spans
+        _check_text(text)
+        return self.backend.spans(text)
 
-    def join(self, sentences: Sequence[list[int]], *, no_separator: bool = False) -> npt.NDArray[np.int32]:
+    def join(self, sentences: Sequence[list[int]], *, no_separator: bool = False) -> Ids:
         """Joins sentences, each given as its `pieces`, and returns token ids as `encode` does: int32 [length]."""
         return self.join_all([sentences], no_separator=no_separator)[0]
 
-    def join_all(
-        self, inputs: Iterable[Sequence[list[int]]], *, no_separator: bool = False
-    ) -> list[npt.NDArray[np.int32]]:
+    def join_all(self, inputs: Iterable[Sequence[list[int]]], *, no_separator: bool = False) -> list[Ids]:
         """Joins each of several inputs as `join` does. The results, [length] each, are views of one array.
 
         All ids are looked up in one call of numpy, because the cost of a call is a good part of the cost of BPE on a
         short sentence.
         """
-        separator = self._one_eos if no_separator else self._two_eos
+        frames: dict[int, list[tuple[int, ...]]] = {}
         numbers: list[int] = []
         borders = [0]
-        for first, *others in inputs:
-            numbers.append(self._bos_number)
-            numbers += first
-            for sentence in others:
-                numbers += separator
+        for sentences in inputs:
+            count = len(sentences)
+            if count not in frames:
+                frames[count] = self.backend.around(count, no_separator)
+            frame = frames[count]
+            for special, sentence in zip(frame, sentences, strict=False):
+                numbers += special
                 numbers += sentence
-            numbers.append(self._eos_number)
+            numbers += frame[-1]
             borders.append(len(numbers))
-        ids = self._id_of_number.take(numbers) if numbers else np.empty(0, np.int32)
+        ids = self.backend.id_of_number.take(numbers) if numbers else np.empty(0, np.int32)
         return [ids[begin:end] for begin, end in itertools.pairwise(borders)]
+
+    def special_lengths(self, count: int, *, no_separator: bool = False) -> tuple[int, int, int]:
+        """The numbers of special tokens in an input of `count` texts: before the first, after the last, and in all.
+
+        Raises:
+          InputError: the tokenizer does not join so many texts.
+        """
+        key = count, no_separator
+        if key not in self._special_lengths:
+            lengths = list(map(len, self.backend.around(count, no_separator)))
+            self._special_lengths[key] = lengths[0], lengths[-1], sum(lengths)
+        return self._special_lengths[key]
+
+    def truncate(self, sentences: Sequence[list[int]], room: int) -> list[list[int]]:
+        """Truncates the texts of an input, each given as its `pieces`, so that together they have at most `room`.
+
+        Tokens are removed from whichever text is longest, as by the model's own library.
+        """
+        return self.backend.truncate(sentences, room)
 
     def decode(self, tokens: npt.ArrayLike) -> str | list[str]:
         """Decodes one sequence of token ids, [length]: a text, or a list of texts if `</s></s>` separates several.
 
         `<s>`, `</s>` and padding have no text; `<unk>` and `<mask>` decode to those characters. Bytes that are not
         UTF-8 become U+FFFD. Unlike fairseq's decode, which fails at padding and at the dictionary's filler words, this
-        one decodes padded rows, and a filler word to its name.
+        one decodes padded rows, and a filler word to its name. For a Hugging Face model, the tokens that take these
+        places do the same.
 
         Raises:
           InputError: the argument is not one non-empty sequence of integers, or an id is outside the vocabulary.
@@ -598,20 +324,108 @@ class Tokenizer:
         if ids.ndim != 1 or ids.size == 0:
             raise InputError(f"decode takes one sequence of token ids, [length]; got shape {ids.shape}")
         check_token_ids(ids, self.vocab_size)
-        if ids[0] in (BOS_ID, self.bos_id):
-            ids = ids[1:]
-        is_eos = (ids == EOS_ID) | (ids == self.eos_id)
-        borders = (is_eos[1:] & is_eos[:-1]).nonzero()[0] + 1
-        sentences = [self._text(sentence) for sentence in np.split(ids, borders)]
+        sentences = self.backend.decode(ids)
         return sentences[0] if len(sentences) == 1 else sentences
 
     def token_text(self, token_id: int) -> str:
         """The text of one token inside a sentence, including the space before it if it has one."""
-        symbol = self.dictionary.symbols[token_id]
-        return symbol if symbol in (UNK, MASK) else self.bpe.symbol_text(symbol)
+        return self.backend.token_text(token_id)
 
-    def _text(self, ids: npt.NDArray[Any]) -> str:
-        return self.bpe.decode_bytes(b"".join(self._bytes[i] for i in ids.tolist()))
+    def is_silent(self, token_id: int) -> bool:
+        """Whether an id has no text: it begins, ends or pads an input, or no token has it."""
+        return self.backend.is_silent(token_id)
+
+    def word_begins(self) -> npt.NDArray[np.bool_]:
+        """Which ids begin a word, or are no piece of one: bool [vocab_size].
+
+        Raises:
+          InputError: the pieces do not say where a word begins.
+        """
+        return self.backend.word_begins()
+
+    def encode_masked(self, text: str) -> tuple[Ids, list[int]]:
+        """Encodes a text that may contain masks, as the model's own library does for filling them.
+
+        Returns:
+          The token ids, int32 [length], and the positions of the masks among them.
+
+        Raises:
+          InputError: as `encode`.
+        """
+        _check_text(text)
+        return self.backend.encode_masked(text)
+
+    def fill_mask(self, text: str, token_id: int) -> str:
+        """The text with that of a token in place of its one mask."""
+        return self.backend.fill_mask(text, token_id)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that masked-LM training does not put in place of a token."""
+        return self.backend.special_ids
+
+    @property
+    def bos_id(self) -> int:
+        return _required(self.backend.bos_id, "token that begins an input (cls_token or bos_token)")
+
+    @property
+    def eos_id(self) -> int:
+        return _required(self.backend.eos_id, "token that ends a text (sep_token or eos_token)")
+
+    @property
+    def pad_id(self) -> int:
+        return _required(self.backend.pad_id, "padding (pad_token)")
+
+    @property
+    def unk_id(self) -> int:
+        return _required(self.backend.unk_id, "unknown token (unk_token)")
+
+    @property
+    def mask_id(self) -> int:
+        return _required(self.backend.mask_id, "mask (mask_token)")
+
+    @property
+    def mask_token(self) -> str:
+        """The mask as it is written in text."""
+        return _required(self.backend.mask_token, "mask (mask_token)")
+
+
+class NoTokenizer:
+    """The backend of a model that was converted without its tokenizer: whatever needs one says so."""
+
+    bos_id = eos_id = pad_id = unk_id = mask_id = mask_token = None
+    special_ids: frozenset[int] = frozenset()
+
+    def __init__(self, settings: HuggingFaceSettings) -> None:
+        self._settings = settings
+        self.vocab_size = settings.vocab_size
+        self.id_of_number = np.empty(0, np.int32)
+
+    def files(self) -> dict[str, bytes]:
+        return self._settings.files()
+
+    def definition(self) -> tuple[Any, ...]:
+        return "none", self.vocab_size
+
+    def is_silent(self, token_id: int) -> bool:
+        return False
+
+    def token_text(self, token_id: int) -> str:
+        return str(token_id)
+
+    def _refuse(self, *arguments: Any, **options: Any) -> NoReturn:
+        raise InputError(
+            "this model was converted without its tokenizer (--no-tokenizer): pass token ids, or convert it with one"
+        )
+
+    pieces = around = joined_alone = truncate = spans = decode = word_begins = encode_masked = fill_mask = _refuse
+
+
+def file_names(directory: Path) -> tuple[str, ...]:
+    """The names of the files that `Tokenizer.from_directory` needs in `directory`, depending on what is there."""
+    if (directory / SETTINGS_FILE).is_file():
+        return HuggingFaceSettings.read(directory).file_names()
+    return SENTENCEPIECE_FILES if (directory / SENTENCEPIECE_FILE).is_file() else BYTE_LEVEL_FILES
 
 
 def check_token_ids(ids: npt.NDArray[Any], vocab_size: int) -> None:
@@ -623,88 +437,20 @@ def check_token_ids(ids: npt.NDArray[Any], vocab_size: int) -> None:
         raise InputError(f"token id {wrong} is outside the vocabulary of {vocab_size} (0 to {vocab_size - 1})")
 
 
-def _read_encoder_json(path: Path) -> dict[str, int]:
-    """Reads encoder.json, the BPE id of each piece. Raises CheckpointError if it is something else."""
+def _required(value: _Value | None, what: str) -> _Value:
+    """Returns the id or the text of a special token; raises InputError if the model has none."""
+    if value is None:
+        raise InputError(f"this model's tokenizer has no {what}")
+    return value
+
+
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"expected text as str, got {type(text).__name__}: {str(text)[:60]!r}")
     try:
-        encoder = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(encoder, dict) or not all(type(i) is int for i in encoder.values()):
-        raise CheckpointError(f"{path}: expected one JSON object that maps each BPE piece to its id")
-    return encoder
-
-
-def _read_text(path: Path) -> str:
-    if not os.path.exists(path):
-        raise CheckpointError(
-            f"{path} is missing; a tokenizer needs {', '.join(BYTE_LEVEL_FILES)}, or {', '.join(SENTENCEPIECE_FILES)}"
-        )
-    return read_text(path)
-
-
-def _is_integer(text: str) -> bool:
-    try:
-        int(text)
-    except ValueError:
-        return False
-    return True
-
-
-@lru_cache(maxsize=1)
-def _byte_values() -> dict[str, int]:
-    """The byte that each character of GPT-2's byte alphabet stands for."""
-    return {character: byte for byte, character in enumerate(byte_alphabet())}
-
-
-def _merge_pair(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
-    merged: list[bytes] = []
-    i = 0
-    while i < len(parts):
-        if i + 1 < len(parts) and (parts[i], parts[i + 1]) == pair:
-            merged.append(pair[0] + pair[1])
-            i += 2
-        else:
-            merged.append(parts[i])
-            i += 1
-    return merged
-
-
-@lru_cache(maxsize=1)
-def _split_pattern() -> regex.Pattern[str]:
-    """The pattern that fairseq splits text with before it merges (Encoder.pat)."""
-    return regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-
-
-@lru_cache(maxsize=1)
-def _tiktoken_pattern() -> str:
-    """A pattern for tiktoken that splits as `_split_pattern` does.
-
-    Character classes are explicit, and quantifiers possessive where that matches the same. The last three alternatives
-    stand for `\\s+(?!\\S)|\\s+`, which takes a run of whitespace as a whole at the end of the text, otherwise all of it
-    but the last character, otherwise a single character.
-    """
-    letter, number, space = (_ranges(name) for name in (r"\p{L}", r"\p{N}", r"\s"))
-    return (
-        f"'(?:[stmd]|re|ve|ll)| ?[{letter}]++| ?[{number}]++| ?[^{space}{letter}{number}]++"
-        f"|[{space}]++$|[{space}]+(?![^{space}])|[{space}]"
-    )
-
-
-def _ranges(character_class: str) -> str:
-    """The code points of a character class of the `regex` package, as the inside of a bracket expression."""
-    runs = regex.finditer(f"{character_class}+", _all_characters())
-    return "".join(rf"\x{{{ord(run[0][0]):X}}}-\x{{{ord(run[0][-1]):X}}}" for run in runs)
-
-
-def _all_characters() -> str:
-    code_points = np.arange(0x110000, dtype="<u4")
-    return code_points[(code_points < 0xD800) | (code_points > 0xDFFF)].tobytes().decode("utf-32-le")
-
-
-def _split_long_whitespace(text: str) -> list[str]:
-    """Splits `text` before the last character of every very long whitespace run, where `_split_pattern` splits too."""
-    run = rf"(?<!\s)\s{{{_LONG_WHITESPACE_RUN},}}+(?=\S)"
-    borders = [match.end() - 1 for match in regex.finditer(run, text)]
-    return [text[begin:end] for begin, end in zip([0, *borders], [*borders, len(text)], strict=True)]
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which "
+            "cannot be encoded as UTF-8; decode the source with errors='replace' first"
+        ) from None

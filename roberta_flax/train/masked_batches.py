@@ -18,7 +18,7 @@ import numpy.typing as npt
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.text import batching
-from roberta_flax.text.tokenizer import PAD_ID
+from roberta_flax.text.fairseq_tokenizer import PAD_ID
 from roberta_flax.train.corpus import Blocks
 from roberta_flax.train.losses import HostBatch
 from roberta_flax.train.masking import Block, Masking, mask_block, stream

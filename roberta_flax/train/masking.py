@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.errors import InputError
-from roberta_flax.text.tokenizer import BOS, EOS, MASK, PAD, UNK, Tokenizer
+from roberta_flax.text.fairseq_tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from roberta_flax.text.tokenizer import Tokenizer
 
 Block = npt.NDArray[np.int32]  # one sequence of token ids, [length]
 
-_SPECIALS = 4  # fairseq's Dictionary.nspecial: <s>, <pad>, </s>, <unk>
 _LARGEST_RANDOM = 1 - 2**-53  # the largest number that Generator.random returns
 
 
@@ -28,15 +28,11 @@ def whole_word_begins(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
 
     These are the ids whose text begins with a space; `<s>`, `<pad>`, `</s>`, `<unk>`; and symbols that are not pieces
     of the BPE. As in fairseq, `</s>` and the first word of the next line, which has no space before it, are one word.
+
+    Raises:
+      InputError: the pieces of the tokenizer do not say where a word begins.
     """
-    pieces = tokenizer.bpe.symbols
-
-    def begins(number: int, symbol: str) -> bool:
-        if number < _SPECIALS or symbol in (BOS, PAD, EOS, UNK):
-            return True
-        return symbol != MASK and (symbol not in pieces or tokenizer.token_text(number).startswith(" "))
-
-    return np.array([begins(number, symbol) for number, symbol in enumerate(tokenizer.dictionary.symbols)])
+    return tokenizer.word_begins()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +43,10 @@ class Masking:
       vocab_size, mask_id: the tokenizer's.
       mask_prob: the share of tokens, or of words, to predict, including `<s>` and `</s>`.
       leave_unmasked_prob: the share of these that are left unchanged.
-      random_token_prob: the share of these that are replaced by a random token, drawn uniformly from all but the four
-        special tokens.
+      random_token_prob: the share of these that are replaced by a random token, drawn uniformly from all but those of
+        special_ids.
       word_begins: bool [vocab_size]: which ids begin a word, to mask whole words. None masks tokens.
+      special_ids: the tokenizer's; by default fairseq's four.
     """
 
     vocab_size: int
@@ -58,6 +55,7 @@ class Masking:
     leave_unmasked_prob: float = 0.1
     random_token_prob: float = 0.1
     word_begins: npt.NDArray[np.bool_] | None = None
+    special_ids: frozenset[int] = frozenset({BOS_ID, PAD_ID, EOS_ID, UNK_ID})
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_prob < 1:
@@ -73,7 +71,13 @@ class Masking:
     def of(cls, tokenizer: Tokenizer, *, whole_words: bool = False, **probabilities: float) -> Self:
         """Returns the masking for a tokenizer. `probabilities` are attributes."""
         begins = whole_word_begins(tokenizer) if whole_words else None
-        return cls(tokenizer.vocab_size, tokenizer.mask_id, **probabilities, word_begins=begins)
+        return cls(
+            tokenizer.vocab_size,
+            tokenizer.mask_id,
+            **probabilities,
+            word_begins=begins,
+            special_ids=tokenizer.special_ids,
+        )
 
     def apply(self, tokens: Block, random: np.random.Generator) -> tuple[Block, npt.NDArray[np.int64]]:
         """Masks one sequence.
@@ -122,7 +126,9 @@ class Masking:
         return exceptions & stays, exceptions & ~stays
 
     def _draw_replacements(self, count: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
-        return _replacement_distribution(self.vocab_size).searchsorted(random.random(count), side="right")
+        return _replacement_distribution(self.vocab_size, self.special_ids).searchsorted(
+            random.random(count), side="right"
+        )
 
     def most(self, time: int) -> int:
         """Returns the maximum number of masked positions in a row of `time` tokens, unless whole words are masked."""
@@ -130,10 +136,10 @@ class Masking:
 
 
 @lru_cache(maxsize=4)
-def _replacement_distribution(vocab_size: int) -> npt.NDArray[np.float64]:
+def _replacement_distribution(vocab_size: int, special_ids: frozenset[int]) -> npt.NDArray[np.float64]:
     """Returns the cumulative distribution of replacements, which Generator.choice computes from fairseq's weights."""
     weights = np.ones(vocab_size)
-    weights[:_SPECIALS] = 0
+    weights[[i for i in special_ids if i < vocab_size]] = 0
     cumulative: npt.NDArray[np.float64] = (weights / weights.sum()).cumsum()
     cumulative /= cumulative[-1]
     return cumulative

@@ -70,6 +70,12 @@ class Samples:
             random_token_prob=self.random_token_prob,
         )
         batches = MaskedBatches(
-            blocks, masking, rows=rows, max_positions=config.max_positions, seed=self.seed, accumulate=accumulate
+            blocks,
+            masking,
+            rows=rows,
+            max_positions=config.max_positions,
+            seed=self.seed,
+            accumulate=accumulate,
+            pad_id=config.pad_id,
         )
         return batches, {"tokens": corpus.header.tokens, "crc32": corpus.header.crc32}

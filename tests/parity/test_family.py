@@ -23,7 +23,7 @@ import roberta_flax
 from roberta_flax import CheckpointError, InputError
 from roberta_flax.convert import convert, export, shards, torch_file, verify
 from roberta_flax.nn import forward
-from roberta_flax.text.tokenizer import byte_alphabet
+from roberta_flax.text.fairseq_tokenizer import byte_alphabet
 from tests.parity.test_network import FLOAT32, FLOAT64, assert_same_network, largest_difference
 from tests.references import (
     SMALL,
@@ -266,7 +266,7 @@ def test_tensor_parallel_parts_join_along_the_axes_that_megatron_divides(tmp_pat
     roberta = roberta_flax.load(directory, **EXACT)
     assert_same_network(model, roberta, random_tokens([1, 30, 77], vocab), FLOAT64)
     assert roberta.tokenizer.mask_id == 4 + 131
-    assert roberta.tokenizer.dictionary.symbols[-1] == "madeupword0007"
+    assert roberta.tokenizer.backend.dictionary.symbols[-1] == "madeupword0007"
     assert not verify(directory, source).problems
 
 

@@ -415,7 +415,7 @@ def test_files_that_are_missing_are_named(tmp_path, tokenizers):
         convert(source, tmp_path / "converted")
     (tmp_path / "elsewhere").rename(part)
     (source / "vocab.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no tokenizer in .*: put vocab.json and merges.txt"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer in .*: put tokenizer.json, or vocab.json and merges.txt;"):
         convert(source, tmp_path / "converted")
     convert(source, tmp_path / "converted", bpe_dir=tokenizers["byte-level"])
 
@@ -433,7 +433,7 @@ def test_a_released_vocabulary_is_the_same_from_either_library(tmp_path, gpt2_bp
     """RoBERTa's own, with transformers' vocab.json made as transformers made it."""
     encoder = json.loads((gpt2_bpe / "encoder.json").read_text())
     piece_of = {str(i): piece for piece, i in encoder.items()}
-    vocab = {piece_of.get(symbol, symbol): i for i, symbol in enumerate(gpt2_tokenizer.dictionary.symbols)}
+    vocab = {piece_of.get(symbol, symbol): i for i, symbol in enumerate(gpt2_tokenizer.backend.dictionary.symbols)}
     model = build("RobertaModel", 50265, torch.float32, num_hidden_layers=1)
     model.save_pretrained(tmp_path / "source")
     (tmp_path / "source" / "vocab.json").write_text(json.dumps(vocab))

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roberta_flax.text.encoding import encode_batch
-from roberta_flax.text.tokenizer import ByteLevelBPE, Tokenizer, byte_alphabet
+from roberta_flax.text.fairseq_tokenizer import ByteLevelBPE, byte_alphabet
+from roberta_flax.text.tokenizer import Tokenizer
 from tests.references import torch
 
 from fairseq.data import Dictionary as FairseqDictionary  # isort: skip
@@ -127,7 +128,9 @@ def test_text_comes_back(gpt2_tokenizer, fairseq_hub):
 def test_any_ids_decode_as_fairseq_decodes_them(gpt2_tokenizer, fairseq_hub):
     generate = random.Random(3)
     # fairseq's decode stops with an error at <pad> and at the three filler words
-    decodable = [i for i, s in enumerate(gpt2_tokenizer.dictionary.symbols) if s.isdigit() or s in ("<unk>", "<mask>")]
+    decodable = [
+        i for i, s in enumerate(gpt2_tokenizer.backend.dictionary.symbols) if s.isdigit() or s in ("<unk>", "<mask>")
+    ]
     for _ in range(3000):
         ids = generate.choices([0, 2, 2, 2, *generate.choices(decodable, k=8)], k=generate.randrange(1, 14))
         assert gpt2_tokenizer.decode(ids) == fairseq_hub.decode(ids)
@@ -135,7 +138,7 @@ def test_any_ids_decode_as_fairseq_decodes_them(gpt2_tokenizer, fairseq_hub):
 
 
 def test_gpt2s_merges_are_reachable_as_the_code_takes_for_granted(gpt2_tokenizer):
-    bpe = gpt2_tokenizer.bpe
+    bpe = gpt2_tokenizer.backend.bpe
     assert bpe._every_merge_is_reachable(list(bpe._pair_rank))
 
 

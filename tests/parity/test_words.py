@@ -96,11 +96,12 @@ def test_a_sentencepiece_models_words_are_fairseqs_wherever_it_has_them(
     from fairseq.models.roberta import alignment_utils
 
     from roberta_flax.text.alignment import word_weights
-    from roberta_flax.text.tokenizer import SENTENCEPIECE_FILE, Dictionary, SentencePiece, Tokenizer
+    from roberta_flax.text.fairseq_tokenizer import SENTENCEPIECE_FILE, Dictionary, FairseqTokenizer, SentencePiece
+    from roberta_flax.text.tokenizer import Tokenizer
     from roberta_flax.text.words import spans
 
     bpe = SentencePiece(sentencepiece_model)
-    tokenizer = Tokenizer(Dictionary(bpe.pieces[3:]), bpe)
+    tokenizer = Tokenizer(FairseqTokenizer(Dictionary(bpe.pieces[3:]), bpe))
     assert SENTENCEPIECE_FILE in tokenizer.files()
 
     class Theirs:  # what align_bpe_to_words asks of a hub
@@ -108,7 +109,7 @@ def test_a_sentencepiece_models_words_are_fairseqs_wherever_it_has_them(
             class source_dictionary:
                 @staticmethod
                 def string(ids):
-                    return "" if int(ids[0]) in (0, 2) else tokenizer.dictionary.symbols[int(ids[0])]
+                    return "" if int(ids[0]) in (0, 2) else tokenizer.backend.dictionary.symbols[int(ids[0])]
 
         class bpe:
             @staticmethod

@@ -262,7 +262,7 @@ def test_characters_of_real_sentences_are_transformers_offsets(gpt2_tokenizer, h
 
 
 def test_characters_of_sentencepieces_are_where_its_pieces_are(sentencepiece_model):
-    from roberta_flax.text.tokenizer import SentencePiece
+    from roberta_flax.text.fairseq_tokenizer import SentencePiece
 
     bpe = SentencePiece(sentencepiece_model)
     for text in ("A man plays a guitar", "Ça va très bien, naïve Zoë?", "日本語 テキスト", "  two  spaces ", ""):

@@ -101,7 +101,7 @@ def test_words_of_sentencepiece_begin_where_fairseq_says(sentencepiece_model, tm
 
     from fairseq.data import Dictionary
 
-    from roberta_flax.text.tokenizer import SentencePiece
+    from roberta_flax.text.fairseq_tokenizer import SentencePiece
 
     pieces = [piece for piece in SentencePiece(sentencepiece_model).pieces if piece not in ("<unk>", "<s>", "</s>")]
     (tmp_path / "sentencepiece.bpe.model").write_bytes(sentencepiece_model)
