@@ -15,6 +15,7 @@ from roberta_flax import lazy
 if TYPE_CHECKING:
     from roberta_flax import convert, datasets, parity, train
     from roberta_flax.checkpoint import stablehlo
+    from roberta_flax.encoders import CrossEncoder, SentenceEncoder
     from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
     from roberta_flax.hub import Roberta, load, load_tokenizer
     from roberta_flax.inference import ray
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "Classify",
+    "CrossEncoder",
     "DownloadError",
     "Embed",
     "FillMask",
@@ -45,6 +47,7 @@ __all__ = [
     "RobertaConfig",
     "RobertaFlaxError",
     "RobertaModel",
+    "SentenceEncoder",
     "Tokenizer",
     "collate_tokens",
     "convert",
@@ -63,6 +66,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CheckpointError": "errors",
     "Classify": "tasks.classify",
+    "CrossEncoder": "encoders",
     "DownloadError": "errors",
     "Embed": "tasks.embed",
     "FillMask": "tasks.fill_mask",
@@ -75,6 +79,7 @@ _HOMES = {
     "RobertaConfig": "nn.config",
     "RobertaFlaxError": "errors",
     "RobertaModel": "nn.model",
+    "SentenceEncoder": "encoders",
     "Tokenizer": "text.tokenizer",
     "collate_tokens": "text.batching",
     "forward": "nn.forward",

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint import usage as usages
+from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.convert.cache import resolve
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import PathLike
@@ -67,6 +69,7 @@ class Roberta:
       params: the parameter tree, nested dicts of arrays (docs/parameters.md).
       tokenizer: the tokenizer.
       numerics: how the model computes: dtype, precision, attention implementation.
+      usage: how the model's repository says that it is used: pooling, prompts, activation of scores.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class Roberta:
         tokenizer: Tokenizer,
         *,
         numerics: Numerics = Numerics(),
+        usage: Usage = Usage(),
     ) -> None:
+        usage.check(config.hidden_size)
         if tokenizer.vocab_size != config.vocab_size:
             raise CheckpointError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, but the model has {config.vocab_size}; use the "
@@ -86,6 +91,7 @@ class Roberta:
         self.params = params
         self.tokenizer = tokenizer
         self.numerics = numerics
+        self.usage = usage
         self._dropout_key: jax.Array | None = None
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
@@ -325,7 +331,7 @@ class Roberta:
             raise InputError(
                 "quantized parameters cannot be saved; save the model without quantize=, and load it with quantize="
             )
-        not_finite = converted.save(Path(directory), self.config, self.params, self.tokenizer, dtype)
+        not_finite = converted.save(Path(directory), self.config, self.params, self.tokenizer, dtype, usage=self.usage)
         for name, counts in not_finite.items():
             logger.warning("%s: %s has values that are not finite: %s", directory, name, counts)
 
@@ -427,7 +433,7 @@ def load(
     if quantize is not None:
         params = quantized(params, quantize)
     tokenizer = Tokenizer.from_directory(directory)
-    return Roberta(config, params, tokenizer, numerics=numerics)
+    return Roberta(config, params, tokenizer, numerics=numerics, usage=usages.read(directory, config.hidden_size))
 
 
 def load_tokenizer(

@@ -4,6 +4,7 @@
   model.safetensors   the parameter tree: one tensor per leaf, named by the leaf's path joined with dots
   dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model
   conversion.json     the origin: source, sha256, versions, and where every source tensor went
+  usage.json, modules.safetensors     how the model is used, where its source says (checkpoint/usage.py)
 
 A model needs nothing else to run. The directory is written under a temporary name and renamed when it is complete.
 Parameters are written and read one at a time, so that neither takes more memory than the parameters themselves.
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.tensors import (
     DTYPE_NAMES,
     LazyTensor,
@@ -108,6 +110,7 @@ def save(
     dtype: jax.typing.DTypeLike | None = None,
     *,
     replace: bool = False,
+    usage: usages.Usage = usages.Usage(),
 ) -> dict[str, NonFinite]:
     """Saves a model as a converted directory, which `read` reads.
 
@@ -116,6 +119,7 @@ def save(
       config, params, tokenizer: the model.
       dtype: the dtype to store; by default, each parameter keeps its own.
       replace: whether to replace an existing directory. If false, `destination` must not exist.
+      usage: how the model is used.
 
     Returns:
       The counts of NaNs and infinities that `write_tensors` returns.
@@ -132,6 +136,7 @@ def save(
     with new_directory(destination, replace=replace) as directory:
         for name, content in tokenizer.files().items():
             (directory / name).write_bytes(content)
+        usages.write(usage, directory)
         return write(directory, config, {name: Values(leaf) for name, leaf in leaves.items()}, conversion, stored)
 
 

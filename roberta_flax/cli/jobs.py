@@ -41,6 +41,14 @@ class InputOptions(TextOptions, LongTextOptions):
         str | None,
         typer.Option(metavar="jsonl|csv|tsv|txt|parquet", help="Format of INPUT.", show_default="by its name"),
     ] = None
+    on_long: Annotated[
+        str | None,
+        typer.Option(
+            metavar="error|truncate|window",
+            help="How to handle inputs over the maximum length.",
+            show_default="error, or truncate for the vectors of a sentence encoder",
+        ),
+    ] = None
 
 
 Inputs = Annotated[

@@ -305,7 +305,7 @@ class LongTextOptions(Group, panel="Input"):
     """What to do about texts that are too long."""
 
     on_long: Annotated[
-        str, typer.Option(metavar="error|truncate|window", help="How to handle inputs over the maximum length.")
+        str | None, typer.Option(metavar="error|truncate|window", help="How to handle inputs over the maximum length.")
     ] = "error"
 
 

@@ -11,6 +11,7 @@ from roberta_flax.checkpoint import converted
 from roberta_flax.errors import CheckpointError
 from roberta_flax.files import PathLike, reading, remove_partial
 
+_CONTENT = 2  # of what conversions keep: a new number makes new ones (2: how the model is used)
 # The suffixes of files that a conversion may read in addition to the checkpoint itself.
 _READ_SUFFIXES = (".txt", ".json", ".bpe", ".model", ".safetensors", ".bin", ".msgpack")
 
@@ -39,7 +40,7 @@ def resolve(
 
     elif name.startswith("hf:"):
         cache = download.cache_dir(cache_dir)
-        fingerprint = hashlib.sha256(repr(name).encode()).hexdigest()[:16]
+        fingerprint = hashlib.sha256(repr((name, _CONTENT)).encode()).hexdigest()[:16]
         directory = cache / "converted" / _cached_name(re.sub(r"[^\w.@-]+", "--", name), fingerprint)
 
         def get_source() -> PathLike:
@@ -108,10 +109,13 @@ def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> 
     else:
         files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
         folder_of_path = path if path.is_dir() else path.parent
-        folders = [folder_of_path, *([files[0].parent] if files[0].parent != folder_of_path else []), *folders]
+        modules = sorted(folder_of_path.glob("[0-9]*_*/"))  # of sentence-transformers
+        folders = [
+            folder_of_path, *([files[0].parent] if files[0].parent != folder_of_path else []), *modules, *folders
+        ]  # fmt: skip
     files += [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in _READ_SUFFIXES]
     stats = [
         (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else str(file)
         for file in files
     ]
-    return hashlib.sha256(repr((path.name, checkpoint_file, stats)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((path.name, checkpoint_file, stats, _CONTENT)).encode()).hexdigest()[:16]

@@ -13,7 +13,7 @@ from typing import Any
 
 from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint.tensors import LazyTensor, read_tensors
-from roberta_flax.convert import hf_tokenizer, msgpack_file, torch_file
+from roberta_flax.convert import hf_tokenizer, msgpack_file, sentence_transformers, torch_file
 from roberta_flax.convert.names import (
     HF_DECODER_BIAS,
     HF_LM_HEAD_BIAS,
@@ -145,8 +145,9 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
         for weights in WEIGHT_FILES:
             stem, suffix = Path(weights).stem, Path(weights).suffix
             parts = [weights, f"{weights}{_INDEX_SUFFIX}", f"{stem}-*-of-*{suffix}"]
-            directory = download([CONFIG_FILE, *hf_tokenizer.FILES, *parts])
-            if weight_files(directory):
+            early = [f"0_Transformer/{name}" for name in (CONFIG_FILE, *hf_tokenizer.FILES, *parts)]
+            directory = download([CONFIG_FILE, *hf_tokenizer.FILES, *parts, *early, *sentence_transformers.PATTERNS])
+            if weight_files(sentence_transformers.transformer_folder(directory)):
                 return directory
     except CheckpointError:
         raise
@@ -256,7 +257,22 @@ def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, h
     builder.check(source_name, files, config)
     folders = [Path(bpe_dir), folder] if bpe_dir is not None else [folder]
     tokenizer_files = hf_tokenizer.read(folders, model_type, config.vocab_size, notes)
-    return Source("huggingface", config, builder.parameters, builder.provenance, tokenizer_files, notes)
+    labels = next((each.num_classes for each in config.heads if each.kind == "sentence"), None)
+    usage = sentence_transformers.read(
+        folder, settings, hidden_size=config.hidden_size, max_positions=config.max_positions, labels=labels, notes=notes
+    )
+    read_files = _read_files(folder, files, usage)
+    repository = {"read": read_files, "not read": sentence_transformers.unread(usage.root, read_files)}
+    return Source(
+        "huggingface", config, builder.parameters, builder.provenance, tokenizer_files, notes, usage.usage, repository
+    )
+
+
+def _read_files(folder: Path, weights: Sequence[Path], usage: sentence_transformers.Reading) -> list[str]:
+    """The files of a repository that were read, relative to it."""
+    names = [name for name in (CONFIG_FILE, *INDEX_FILES, *hf_tokenizer.FILES) if (folder / name).is_file()]
+    paths = [*weights, *(folder / name for name in names)]
+    return sorted({*usage.files, *(path.relative_to(usage.root).as_posix() for path in paths)})
 
 
 def _model_type(settings: Mapping[str, Any]) -> str:
@@ -397,6 +413,8 @@ def _heads(settings: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, s
         classes = builder.size(f"heads.{name}.output.kernel", 1, 1)
         inner = builder.size(f"heads.{name}.dense.kernel", 1, 0)
         problem = PROBLEM_TYPES.get(str(settings.get("problem_type")), "") if kind == "sentence" else "single_label"
+        if kind == "sentence" and classes == 1 and problem == "single_label":
+            problem = ""  # the probability of one class is always 1; Transformers' pipeline gives a score
         yield HeadConfig(name, classes, inner, kind, problem, _labels(settings, classes) if kind != "choice" else ())
     if builder.has(f"heads.{POOLER}") and (head is None or head[0] != POOLER):
         size = builder.size(f"heads.{POOLER}.dense.kernel", 1, 0)

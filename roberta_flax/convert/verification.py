@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor
 from roberta_flax.convert.conversion import open_source, write_files
 from roberta_flax.convert.source import Parameter
@@ -101,6 +102,8 @@ def verify(
         ]
         if not _same_tokenizer(folder, source.tokenizer_files):
             problems.append("the tokenizer differs from the source's")
+        if conversion.get("kind") == "huggingface" and usages.read(folder, config.hidden_size) != source.usage:
+            problems.append("how the model is used (pooling, prompts, activation, ...) differs from the source's")
     return Verification(comparisons, problems)
 
 

@@ -12,6 +12,8 @@ from roberta_flax.errors import InputError
 from roberta_flax.hub import Roberta
 from roberta_flax.inference.heads import head_of, mnli_head
 from roberta_flax.nn.config import HeadConfig
+from roberta_flax.tasks.classify import score_activation
+from roberta_flax.tasks.sentence_scores import activated
 from roberta_flax.tasks.spans import best_span
 from roberta_flax.text.batching import collate_tokens
 
@@ -70,6 +72,8 @@ def entailment(roberta: Roberta, premise: str, hypothesis: str) -> dict[str, Any
 def _answer_sentence(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
     tokens = roberta.encode(*texts)
     outputs = np.asarray(roberta.predict(head.name, tokens), np.float64)[0]
+    if (activation := score_activation(roberta, head)) is not None:
+        outputs = np.asarray(activated(outputs, activation))
     if head.problem == "regression":
         return {"values": dict(zip(_distinct(head.label_names), outputs.tolist(), strict=True))}
     label = roberta.predict_labels(head.name, tokens)[0]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
@@ -28,6 +29,8 @@ class Model(Protocol):
     def tokenizer(self) -> Tokenizer: ...
     @property
     def numerics(self) -> Numerics: ...
+    @property
+    def usage(self) -> Usage: ...
 
 
 class Task(Protocol):
@@ -70,6 +73,13 @@ class Task(Protocol):
 
     def can_pack(self) -> bool:
         """Whether several sequences may share a row."""
+
+
+def as_done_by(model: Model, task: Task) -> Task:
+    """The task as this model does it: a task with a method `of` follows what the model's source says of its use."""
+    of = getattr(task, "of", None)
+    resolved: Task = task if of is None else of(model)
+    return resolved
 
 
 def unpack_vectors(batch: TokenBatch, outputs: npt.NDArray[Any]) -> list[Any]:
