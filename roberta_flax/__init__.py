@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from roberta_flax.nn.config import HeadConfig, RobertaConfig
     from roberta_flax.nn.model import RobertaModel
     from roberta_flax.nn.numerics import Numerics
+    from roberta_flax.pipelines import pipeline
     from roberta_flax.tasks.classify import Classify
     from roberta_flax.tasks.embed import Embed
     from roberta_flax.tasks.fill_mask import FillMask
@@ -56,6 +57,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "parity",
+    "pipeline",
     "ray",
     "sharding",
     "stablehlo",
@@ -85,6 +87,7 @@ _HOMES = {
     "forward": "nn.forward",
     "load": "hub",
     "load_tokenizer": "hub",
+    "pipeline": "pipelines",
     "ray": "inference.ray",
     "sharding": "nn.sharding",
     "stablehlo": "checkpoint.stablehlo",

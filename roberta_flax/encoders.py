@@ -8,6 +8,7 @@ where sentence-transformers has torch's tensors.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,23 +36,45 @@ logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 _FEW = 100  # quantize_embeddings warns of int8 ranges from fewer vectors
-_PREDICTOR_OPTIONS = ("strategy", "window", "tokens_per_batch", "devices", "tensor_parallel", "threads")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # SentenceTransformer.encode_document
+
+
+def load_with_predictor(model: PathLike | Roberta, options: Mapping[str, Any], owner: str) -> tuple[Roberta, Predictor]:
+    """Loads a model, unless it is loaded already, and places its parameters on the devices.
+
+    Args:
+      model: what roberta_flax.load takes, or a loaded model.
+      options: of roberta_flax.load and of roberta_flax.Predictor.
+      owner: who takes the options, for a message.
+
+    Returns:
+      The model, and a predictor to be asked for others with `with_task`.
+
+    Raises:
+      InputError: an option is unknown, or is for loading and the model is loaded already.
+    """
+    of_predictor = [name for name in _keywords(Predictor) if name not in ("on_long", "max_length")]
+    known = [*_keywords(hub.load), *of_predictor]
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"{owner} does not know the option {', '.join(unknown)}; it takes {', '.join(known)}")
+    load = {name: value for name, value in options.items() if name not in of_predictor}
+    if isinstance(model, Roberta) and load:
+        raise InputError(f"{', '.join(load)}: for a model to load, but a loaded one was given")
+    roberta = model if isinstance(model, Roberta) else hub.load(model, **load)
+    given = {name: value for name, value in options.items() if name in of_predictor}
+    return roberta, Predictor(roberta, Embed("mean"), **given)
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
 
 
 class _Encoder:
     """A model, its predictor, and the maximum length of its inputs."""
 
     def __init__(self, model: PathLike | Roberta, options: Mapping[str, Any]) -> None:
-        predictor = {name: value for name, value in options.items() if name in _PREDICTOR_OPTIONS}
-        load = {name: value for name, value in options.items() if name not in _PREDICTOR_OPTIONS}
-        if isinstance(model, Roberta):
-            if load:
-                raise InputError(f"{', '.join(load)}: these are for a model to load, but a loaded one was given")
-            self.roberta = model
-        else:
-            self.roberta = hub.load(model, **load)
-        self._predictor = Predictor(self.roberta, Embed("mean"), **predictor)
+        self.roberta, self._predictor = load_with_predictor(model, options, type(self).__name__)
         self._max_length = min(self.roberta.usage.max_length or self.roberta.max_positions, self.roberta.max_positions)
 
     def _run(self, task: Task, inputs: Sequence[Any], show_progress_bar: bool | None) -> list[Any]:
