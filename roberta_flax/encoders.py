@@ -31,11 +31,17 @@ from roberta_flax.tasks.base import Task
 from roberta_flax.tasks.embed import Embed
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
 from roberta_flax.tasks.sentence_scores import SentenceScores
+from roberta_flax.tasks.token_vectors import TokenVectors
 
 logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 _FEW = 100  # quantize_embeddings warns of int8 ranges from fewer vectors
+_TOKEN_OUTPUTS: dict[str, Task] = {  # the last two as BGE-M3's own library names them
+    "token_embeddings": Embed("tokens"),
+    "lexical_weights": TokenVectors("sparse"),
+    "colbert_vecs": TokenVectors("colbert"),
+}
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # SentenceTransformer.encode_document
 
 
@@ -188,7 +194,8 @@ class SentenceEncoder(_Encoder):
           batch_size: without effect, so that calls of sentence-transformers work: batches are made by tokens
             (tokens_per_batch), and a text's vector does not depend on them.
           show_progress_bar: whether to show progress on stderr.
-          output_value: "sentence_embedding"; or "token_embeddings" for the features of each text's tokens.
+          output_value: "sentence_embedding"; "token_embeddings" for the features of each text's tokens; or of BGE-M3
+            "lexical_weights" and "colbert_vecs" (see tasks.token_vectors).
           precision: "float32"; or "int8", "uint8", "binary" or "ubinary" for quantized vectors, int8 or uint8. The
             ranges of int8 and uint8 are those of the vectors of this call; binary has a bit for each value.
           convert_to_numpy: whether the result is one array; if not, it is a list of arrays.
@@ -198,15 +205,17 @@ class SentenceEncoder(_Encoder):
 
         Returns:
           float32 [texts, size], or [size] for one text; float64 if that is the compute dtype. Token embeddings are a
-          list of [tokens, hidden], or one of these for one text.
+          list of [tokens, hidden], ColBERT vectors one of [tokens - 1, size], lexical weights one of
+          {token id: weight}; for one text one of these.
 
         Raises:
           InputError: a text is not a str, there is no such prompt, or an option is invalid.
         """
         if precision not in get_args(Precision):
             raise InputError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
-        if output_value not in ("sentence_embedding", "token_embeddings"):
-            raise InputError(f"output_value must be sentence_embedding or token_embeddings, got {output_value!r}")
+        if output_value not in ("sentence_embedding", *_TOKEN_OUTPUTS):
+            values = ", ".join(("sentence_embedding", *_TOKEN_OUTPUTS))
+            raise InputError(f"output_value must be one of {values}, got {output_value!r}")
         if batch_size is not None:
             require_positive(batch_size=batch_size)
         texts: Sequence[Any] = [sentences] if isinstance(sentences, str) else list(sentences)
@@ -214,8 +223,9 @@ class SentenceEncoder(_Encoder):
         if truncate_dim is not None:
             settings = dataclasses.replace(settings, truncate_dim=truncate_dim)
         task = SentenceEmbedding(settings, settings.prompt(prompt, prompt_name))
-        if output_value == "token_embeddings":
-            features = self._run(Embed("tokens"), [task.prepared(text) for text in texts], show_progress_bar)
+        if output_value in _TOKEN_OUTPUTS:
+            prepared = [task.prepared(text) for text in texts]
+            features = self._run(_TOKEN_OUTPUTS[output_value], prepared, show_progress_bar)
             return features[0] if isinstance(sentences, str) else features
         vectors = self._run(task, texts, show_progress_bar)
         size = settings.vector_size(self.roberta.config.hidden_size)
@@ -334,8 +344,9 @@ class CrossEncoder(_Encoder):
         self.head = self._head(head)
         if max_length is not None:
             self.max_length = max_length
-        scoring = self.roberta.usage.scoring
-        default = scoring.activation if scoring else "sigmoid" if self.num_labels == 1 else "identity"
+        scoring = self.roberta.usage.scoring_of(self.head.name)
+        named = None if scoring is None else scoring.activation
+        default = named or ("sigmoid" if self.num_labels == 1 else "identity")
         self.activation_fn = default if activation_fn is None else activation_fn
 
     def _head(self, name: str | None) -> HeadConfig:
@@ -451,7 +462,9 @@ class CrossEncoder(_Encoder):
         """
         if not isinstance(self.activation_fn, str):
             raise InputError("a function cannot be saved; set activation_fn to a name first")
-        _save(self.roberta, path, self._max_length, scoring=Scoring(self.activation_fn))
+        known = self.roberta.usage.scoring_of(self.head.name)
+        scoring = Scoring(self.head.name, self.activation_fn, known is not None and known.is_regression)
+        _save(self.roberta, path, self._max_length, scoring=scoring)
 
 
 def _save(roberta: Roberta, path: PathLike, max_length: int, **settings: Any) -> None:

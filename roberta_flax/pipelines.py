@@ -144,9 +144,9 @@ class TextClassificationPipeline(Pipeline):
 
     def _function(self, name: Any) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
         if name is None:
-            scoring = self.model.usage.scoring
+            scoring = self.model.usage.scoring_of(self._head.name)
             if self._head.problem == "regression":
-                name = "sigmoid" if scoring is not None and not scoring.raw_values else "none"
+                name = "none" if scoring is None or scoring.is_regression else "sigmoid"
             else:
                 name = "sigmoid" if self._head.problem == "multi_label" else "softmax"
         if not isinstance(name, str) or name.lower() not in _FUNCTIONS:

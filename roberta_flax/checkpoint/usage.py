@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from roberta_flax.nn.sentence import MODULES, Module, ModuleParams, Pooling, che
 
 USAGE_FILE = "usage.json"
 MODULES_FILE = "modules.safetensors"
+TOKEN_HEADS = ("sparse", "colbert")  # of BGE-M3: linear layers over each token's features
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")  # sentence_transformers.SimilarityFunction
 
 
@@ -86,16 +87,18 @@ class Scoring:
     """How the outputs of a sentence head become scores.
 
     Attributes:
-      activation: of a cross-encoder's outputs, one of nn.sentence.ACTIVATIONS.
-      raw_values: whether the source calls the head a regression, and no cross-encoder: `predict` then gives its values
-        without the activation.
+      head: name of the head.
+      activation: the one that the source names for a cross-encoder, of nn.sentence.ACTIVATIONS; None if it names none.
+      is_regression: whether the source calls the head a regression (problem_type), whose values are no scores.
     """
 
-    activation: str = "identity"
-    raw_values: bool = False
+    head: str
+    activation: str | None = None
+    is_regression: bool = False
 
     def __post_init__(self) -> None:
-        check_activation(self.activation)
+        if self.activation is not None:
+            check_activation(self.activation)
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,14 @@ class Usage:
       embedding: how sentence vectors are made; None if the source does not say.
       scoring: how outputs become scores; None if the source does not say.
       module_params: for each module of `embedding` its parameters by name.
+      token_params: for each of TOKEN_HEADS that there is, its "kernel" [hidden, size] and "bias".
     """
 
     max_length: int | None = None
     embedding: Embedding | None = None
     scoring: Scoring | None = None
     module_params: tuple[ModuleParams, ...] = field(default=(), compare=False, repr=False)
+    token_params: Mapping[str, ModuleParams] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_length is not None:
@@ -120,30 +125,37 @@ class Usage:
         if self.embedding is not None and not self.module_params:
             object.__setattr__(self, "module_params", ({},) * len(self.embedding.modules))
 
+    def scoring_of(self, head: str) -> Scoring | None:
+        """How the outputs of the head called `head` become scores; None if the source does not say."""
+        return self.scoring if self.scoring is not None and self.scoring.head == head else None
+
     def check(self, hidden_size: int) -> None:
         """Raises InputError unless there are the parameters that the modules need."""
         expected = [] if self.embedding is None else param_shapes(self.embedding.modules, hidden_size)
         found = [{name: tuple(value.shape) for name, value in each.items()} for each in self.module_params]
         if found != expected:
             raise InputError(f"the parameters of the modules have the shapes {found}, expected {expected}")
+        for head, params in self.token_params.items():
+            shapes = {name: tuple(value.shape) for name, value in params.items()}
+            size = shapes.get("bias", (0,))[0]
+            if head not in TOKEN_HEADS or shapes != {"kernel": (hidden_size, size), "bias": (size,)}:
+                raise InputError(f"the head {head!r} of tokens has parameters of the shapes {shapes}")
 
 
 def write(usage: Usage, directory: Path) -> None:
     """Writes both files into `directory`; neither for a Usage that says nothing."""
-    if usage == Usage():
+    if usage == Usage() and not usage.token_params:
         return
-    settings = dataclasses.asdict(dataclasses.replace(usage, module_params=()))
-    del settings["module_params"]
+    settings = dataclasses.asdict(dataclasses.replace(usage, module_params=(), token_params={}))
+    del settings["module_params"], settings["token_params"]
+    settings["token_heads"] = list(usage.token_params)
     if usage.embedding is not None:
         settings["embedding"]["modules"] = [
             {"type": type(module).__name__, **dataclasses.asdict(module)} for module in usage.embedding.modules
         ]
     write_bytes(directory / USAGE_FILE, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
-    tensors = {
-        f"{number}.{name}": Values(value)
-        for number, params in enumerate(usage.module_params)
-        for name, value in params.items()
-    }
+    parts = {**{str(number): params for number, params in enumerate(usage.module_params)}, **usage.token_params}
+    tensors = {f"{part}.{name}": Values(value) for part, params in parts.items() for name, value in params.items()}
     if tensors:
         write_tensors(directory / MODULES_FILE, tensors)
 
@@ -154,16 +166,20 @@ def read(directory: Path, hidden_size: int) -> Usage:
     if not path.is_file():
         return Usage()
     try:
-        usage = _parse(json.loads(read_text(path)))
-        if usage.embedding is not None:
-            shapes = param_shapes(usage.embedding.modules, hidden_size)
-            if any(shapes):
-                stored = read_tensors(directory / MODULES_FILE)
-                params = tuple(
-                    {name: np.array(stored[f"{number}.{name}"].read()) for name in names}
-                    for number, names in enumerate(shapes)
-                )
-                usage = dataclasses.replace(usage, module_params=params)
+        settings = json.loads(read_text(path))
+        usage = _parse(settings)
+        shapes = param_shapes(usage.embedding.modules, hidden_size) if usage.embedding is not None else []
+        heads = settings.get("token_heads", [])
+        stored = read_tensors(directory / MODULES_FILE) if any(shapes) or heads else {}
+
+        def parameters(part: str | int, names: Iterable[str]) -> ModuleParams:
+            return {name: np.array(stored[f"{part}.{name}"].read()) for name in names}
+
+        usage = dataclasses.replace(
+            usage,
+            module_params=tuple(parameters(number, names) for number, names in enumerate(shapes)),
+            token_params={head: parameters(head, ("kernel", "bias")) for head in heads},
+        )
         usage.check(hidden_size)
     except CheckpointError:
         raise

@@ -125,6 +125,8 @@ def export(
     chosen = tuple(model.config.heads if heads is None else map(model.config.head, heads))
     destination = Path(destination)
     with new_directory(destination) as directory:
+        if model.usage.token_params:
+            logger.warning("the heads of tokens are left out: %s", ", ".join(model.usage.token_params))
         if to == "fairseq":
             _to_fairseq(model, _fairseq_heads(chosen), directory)
         elif to == "huggingface":

@@ -257,9 +257,14 @@ def read(files: Sequence[Path], bpe_dir: str | os.PathLike[str] | None = None, h
     builder.check(source_name, files, config)
     folders = [Path(bpe_dir), folder] if bpe_dir is not None else [folder]
     tokenizer_files = hf_tokenizer.read(folders, model_type, config.vocab_size, notes)
-    labels = next((each.num_classes for each in config.heads if each.kind == "sentence"), None)
+    sentence_head = next((each for each in config.heads if each.kind == "sentence"), None)
     usage = sentence_transformers.read(
-        folder, settings, hidden_size=config.hidden_size, max_positions=config.max_positions, labels=labels, notes=notes
+        folder,
+        settings,
+        hidden_size=config.hidden_size,
+        max_positions=config.max_positions,
+        head=sentence_head,
+        notes=notes,
     )
     read_files = _read_files(folder, files, usage)
     repository = {"read": read_files, "not read": sentence_transformers.unread(usage.root, read_files)}

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint.tensors import LazyTensor, Values, read_tensors, write_tensors
-from roberta_flax.checkpoint.usage import SIMILARITIES, Embedding, Scoring, Usage
+from roberta_flax.checkpoint.usage import SIMILARITIES, TOKEN_HEADS, Embedding, Scoring, Usage
 from roberta_flax.convert import torch_file
 from roberta_flax.convert.source import check_fits_files, is_floating, read_json
 from roberta_flax.errors import CheckpointError, InputError, shortened
@@ -51,9 +51,10 @@ TRANSFORMER_FILES = tuple(
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _CONFIG_FILE = "config.json"
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # Module.load_torch_weights
+_TOKEN_HEAD_FILES = {head: f"{head}_linear.pt" for head in TOKEN_HEADS}  # of BGE-M3
 # Patterns of what to download beside the network's own files. A module's folder is its number and its class.
 PATTERNS = (
-    MODULES_FILE, SETTINGS_FILE, *TRANSFORMER_FILES, "adapter_config.json",
+    MODULES_FILE, SETTINGS_FILE, *TRANSFORMER_FILES, "adapter_config.json", *_TOKEN_HEAD_FILES.values(),
     "[0-9]*_*/config.json", *(f"[1-9]*_*/{name}" for name in _WEIGHT_FILES),
 )  # fmt: skip
 _OWN_MODULES = "sentence_transformers."
@@ -189,7 +190,7 @@ def read(
     *,
     hidden_size: int,
     max_positions: int,
-    labels: int | None,
+    head: HeadConfig | None,
     notes: list[str],
 ) -> Reading:
     """Reads how a model that Transformers saved is used.
@@ -198,7 +199,7 @@ def read(
       folder: the directory of its weights and config.json.
       settings: the content of config.json, with Transformers' defaults.
       hidden_size, max_positions: of the network.
-      labels: number of outputs of its sentence head; None if it has none.
+      head: its sentence head; None if it has none.
       notes: a list to which messages for the user are appended.
 
     Raises:
@@ -225,7 +226,7 @@ def read(
     transformer = _transformer(repository, kind) if entries else {}
     tokenizer = repository.json(folder / TOKENIZER_CONFIG_FILE)
     limit = _max_length(settings, tokenizer, transformer)
-    scoring = None if labels is None else _scoring(settings, model, labels, notes)
+    scoring = None if head is None else _scoring(settings, model, head, notes)
     embedding: Embedding | None = None
     params: tuple[ModuleParams, ...] = ()
     if entries and kind == "SentenceTransformer":
@@ -235,9 +236,14 @@ def read(
         raise _unsupported(repository, entries[1])
     elif model.get("default_prompt_name"):
         raise CheckpointError(f"{repository.root} is a cross-encoder with a default prompt, which is not supported")
+    token_params = {
+        head: _linear(repository, path, hidden_size)
+        for head, name in _TOKEN_HEAD_FILES.items()
+        if (path := repository.root / name).is_file()
+    }
     files = sorted({os.path.relpath(path, repository.root) for path in repository.files})
     length = None if math.isinf(limit) else min(int(limit), max_positions)
-    return Reading(Usage(length, embedding, scoring, params), tuple(files), repository.root)
+    return Reading(Usage(length, embedding, scoring, params, token_params), tuple(files), repository.root)
 
 
 def _unsupported(repository: _Repository, entry: _Entry) -> CheckpointError:
@@ -311,25 +317,21 @@ def _embedding(
         raise CheckpointError(f"{repository.root / SETTINGS_FILE}: {error}") from None
 
 
-def _scoring(settings: Mapping[str, Any], model: Mapping[str, Any], labels: int, notes: list[str]) -> Scoring:
+def _scoring(settings: Mapping[str, Any], model: Mapping[str, Any], head: HeadConfig, notes: list[str]) -> Scoring:
     """The activation of a cross-encoder (CrossEncoder.get_default_activation_fn)."""
     own = settings.get("sentence_transformers")
     named = own.get("activation_fn") if isinstance(own, dict) else None
     named = model.get("activation_fn") or named or settings.get("sbert_ce_default_activation_function")
-    default = _default_activation(labels)
+    is_regression = settings.get("problem_type") == "regression"
     if named is None:
-        return Scoring(default, raw_values=settings.get("problem_type") == "regression")
+        return Scoring(head.name, None, is_regression)
     if not str(named).startswith("torch."):
         notes.append(
             f"the activation {shortened(str(named))} is not one of torch's: as in sentence-transformers, it is not "
-            f"imported, and {default} takes its place"
+            "imported, and the default takes its place"
         )
-        return Scoring(default)
-    return Scoring(_activation(named))
-
-
-def _default_activation(labels: int) -> str:
-    return "sigmoid" if labels == 1 else "identity"
+        return Scoring(head.name, None, is_regression)
+    return Scoring(head.name, _activation(named), is_regression)
 
 
 def _activation(path: Any) -> str:
@@ -458,6 +460,18 @@ def _module_params(repository: _Repository, folder: Path, module: Module, size: 
     return params
 
 
+def _linear(repository: _Repository, path: Path, size: int) -> ModuleParams:
+    """The parameters of a linear layer that a PyTorch file has alone."""
+    repository.files.append(path)
+    tensors = _tensors(path)
+    weight, bias = tensors.get("weight"), tensors.get("bias")
+    if weight is None or bias is None or len(weight.shape) != 2 or weight.shape != (*bias.shape, size):
+        raise CheckpointError(f"{path} should have a weight of {size} columns and a bias")
+    if not is_floating(weight.dtype) or not is_floating(bias.dtype):
+        raise CheckpointError(f"{path} has {weight.dtype} and {bias.dtype}, expected floating point")
+    return {"kernel": np.ascontiguousarray(weight.read().T), "bias": np.array(bias.read())}
+
+
 def _tensors(path: Path) -> dict[str, LazyTensor]:
     if path.suffix == ".safetensors":
         return dict(read_tensors(path))
@@ -525,12 +539,12 @@ def write_limits(usage: Usage, directory: Path, head: HeadConfig | None) -> None
     """
     if usage.max_length is not None:
         _update(directory / TOKENIZER_CONFIG_FILE, model_max_length=usage.max_length)
-    scoring = usage.scoring
-    if head is None or head.kind != "sentence" or scoring is None or scoring.raw_values:
+    scoring = None if head is None else usage.scoring_of(head.name)
+    if head is None or scoring is None:
         return
-    if head.problem == "regression":
-        _update(directory / _CONFIG_FILE, problem_type=None)  # it gives scores, and no regression's values
-    if scoring.activation != _default_activation(head.num_classes):
+    if head.problem == "regression" and not scoring.is_regression:
+        _update(directory / _CONFIG_FILE, problem_type=None)
+    if scoring.activation is not None:
         own = {"activation_fn": _torch_path(scoring.activation), "version": _WRITTEN_VERSION}
         _update(directory / _CONFIG_FILE, sentence_transformers=own)
 

@@ -207,6 +207,31 @@ def sentence_vectors(
     return x[:, 0] if starts is None else x
 
 
+@partial(jax.jit, static_argnames=("head", "config", "numerics"))
+def token_vectors(
+    params: Params,
+    head_params: ModuleParams,
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    *,
+    head: str,
+    config: RobertaConfig,
+    numerics: Numerics = Numerics(),
+) -> Float[Array, "batch time size"]:
+    """A linear layer over the features of each token: "sparse" with a ReLU, "colbert" divided by the norm.
+
+    Args:
+      params, tokens, segments, config, numerics: see nn.forward.
+      head_params: "kernel" [hidden, size] and "bias".
+      head: "sparse" or "colbert".
+    """
+    network = forward.network(params, config, dataclasses.replace(numerics, quantized=is_quantized(params)))
+    x = network.features(tokens, segments)
+    dense = Dense(head_params["kernel"].shape[1], "relu" if head == "sparse" else "identity")
+    y = _applied(dense, x, {name: value.astype(x.dtype) for name, value in head_params.items()})
+    return y if head == "sparse" else _applied(Normalize(), y, {})
+
+
 def _pooled(
     pooling: Pooling,
     features: Float[Array, "batch time hidden"],

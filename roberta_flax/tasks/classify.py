@@ -48,10 +48,12 @@ def score_activation(model: Model, head: HeadConfig) -> str | None:
     says so. Otherwise the answer is a score between 0 and 1, as from Transformers' text-classification pipeline, or a
     cross-encoder's, with the activation that its repository names.
     """
-    scoring = model.usage.scoring
-    if scoring is None or scoring.raw_values or (head.kind, head.problem) != ("sentence", "regression"):
+    scoring = model.usage.scoring_of(head.name)
+    if scoring is None or (head.kind, head.problem) != ("sentence", "regression"):
         return None
-    return scoring.activation
+    if scoring.activation is None and (scoring.is_regression or head.num_classes > 1):
+        return None
+    return scoring.activation or "sigmoid"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.errors import InputError
 from roberta_flax.files import differences, remove_partial, replacing
 from roberta_flax.nn.config import RobertaConfig
@@ -117,11 +118,13 @@ def numerics_note(numerics: Numerics) -> dict[str, str | None]:
     }
 
 
-def save_best(directory: Path, config: RobertaConfig, params: Params, tokenizer: Tokenizer) -> None:
+def save_best(
+    directory: Path, config: RobertaConfig, params: Params, tokenizer: Tokenizer, usage: Usage = Usage()
+) -> None:
     """Writes a run's best model as a converted directory, and replaces the previous one."""
     best = directory / BEST
     remove_partial(best)
-    converted.save(best, config, params, tokenizer, replace=True)
+    converted.save(best, config, params, tokenizer, replace=True, usage=usage)
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:

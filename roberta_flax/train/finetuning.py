@@ -203,7 +203,13 @@ class FineTuning:
 
         def save_best(params: Params) -> None:
             saved_config = dataclasses.replace(config, lm_head=roberta.config.lm_head)
-            run_directory.save_best(directory, saved_config, {**params, **untrained}, roberta.tokenizer)
+            # the scores of the head that was trained are those of the recipe, and no longer the source's
+            usage = (
+                roberta.usage
+                if roberta.usage.scoring_of(name) is None
+                else dataclasses.replace(roberta.usage, scoring=None)
+            )
+            run_directory.save_best(directory, saved_config, {**params, **untrained}, roberta.tokenizer, usage)
 
         outcome = loop.run(
             make_train_step(loss, optimizer, accumulate=recipe.update_freq, freeze=self.freeze),

@@ -289,6 +289,36 @@ def test_a_model_that_does_not_say_how_it_is_pooled_gets_the_mean_and_a_warning(
     np.testing.assert_allclose(ours.encode("a dog"), features.mean(axis=0), rtol=0, atol=1e-5)
 
 
+def test_tokens_have_the_weights_and_the_vectors_of_bge_m3(network, tmp_path):
+    """As FlagEmbedding computes them: BGEM3ForInference, _process_token_weights and _process_colbert_vecs."""
+    path = repository(tmp_path / "repository", network, pooled("cls"))
+    torch.manual_seed(0)
+    heads = {"sparse": torch.nn.Linear(HIDDEN_SIZE, 1), "colbert": torch.nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE)}
+    for name, head in heads.items():
+        torch.save(head.state_dict(), path / f"{name}_linear.pt")
+    theirs = sentence_transformers.SentenceTransformer(str(path), device="cpu")
+    model = SentenceEncoder(path)
+    assert model.roberta.usage.token_params.keys() == heads.keys()
+    model.save(tmp_path / "saved")
+    for ours in (model, SentenceEncoder(tmp_path / "saved")):
+        weights = ours.encode(TEXTS, output_value="lexical_weights")
+        vectors = ours.encode(TEXTS, output_value="colbert_vecs")
+        for number, features in enumerate(theirs.encode(TEXTS, output_value="token_embeddings")):
+            ids = theirs.tokenize([TEXTS[number]])["input_ids"][0].tolist()
+            with torch.no_grad():
+                values = torch.relu(heads["sparse"](features))[:, 0].tolist()
+                expected = torch.nn.functional.normalize(heads["colbert"](features[1:]), dim=-1).numpy()
+            highest = {i: max(value for other, value in zip(ids, values, strict=True) if other == i) for i in ids}
+            highest = {i: value for i, value in highest.items() if value > 0 and i not in (0, 1, 2, 3)}
+            assert weights[number] == pytest.approx(highest, abs=1e-5)
+            np.testing.assert_allclose(vectors[number], expected, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="the model has no sparse_linear.pt, as BGE-M3's repository has"):
+        SentenceEncoder(network).encode(TEXTS, output_value="lexical_weights")
+    torch.save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, path / "sparse_linear.pt")
+    with pytest.raises(CheckpointError, match="should have a weight of 32 columns and a bias"):
+        convert(path, tmp_path / "converted")
+
+
 # Cross-encoders
 
 PAIRS = [
@@ -392,12 +422,20 @@ def test_pairs_are_truncated_as_the_tokenizers_package_does(tmp_path):
                 assert kept == list(kept_lengths(first, second, room)), (first, second, room)
 
 
+def test_the_activation_is_that_of_the_repositorys_head_alone(tmp_path):
+    path = body(tmp_path / "repository", "RobertaForSequenceClassification", num_labels=1)
+    roberta = roberta_flax.load(path)
+    roberta.register_classification_head("new", num_classes=1, seed=0)
+    (value,) = roberta_flax.Predictor(roberta, roberta_flax.Classify("new"))(["a dog"])
+    np.testing.assert_allclose(value, roberta.predict("new", roberta.encode("a dog"))[0], rtol=0, atol=1e-6)
+
+
 # What is kept, and what is refused
 
 
 def test_a_conversion_records_what_was_read_of_a_repository_and_what_was_not(network, tmp_path):
     path = repository(tmp_path / "repository", network, DENSE)
-    for name in ("README.md", "onnx/model.onnx", "sparse_linear.pt", "modeling.py", "strange.json"):
+    for name in ("README.md", "onnx/model.onnx", "training_args.bin", "modeling.py", "strange.json"):
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text("{}")
     convert(path, tmp_path / "converted")
