@@ -265,7 +265,10 @@ def _transformer(repository: _Repository, kind: str) -> dict[str, Any]:
     refused = []
     for key in _ARGUMENTS:
         given = settings.pop(key, None) or {}
-        if key in _TOKENIZER_ARGUMENTS and isinstance(given, dict) and "model_max_length" in given:
+        if not isinstance(given, dict):
+            refused.append(key)
+            continue
+        if key in _TOKENIZER_ARGUMENTS and "model_max_length" in given:
             found["model_max_length"] = given.pop("model_max_length")
         refused += [f"{key}.{name}" for name in given if name not in _HARMLESS_ARGUMENTS]
     if settings.pop("transformer_task", _TASKS[kind]) != _TASKS[kind]:
@@ -273,8 +276,9 @@ def _transformer(repository: _Repository, kind: str) -> dict[str, Any]:
     method_output, output = _OUTPUTS[kind]
     if settings.pop("module_output_name", output) != output:
         refused.append("module_output_name")
-    text = (settings.pop("modality_config", None) or {"text": {}}).get("text", {"method": "none"})
     expected = {"method": "forward", "method_output_name": method_output}
+    modalities = settings.pop("modality_config", {"text": expected})
+    text = modalities.get("text") if isinstance(modalities, dict) else None
     if not isinstance(text, dict) or any(text.get(name, value) != value for name, value in expected.items()):
         refused.append("modality_config")
     refused += [key for key, value in settings.items() if value is not None and key not in _HARMLESS_SETTINGS]
@@ -364,8 +368,8 @@ def _modules(
         folder = repository.root / entry.folder
         try:
             module = _READERS[entry.kind](folder, repository.json(folder / _CONFIG_FILE), size)
-        except InputError as error:
-            raise CheckpointError(f"{folder / _CONFIG_FILE}: {error}") from None
+        except (InputError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / _CONFIG_FILE}: {shortened(str(error))}") from None
         modules.append(module)
         params.append(_module_params(repository, folder, module, size))
         size = module.size(size)

@@ -476,6 +476,17 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: edit(p / "sentence_bert_config.json", tokenizer_args={"padding_side": "left"}),
         "has tokenizer_args.padding_side, which is not supported",
     ),
+    "arguments that are none": (
+        lambda p: edit(p / "sentence_bert_config.json", model_args=[1]), "has model_args, which is not supported",
+    ),
+    "a modality": (
+        lambda p: edit(p / "sentence_bert_config.json", modality_config=5), "has modality_config, which is not supported",
+    ),
+    "a number as pooling": (lambda p: edit(p / "1_Pooling" / "config.json", pooling_mode=5), "1_Pooling/config.json: "),
+    "a text as width": (lambda p: edit(p / "2_Dense" / "config.json", out_features="wide"), "outputs must be a positive"),
+    "prompts that are none": (
+        lambda p: edit(p / "config_sentence_transformers.json", prompts=["query: "]), "config_sentence_transformers.json: ",
+    ),
     "a setting": (
         lambda p: edit(p / "sentence_bert_config.json", query_length=32), "has query_length, which is not supported",
     ),
