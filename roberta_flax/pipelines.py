@@ -114,7 +114,8 @@ class TextClassificationPipeline(Pipeline):
     """Classifies texts, or pairs {"text": ..., "text_pair": ...}.
 
     Arguments of a call: top_k (how many labels, None for all), function_to_apply ("sigmoid", "softmax" or "none"; by
-    default as the head's problem requires), truncation and max_length (without truncation, longer texts are errors).
+    default as the head's problem requires), truncation and max_length (without truncation, longer texts are errors),
+    padding (without effect: batches are padded in any case).
 
     Returns {"label", "score"} of each input, for a single text in a list of one; with top_k a list of them, the best
     first.
