@@ -15,6 +15,7 @@ from roberta_flax import lazy
 if TYPE_CHECKING:
     from roberta_flax import convert, datasets, parity, train
     from roberta_flax.checkpoint import stablehlo
+    from roberta_flax.encoders import CrossEncoder, SentenceEncoder
     from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
     from roberta_flax.hub import Roberta, load, load_tokenizer
     from roberta_flax.inference import ray
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from roberta_flax.nn.config import HeadConfig, RobertaConfig
     from roberta_flax.nn.model import RobertaModel
     from roberta_flax.nn.numerics import Numerics
+    from roberta_flax.pipelines import pipeline
     from roberta_flax.tasks.classify import Classify
     from roberta_flax.tasks.embed import Embed
     from roberta_flax.tasks.fill_mask import FillMask
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "Classify",
+    "CrossEncoder",
     "DownloadError",
     "Embed",
     "FillMask",
@@ -45,6 +48,7 @@ __all__ = [
     "RobertaConfig",
     "RobertaFlaxError",
     "RobertaModel",
+    "SentenceEncoder",
     "Tokenizer",
     "collate_tokens",
     "convert",
@@ -53,6 +57,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "parity",
+    "pipeline",
     "ray",
     "sharding",
     "stablehlo",
@@ -63,6 +68,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CheckpointError": "errors",
     "Classify": "tasks.classify",
+    "CrossEncoder": "encoders",
     "DownloadError": "errors",
     "Embed": "tasks.embed",
     "FillMask": "tasks.fill_mask",
@@ -75,11 +81,13 @@ _HOMES = {
     "RobertaConfig": "nn.config",
     "RobertaFlaxError": "errors",
     "RobertaModel": "nn.model",
+    "SentenceEncoder": "encoders",
     "Tokenizer": "text.tokenizer",
     "collate_tokens": "text.batching",
     "forward": "nn.forward",
     "load": "hub",
     "load_tokenizer": "hub",
+    "pipeline": "pipelines",
     "ray": "inference.ray",
     "sharding": "nn.sharding",
     "stablehlo": "checkpoint.stablehlo",

@@ -20,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.tensors import NonFinite
+from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.convert.cache import resolve
 from roberta_flax.datasets.readers import TrainedOn
 from roberta_flax.errors import CheckpointError, InputError
@@ -74,6 +76,7 @@ class Roberta:
       trained_on: what one of the heads was fine-tuned on (datasets.readers.TrainedOn), if that is known. evaluate takes
         columns, classes and the maximum length from it.
       numerics: how the model computes: dtype, precision, attention implementation.
+      usage: how the model's repository says that it is used: pooling, prompts, activation of scores.
     """
 
     def __init__(
@@ -84,7 +87,9 @@ class Roberta:
         *,
         trained_on: TrainedOn | None = None,
         numerics: Numerics = Numerics(),
+        usage: Usage = Usage(),
     ) -> None:
+        usage.check(config.hidden_size)
         if tokenizer.vocab_size != config.vocab_size:
             raise CheckpointError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, but the model has {config.vocab_size}; use the "
@@ -95,6 +100,7 @@ class Roberta:
         self.tokenizer = tokenizer
         self.trained_on = trained_on
         self.numerics = numerics
+        self.usage = usage
         self._dropout_key: jax.Array | None = None
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
@@ -349,7 +355,13 @@ class Roberta:
                 "quantized parameters cannot be saved; save the model without quantize=, and load it with quantize="
             )
         not_finite = converted.save(
-            Path(directory), self.config, self.params, self.tokenizer, dtype, trained_on=self.trained_on
+            Path(directory),
+            self.config,
+            self.params,
+            self.tokenizer,
+            dtype,
+            trained_on=self.trained_on,
+            usage=self.usage,
         )
         for name, counts in not_finite.items():
             logger.warning("%s: %s has values that are not finite: %s", directory, name, counts)
@@ -454,7 +466,14 @@ def load(
     if quantize is not None:
         params = quantized(params, quantize)
     tokenizer = Tokenizer.from_directory(directory)
-    return Roberta(config, params, tokenizer, numerics=numerics, trained_on=converted.read_trained_on(directory))
+    return Roberta(
+        config,
+        params,
+        tokenizer,
+        trained_on=converted.read_trained_on(directory),
+        numerics=numerics,
+        usage=usages.read(directory, config.hidden_size),
+    )
 
 
 def load_tokenizer(

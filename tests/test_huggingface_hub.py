@@ -9,10 +9,11 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import DownloadError
+from roberta_flax import DownloadError, SentenceEncoder
 from roberta_flax.convert import convert, export, huggingface
 
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -57,8 +58,8 @@ def hub(monkeypatch, tmp_path, tiny_directory):
             ):
                 siblings = [{"rfilename": name} for name in repository.files]
                 return self.answer(200, json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).encode())
-            _, _, name = self.path.rpartition("/")
-            if self.path != f"/org/tiny/resolve/{COMMIT}/{name}" or name not in repository.files:
+            name = self.path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")
+            if name not in repository.files:
                 return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
             if self.command == "GET":
                 repository.downloaded.append(name)
@@ -104,6 +105,19 @@ def test_one_set_of_weights_and_nothing_that_is_not_needed_is_downloaded(hub, tm
     assert sorted(hub.downloaded) == sorted(
         ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json"]
     )
+
+
+def test_the_modules_of_a_sentence_encoder_are_downloaded_with_it(hub, tiny, tiny_directory, tmp_path):
+    exported = export(tiny_directory, tmp_path / "sentences", to="sentence-transformers", heads=[])
+    hub.files = {
+        file.relative_to(exported).as_posix(): file.read_bytes() for file in exported.rglob("*") if file.is_file()
+    }
+    hub.files |= {"onnx/model.onnx": b"not wanted", "1_Pooling/pytorch_model.bin.gz": b"not wanted"}
+    encoder = SentenceEncoder("hf:org/tiny", cache_dir=tmp_path / "cache")
+    assert {"modules.json", "1_Pooling/config.json"} <= set(hub.downloaded)
+    assert not any(hub.files[name] == b"not wanted" for name in hub.downloaded)
+    features = np.asarray(tiny.extract_features(tiny.encode("a dog"))[0])
+    np.testing.assert_allclose(encoder.encode("a dog"), features.mean(axis=0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

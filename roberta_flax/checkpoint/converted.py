@@ -5,6 +5,7 @@
   trained_on.json     what a head was fine-tuned on (datasets.readers.TrainedOn), if that is known
   dict.txt, encoder.json, vocab.bpe   the tokenizer's files; or dict.txt, sentencepiece.bpe.model; or
   effective_tokenizer.json, tokenizer_settings.json   those of a Hugging Face model, beside the source's own
+  usage.json, modules.safetensors     how the model is used, where its source says (checkpoint/usage.py)
   conversion.json     the origin: source, sha256, versions, where every source tensor went, and checksums of all files
 
 A model needs nothing else to run. The directory is written under a temporary name and renamed when it is complete.
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from roberta_flax.checkpoint import checksums
+from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.checksums import CONVERSION_FILE, FileComparison, read_conversion
 from roberta_flax.checkpoint.tensors import (
     DTYPE_NAMES,
@@ -49,6 +51,7 @@ from roberta_flax.text.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 PARAMS_FILE = "model.safetensors"
+_OPTIONAL_FILES = (*tokenizer_files.FILES, usages.USAGE_FILE, usages.MODULES_FILE)  # of which a directory has some
 _READERS = 4  # threads
 TRAINED_ON_FILE = "trained_on.json"
 _LAYER_TENSORS = 16  # per layer: kernel and bias of six Dense, scale and bias of two LayerNorms
@@ -116,6 +119,7 @@ def save(
     *,
     trained_on: TrainedOn | None = None,
     replace: bool = False,
+    usage: usages.Usage = usages.Usage(),
 ) -> dict[str, NonFinite]:
     """Saves a model as a converted directory, which `read` reads.
 
@@ -125,6 +129,7 @@ def save(
       dtype: the dtype to store; by default, each parameter keeps its own.
       trained_on: what a head of the model was fine-tuned on, if that is known.
       replace: whether to replace an existing directory. If false, `destination` must not exist.
+      usage: how the model is used.
 
     Returns:
       The counts of NaNs and infinities that `write_tensors` returns.
@@ -143,6 +148,7 @@ def save(
             (directory / TRAINED_ON_FILE).write_text(trained_on.to_json(), encoding="utf-8")
         for name, content in tokenizer.files().items():
             (directory / name).write_bytes(content)
+        usages.write(usage, directory)
         return write(directory, config, {name: Values(leaf) for name, leaf in leaves.items()}, conversion, stored)
 
 
@@ -228,7 +234,7 @@ def compare_files(directory: Path) -> list[FileComparison] | None:
     """
     if not os.path.isfile(directory / CONVERSION_FILE):
         raise _not_converted(directory, [CONVERSION_FILE] if os.path.isdir(directory) else [])
-    return checksums.compare(directory, optional=tokenizer_files.FILES)
+    return checksums.compare(directory, optional=_OPTIONAL_FILES)
 
 
 def read(directory: Path, param_dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[RobertaConfig, Params]:

@@ -1,4 +1,4 @@
-"""roberta-flax export DIR DEST --to fairseq|huggingface|stablehlo"""
+"""roberta-flax export DIR DEST --to fairseq|huggingface|sentence-transformers|stablehlo"""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Converted directory.")],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Directory to make.")],
     to: Annotated[
-        str, typer.Option(metavar="fairseq|huggingface|stablehlo", help="Format to write. fairseq needs torch.")
+        str,
+        typer.Option(
+            metavar="fairseq|huggingface|sentence-transformers|stablehlo", help="Format to write. fairseq needs torch."
+        ),
     ],
     heads: Annotated[
         list[str] | None,
@@ -38,7 +41,7 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model as a checkpoint for fairseq or transformers, or as StableHLO programs.
+    """Write a model as a checkpoint for fairseq, transformers or sentence-transformers, or as StableHLO programs.
 
     Parameters are kept bit for bit. --dtype, --precision, --quantize and --platform are for StableHLO programs.
     """

@@ -20,11 +20,20 @@ def command(
     inputs: jobs.Inputs = None,
     text: Text = None,
     pooling: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="mean|first|tokens", help="Features of a row of INPUT: mean, first token, or one vector a token."
+            metavar="mean|first|tokens",
+            help="Features of a row of INPUT: mean, first token, or one vector a token.",
+            show_default="the sentence vectors that the model's repository defines, or mean",
         ),
-    ] = "mean",
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Text to put before each row of INPUT, for a sentence encoder.", show_default="the model's"),
+    ] = None,
+    prompt_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Prompt of the model's repository to put before each row.")
+    ] = None,
     all_layers: Annotated[
         bool, typer.Option(help="With one text: features of the embeddings and of every layer, not of the last alone.")
     ] = False,
@@ -58,7 +67,7 @@ def command(
         from roberta_flax.tasks.embed import Embed
 
         options = jobs.JobOptions(input, output, batching, devices, model)
-        jobs.run(file, lambda _: Embed(pooling), options, as_json=as_json)
+        jobs.run(file, lambda _: Embed(pooling, prompt, prompt_name), options, as_json=as_json)
         return
     from roberta_flax.inference.features import check_suffix, text_features
 

@@ -109,7 +109,10 @@ def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> 
     else:
         files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
         folder_of_path = path if path.is_dir() else path.parent
-        folders = [folder_of_path, *([files[0].parent] if files[0].parent != folder_of_path else []), *folders]
+        modules = sorted(folder_of_path.glob("[0-9]*_*/"))  # of sentence-transformers
+        folders = [
+            folder_of_path, *([files[0].parent] if files[0].parent != folder_of_path else []), *modules, *folders
+        ]  # fmt: skip
     files += [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in _READ_SUFFIXES]
     stats = [
         (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else str(file)

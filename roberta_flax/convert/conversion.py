@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.checkpoint.tensors import NonFinite, stored_dtype
-from roberta_flax.convert import fairseq, hf_tokenizer, huggingface, shards
+from roberta_flax.convert import fairseq, hf_tokenizer, huggingface, sentence_transformers, shards
 from roberta_flax.convert.source import Source
 from roberta_flax.errors import CheckpointError, printable, shortened
 from roberta_flax.files import file_sha256, new_directory, reading
@@ -97,6 +98,7 @@ def convert(
             raise CheckpointError(f"{source} has sha256 {digest}, expected {sha256.lower()}; download it again")
         model = source_files.read(bpe_dir, cache_dir, head_name, with_tokenizer)
         write_files(model.tokenizer_files, directory)
+        usages.write(model.usage, directory)
         vocab_size = Tokenizer.from_directory(directory).vocab_size
         if model.config.vocab_size != vocab_size:
             raise CheckpointError(
@@ -113,6 +115,7 @@ def convert(
             "dtype": dtype,
             "head_name": head_name,
             "versions": converted.versions(),
+            **({"repository": model.repository} if model.repository else {}),
             "tensors": model.provenance,
         }
         non_finite = converted.write(directory, model.config, model.parameters, conversion, stored)
@@ -222,6 +225,7 @@ def open_source(
 
 def _source_files(path: Path, checkpoint_file: str) -> SourceFiles:
     with reading(path):
+        path = sentence_transformers.transformer_folder(path)
         folder = path if path.is_dir() else path.parent
         _check_sizes(folder)
         if path.is_dir() and converted.is_converted(path) and not converted.missing_files(path):

@@ -1,4 +1,7 @@
-"""export(): writes a converted directory as a checkpoint for fairseq or Transformers. Values are kept bit for bit."""
+"""export(): writes a converted directory as a checkpoint for fairseq, Transformers or sentence-transformers.
+
+Values are kept bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, write_tensors
-from roberta_flax.convert import fairseq_files, hf_tokenizer, huggingface
+from roberta_flax.checkpoint.usage import Usage
+from roberta_flax.convert import fairseq_files, hf_tokenizer, huggingface, sentence_transformers
 from roberta_flax.convert.conversion import write_files
 from roberta_flax.convert.names import (
     HF_DECODER_BIAS,
@@ -52,7 +57,7 @@ from roberta_flax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("fairseq", "huggingface")
+FORMATS = ("fairseq", "huggingface", "sentence-transformers")
 _UTF8_BYTES = {*range(0xC0), *range(0xC2, 0xF5)}  # other bytes never occur in text (RFC 3629, section 4)
 _FAIRSEQ_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
 _FAIRSEQ_ENCODER_VERSION = 3.0  # TransformerEncoderBase: below 2, a pre-norm network's last LayerNorm is dropped
@@ -82,6 +87,7 @@ class _Model:
     config: RobertaConfig
     tensors: Mapping[str, StoredTensor]
     tokenizer: Tokenizer
+    usage: Usage
 
 
 def export(
@@ -91,7 +97,7 @@ def export(
     to: str,
     heads: Sequence[str] | None = None,
 ) -> Path:
-    """Writes a converted model as a directory that the from_pretrained of fairseq or Transformers loads.
+    """Writes a converted model as a directory that fairseq, Transformers or sentence-transformers loads.
 
     A setting that the other library cannot represent but that has no effect in evaluation, such as LayerDrop, is left
     out with a warning. An export to fairseq needs torch, which writes the file.
@@ -99,10 +105,11 @@ def export(
     Args:
       source: a converted directory.
       destination: the directory to create. It must not exist.
-      to: "fairseq" (model.pt, dict.txt and the BPE's files) or "huggingface" (model.safetensors, config.json and the
-        tokenizer's files).
+      to: "fairseq" (model.pt, dict.txt and the BPE's files), "huggingface" (model.safetensors, config.json and the
+        tokenizer's files) or "sentence-transformers" (the same, with the files that say how the model is used: as a
+        sentence encoder, or with a sentence head as a cross-encoder).
       heads: the names of the heads to export. A fairseq model takes any number of sentence heads, a Transformers model
-        one head of any kind. By default all heads; none if empty.
+        one head of any kind. By default all heads, or of a sentence encoder the pooler; none if empty.
 
     Returns:
       The destination.
@@ -117,16 +124,40 @@ def export(
     chosen = tuple(model.config.heads if heads is None else map(model.config.head, heads))
     destination = Path(destination)
     with new_directory(destination) as directory:
+        if model.usage.token_params:
+            logger.warning("the heads of tokens are left out: %s", ", ".join(model.usage.token_params))
         if to == "fairseq":
             _to_fairseq(model, _fairseq_heads(chosen), directory)
-        else:
+        elif to == "huggingface":
+            if model.usage.embedding is not None:
+                logger.warning("the modules of the sentence encoder are left out: export to sentence-transformers")
             _to_huggingface(model, chosen, directory)
+        else:
+            _to_sentence_transformers(model, chosen, heads is None, directory)
     return destination
 
 
 def _open(directory: Path) -> _Model:
     config, tensors = converted.read_stored(directory)
-    return _Model(directory, config, tensors, Tokenizer.from_directory(directory))
+    usage = usages.read(directory, config.hidden_size)
+    return _Model(directory, config, tensors, Tokenizer.from_directory(directory), usage)
+
+
+def _to_sentence_transformers(model: _Model, heads: Sequence[HeadConfig], is_default: bool, directory: Path) -> None:
+    """Writes a sentence encoder; or a cross-encoder, if the heads include one of sentences."""
+    if is_default and model.usage.embedding is not None:
+        heads = [head for head in heads if head.kind == "pooler"]
+    if others := [head.name for head in heads if head.kind not in ("sentence", "pooler")]:
+        raise CheckpointError(
+            f"sentence-transformers has sentence heads only, got {', '.join(map(repr, others))}; name the heads to "
+            "export with heads (--head NAME, or --no-heads)"
+        )
+    _to_huggingface(model, heads, directory)
+    if any(head.kind == "sentence" for head in heads):
+        return
+    if model.usage.embedding is None:
+        logger.warning("the model does not say how its sentence vectors are made: mean pooling is written")
+    sentence_transformers.write(model.usage, directory, model.config.hidden_size)
 
 
 # To fairseq
@@ -297,6 +328,7 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
     write_tensors(directory / huggingface.WEIGHT_FILES[0], tensors, metadata={"format": "pt"})
     _write_json(directory / huggingface.CONFIG_FILE, config)
     _write_tokenizer(model, model_type, directory)
+    sentence_transformers.write_limits(model.usage, directory, head)
     for setting, value in (
         ("activation_dropout", model.config.activation_dropout),
         ("layer_drop", model.config.layer_drop),

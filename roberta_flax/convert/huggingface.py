@@ -13,7 +13,7 @@ from typing import Any
 
 from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint.tensors import LazyTensor, read_tensors
-from roberta_flax.convert import hf_tokenizer, msgpack_file, torch_file
+from roberta_flax.convert import hf_tokenizer, msgpack_file, sentence_transformers, torch_file
 from roberta_flax.convert.names import (
     HF_DECODER_BIAS,
     HF_LM_HEAD_BIAS,
@@ -145,8 +145,9 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
         for weights in WEIGHT_FILES:
             stem, suffix = Path(weights).stem, Path(weights).suffix
             parts = [weights, f"{weights}{_INDEX_SUFFIX}", f"{stem}-*-of-*{suffix}"]
-            directory = download([CONFIG_FILE, *hf_tokenizer.FILES, *parts])
-            if weight_files(directory):
+            early = [f"0_Transformer/{name}" for name in (CONFIG_FILE, *hf_tokenizer.FILES, *parts)]
+            directory = download([CONFIG_FILE, *hf_tokenizer.FILES, *parts, *early, *sentence_transformers.PATTERNS])
+            if weight_files(sentence_transformers.transformer_folder(directory)):
                 return directory
     except CheckpointError:
         raise
@@ -273,7 +274,27 @@ def read(
         )
     else:
         tokenizer_files = hf_tokenizer.none(config.vocab_size)
-    return Source("huggingface", config, builder.parameters, builder.provenance, tokenizer_files, notes)
+    sentence_head = next((each for each in config.heads if each.kind == "sentence"), None)
+    usage = sentence_transformers.read(
+        folder,
+        settings,
+        hidden_size=config.hidden_size,
+        max_positions=config.max_positions,
+        head=sentence_head,
+        notes=notes,
+    )
+    read_files = _read_files(folder, files, usage)
+    repository = {"read": read_files, "not read": sentence_transformers.unread(usage.root, read_files)}
+    return Source(
+        "huggingface", config, builder.parameters, builder.provenance, tokenizer_files, notes, usage.usage, repository
+    )
+
+
+def _read_files(folder: Path, weights: Sequence[Path], usage: sentence_transformers.Reading) -> list[str]:
+    """The files of a repository that were read, relative to it."""
+    names = [name for name in (CONFIG_FILE, *INDEX_FILES, *hf_tokenizer.FILES) if (folder / name).is_file()]
+    paths = [*weights, *(folder / name for name in names)]
+    return sorted({*usage.files, *(path.relative_to(usage.root).as_posix() for path in paths)})
 
 
 def _model_type(settings: Mapping[str, Any]) -> str:
@@ -424,9 +445,8 @@ def _heads(settings: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, s
 def _problem(settings: Mapping[str, Any], kind: str, outputs: int) -> str:
     """The problem of a head, as in HeadConfig; "" for the default of a sentence head.
 
-    One output is never a class of one, whose probability is always 1. Of a sentence head that config.json calls
-    single-label it is a sigmoid's logit, as in Transformers 4.57 (TextClassificationPipeline.postprocess); of a token
-    head it is a value.
+    One output is never a class of one, whose probability is always 1. It is a value, of which
+    `classify.score_activation` makes a sentence head's score, unless config.json calls the head a regression.
     """
     if kind != "sentence":
         return "regression" if kind == "token" and outputs == 1 else "single_label"
@@ -434,7 +454,7 @@ def _problem(settings: Mapping[str, Any], kind: str, outputs: int) -> str:
     if problem_type is not None and problem_type not in PROBLEM_TYPES:  # Transformers raises for it, too
         raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {str(problem_type)[:80]!r}")
     problem = PROBLEM_TYPES.get(problem_type or "", "")
-    return "multi_label" if outputs == 1 and problem == "single_label" else problem
+    return "regression" if outputs == 1 and problem == "single_label" else problem
 
 
 def _labels(settings: Mapping[str, Any], classes: int) -> tuple[str, ...]:

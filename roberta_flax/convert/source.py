@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from roberta_flax.checkpoint.converted import check_tensors
 from roberta_flax.checkpoint.tensors import STORED_DTYPES, LazyTensor
+from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.convert.names import TRANSPOSE, Place, transformed
 from roberta_flax.convert.views import View, size_in_bytes
 from roberta_flax.errors import CheckpointError, InputError, shortened
@@ -49,6 +50,9 @@ class Source:
       provenance: for every tensor of the source, the paths of the tree that it goes to, or the reason it is left out.
       tokenizer_files: file name in the converted directory -> a file to copy, or the content to write.
       notes: messages for the user, one line each.
+      usage: how the model is used, where the source says.
+      repository: the files of the source's directory that were "read", and those "not read" with the reasons; empty if
+        the source is no repository.
     """
 
     kind: str
@@ -57,6 +61,8 @@ class Source:
     provenance: dict[str, list[str] | str]
     tokenizer_files: Mapping[str, Path | str | bytes]
     notes: list[str]
+    usage: Usage = Usage()
+    repository: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint import checksums, converted
+from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.checksums import FileComparison
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor
 from roberta_flax.convert import fairseq_files
@@ -124,6 +125,8 @@ def verify(
         ]
         if not _same_tokenizer(tokenizer, source.tokenizer_files):
             problems.append("the tokenizer differs from the source's")
+        if conversion.get("kind") == "huggingface" and usages.read(folder, config.hidden_size) != source.usage:
+            problems.append("how the model is used (pooling, prompts, activation, ...) differs from the source's")
     return Verification(comparisons, problems, [])
 
 

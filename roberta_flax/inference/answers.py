@@ -14,7 +14,8 @@ from roberta_flax.hub import Roberta
 from roberta_flax.inference.heads import head_of, mnli_head
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.tasks.base import check_finite
-from roberta_flax.tasks.classify import distinct_names
+from roberta_flax.tasks.classify import distinct_names, score_activation
+from roberta_flax.tasks.sentence_scores import activated
 from roberta_flax.tasks.spans import best_span
 from roberta_flax.text.batching import collate_tokens
 
@@ -85,6 +86,8 @@ def _outputs(roberta: Roberta, head: HeadConfig, tokens: npt.ArrayLike) -> npt.N
 def _answer_sentence(roberta: Roberta, head: HeadConfig, texts: Sequence[str]) -> dict[str, Any]:
     tokens = roberta.encode(*texts)
     outputs = _outputs(roberta, head, tokens)
+    if (activation := score_activation(roberta, head)) is not None:
+        outputs = np.asarray(activated(outputs, activation))
     if head.problem == "regression":
         return {"values": dict(zip(distinct_names(head.label_names), outputs.tolist(), strict=True))}
     label = roberta.predict_labels(head.name, tokens)[0]

@@ -43,6 +43,7 @@ from roberta_flax.nn.config import HeadConfig
 from roberta_flax.tasks.classify import Classify, distinct_names, label_scores, predicted_labels
 from roberta_flax.tasks.embed import Embed
 from roberta_flax.tasks.fill_mask import FillMask
+from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
 from roberta_flax.text.encoding import Rejected
 
 ROWS_PER_PART = 8192
@@ -551,14 +552,24 @@ class _Writer(Protocol):
 
 
 def _make_writer(job: Job, predictor: Predictor, metadata: Mapping[str, str]) -> _Writer:
-    task = predictor.task
     if job.output.suffix == ".npy":
-        if not isinstance(task, Embed) or task.pooling == "tokens" or job.keep:
+        width = _vector_size(predictor)
+        if width is None or job.keep:
             raise InputError(
                 f"{job.output}: a .npy file holds one vector per row and nothing else; choose .parquet or .jsonl"
             )
-        return _NpyWriter(predictor.config.hidden_size)
+        return _NpyWriter(width)
     return _TableWriter(job, predictor, metadata)
+
+
+def _vector_size(predictor: Predictor) -> int | None:
+    """The width of a result that is one vector; None for any other result."""
+    match predictor.task:
+        case SentenceEmbedding(embedding):
+            return embedding.vector_size(predictor.config.hidden_size)
+        case Embed(pooling) if pooling != "tokens":
+            return predictor.config.hidden_size
+    return None
 
 
 class _TableWriter:
@@ -599,7 +610,7 @@ def result_format(predictor: Predictor) -> tuple[Schema, Callable[[Any], dict[st
     match predictor.task:
         case Embed("tokens"):
             return {_FEATURES: "vectors"}, lambda features: {_FEATURES: features}
-        case Embed():
+        case Embed() | SentenceEmbedding():
             return {_FEATURES: "floats"}, lambda features: {_FEATURES: features}
         case FillMask():
             return {"texts": "texts", "tokens": "texts", "probabilities": "floats"}, _filled_record

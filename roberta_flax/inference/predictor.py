@@ -7,6 +7,7 @@ depend on its inputs alone, and the memory in use on its size.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections import deque
@@ -27,7 +28,7 @@ from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.quantize import is_quantized
 from roberta_flax.prefetch import prefetched
-from roberta_flax.tasks.base import NOT_FINITE, Task, is_finite
+from roberta_flax.tasks.base import NOT_FINITE, Task, as_done_by, is_finite
 from roberta_flax.text import batching
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
@@ -185,7 +186,7 @@ class Predictor:
 
         Args:
           roberta: the model. Its numerics are used; dropout never is.
-          task: Classify, Embed or FillMask.
+          task: Classify, Embed or FillMask; it follows what the model's repository says of its use.
           on_long: how to handle inputs over the maximum length: "truncate" removes tokens from the end of whichever
             text is longest, and `stats` counts these inputs; "window" slides windows over the last text and combines
             their results (see text.encoding.encode_texts); "error" rejects them.
@@ -200,19 +201,17 @@ class Predictor:
             replicated over them, and they divide the rows of a batch.
           threads: number of threads that encode text.
           max_length: maximum length of an input in tokens, at least SMALLEST_MAX_LENGTH; by default the model's
-            max_positions.
+            max_positions, or for a sentence encoder or a cross-encoder the one that its repository defines.
 
         Raises:
           InputError: an option is invalid, the model cannot do the task, or it cannot be divided over the devices.
         """
         for name, value, known in (("on_long", on_long, get_args(OnLong)), ("strategy", strategy, get_args(Strategy))):
-            if value not in known and not (name == "strategy" and value is None):
+            if value not in known and value is not None:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         require_positive(window=window, threads=threads, tokens_per_batch=tokens_per_batch or 1)
-        task.check(roberta.config)
-        self._max_length = resolve_max_length(roberta.config, max_length)
-        self._roberta, self.task = roberta, task
-        self._on_long, self._window, self._threads = on_long, window, threads
+        self._roberta, self._window, self._threads = roberta, window, threads
+        self._take(task, on_long, max_length)
         self._mesh = sharding.mesh(devices, tensor_parallel)
         self._params = sharding.place(
             forward.operands(roberta.params, roberta.numerics.dtype), roberta.config, self._mesh
@@ -224,15 +223,38 @@ class Predictor:
             "rows_multiple": rows,
             "pad_id": roberta.config.pad_id,
             "max_positions": roberta.config.max_positions,
-            "pack": (strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)) == "packing" and task.can_pack(),
             "fixed": strategy == "fixed",
         }
+        self._pack = (strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)) == "packing"
         self.stats = Stats()
+
+    def _take(self, task: Task, on_long: OnLong, max_length: int | None) -> None:
+        """Takes on a task, with its own defaults for the other two."""
+        task = as_done_by(self._roberta, task)
+        task.check(self._roberta.config)
+        default = getattr(task, "max_length", None) if max_length is None else max_length
+        self._max_length = resolve_max_length(self._roberta.config, default)
+        self._on_long: OnLong = on_long
+        self.task = task
+
+    def with_task(self, task: Task, *, on_long: OnLong = "truncate", max_length: int | None = None) -> Predictor:
+        """A predictor for another task over the same parameters, which are already on the devices.
+
+        Arguments and errors are those of the constructor.
+        """
+        other = copy.copy(self)
+        other._take(task, on_long, max_length)
+        other.stats = Stats()
+        return other
 
     @property
     def config(self) -> RobertaConfig:
         """The model's configuration."""
         return self._roberta.config
+
+    @property
+    def _batch_layout(self) -> dict[str, Any]:
+        return {**self._layout, "pack": self._pack and self.task.can_pack()}
 
     def describe(self) -> dict[str, Any]:
         """Everything that the bits of the results depend on, except the model's parameters and the task."""
@@ -245,7 +267,7 @@ class Predictor:
             "quantized": is_quantized(self._roberta.params),
             "backend": self._mesh.devices.flat[0].platform,
             "devices": list(self._mesh.devices.shape),
-            "layout": self._layout,
+            "layout": self._batch_layout,
             "jax": jax.__version__,
         }
 
@@ -323,7 +345,7 @@ class Predictor:
             else:
                 sequences_of_input.append(list(range(len(sequences), len(sequences) + len(encoded_input))))
                 sequences += encoded_input
-        batches = list(batching.lay_out([sequence.ids for sequence in sequences], **self._layout))
+        batches = list(batching.lay_out([sequence.ids for sequence in sequences], **self._batch_layout))
         return _Window(
             inputs,
             sequences,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
@@ -34,6 +35,8 @@ class Model(Protocol):
     def tokenizer(self) -> Tokenizer: ...
     @property
     def numerics(self) -> Numerics: ...
+    @property
+    def usage(self) -> Usage: ...
 
 
 class Task(Protocol):
@@ -88,6 +91,13 @@ def check_finite(outputs: npt.ArrayLike | tuple[npt.ArrayLike, ...]) -> None:
     """Raises InputError if an output of a model is NaN or infinite. Call it before an answer is made of outputs."""
     if not is_finite(outputs):
         raise InputError(NOT_FINITE)
+
+
+def as_done_by(model: Model, task: Task) -> Task:
+    """The task as this model does it: a task with a method `of` follows what the model's source says of its use."""
+    of = getattr(task, "of", None)
+    resolved: Task = task if of is None else of(model)
+    return resolved
 
 
 def unpack_vectors(batch: TokenBatch, outputs: npt.NDArray[Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.tasks.base import Model, merge_windows, unpack_tokens, unpack_vectors
+from roberta_flax.tasks.base import Model, Task, merge_windows, unpack_tokens, unpack_vectors
+from roberta_flax.tasks.sentence_scores import activated
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_batch
 from roberta_flax.text.tokenizer import Tokenizer
@@ -58,6 +59,21 @@ def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names))
 
 
+def score_activation(model: Model, head: HeadConfig) -> str | None:
+    """The activation of a regression's values, as the model's source defines it; None for values as they are.
+
+    A head with one output that Transformers saved is a regression, whose values are the answer, if its problem_type
+    says so. Otherwise the answer is a score between 0 and 1, as from Transformers' text-classification pipeline, or a
+    cross-encoder's, with the activation that its repository names.
+    """
+    scoring = model.usage.scoring_of(head.name)
+    if scoring is None or (head.kind, head.problem) != ("sentence", "regression"):
+        return None
+    if scoring.activation is None and (scoring.is_regression or head.num_classes > 1):
+        return None
+    return scoring.activation or "sigmoid"
+
+
 @dataclass(frozen=True)
 class Classify:
     """Classifies each input with a sentence head, or each of its tokens with a token head.
@@ -68,10 +84,18 @@ class Classify:
       head: name of the head.
       logits: whether to return the head's outputs instead of log-probabilities or, from a regression, values. (See
         Roberta.predict.)
+      activation: of a regression's values, one of nn.sentence.ACTIVATIONS; by default the one that the model's
+        repository defines for its scores.
     """
 
     head: str
     logits: bool = False
+    activation: str | None = None
+
+    def of(self, model: Model) -> Task:
+        """The task as `model` does it, with the activation of its scores."""
+        activation = self.activation or score_activation(model, model.config.head(self.head))
+        return self if self.logits else replace(self, activation=activation)
 
     def check(self, config: RobertaConfig) -> None:
         kind = config.head(self.head).kind
@@ -87,7 +111,8 @@ class Classify:
         self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
     ) -> Any:
         function = forward.head_logits if self.logits else forward.head_log_probs
-        return function(params, *arrays, head=self.head, config=model.config, numerics=model.numerics)
+        outputs = function(params, *arrays, head=self.head, config=model.config, numerics=model.numerics)
+        return outputs if self.activation is None else activated(outputs, self.activation)
 
     def unpack(
         self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig

@@ -1,4 +1,4 @@
-"""Embeddings: the features of an input, pooled to one vector or for each token."""
+"""Embeddings: the features of an input, pooled to one vector or for each token; or a sentence encoder's vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.tasks.base import Model, merge_windows, unpack_tokens, unpack_vectors
+from roberta_flax.tasks.base import Model, Task, merge_windows, unpack_tokens, unpack_vectors
+from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_batch
 from roberta_flax.text.tokenizer import Tokenizer
@@ -23,10 +24,30 @@ class Embed:
 
     Attributes:
       pooling: "mean" or "first" for one vector, float32 [hidden]: the mean over all tokens, `<s>` and `</s>` included,
-        or the features of the first token; "tokens" for those of all tokens, float32 [tokens, hidden].
+        or the features of the first token; "tokens" for those of all tokens, float32 [tokens, hidden]. By default the
+        vectors that the model's repository defines (see SentenceEmbedding), or "mean" if it defines none.
+      prompt: the text to put before each text, for the vectors that the repository defines; by default the
+        repository's own.
+      prompt_name: the name of one of the repository's prompts, in place of `prompt`.
     """
 
-    pooling: str = "mean"
+    pooling: str | None = None
+    prompt: str | None = None
+    prompt_name: str | None = None
+
+    def of(self, model: Model) -> Task:
+        """The task as `model` does it, with the pooling that it has by default.
+
+        Raises:
+          InputError: a prompt is given with a pooling or for a model without prompts, or the name of another prompt.
+        """
+        usage = model.usage
+        if self.pooling is None and usage.embedding is not None:
+            prompt = usage.embedding.prompt(self.prompt, self.prompt_name)
+            return SentenceEmbedding(usage.embedding, prompt, usage.max_length)
+        if self.prompt is not None or self.prompt_name is not None:
+            raise InputError("a prompt is for the vectors that a model's repository defines, without a pooling")
+        return Embed("mean" if self.pooling is None else self.pooling)
 
     def check(self, config: RobertaConfig) -> None:
         if self.pooling not in (*forward.POOLINGS, "tokens"):
@@ -43,6 +64,7 @@ class Embed:
         if self.pooling == "tokens":
             tokens_and_segments = arrays[:2]
             return forward.features(params, *tokens_and_segments, config=model.config, numerics=model.numerics)
+        assert self.pooling is not None, "resolved by `of`"
         return forward.pooled_features(
             params, *arrays, pooling=self.pooling, config=model.config, numerics=model.numerics
         )

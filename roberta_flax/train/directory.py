@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.datasets.readers import TrainedOn
 from roberta_flax.errors import InputError
 from roberta_flax.files import differences, remove_partial, replacing
@@ -140,12 +141,17 @@ def model_fingerprint(roberta: Roberta) -> str:
 
 
 def save_best(
-    directory: Path, config: RobertaConfig, params: Params, tokenizer: Tokenizer, trained_on: TrainedOn | None = None
+    directory: Path,
+    config: RobertaConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    trained_on: TrainedOn | None = None,
+    usage: Usage = Usage(),
 ) -> None:
     """Writes a run's best model as a converted directory, and replaces the previous one."""
     best = directory / BEST
     remove_partial(best)
-    converted.save(best, config, params, tokenizer, replace=True, trained_on=trained_on)
+    converted.save(best, config, params, tokenizer, replace=True, trained_on=trained_on, usage=usage)
 
 
 def check_best(directory: Path) -> None:

@@ -210,8 +210,14 @@ class FineTuning:
 
         def save_best(params: Params) -> None:
             saved_config = dataclasses.replace(config, lm_head=roberta.config.lm_head)
+            # the scores of the head that was trained are those of the recipe, and no longer the source's
+            usage = (
+                roberta.usage
+                if roberta.usage.scoring_of(name) is None
+                else dataclasses.replace(roberta.usage, scoring=None)
+            )
             run_directory.save_best(
-                directory, saved_config, {**params, **untrained}, roberta.tokenizer, self.trained_on
+                directory, saved_config, {**params, **untrained}, roberta.tokenizer, self.trained_on, usage
             )
 
         outcome = loop.run(

@@ -1,0 +1,624 @@
+"""Reads and writes the files with which sentence-transformers says how a model is used, versions 2 to 6.
+
+  modules.json                          the modules, in order: a Transformer, a Pooling, ...
+  sentence_bert_config.json             the Transformer's settings, beside its config.json
+  1_Pooling/config.json, 2_Dense/...    the other modules' settings and weights
+  config_sentence_transformers.json     prompts, similarity, the kind of model
+  config.json                           a cross-encoder's activation, with the network's settings
+
+Nothing that these files name is imported. A setting that would change the answers, and that nothing here computes, is
+a CheckpointError with its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from roberta_flax.checkpoint.tensors import LazyTensor, Values, read_tensors, write_tensors
+from roberta_flax.checkpoint.usage import SIMILARITIES, TOKEN_HEADS, Embedding, Scoring, Usage
+from roberta_flax.convert import torch_file
+from roberta_flax.convert.source import check_fits_files, is_floating, read_json
+from roberta_flax.errors import CheckpointError, InputError, shortened
+from roberta_flax.files import read_text
+from roberta_flax.nn.config import HeadConfig
+from roberta_flax.nn.sentence import (
+    ACTIVATIONS,
+    POOLING_MODES,
+    Dense,
+    LayerNorm,
+    Module,
+    ModuleParams,
+    Normalize,
+    Pooling,
+)
+
+MODULES_FILE = "modules.json"
+SETTINGS_FILE = "config_sentence_transformers.json"
+# Transformer.load_config, in the order of preference
+TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_CONFIG_FILE = "config.json"
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # Module.load_torch_weights
+_TOKEN_HEAD_FILES = {head: f"{head}_linear.pt" for head in TOKEN_HEADS}  # of BGE-M3
+# Patterns of what to download beside the network's own files. A module's folder is its number and its class.
+PATTERNS = (
+    MODULES_FILE, SETTINGS_FILE, *TRANSFORMER_FILES, "adapter_config.json", *_TOKEN_HEAD_FILES.values(),
+    "[0-9]*_*/config.json", *(f"[1-9]*_*/{name}" for name in _WEIGHT_FILES),
+)  # fmt: skip
+_OWN_MODULES = "sentence_transformers."
+_MAX_MODULES = 32
+_POOLING_KEYS = {  # Pooling.config_keys until version 5
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# Arguments that a repository may pass on to transformers, and that do not change the answers
+_HARMLESS_ARGUMENTS = (
+    "add_pooling_layer", "attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "torch_dtype",
+    "trust_remote_code", "use_fast", "use_safetensors",
+)  # fmt: skip
+_ARGUMENTS = ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs")
+_TOKENIZER_ARGUMENTS = ("tokenizer_args", "processor_kwargs")
+_TASKS = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "sequence-classification"}
+_OUTPUTS = {"SentenceTransformer": ("last_hidden_state", "token_embeddings"), "CrossEncoder": ("logits", "scores")}
+_HARMLESS_SETTINGS = ("unpad_inputs",)
+_DEFAULT_PROMPTS = {"query": "", "document": ""}  # SentenceTransformer.__init__
+_TORCH_CLASSES = {
+    "celu": "CELU", "elu": "ELU", "gelu": "GELU", "hardsigmoid": "Hardsigmoid", "hardswish": "Hardswish",
+    "hardtanh": "Hardtanh", "leakyrelu": "LeakyReLU", "logsigmoid": "LogSigmoid", "mish": "Mish", "relu": "ReLU",
+    "relu6": "ReLU6", "selu": "SELU", "sigmoid": "Sigmoid", "silu": "SiLU", "softmax": "Softmax",
+    "softplus": "Softplus", "softsign": "Softsign", "tanh": "Tanh",
+}  # fmt: skip
+
+
+# Where the files are
+
+
+def transformer_folder(path: Path) -> Path:
+    """The folder of a repository's Transformer: `path` itself, or as in early versions a folder in it.
+
+    Args:
+      path: a file, or a directory of any kind.
+
+    Raises:
+      CheckpointError: modules.json is damaged.
+    """
+    if not path.is_dir() or not (path / MODULES_FILE).is_file():
+        return path
+    return path / _entries(path / MODULES_FILE)[0].folder
+
+
+def _root(folder: Path) -> Path:
+    """The repository of a Transformer's folder."""
+    parent = folder.parent
+    if not (folder / MODULES_FILE).is_file() and (parent / MODULES_FILE).is_file():
+        return parent if transformer_folder(parent) == folder else folder
+    return folder
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A module in modules.json: its class, without the path of the class, and its folder in the repository."""
+
+    kind: str
+    folder: str
+
+
+def _entries(path: Path) -> list[_Entry]:
+    try:
+        listed = json.loads(read_text(path))
+        entries = [(module["type"], module.get("path", "")) for module in listed]
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"{path} is damaged: it should be a list of modules, each with a type and a path"
+        ) from None
+    if not 0 < len(entries) <= _MAX_MODULES:
+        raise CheckpointError(f"{path} lists {len(entries)} modules, expected from 1 to {_MAX_MODULES}")
+    found = []
+    for kind, folder in entries:
+        if not isinstance(kind, str) or not isinstance(folder, str) or not _is_inside(folder):
+            raise CheckpointError(f"{path} is damaged: {shortened(str(folder))} is not a folder of the repository")
+        if not kind.startswith(_OWN_MODULES):
+            raise CheckpointError(
+                f"{path} has a module of its own code, {shortened(kind)}, which is never run; without {MODULES_FILE} "
+                "the network alone can be converted"
+            )
+        found.append(_Entry(kind.rpartition(".")[2], folder))
+    return found
+
+
+def _is_inside(folder: str) -> bool:
+    parts = PurePosixPath(folder).parts
+    return ".." not in parts and not folder.startswith("/") and "\\" not in folder and ":" not in folder
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a repository says of the use of its model.
+
+    Attributes:
+      usage: the same in our terms.
+      files: the files that were read, relative to `root`.
+      root: the repository's directory.
+    """
+
+    usage: Usage
+    files: tuple[str, ...]
+    root: Path
+
+
+@dataclass
+class _Repository:
+    """The repository that is read, and what has been read of it."""
+
+    root: Path
+    folder: Path
+    notes: list[str]
+    files: list[Path] = field(default_factory=list)
+
+    def json(self, path: Path) -> dict[str, Any]:
+        """The content of a file; empty if there is none."""
+        if not path.is_file():
+            return {}
+        self.files.append(path)
+        return read_json(path)
+
+
+def read(
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    hidden_size: int,
+    max_positions: int,
+    head: HeadConfig | None,
+    notes: list[str],
+) -> Reading:
+    """Reads how a model that Transformers saved is used.
+
+    Args:
+      folder: the directory of its weights and config.json.
+      settings: the content of config.json, with Transformers' defaults.
+      hidden_size, max_positions: of the network.
+      head: its sentence head; None if it has none.
+      notes: a list to which messages for the user are appended.
+
+    Raises:
+      CheckpointError: the files are damaged, or ask for what nothing here computes.
+    """
+    repository = _Repository(_root(folder), folder, notes)
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} has an adapter of PEFT (adapter_config.json), which its library would add to the network; merge "
+            "it with merge_and_unload() and save the model"
+        )
+    model = repository.json(repository.root / SETTINGS_FILE)
+    entries = _entries(repository.root / MODULES_FILE) if (repository.root / MODULES_FILE).is_file() else []
+    kind = str(model.get("model_type", "SentenceTransformer"))
+    if entries:
+        repository.files.append(repository.root / MODULES_FILE)
+        if kind not in _TASKS:
+            raise CheckpointError(
+                f"{repository.root} is a {shortened(kind)} of sentence-transformers; only "
+                f"{' and '.join(_TASKS)} are supported"
+            )
+        if entries[0].kind != "Transformer":
+            raise _unsupported(repository, entries[0])
+    transformer = _transformer(repository, kind) if entries else {}
+    tokenizer = repository.json(folder / TOKENIZER_CONFIG_FILE)
+    limit = _max_length(settings, tokenizer, transformer)
+    scoring = None if head is None else _scoring(settings, model, head, notes)
+    embedding: Embedding | None = None
+    params: tuple[ModuleParams, ...] = ()
+    if entries and kind == "SentenceTransformer":
+        modules, params = _modules(repository, entries[1:], hidden_size)
+        embedding = _embedding(repository, modules, transformer, model)
+    elif len(entries) > 1:
+        raise _unsupported(repository, entries[1])
+    elif model.get("default_prompt_name"):
+        raise CheckpointError(f"{repository.root} is a cross-encoder with a default prompt, which is not supported")
+    token_params = {
+        head: _linear(repository, path, hidden_size)
+        for head, name in _TOKEN_HEAD_FILES.items()
+        if (path := repository.root / name).is_file()
+    }
+    files = sorted({os.path.relpath(path, repository.root) for path in repository.files})
+    length = None if math.isinf(limit) else min(int(limit), max_positions)
+    return Reading(Usage(length, embedding, scoring, params, token_params), tuple(files), repository.root)
+
+
+def _unsupported(repository: _Repository, entry: _Entry) -> CheckpointError:
+    return CheckpointError(
+        f"{repository.root / MODULES_FILE} has a module {shortened(entry.kind)} that nothing here computes; "
+        "supported are Transformer, Pooling and then Dense, LayerNorm, Normalize and Dropout. Without "
+        f"{MODULES_FILE} the network alone can be converted"
+    )
+
+
+def _transformer(repository: _Repository, kind: str) -> dict[str, Any]:
+    """The settings of the Transformer: max_seq_length, do_lower_case, model_max_length."""
+    path = next((path for name in TRANSFORMER_FILES if (path := repository.folder / name).is_file()), None)
+    settings = {} if path is None else repository.json(path)
+    found = {
+        "max_seq_length": settings.pop("max_seq_length", None),
+        "do_lower_case": settings.pop("do_lower_case", None),
+    }
+    refused = []
+    for key in _ARGUMENTS:
+        given = settings.pop(key, None) or {}
+        if not isinstance(given, dict):
+            refused.append(key)
+            continue
+        if key in _TOKENIZER_ARGUMENTS and "model_max_length" in given:
+            found["model_max_length"] = given.pop("model_max_length")
+        refused += [f"{key}.{name}" for name in given if name not in _HARMLESS_ARGUMENTS]
+    if settings.pop("transformer_task", _TASKS[kind]) != _TASKS[kind]:
+        refused.append("transformer_task")
+    method_output, output = _OUTPUTS[kind]
+    if settings.pop("module_output_name", output) != output:
+        refused.append("module_output_name")
+    expected = {"method": "forward", "method_output_name": method_output}
+    modalities = settings.pop("modality_config", {"text": expected})
+    text = modalities.get("text") if isinstance(modalities, dict) else None
+    if not isinstance(text, dict) or any(text.get(name, value) != value for name, value in expected.items()):
+        refused.append("modality_config")
+    refused += [key for key, value in settings.items() if value is not None and key not in _HARMLESS_SETTINGS]
+    if refused:
+        raise CheckpointError(f"{path} has {', '.join(map(shortened, refused[:5]))}, which is not supported")
+    return found
+
+
+def _max_length(settings: Mapping[str, Any], tokenizer: Mapping[str, Any], transformer: Mapping[str, Any]) -> float:
+    """The maximum length of an input in tokens; infinite if no file gives one (Transformer.__init__)."""
+    explicit = transformer.get("max_seq_length")
+    if explicit is not None:
+        limits = [explicit]
+    else:
+        limits = [
+            settings.get("max_position_embeddings"),
+            transformer.get("model_max_length", tokenizer.get("model_max_length")),
+        ]
+    numbers = [limit for limit in limits if isinstance(limit, int | float) and not isinstance(limit, bool)]
+    if len(numbers) < sum(limit is not None for limit in limits) or any(not limit >= 1 for limit in numbers):
+        raise CheckpointError(f"the maximum length of the model should be a positive number, got {limits}")
+    return min(numbers, default=math.inf)
+
+
+def _embedding(
+    repository: _Repository, modules: tuple[Module, ...], transformer: Mapping[str, Any], model: Mapping[str, Any]
+) -> Embedding:
+    similarity = model.get("similarity_fn_name") or SIMILARITIES[0]
+    prompts = model.get("prompts") or {}
+    try:
+        return Embedding(
+            modules,
+            lower_case=bool(transformer.get("do_lower_case")),
+            prompts={**_DEFAULT_PROMPTS, **{name: text or "" for name, text in prompts.items()}},
+            default_prompt=model.get("default_prompt_name"),
+            similarity=similarity,
+            truncate_dim=model.get("truncate_dim"),
+        )
+    except (InputError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{repository.root / SETTINGS_FILE}: {error}") from None
+
+
+def _scoring(settings: Mapping[str, Any], model: Mapping[str, Any], head: HeadConfig, notes: list[str]) -> Scoring:
+    """The activation of a cross-encoder (CrossEncoder.get_default_activation_fn)."""
+    own = settings.get("sentence_transformers")
+    named = own.get("activation_fn") if isinstance(own, dict) else None
+    named = model.get("activation_fn") or named or settings.get("sbert_ce_default_activation_function")
+    is_regression = settings.get("problem_type") == "regression"
+    if named is None:
+        return Scoring(head.name, None, is_regression)
+    if not str(named).startswith("torch."):
+        notes.append(
+            f"the activation {shortened(str(named))} is not one of torch's: as in sentence-transformers, it is not "
+            "imported, and the default takes its place"
+        )
+        return Scoring(head.name, None, is_regression)
+    return Scoring(head.name, _activation(named), is_regression)
+
+
+def _activation(path: Any) -> str:
+    """The name of an activation, from the path of its class in torch."""
+    name = str(path).rpartition(".")[2].lower()
+    if not str(path).startswith("torch.nn.") or name not in ACTIVATIONS:
+        raise CheckpointError(
+            f"the activation {shortened(str(path))} is not supported; supported are torch.nn's {', '.join(ACTIVATIONS)}"
+        )
+    return name
+
+
+# The modules after the Transformer
+
+
+def _modules(
+    repository: _Repository, entries: Sequence[_Entry], hidden_size: int
+) -> tuple[tuple[Module, ...], tuple[ModuleParams, ...]]:
+    if not entries or entries[0].kind != "Pooling":
+        raise CheckpointError(f"{repository.root / MODULES_FILE} should have a Pooling after the Transformer")
+    modules: list[Module] = []
+    params: list[ModuleParams] = []
+    size = hidden_size
+    for entry in entries:
+        if entry.kind == "Dropout":  # without effect in evaluation
+            repository.json(repository.root / entry.folder / _CONFIG_FILE)
+            continue
+        if entry.kind not in _READERS or (entry.kind == "Pooling" and modules):
+            raise _unsupported(repository, entry)
+        folder = repository.root / entry.folder
+        try:
+            module = _READERS[entry.kind](folder, repository.json(folder / _CONFIG_FILE), size)
+        except (InputError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / _CONFIG_FILE}: {shortened(str(error))}") from None
+        modules.append(module)
+        params.append(_module_params(repository, folder, module, size))
+        size = module.size(size)
+    return tuple(modules), tuple(params)
+
+
+def _pooling(folder: Path, settings: Mapping[str, Any], size: int) -> Pooling:
+    given = dict(settings)
+    _require_size(folder, [given.pop(key, size) for key in ("word_embedding_dimension", "embedding_dimension")], size)
+    include_prompt = given.pop("include_prompt", True)
+    flags = {mode: given.pop(key, None) for key, mode in _POOLING_KEYS.items()}
+    named = given.pop("pooling_mode", None)
+    if given:
+        raise InputError(f"the setting {shortened(min(given))} is not supported")
+    if named is None:
+        flags["mean"] = True if flags["mean"] is None else flags["mean"]
+        named = [mode for mode in POOLING_MODES if flags[mode]]
+    modes = [named] if isinstance(named, str) else named
+    return Pooling(tuple(str(mode).lower() for mode in modes), bool(include_prompt))
+
+
+def _dense(folder: Path, settings: Mapping[str, Any], size: int) -> Dense:
+    _require_size(folder, [settings.get("in_features")], size)
+    _require_sentence_embedding(settings)
+    return Dense(
+        settings.get("out_features", 0),
+        _activation(settings.get("activation_function", "torch.nn.modules.activation.Tanh")),
+        bool(settings.get("bias", True)),
+        bool(settings.get("use_residual", False)),
+    )
+
+
+def _layer_norm(folder: Path, settings: Mapping[str, Any], size: int) -> LayerNorm:
+    _require_size(folder, [settings.get("dimension")], size)
+    return LayerNorm()
+
+
+def _normalize(folder: Path, settings: Mapping[str, Any], size: int) -> Normalize:
+    _require_sentence_embedding(settings)
+    return Normalize()
+
+
+_READERS: dict[str, Callable[[Path, Mapping[str, Any], int], Module]] = {
+    "Pooling": _pooling,
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
+    "Normalize": _normalize,
+}
+
+
+def _require_size(folder: Path, given: Sequence[Any], size: int) -> None:
+    if wrong := [each for each in given if each != size]:
+        raise InputError(f"it takes vectors of {shortened(str(wrong[0]))} numbers, but gets {size}")
+
+
+def _require_sentence_embedding(settings: Mapping[str, Any]) -> None:
+    for key in ("module_input_name", "module_output_name"):
+        if settings.get(key) not in (None, "sentence_embedding"):
+            raise InputError(f"{key} must be sentence_embedding, got {shortened(str(settings[key]))}")
+
+
+def _tensor_names(module: Module) -> dict[str, str]:
+    """The names of a module's tensors in sentence-transformers, by our names of its parameters."""
+    if isinstance(module, LayerNorm):
+        return {"scale": "norm.weight", "bias": "norm.bias"}
+    return {"kernel": "linear.weight", "bias": "linear.bias", "residual": "residual.weight"}
+
+
+def _module_params(repository: _Repository, folder: Path, module: Module, size: int) -> ModuleParams:
+    shapes = module.shapes(size)
+    if not shapes:
+        return {}
+    path = next((path for name in _WEIGHT_FILES if (path := folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} has no weights ({' or '.join(_WEIGHT_FILES)}), which its module needs")
+    repository.files.append(path)
+    tensors = _tensors(path)
+    names = {name: _tensor_names(module)[name] for name in shapes}
+    if tensors.keys() != set(names.values()):
+        found = ", ".join(map(shortened, sorted(tensors)[:5])) or "none"
+        raise CheckpointError(f"{path} should have the tensors {', '.join(names.values())}, it has {found}")
+    params = {}
+    for name, shape in shapes.items():
+        tensor = tensors[names[name]]
+        expected = shape[::-1]  # torch's Linear is [outputs, inputs]
+        if tensor.shape != expected or not is_floating(tensor.dtype):
+            raise CheckpointError(
+                f"{path}: {names[name]} is {tensor.dtype} {list(tensor.shape)}, expected floating point of shape "
+                f"{list(expected)}"
+            )
+        params[name] = np.ascontiguousarray(tensor.read().T)
+    return params
+
+
+def _linear(repository: _Repository, path: Path, size: int) -> ModuleParams:
+    """The parameters of a linear layer that a PyTorch file has alone."""
+    repository.files.append(path)
+    tensors = _tensors(path)
+    weight, bias = tensors.get("weight"), tensors.get("bias")
+    if weight is None or bias is None or len(weight.shape) != 2 or weight.shape != (*bias.shape, size):
+        raise CheckpointError(f"{path} should have a weight of {size} columns and a bias")
+    if not is_floating(weight.dtype) or not is_floating(bias.dtype):
+        raise CheckpointError(f"{path} has {weight.dtype} and {bias.dtype}, expected floating point")
+    return {"kernel": np.ascontiguousarray(weight.read().T), "bias": np.array(bias.read())}
+
+
+def _tensors(path: Path) -> dict[str, LazyTensor]:
+    if path.suffix == ".safetensors":
+        return dict(read_tensors(path))
+    state = torch_file.load(path)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is a PyTorch file but not a state dict")
+    tensors: dict[str, LazyTensor] = dict(torch_file.tensors(state))
+    check_fits_files(str(path), [path], tensors)
+    return tensors
+
+
+# What else is in a repository
+
+_UNREAD = (  # the reasons why files are not read, by what their paths match
+    (r"(README|LICENSE|NOTICE|\.git)[^/]*|.*\.(md|txt|pdf|png|jpe?g|svg|gif)", "documentation"),
+    (r"(onnx|openvino|coreml)/.*|.*\.(onnx|onnx_data|xml|ot|tflite|gguf|mlmodel)", "the model for another program"),
+    (r".*\.(safetensors|bin|msgpack|h5|pt|pth|ckpt)(\.index\.json)?", "weights that are not needed, or a copy"),
+    (r"(training_args|trainer_state|optimizer|scheduler|rng_state|eval|.*results).*|.*\.(csv|tsv|log)", "of training"),
+    (r".*\.py", "code, which is never run"),
+    (r"special_tokens_map\.json|vocab\.txt|spiece\.model|.*\.model", "the tokenizer is read from its other files"),
+)  # fmt: skip
+_MAX_LISTED = 1000  # files
+
+
+def unread(root: Path, read: Sequence[str]) -> dict[str, str]:
+    """The files of a repository that were not read, each with the reason.
+
+    Args:
+      root: the repository's directory.
+      read: the files that were read, relative to it.
+    """
+    known = set(read)
+    return {name: _reason(name) for name in _files(root) if name not in known}
+
+
+def _files(root: Path) -> Iterator[str]:
+    count = 0
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                count += 1
+                if count > _MAX_LISTED:
+                    return
+                yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _reason(name: str) -> str:
+    return next((reason for pattern, reason in _UNREAD if re.fullmatch(pattern, name)), "nothing here reads it")
+
+
+# Writing
+
+
+_WRITTEN_VERSION = "5.1.2"
+
+
+def write_limits(usage: Usage, directory: Path, head: HeadConfig | None) -> None:
+    """Adds the maximum length, and a cross-encoder's activation, to the files that Transformers reads.
+
+    Args:
+      usage: how the model is used.
+      directory: with config.json and tokenizer_config.json.
+      head: the head that the directory has.
+    """
+    if usage.max_length is not None:
+        _update(directory / TOKENIZER_CONFIG_FILE, model_max_length=usage.max_length)
+    scoring = None if head is None else usage.scoring_of(head.name)
+    if head is None or scoring is None:
+        return
+    if head.problem == "regression" and not scoring.is_regression:
+        _update(directory / _CONFIG_FILE, problem_type=None)
+    if scoring.activation is not None:
+        own = {"activation_fn": _torch_path(scoring.activation), "version": _WRITTEN_VERSION}
+        _update(directory / _CONFIG_FILE, sentence_transformers=own)
+
+
+def write(usage: Usage, directory: Path, hidden_size: int) -> None:
+    """Adds a sentence encoder's files, as version 5.1 writes them, to a directory that Transformers can load."""
+    embedding = usage.embedding or Embedding()
+    _write_json(
+        directory / TRANSFORMER_FILES[0], {"max_seq_length": usage.max_length, "do_lower_case": embedding.lower_case}
+    )
+    _write_json(
+        directory / SETTINGS_FILE,
+        {
+            "model_type": "SentenceTransformer",
+            "__version__": {"sentence_transformers": _WRITTEN_VERSION},
+            "prompts": dict(embedding.prompts),
+            "default_prompt_name": embedding.default_prompt,
+            "similarity_fn_name": embedding.similarity,
+            **({} if embedding.truncate_dim is None else {"truncate_dim": embedding.truncate_dim}),
+        },
+    )
+    entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    size = hidden_size
+    for number, (module, params) in enumerate(zip(embedding.modules, usage.module_params or ({},), strict=True), 1):
+        kind = type(module).__name__
+        folder = directory / f"{number}_{kind}"
+        folder.mkdir()
+        if settings := _settings(module, size):
+            _write_json(folder / _CONFIG_FILE, settings)
+        if params:
+            names = _tensor_names(module)
+            tensors = {names[name]: Values(np.ascontiguousarray(np.asarray(value).T)) for name, value in params.items()}
+            write_tensors(folder / _WEIGHT_FILES[0], tensors, metadata={"format": "pt"})
+        entries.append(
+            {"idx": number, "name": str(number), "path": folder.name, "type": f"sentence_transformers.models.{kind}"}
+        )
+        size = module.size(size)
+    _write_json(directory / MODULES_FILE, entries)
+
+
+def _settings(module: Module, size: int) -> dict[str, Any]:
+    match module:
+        case Pooling(modes, include_prompt):
+            if list(modes) != [mode for mode in POOLING_MODES if mode in modes]:
+                raise CheckpointError(
+                    f"sentence-transformers 5.1 concatenates poolings in the order {', '.join(POOLING_MODES)}; this "
+                    f"model has {', '.join(modes)}"
+                )
+            flags = {key: mode in modes for key, mode in _POOLING_KEYS.items()}
+            return {"word_embedding_dimension": size, **flags, "include_prompt": include_prompt}
+        case Dense(outputs, activation, bias, residual):
+            if residual:
+                raise CheckpointError("sentence-transformers 5.1 has no Dense with a residual connection")
+            sizes = {"in_features": size, "out_features": outputs}
+            return {**sizes, "bias": bias, "activation_function": _torch_path(activation)}
+        case LayerNorm():
+            return {"dimension": size}
+    return {}
+
+
+def _torch_path(activation: str) -> str:
+    """The path of an activation's class in torch, as sentence-transformers writes it."""
+    if activation == "identity":
+        return "torch.nn.modules.linear.Identity"
+    return f"torch.nn.modules.activation.{_TORCH_CLASSES[activation]}"
+
+
+def _update(path: Path, **settings: Any) -> None:
+    _write_json(path, {**(read_json(path) if path.is_file() else {}), **settings})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

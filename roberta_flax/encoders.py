@@ -1,0 +1,520 @@
+"""SentenceEncoder and CrossEncoder: embed, compare and rank texts, with the arguments and results of
+sentence-transformers.
+
+Both run over `Predictor`: texts are laid out in batches by their tokens, on all local devices. Results are numpy arrays
+where sentence-transformers has torch's tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import scipy.spatial.distance
+
+from roberta_flax import hub
+from roberta_flax.checkpoint.usage import SIMILARITIES, Embedding, Scoring, Usage
+from roberta_flax.errors import InputError, require_positive
+from roberta_flax.files import PathLike
+from roberta_flax.hub import Roberta
+from roberta_flax.inference.predictor import Predictor
+from roberta_flax.nn.config import HeadConfig
+from roberta_flax.nn.sentence import ACTIVATIONS
+from roberta_flax.tasks.base import Task
+from roberta_flax.tasks.embed import Embed
+from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
+from roberta_flax.tasks.sentence_scores import SentenceScores
+from roberta_flax.tasks.token_vectors import TokenVectors
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+_FEW = 100  # quantize_embeddings warns of int8 ranges from fewer vectors
+_TOKEN_OUTPUTS: dict[str, Task] = {  # the last two as BGE-M3's own library names them
+    "token_embeddings": Embed("tokens"),
+    "lexical_weights": TokenVectors("sparse"),
+    "colbert_vecs": TokenVectors("colbert"),
+}
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # SentenceTransformer.encode_document
+
+
+def load_with_predictor(model: PathLike | Roberta, options: Mapping[str, Any], owner: str) -> tuple[Roberta, Predictor]:
+    """Loads a model, unless it is loaded already, and places its parameters on the devices.
+
+    Args:
+      model: what roberta_flax.load takes, or a loaded model.
+      options: of roberta_flax.load and of roberta_flax.Predictor.
+      owner: who takes the options, for a message.
+
+    Returns:
+      The model, and a predictor to be asked for others with `with_task`.
+
+    Raises:
+      InputError: an option is unknown, or is for loading and the model is loaded already.
+    """
+    of_predictor = [name for name in _keywords(Predictor) if name not in ("on_long", "max_length")]
+    known = [*_keywords(hub.load), *of_predictor]
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"{owner} does not know the option {', '.join(unknown)}; it takes {', '.join(known)}")
+    load = {name: value for name, value in options.items() if name not in of_predictor}
+    if isinstance(model, Roberta) and load:
+        raise InputError(f"{', '.join(load)}: for a model to load, but a loaded one was given")
+    roberta = model if isinstance(model, Roberta) else hub.load(model, **load)
+    given = {name: value for name, value in options.items() if name in of_predictor}
+    return roberta, Predictor(roberta, Embed("mean"), **given)
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
+
+
+class _Encoder:
+    """A model, its predictor, and the maximum length of its inputs."""
+
+    def __init__(self, model: PathLike | Roberta, options: Mapping[str, Any]) -> None:
+        self.roberta, self._predictor = load_with_predictor(model, options, type(self).__name__)
+        self._max_length = min(self.roberta.usage.max_length or self.roberta.max_positions, self.roberta.max_positions)
+
+    def _run(self, task: Task, inputs: Sequence[Any], show_progress_bar: bool | None) -> list[Any]:
+        predictor = self._predictor.with_task(task, on_long="truncate", max_length=self._max_length)
+        results = predictor(inputs)
+        return list(_with_progress(results, len(inputs)) if show_progress_bar else results)
+
+
+class SentenceEncoder(_Encoder):
+    """Makes sentence vectors, as sentence_transformers.SentenceTransformer does.
+
+    >>> model = SentenceEncoder("hf:intfloat/multilingual-e5-base", dtype="bfloat16")
+    >>> queries = model.encode(["how do tides work"], prompt="query: ")
+    >>> model.similarity(queries, model.encode(documents, prompt="passage: "))
+
+    Pooling, the modules after it, prompts, maximum length and similarity are those that the model's repository defines.
+    A model that defines none gets mean pooling, and a warning says so.
+
+    Attributes:
+      roberta: the model.
+      prompts: the text to put before each text, by name.
+      default_prompt_name: the name of the prompt of calls that choose none, or None.
+      similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
+      truncate_dim: how many numbers of each vector to keep, or None for all.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: PathLike | Roberta,
+        *,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        similarity_fn_name: str | None = None,
+        truncate_dim: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Loads the model, and places its parameters on the devices.
+
+        Args:
+          model_name_or_path: what roberta_flax.load takes: "hf:org/name", a directory of sentence-transformers or
+            Transformers, a converted directory, ...; or a model that is loaded already.
+          prompts, default_prompt_name, similarity_fn_name, truncate_dim: in place of the repository's (see the class).
+            The prompts of other names are kept.
+          options: of roberta_flax.load (dtype, quantize, ...) and roberta_flax.Predictor (devices, tokens_per_batch,
+            strategy, ...).
+
+        Raises:
+          InputError: an option is invalid.
+          CheckpointError, DownloadError: as roberta_flax.load.
+        """
+        super().__init__(model_name_or_path, options)
+        embedding = self.roberta.usage.embedding
+        if embedding is None:
+            name = "the model" if isinstance(model_name_or_path, Roberta) else model_name_or_path
+            logger.warning("%s does not say how its sentence vectors are made: mean pooling is used", name)
+        self._embedding = embedding or Embedding(prompts={"query": "", "document": ""})
+        self.prompts: dict[str, str] = {**self._embedding.prompts, **(prompts or {})}
+        self.default_prompt_name = default_prompt_name or self._embedding.default_prompt
+        self.similarity_fn_name = similarity_fn_name or self._embedding.similarity
+        self.truncate_dim = self._embedding.truncate_dim if truncate_dim is None else truncate_dim
+        self._settings()
+
+    def _settings(self) -> Embedding:
+        """The settings as they are now. Raises InputError if they contradict each other."""
+        return dataclasses.replace(
+            self._embedding,
+            prompts=dict(self.prompts),
+            default_prompt=self.default_prompt_name,
+            similarity=self.similarity_fn_name,
+            truncate_dim=self.truncate_dim,
+        )
+
+    @property
+    def max_seq_length(self) -> int:
+        """The maximum length of a text in tokens, special tokens included. Longer texts are truncated."""
+        return self._max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self._predictor.with_task(Embed("mean"), max_length=value)  # which checks it
+        self._max_length = value
+
+    def get_max_seq_length(self) -> int:
+        """The same as `max_seq_length`."""
+        return self._max_length
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """The number of values of a vector."""
+        return self._settings().vector_size(self.roberta.config.hidden_size)
+
+    def encode(
+        self,
+        sentences: str | Sequence[str] | npt.NDArray[Any],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: str = "sentence_embedding",
+        precision: Precision = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> Any:
+        """Makes a vector of each text.
+
+        Args:
+          sentences: the texts, or one text.
+          prompt_name: the name of the prompt to put before each text, one of `prompts`.
+          prompt: the prompt itself, in place of a name.
+          batch_size: without effect, so that calls of sentence-transformers work: batches are made by tokens
+            (tokens_per_batch), and a text's vector does not depend on them.
+          show_progress_bar: whether to show progress on stderr.
+          output_value: "sentence_embedding"; "token_embeddings" for the features of each text's tokens; or of BGE-M3
+            "lexical_weights" and "colbert_vecs" (see tasks.token_vectors).
+          precision: "float32"; or "int8", "uint8", "binary" or "ubinary" for quantized vectors, int8 or uint8. The
+            ranges of int8 and uint8 are those of the vectors of this call; binary has a bit for each value.
+          convert_to_numpy: whether the result is one array; if not, it is a list of arrays.
+          convert_to_tensor: whether the result is a JAX array.
+          normalize_embeddings: whether to divide each vector by its norm.
+          truncate_dim: how many values of each vector to keep; by default the attribute.
+
+        Returns:
+          float32 [texts, size], or [size] for one text; float64 if that is the compute dtype. Token embeddings are a
+          list of [tokens, hidden], ColBERT vectors one of [tokens - 1, size], lexical weights one of
+          {token id: weight}; for one text one of these.
+
+        Raises:
+          InputError: a text is not a str, there is no such prompt, or an option is invalid.
+        """
+        if precision not in get_args(Precision):
+            raise InputError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+        if output_value not in ("sentence_embedding", *_TOKEN_OUTPUTS):
+            values = ", ".join(("sentence_embedding", *_TOKEN_OUTPUTS))
+            raise InputError(f"output_value must be one of {values}, got {output_value!r}")
+        if batch_size is not None:
+            require_positive(batch_size=batch_size)
+        texts: Sequence[Any] = [sentences] if isinstance(sentences, str) else list(sentences)
+        settings = self._settings()
+        if truncate_dim is not None:
+            settings = dataclasses.replace(settings, truncate_dim=truncate_dim)
+        task = SentenceEmbedding(settings, settings.prompt(prompt, prompt_name))
+        if output_value in _TOKEN_OUTPUTS:
+            prepared = [task.prepared(text) for text in texts]
+            features = self._run(_TOKEN_OUTPUTS[output_value], prepared, show_progress_bar)
+            return features[0] if isinstance(sentences, str) else features
+        vectors = self._run(task, texts, show_progress_bar)
+        size = settings.vector_size(self.roberta.config.hidden_size)
+        found = np.stack(vectors) if vectors else np.empty((0, size), np.float32)
+        if normalize_embeddings:
+            found = _normalized(found)
+        if precision != "float32":
+            found = quantize_embeddings(found, precision)
+        return _converted(found, isinstance(sentences, str), convert_to_numpy, convert_to_tensor)
+
+    def encode_query(
+        self, sentences: str | Sequence[str], prompt_name: str | None = None, prompt: str | None = None, **options: Any
+    ) -> Any:
+        """Makes vectors of queries: `encode` with the prompt called "query" if none is chosen."""
+        if prompt is None and prompt_name is None and "query" in self.prompts:
+            prompt_name = "query"
+        return self.encode(sentences, prompt_name, prompt, **options)
+
+    def encode_document(
+        self, sentences: str | Sequence[str], prompt_name: str | None = None, prompt: str | None = None, **options: Any
+    ) -> Any:
+        """Makes vectors of documents: `encode` with the prompt "document", "passage" or "corpus" if none is chosen.
+
+        As in sentence-transformers, the prompt "document" is there and empty unless the repository defines it.
+        """
+        if prompt is None and prompt_name is None:
+            prompt_name = next((name for name in _DOCUMENT_PROMPTS if name in self.prompts), None)
+        return self.encode(sentences, prompt_name, prompt, **options)
+
+    def similarity(self, embeddings1: npt.ArrayLike, embeddings2: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Compares all vectors of one set with all of another.
+
+        Args:
+          embeddings1, embeddings2: [n, size] and [m, size]; one vector, [size], is a set of one.
+
+        Returns:
+          [n, m]: the cosine, the dot product, or the negative Euclidean or Manhattan distance (similarity_fn_name).
+        """
+        a, b = (np.atleast_2d(np.asarray(each)) for each in (embeddings1, embeddings2))
+        match self.similarity_fn_name:
+            case "cosine":
+                return np.asarray(_normalized(a) @ _normalized(b).T)
+            case "dot":
+                return np.asarray(a @ b.T)
+            case "euclidean" | "manhattan" as name:
+                metric = "euclidean" if name == "euclidean" else "cityblock"
+                distances = scipy.spatial.distance.cdist(a, b, metric)
+                return np.asarray(-distances.astype(np.result_type(a, b)))
+        raise InputError(
+            f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, got {self.similarity_fn_name!r}"
+        )
+
+    def similarity_pairwise(self, embeddings1: npt.ArrayLike, embeddings2: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Compares each vector with the one at the same place in another set: [n], with the values of `similarity`."""
+        a, b = (np.atleast_2d(np.asarray(each)) for each in (embeddings1, embeddings2))
+        match self.similarity_fn_name:
+            case "cosine":
+                return np.asarray((_normalized(a) * _normalized(b)).sum(axis=-1))
+            case "dot":
+                return np.asarray((a * b).sum(axis=-1))
+            case "euclidean":
+                return np.asarray(-np.sqrt(np.square(a - b).sum(axis=-1)))
+            case "manhattan":
+                return np.asarray(-np.abs(a - b).sum(axis=-1))
+        raise InputError(
+            f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, got {self.similarity_fn_name!r}"
+        )
+
+    def save(self, path: PathLike) -> None:
+        """Saves the model, with the settings as they are now, as a converted directory.
+
+        SentenceEncoder and roberta_flax.load read it; `roberta-flax export --to sentence-transformers` converts it to
+        a directory of sentence-transformers. Errors are those of Roberta.save.
+        """
+        _save(self.roberta, path, self._max_length, embedding=self._settings())
+
+
+class CrossEncoder(_Encoder):
+    """Scores pairs of texts, as sentence_transformers.CrossEncoder does.
+
+    >>> model = CrossEncoder("hf:BAAI/bge-reranker-v2-m3")
+    >>> model.predict([("who wrote Faust", "Goethe wrote Faust."), ("who wrote Faust", "Faust is a fist.")])
+    >>> model.rank("who wrote Faust", documents, top_k=5, return_documents=True)
+
+    The activation is the one that the model's repository names; otherwise the sigmoid for a head with one output, and
+    none for a head with several.
+
+    Attributes:
+      roberta: the model.
+      activation_fn: the name of the activation, one of nn.sentence.ACTIVATIONS, or a function of an array.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: PathLike | Roberta,
+        *,
+        head: str | None = None,
+        max_length: int | None = None,
+        activation_fn: str | Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Loads the model, and places its parameters on the devices.
+
+        Args:
+          model_name_or_path: as in SentenceEncoder.
+          head: the name of the sentence head; by default the only one.
+          max_length: the maximum length of a pair in tokens; by default the repository's.
+          activation_fn: in place of the repository's (see the class).
+          options: as in SentenceEncoder.
+
+        Raises:
+          InputError: an option is invalid, or the model has no sentence head or several.
+          CheckpointError, DownloadError: as roberta_flax.load.
+        """
+        super().__init__(model_name_or_path, options)
+        self.head = self._head(head)
+        if max_length is not None:
+            self.max_length = max_length
+        scoring = self.roberta.usage.scoring_of(self.head.name)
+        named = None if scoring is None else scoring.activation
+        default = named or ("sigmoid" if self.num_labels == 1 else "identity")
+        self.activation_fn = default if activation_fn is None else activation_fn
+
+    def _head(self, name: str | None) -> HeadConfig:
+        heads = [head for head in self.roberta.config.heads if head.kind == "sentence"]
+        if name is None and len(heads) != 1:
+            names = ", ".join(head.name for head in heads) or "none"
+            raise InputError(f"a cross-encoder has one sentence head, but this model's are: {names}; choose with head")
+        return heads[0] if name is None else self.roberta.config.head(name)
+
+    @property
+    def num_labels(self) -> int:
+        """The number of outputs."""
+        return self.head.num_classes
+
+    @property
+    def max_length(self) -> int:
+        """The maximum length of a pair in tokens, special tokens included. Longer pairs are truncated."""
+        return self._max_length
+
+    @max_length.setter
+    def max_length(self, value: int) -> None:
+        self._predictor.with_task(Embed("mean"), max_length=value)  # which checks it
+        self._max_length = value
+
+    def predict(
+        self,
+        sentences: Sequence[Sequence[str]] | Sequence[str],
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        activation_fn: str | Callable[[Any], Any] | None = None,
+        apply_softmax: bool | None = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+    ) -> Any:
+        """Scores each pair of texts.
+
+        Args:
+          sentences: pairs of texts, or one pair.
+          batch_size, show_progress_bar, convert_to_numpy, convert_to_tensor: as in SentenceEncoder.encode.
+          activation_fn: the activation of this call.
+          apply_softmax: whether to apply the softmax, after the activation, to the scores of a head with several
+            outputs.
+
+        Returns:
+          float32 [pairs] from a head with one output, [pairs, labels] from one with several; without the first axis for
+          one pair.
+
+        Raises:
+          InputError: an input is not a pair of texts, or an option is invalid.
+        """
+        if batch_size is not None:
+            require_positive(batch_size=batch_size)
+        single = isinstance(sentences, list | tuple) and bool(sentences) and isinstance(sentences[0], str)
+        pairs: list[Any] = [sentences] if single else list(sentences)
+        for number, pair in enumerate(pairs):
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise InputError(f"input {number}: a cross-encoder takes pairs of texts, got {pair!r:.60}")
+        activation = self.activation_fn if activation_fn is None else activation_fn
+        named = activation if isinstance(activation, str) else "identity"
+        found = self._run(SentenceScores(self.head.name, named), pairs, show_progress_bar)
+        scores = np.stack(found) if found else np.empty((0, self.num_labels), np.float32)
+        if callable(activation):
+            scores = np.asarray(activation(scores))
+        if apply_softmax:
+            if self.num_labels == 1:
+                raise InputError("apply_softmax is for a head with several outputs; this one has one")
+            scores = np.asarray(ACTIVATIONS["softmax"](jnp.asarray(scores)))
+        if self.num_labels == 1:
+            scores = scores[:, 0]
+        return _converted(scores, single, convert_to_numpy, convert_to_tensor)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        activation_fn: str | Callable[[Any], Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Ranks documents by their scores with a query.
+
+        Args:
+          query: the query.
+          documents: the documents.
+          top_k: how many to return; by default all.
+          return_documents: whether to return the documents too.
+          batch_size, show_progress_bar, activation_fn: as in `predict`.
+
+        Returns:
+          For each document, the best first, a dict with "corpus_id", its index in `documents`; "score"; and "text" if
+          `return_documents`.
+
+        Raises:
+          InputError: the head has several outputs, or as in `predict`.
+        """
+        if self.num_labels != 1:
+            raise InputError(f"rank() takes a head with one output; this one has {self.num_labels}: use predict()")
+        documents = list(documents)
+        scores = self.predict([(query, text) for text in documents], batch_size, show_progress_bar, activation_fn)
+        results = [
+            {"corpus_id": i, "score": score, **({"text": documents[i]} if return_documents else {})}
+            for i, score in enumerate(scores)
+        ]
+        return sorted(results, key=lambda result: result["score"], reverse=True)[:top_k]
+
+    def save(self, path: PathLike) -> None:
+        """Saves the model, with the settings as they are now, as a converted directory (see SentenceEncoder.save).
+
+        Raises:
+          InputError: the activation is a function without a name in nn.sentence.ACTIVATIONS; or as in Roberta.save.
+        """
+        if not isinstance(self.activation_fn, str):
+            raise InputError("a function cannot be saved; set activation_fn to a name first")
+        known = self.roberta.usage.scoring_of(self.head.name)
+        scoring = Scoring(self.head.name, self.activation_fn, known is not None and known.is_regression)
+        _save(self.roberta, path, self._max_length, scoring=scoring)
+
+
+def _save(roberta: Roberta, path: PathLike, max_length: int, **settings: Any) -> None:
+    usage: Usage = dataclasses.replace(roberta.usage, max_length=max_length, **settings)
+    saved = Roberta(roberta.config, roberta.params, roberta.tokenizer, numerics=roberta.numerics, usage=usage)
+    saved.save(Path(path))
+
+
+def quantize_embeddings(embeddings: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:
+    """Quantizes vectors, [n, size], as sentence_transformers.quantize_embeddings does.
+
+    Returns:
+      int8 or uint8, [n, size] by ranges over these vectors; or for binary and ubinary [n, size / 8], a bit for each
+      value that is positive.
+
+    Raises:
+      InputError: there are too few vectors for a range, or the size is not a multiple of 8.
+    """
+    if precision in ("int8", "uint8"):
+        if len(embeddings) < 2:
+            raise InputError(f"{precision} takes its ranges from the vectors of one call: give at least two texts")
+        if len(embeddings) < _FEW:
+            logger.warning("the ranges of %s come from %d vectors only", precision, len(embeddings))
+        starts = embeddings.min(axis=0)
+        steps = (embeddings.max(axis=0) - starts) / 255
+        levels = (embeddings - starts) / np.where(steps > 0, steps, 1)
+        found: npt.NDArray[Any] = levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)
+        return found
+    if embeddings.shape[1] % 8:
+        raise InputError(f"{precision} vectors pack 8 values into a byte; these have {embeddings.shape[1]} values")
+    packed = np.packbits(embeddings > 0, axis=1)
+    return packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
+
+
+def _normalized(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-12))  # torch.nn.functional.normalize
+
+
+def _converted(results: npt.NDArray[Any], single: bool, as_numpy: bool, as_jax: bool) -> Any:
+    if single:
+        return jnp.asarray(results[0]) if as_jax else results[0]
+    if as_jax:
+        return jnp.asarray(results)
+    return results if as_numpy else list(results)
+
+
+def _with_progress(results: Iterator[Any], total: int) -> Iterable[Any]:
+    """The results, with a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(results, "Texts", total, console=Console(stderr=True))

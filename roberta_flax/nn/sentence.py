@@ -1,0 +1,294 @@
+"""The modules that turn the features of a sequence's tokens into one vector, as sentence-transformers has them.
+
+Each class is a module's settings, without its parameters; `sentence_vectors` computes a chain of them in one jitted
+function. The computations are those of sentence-transformers 5.1 (sentence_transformers/models).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from roberta_flax.errors import InputError, require_positive
+from roberta_flax.nn import forward
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import Params
+from roberta_flax.nn.model import FIRST_TOKEN
+from roberta_flax.nn.numerics import Numerics
+from roberta_flax.nn.quantize import is_quantized
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+# Pooling.POOLING_MODES, in the order in which Pooling.forward concatenates several
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+_MASKED = -1e9  # Pooling.forward, the value of a token that "max" leaves out
+_FEWEST_TOKENS = 1e-9  # Pooling.forward, where a mean is over no token
+_NORMALIZE_EPSILON = 1e-12  # torch.nn.functional.normalize
+_LAYER_NORM_EPSILON = 1e-5  # torch.nn.LayerNorm
+
+# torch.nn's modules without arguments, by the names of their classes in lower case
+ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
+    "identity": lambda x: x,
+    "celu": jax.nn.celu,
+    "elu": jax.nn.elu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "hardsigmoid": jax.nn.hard_sigmoid,
+    "hardswish": jax.nn.hard_swish,
+    "hardtanh": jax.nn.hard_tanh,
+    "leakyrelu": jax.nn.leaky_relu,
+    "logsigmoid": jax.nn.log_sigmoid,
+    "mish": jax.nn.mish,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "selu": jax.nn.selu,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "softmax": partial(jax.nn.softmax, axis=-1),
+    "softplus": jax.nn.softplus,
+    "softsign": jax.nn.soft_sign,
+    "tanh": jnp.tanh,
+}
+
+ModuleParams = Mapping[str, Any]  # arrays, by the names that `param_shapes` gives
+
+
+def check_activation(name: str) -> None:
+    """Raises InputError unless `name` is one of ACTIVATIONS."""
+    if name not in ACTIVATIONS:
+        raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {str(name)[:80]!r}")
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Pools the features of a sequence's tokens, `<s>` and `</s>` included.
+
+    Attributes:
+      modes: of POOLING_MODES; the vectors of several are concatenated in this order.
+      include_prompt: whether the prompt's tokens, `<s>` among them, are pooled too. "cls" is `<s>` in any case.
+    """
+
+    modes: tuple[str, ...] = ("mean",)
+    include_prompt: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modes", tuple(self.modes))
+        unknown = [str(mode)[:80] for mode in self.modes if mode not in POOLING_MODES]
+        if unknown or not self.modes:
+            raise InputError(f"pooling must be one or several of {', '.join(POOLING_MODES)}, got {unknown or 'none'}")
+
+    def size(self, size: int) -> int:
+        return size * len(self.modes)
+
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer and an activation. Its kernel is [inputs, outputs].
+
+    Attributes:
+      outputs: width of the result.
+      activation: one of ACTIVATIONS.
+      bias: whether it has one.
+      residual: whether its input is added to the result, projected by a matrix of its own where the widths differ.
+    """
+
+    outputs: int
+    activation: str = "tanh"
+    bias: bool = True
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(outputs=self.outputs)
+        check_activation(self.activation)
+
+    def size(self, size: int) -> int:
+        return self.outputs
+
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        kernel = {"kernel": (size, self.outputs)}
+        bias = {"bias": (self.outputs,)} if self.bias else {}
+        residual = {"residual": (size, self.outputs)} if self.residual and size != self.outputs else {}
+        return {**kernel, **bias, **residual}
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """A LayerNorm with a scale and a bias."""
+
+    def size(self, size: int) -> int:
+        return size
+
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        return {"scale": (size,), "bias": (size,)}
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Divides a vector by its Euclidean norm."""
+
+    def size(self, size: int) -> int:
+        return size
+
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        return {}
+
+
+Module = Pooling | Dense | LayerNorm | Normalize
+MODULES: Mapping[str, type[Module]] = {kind.__name__: kind for kind in (Pooling, Dense, LayerNorm, Normalize)}
+
+
+def vector_size(modules: Sequence[Module], hidden_size: int) -> int:
+    """The width of the vectors that modules make of features of `hidden_size`."""
+    size = hidden_size
+    for module in modules:
+        size = module.size(size)
+    return size
+
+
+def param_shapes(modules: Sequence[Module], hidden_size: int) -> list[dict[str, tuple[int, ...]]]:
+    """For each module, the shapes of its parameters by name."""
+    shapes, size = [], hidden_size
+    for module in modules:
+        shapes.append(module.shapes(size))
+        size = module.size(size)
+    return shapes
+
+
+@partial(jax.jit, static_argnames=("modules", "config", "numerics"))
+def sentence_vectors(
+    params: Params,
+    module_params: Sequence[ModuleParams],
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    starts: Int[Array, "batch segment"] | None = None,
+    *,
+    prompt_length: int | Int[Array, ""] = 0,
+    modules: tuple[Module, ...],
+    config: RobertaConfig,
+    numerics: Numerics = Numerics(),
+) -> Float[Array, "batch size"] | Float[Array, "batch segment size"]:
+    """One vector for each sequence, in the accumulation dtype, in which all modules compute.
+
+    Args:
+      params, tokens, segments, starts: see nn.forward.
+      module_params: for each module its parameters by name (`param_shapes`).
+      prompt_length: how many tokens at the beginning of each sequence a Pooling without include_prompt leaves out.
+      modules: a Pooling, and then any modules.
+      config, numerics: see nn.forward.
+
+    Returns:
+      [batch, size], or [batch, segment, size] with `starts`.
+    """
+    network = forward.network(params, config, dataclasses.replace(numerics, quantized=is_quantized(params)))
+    pooling, *others = modules
+    if not isinstance(pooling, Pooling):
+        raise InputError(f"the first module must be a Pooling, got {type(pooling).__name__}")
+    if pooling.modes == ("cls",):
+        x = network.features(tokens, segments, None, FIRST_TOKEN if starts is None else starts)
+    else:
+        features = network.features(tokens, segments)
+        is_first = jnp.zeros((tokens.shape[0], 1), jnp.int32) if starts is None else starts
+        if segments is None or starts is None:
+            member = (tokens != config.pad_id)[:, None, :]
+        else:
+            member = segments[:, None, :] == jnp.arange(starts.shape[1])[None, :, None]
+        x = _pooled(pooling, features, member, is_first, prompt_length)
+    for module, parameters in zip(others, module_params[1:], strict=True):
+        x = _applied(module, x, {name: value.astype(x.dtype) for name, value in parameters.items()})
+    return x[:, 0] if starts is None else x
+
+
+@partial(jax.jit, static_argnames=("head", "config", "numerics"))
+def token_vectors(
+    params: Params,
+    head_params: ModuleParams,
+    tokens: Int[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None = None,
+    *,
+    head: str,
+    config: RobertaConfig,
+    numerics: Numerics = Numerics(),
+) -> Float[Array, "batch time size"]:
+    """A linear layer over the features of each token: "sparse" with a ReLU, "colbert" divided by the norm.
+
+    Args:
+      params, tokens, segments, config, numerics: see nn.forward.
+      head_params: "kernel" [hidden, size] and "bias".
+      head: "sparse" or "colbert".
+    """
+    network = forward.network(params, config, dataclasses.replace(numerics, quantized=is_quantized(params)))
+    x = network.features(tokens, segments)
+    dense = Dense(head_params["kernel"].shape[1], "relu" if head == "sparse" else "identity")
+    y = _applied(dense, x, {name: value.astype(x.dtype) for name, value in head_params.items()})
+    return y if head == "sparse" else _applied(Normalize(), y, {})
+
+
+def _pooled(
+    pooling: Pooling,
+    features: Float[Array, "batch time hidden"],
+    member: Bool[Array, "batch segment time"],
+    starts: Int[Array, "batch segment"],
+    prompt_length: int | Int[Array, ""],
+) -> Float[Array, "batch segment size"]:
+    """Sums are multiplications and sums, so that no matrix product rounds the features to its operands' dtype."""
+    position = jnp.arange(features.shape[1])[None, None, :] - starts[:, :, None]
+    kept = member if pooling.include_prompt else member & (position >= prompt_length)
+    x = features[:, None]
+
+    def total(weights: Array) -> Array:
+        summed: Array = (weights.astype(x.dtype)[..., None] * x).sum(axis=2)
+        return summed
+
+    def count(weights: Array) -> Array:
+        return jnp.maximum(weights.astype(x.dtype).sum(axis=2), _FEWEST_TOKENS)[..., None]
+
+    def vector(mode: str) -> Array:
+        match mode:
+            case "cls":
+                return total(member & (position == 0))
+            case "max":
+                return jnp.where(kept[..., None], x, _MASKED).max(axis=2)
+            case "mean":
+                return total(kept) / count(kept)
+            case "mean_sqrt_len_tokens":
+                return total(kept) / jnp.sqrt(count(kept))
+            case "weightedmean":
+                weights = kept * (position + 1)
+                return total(weights) / count(weights)
+            case _:  # lasttoken
+                last = jnp.where(kept, position, -1).max(axis=2, keepdims=True)
+                return total(kept & (position == last))
+
+    return jnp.concatenate([vector(mode) for mode in pooling.modes], axis=-1)
+
+
+def _applied(
+    module: Module, x: Float[Array, "batch segment inputs"], params: ModuleParams
+) -> Float[Array, "batch segment outputs"]:
+    y: Array
+    match module:
+        case Dense(activation=activation, bias=bias, residual=residual):
+            product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+            linear = product(x, params["kernel"])
+            y = ACTIVATIONS[activation](linear + params["bias"] if bias else linear)
+            if residual:
+                y = y + (product(x, params["residual"]) if "residual" in params else x)
+        case LayerNorm():
+            centered = x - x.mean(axis=-1, keepdims=True)
+            variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+            y = centered / jnp.sqrt(variance + _LAYER_NORM_EPSILON) * params["scale"] + params["bias"]
+        case Normalize():
+            norm = jnp.sqrt(jnp.square(x).sum(axis=-1, keepdims=True))
+            y = x / jnp.maximum(norm, _NORMALIZE_EPSILON)
+        case _:
+            raise InputError(f"{type(module).__name__} cannot stand after the first module")
+    return y

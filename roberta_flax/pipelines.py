@@ -1,0 +1,263 @@
+"""pipeline(): tasks with the arguments and the results of Transformers' pipelines (4.57).
+
+>>> classify = pipeline("text-classification", model="hf:org/name")
+>>> classify(["a first text", {"text": "a premise", "text_pair": "a hypothesis"}], top_k=None)
+
+A pipeline takes one input, a list of inputs, or an iterator, for which it returns an iterator of results. Inputs are
+laid out in batches by their tokens (`Predictor`), so `batch_size` has no effect on results. Arguments that a pipeline
+does not know are refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import scipy.special
+
+from roberta_flax.encoders import load_with_predictor
+from roberta_flax.errors import InputError
+from roberta_flax.files import PathLike
+from roberta_flax.hub import Roberta
+from roberta_flax.nn.config import HeadConfig
+from roberta_flax.tasks.base import Task
+from roberta_flax.tasks.embed import Embed
+from roberta_flax.tasks.sentence_scores import SentenceScores
+
+_FUNCTIONS = ("sigmoid", "softmax", "none")  # ClassificationFunction
+_TRUNCATIONS = (False, True, "longest_first", "do_not_truncate")
+
+
+def pipeline(task: str, model: PathLike | Roberta, **options: Any) -> Pipeline:
+    """Loads a model for a task.
+
+    Args:
+      task: one of PIPELINES: "text-classification" (or "sentiment-analysis"), "zero-shot-classification" or
+        "feature-extraction".
+      model: what roberta_flax.load takes, or a model that is loaded already.
+      options: of roberta_flax.load (dtype, quantize, ...), of roberta_flax.Predictor (devices, tokens_per_batch, ...),
+        and arguments of the pipeline's calls, as their defaults.
+
+    Returns:
+      A function of inputs; see the class of the task.
+
+    Raises:
+      InputError: the task or an option is unknown, or the model cannot do the task.
+      CheckpointError, DownloadError: as roberta_flax.load.
+    """
+    if task not in PIPELINES:
+        raise InputError(f"task must be one of {', '.join(PIPELINES)}, got {task!r}")
+    return PIPELINES[task](model, **options)
+
+
+class Pipeline:
+    """A task over a loaded model. `arguments` are the names of the arguments of its calls."""
+
+    arguments: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
+        self._defaults = {name: value for name, value in options.items() if name in self._known}
+        others = {name: value for name, value in options.items() if name not in self._known}
+        self.model, self._predictor = load_with_predictor(model, others, type(self).__name__)
+
+    @property
+    def _known(self) -> tuple[str, ...]:
+        return (*self.arguments, "batch_size")
+
+    def _check_known(self, given: Iterable[str]) -> None:
+        if unknown := [name for name in given if name not in self._known]:
+            known = ", ".join(self._known)
+            raise InputError(f"{type(self).__name__} does not know {', '.join(unknown)}; its calls take {known}")
+
+    def __call__(self, inputs: Any, **arguments: Any) -> Any:
+        """The result of an input, a list with that of each, or an iterator of them if `inputs` is an iterator."""
+        self._check_known(arguments)
+        given = {**self._defaults, **arguments}
+        given.pop("batch_size", None)
+        if self._is_single(inputs):
+            (result,) = self._results(iter([inputs]), given)
+            return self._single(inputs, result, arguments)
+        results = self._results(iter(inputs), given)
+        return results if isinstance(inputs, Iterator) else list(results)
+
+    def _is_single(self, inputs: Any) -> bool:
+        return isinstance(inputs, str | Mapping)
+
+    def _single(self, given: Any, result: Any, arguments: Mapping[str, Any]) -> Any:
+        """What a call with one input returns."""
+        return result
+
+    def _results(self, inputs: Iterator[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def _run(self, task: Task, inputs: Iterable[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+        """The results of a task. Without truncation, an input is only limited by the network's positions."""
+        truncation = arguments.get("truncation", False)
+        if truncation not in _TRUNCATIONS:
+            raise InputError(f"truncation must be True or False, got {truncation!r}")
+        if truncation in (False, "do_not_truncate"):
+            return self._predictor.with_task(task, on_long="error", max_length=self.model.max_positions)(inputs)
+        limit = arguments.get("max_length") or self.model.usage.max_length
+        return self._predictor.with_task(task, on_long="truncate", max_length=limit)(inputs)
+
+    def _sentence_head(self) -> HeadConfig:
+        heads = [head for head in self.model.config.heads if head.kind == "sentence"]
+        if len(heads) != 1:
+            names = ", ".join(head.name for head in heads) or "none"
+            raise InputError(f"{type(self).__name__} needs a model with one sentence head; this one's are: {names}")
+        return heads[0]
+
+
+class TextClassificationPipeline(Pipeline):
+    """Classifies texts, or pairs {"text": ..., "text_pair": ...}.
+
+    Arguments of a call: top_k (how many labels, None for all), function_to_apply ("sigmoid", "softmax" or "none"; by
+    default as the head's problem requires), truncation and max_length (without truncation, longer texts are errors),
+    padding (without effect: batches are padded in any case).
+
+    Returns {"label", "score"} of each input, for a single text in a list of one; with top_k a list of them, the best
+    first.
+    """
+
+    arguments = ("top_k", "function_to_apply", "truncation", "max_length", "padding")
+
+    def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._head = self._sentence_head()
+
+    def _single(self, given: Any, result: Any, arguments: Mapping[str, Any]) -> Any:
+        return [result] if isinstance(given, str) and "top_k" not in arguments else result
+
+    def _results(self, inputs: Iterator[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+        function = self._function(arguments.get("function_to_apply"))
+        labels = label_names(self._head)
+        several, top_k = "top_k" in arguments, arguments.get("top_k")
+        for logits in self._run(SentenceScores(self._head.name), map(_texts_of, inputs), arguments):
+            scores = function(logits)
+            if not several:
+                yield {"label": labels[int(scores.argmax())], "score": scores.max().item()}
+                continue
+            named = [{"label": label, "score": score.item()} for label, score in zip(labels, scores, strict=True)]
+            named.sort(key=lambda each: float(each["score"]), reverse=True)
+            yield named[:top_k]
+
+    def _function(self, name: Any) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+        if name is None:
+            scoring = self.model.usage.scoring_of(self._head.name)
+            if self._head.problem == "regression":
+                name = "none" if scoring is None or scoring.is_regression else "sigmoid"
+            else:
+                name = "sigmoid" if self._head.problem == "multi_label" else "softmax"
+        if not isinstance(name, str) or name.lower() not in _FUNCTIONS:
+            raise InputError(f"function_to_apply must be one of {', '.join(_FUNCTIONS)}, got {name!r}")
+        if name.lower() == "softmax":
+            return lambda logits: np.asarray(scipy.special.softmax(logits))
+        return scipy.special.expit if name.lower() == "sigmoid" else np.asarray
+
+
+class ZeroShotClassificationPipeline(Pipeline):
+    """Classifies texts by labels that are chosen in the call, with a head that knows entailment.
+
+    Arguments of a call: candidate_labels (a list, or a text with commas), hypothesis_template ("This example is {}."),
+    multi_label (whether any number of labels may apply). A text over the maximum length is truncated, a hypothesis is
+    not.
+
+    Returns {"sequence", "labels", "scores"} of each text, the likeliest label first.
+    """
+
+    arguments = ("candidate_labels", "hypothesis_template", "multi_label")
+
+    def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._head = self._sentence_head()
+        labels = [label.lower() for label in label_names(self._head)]
+        found = [number for number, label in enumerate(labels) if label.startswith("entail")]
+        if not found:
+            raise InputError(
+                f"zero-shot classification needs a head with a class entailment; this one's are {', '.join(labels)}"
+            )
+        self._entailment = found[0]
+        self._contradiction = -1 if self._entailment == 0 else 0  # as in Transformers
+
+    def __call__(self, inputs: Any, candidate_labels: Any = None, **arguments: Any) -> Any:
+        if candidate_labels is not None:
+            arguments["candidate_labels"] = candidate_labels
+        return super().__call__(inputs, **arguments)
+
+    def _results(self, inputs: Iterator[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+        labels = arguments.get("candidate_labels") or []
+        if isinstance(labels, str):
+            labels = [label.strip() for label in labels.split(",") if label.strip()]
+        template = arguments.get("hypothesis_template", "This example is {}.")
+        if not labels:
+            raise InputError("candidate_labels must have at least one label")
+        if template.format(labels[0]) == template:
+            raise InputError(f"hypothesis_template must have {{}} where the label goes, got {template!r}")
+        hypotheses = [template.format(label) for label in labels]
+        texts: list[str] = []
+
+        def pairs() -> Iterator[tuple[str, str]]:
+            for text in inputs:
+                if not isinstance(text, str):
+                    raise InputError(f"zero-shot classification takes texts, got {type(text).__name__}")
+                texts.append(text)
+                yield from ((text, hypothesis) for hypothesis in hypotheses)
+
+        logits: list[npt.NDArray[Any]] = []
+        task = SentenceScores(self._head.name, truncation="only_first")
+        for outputs in self._run(task, pairs(), {"truncation": True}):
+            logits.append(outputs)
+            if len(logits) == len(labels):
+                yield self._ranked(texts.pop(0), labels, np.stack(logits), bool(arguments.get("multi_label")))
+                logits = []
+
+    def _ranked(self, text: str, labels: Sequence[str], logits: npt.NDArray[Any], multi_label: bool) -> dict[str, Any]:
+        if multi_label or len(labels) == 1:
+            scores = scipy.special.softmax(logits[:, [self._contradiction, self._entailment]], axis=-1)[:, 1]
+        else:
+            scores = scipy.special.softmax(logits[:, self._entailment])
+        order = scores.argsort()[::-1]
+        return {"sequence": text, "labels": [labels[i] for i in order], "scores": scores[order].tolist()}
+
+
+class FeatureExtractionPipeline(Pipeline):
+    """Extracts the features of texts' tokens.
+
+    Arguments of a call: truncation, max_length, return_tensors (True for an array in place of nested lists).
+
+    Returns [1, tokens, hidden] of each text, as nested lists.
+    """
+
+    arguments = ("truncation", "max_length", "padding", "return_tensors", "tokenize_kwargs")
+
+    def _results(self, inputs: Iterator[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+        settings = {**(arguments.get("tokenize_kwargs") or {}), **arguments}
+        self._check_known(settings)
+        for features in self._run(Embed("tokens"), inputs, settings):
+            yield features[None] if arguments.get("return_tensors") else [features.tolist()]
+
+
+def label_names(head: HeadConfig) -> Sequence[str]:
+    """The names of a head's classes, as Transformers names those that have none."""
+    if head.labels or head.label_names != tuple(map(str, range(head.num_classes))):
+        return head.label_names
+    return [f"LABEL_{i}" for i in range(head.num_classes)]
+
+
+def _texts_of(given: Any) -> Any:
+    """A text, or the pair of a dict."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, Mapping) and "text" in given and given.keys() <= {"text", "text_pair"}:
+        return (given["text"], given["text_pair"]) if given.get("text_pair") else given["text"]
+    raise InputError(f'expected a text, or {{"text": ..., "text_pair": ...}}, got {given!r:.80}')
+
+
+PIPELINES: dict[str, type[Pipeline]] = {
+    "text-classification": TextClassificationPipeline,
+    "sentiment-analysis": TextClassificationPipeline,
+    "zero-shot-classification": ZeroShotClassificationPipeline,
+    "feature-extraction": FeatureExtractionPipeline,
+}
