@@ -17,6 +17,7 @@ import roberta_flax
 from roberta_flax import CheckpointError
 from roberta_flax.checkpoint import converted
 from roberta_flax.convert import convert, export, huggingface, verify
+from roberta_flax.inference.answers import answer
 from tests.conftest import skip_or_fail
 from tests.references import build as build_fairseq
 from tests.references import dictionary, random_tokens, torch
@@ -405,9 +406,7 @@ def test_the_one_output_of_a_single_label_head_is_the_sigmoid_that_transformers_
         pipeline = TextClassificationPipeline.__new__(TextClassificationPipeline)
         pipeline.model, pipeline.framework = model, "pt"  # its own choice of a function, without a tokenizer
         scores.append(pipeline.postprocess({"logits": logits.detach()})["score"])
-    ours = [
-        float(np.exp(roberta.predict("sentence_classification_head", roberta.encode(text)))[0, 0]) for text in texts
-    ]
+    ours = [answer(roberta, [text])["values"]["0"] for text in texts]
     np.testing.assert_allclose(ours, scores, atol=FLOAT32)
     assert len({round(score, 4) for score in ours}) == 3
     (folder / "config.json").write_text((folder / "config.json").read_text().replace("single_label_", "no_"))
