@@ -61,7 +61,7 @@ class Masking:
         if not 0 < self.mask_prob < 1:
             raise InputError(f"mask_prob must be over 0 and under 1, got {self.mask_prob}")
         kept, random = self.leave_unmasked_prob, self.random_token_prob
-        if kept < 0 or random < 0 or kept + random > 1:
+        if not (kept >= 0 and random >= 0 and kept + random <= 1):
             raise InputError(
                 f"leave_unmasked_prob and random_token_prob must be 0 or more, and at most 1 together, got {kept} and "
                 f"{random}"

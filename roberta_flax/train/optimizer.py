@@ -45,9 +45,9 @@ def polynomial_decay(
     """
     if not 0 <= warmup_steps <= total_steps or total_steps < 1:
         raise InputError(f"warmup_steps must be from 0 to total_steps, got {warmup_steps} of {total_steps}")
-    if not 0 <= end_learning_rate <= learning_rate or learning_rate <= 0 or power <= 0:
+    if not (0 <= end_learning_rate <= learning_rate and 0 < learning_rate < math.inf and 0 < power < math.inf):
         raise InputError(
-            "learning_rate and power must be over 0 and end_learning_rate from 0 to learning_rate,"
+            "learning_rate and power must be over 0 and finite, and end_learning_rate from 0 to learning_rate,"
             f" got {learning_rate}, {power} and {end_learning_rate}"
         )
 
@@ -154,9 +154,10 @@ def adam(
     """
     if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
         raise InputError(f"betas must be from 0 to under 1, got {betas}")
-    if eps <= 0 or weight_decay < 0 or clip_norm < 0:
+    if not (0 < eps < math.inf and 0 <= weight_decay < math.inf and 0 <= clip_norm < math.inf):
         raise InputError(
-            f"eps must be over 0, weight_decay and clip_norm 0 or more, got {eps}, {weight_decay} and {clip_norm}"
+            "eps must be over 0, weight_decay and clip_norm 0 or more, and all finite,"
+            f" got {eps}, {weight_decay} and {clip_norm}"
         )
     if not 0 < layer_decay <= 1:
         raise InputError(f"layer_decay must be over 0 and at most 1, got {layer_decay}")

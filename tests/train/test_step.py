@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from typing import Any
@@ -444,7 +445,11 @@ def test_layer_decay_scales_updates_by_depth(params):
         (lambda: polynomial_decay(1e-3, warmup_steps=9, total_steps=8), "warmup_steps must be from 0"),
         (lambda: polynomial_decay(0.0, warmup_steps=1, total_steps=8), "learning_rate and power must be over 0"),
         (lambda: adam(1e-3, config=CONFIG, betas=(1.0, 0.9)), "betas must be from 0 to under 1"),
+        (lambda: polynomial_decay(math.nan, warmup_steps=1, total_steps=8), "over 0 and finite.*got nan"),
+        (lambda: polynomial_decay(math.inf, warmup_steps=1, total_steps=8), "over 0 and finite.*got inf"),
         (lambda: adam(1e-3, config=CONFIG, eps=0.0), "eps must be over 0"),
+        (lambda: adam(1e-3, config=CONFIG, eps=math.nan), "eps must be over 0.*got nan"),
+        (lambda: adam(1e-3, config=CONFIG, weight_decay=math.nan), "all finite"),
         (lambda: adam(1e-3, config=CONFIG, layer_decay=1.5), "layer_decay must be over 0 and at most 1, got 1.5"),
         (lambda: head_loss("nothing", config=CONFIG), "no head called 'nothing'"),
         (lambda: head_loss("pooler", config=CONFIG), "'pooler' is a pooler: it has no loss to train with"),
