@@ -205,9 +205,9 @@ def with_cudnn(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
 
-def lowered_attention(platform: str, dtype: str, queries: int = 128, rows: int = 1, **options) -> str:
-    query, key = (jax.ShapeDtypeStruct((8, n, 12, 64), dtype) for n in (queries, 128))
-    mask = jax.ShapeDtypeStruct((8, rows, 128), jnp.bool_)
+def lowered_attention(platform: str, dtype: str, queries: int = 128, rows: int = 1, batch: int = 8, **options) -> str:
+    query, key = (jax.ShapeDtypeStruct((batch, n, 12, 64), dtype) for n in (queries, 128))
+    mask = jax.ShapeDtypeStruct((batch, rows, 128), jnp.bool_)
     traced = jax.jit(partial(attend, **options)).trace(query, key, key, mask)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -281,10 +281,11 @@ def test_attention_on_tpus_has_the_gradients_of_attention_elsewhere():
     jax.tree.map(np.testing.assert_array_equal, on_tpus, elsewhere)
 
 
-def test_attention_divides_after_the_product_on_tpus_in_16_bits_alone():
-    assert "optimization_barrier" in lowered_attention("tpu", "bfloat16")
-    assert "optimization_barrier" not in lowered_attention("tpu", "float32")
-    assert "optimization_barrier" not in lowered_attention("cpu", "bfloat16")
+def test_attention_divides_after_the_product_on_tpus_for_large_scores_in_16_bits_alone():
+    assert "optimization_barrier" in lowered_attention("tpu", "bfloat16", batch=64)
+    assert "optimization_barrier" not in lowered_attention("tpu", "bfloat16", batch=16)
+    assert "optimization_barrier" not in lowered_attention("tpu", "float32", batch=64)
+    assert "optimization_barrier" not in lowered_attention("cpu", "bfloat16", batch=64)
 
 
 def test_attention_that_cannot_be_is_refused_in_one_line(tiny, tiny_directory):

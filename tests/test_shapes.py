@@ -105,6 +105,7 @@ def run_network(nn, config, dtype: str) -> None:
 def run_attention(nn, patch: pytest.MonkeyPatch) -> None:
     """Every implementation, of all queries and of one, with a mask for each query and with one for all."""
     patch.setattr(nn.attention, "_WHOLE_BYTES", 0)
+    patch.setattr(nn.attention, "_TPU_BYTES", 0)
     patch.setattr(nn.attention, "_CHUNK_BYTES", 2 * 4 * TIME**2)
     # cuDNN's takes what XLA's takes, and is not on every machine
     patch.setattr(jax.nn, "dot_product_attention", partial(_without_cudnn, jax.nn.dot_product_attention))

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 # CPU's cache. "cudnn": cuDNN's fused kernel, on NVIDIA GPUs from Ampere on, in bfloat16 or float16.
 IMPLEMENTATIONS = ("xla", "chunked", "cudnn")
 
+# A TPU v5e has 128 MiB of vector memory, in which smaller scores stay: dividing last is then slower (12.9 and 12.2 M
+# cycles for 24 layers of 16 x 128, 17 MB of float32 scores; 52.7 and 55.0 for 64 x 128, 67 MB; docs/performance.md).
+_TPU_BYTES = 32 * 2**20
+
 _AMPERE = (8, 0)  # compute capability
 _MAX_CUDNN_DEPTH = 128  # of a head, before Hopper
 
@@ -78,7 +82,8 @@ def attend(
         return chunked(query, key, value, mask)
     of_platform: dict[str, Callable[..., Array]] = {} if chunk is None else {"cpu": chunked}
     if dropout is None and record is None and query.dtype.itemsize == 2 and _has_static_shape(query, key):
-        of_platform["tpu"] = partial(_divided_last, precision=precision)
+        if _scores_bytes(query, key) > _TPU_BYTES:
+            of_platform["tpu"] = partial(_divided_last, precision=precision)
         if implementation is None and _can_use_cudnn(query, key):
             of_platform["cuda"] = _cudnn
     if not of_platform:
@@ -239,6 +244,11 @@ def _has_static_shape(
     return all(isinstance(size, int) for size in (*query.shape, key.shape[1]))
 
 
+def _scores_bytes(query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]) -> int:
+    batch, queries, heads, _ = query.shape
+    return batch * heads * queries * key.shape[1] * accumulation_dtype(query.dtype).itemsize
+
+
 def _heads_per_chunk(
     query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]
 ) -> int | None:
@@ -246,11 +256,8 @@ def _heads_per_chunk(
 
     None where the scores of all heads are small, or of unknown size (jax.export's symbolic dimensions).
     """
-    batch, queries, heads, _ = query.shape
-    keys = key.shape[1]
-    if not _has_static_shape(query, key):
+    heads = query.shape[2]
+    if not _has_static_shape(query, key) or _scores_bytes(query, key) <= _WHOLE_BYTES:
         return None
-    head_bytes = queries * keys * accumulation_dtype(query.dtype).itemsize
-    if batch * heads * head_bytes <= _WHOLE_BYTES:
-        return None
+    head_bytes = _scores_bytes(query, key) // (query.shape[0] * heads)
     return max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * head_bytes <= _CHUNK_BYTES))
