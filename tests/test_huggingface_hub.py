@@ -103,7 +103,7 @@ def test_one_set_of_weights_and_nothing_that_is_not_needed_is_downloaded(hub, tm
     )
     convert("hf:org/tiny", tmp_path / "converted", cache_dir=tmp_path / "cache")
     assert sorted(hub.downloaded) == sorted(
-        ["config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json"]
+        ["config.json", "model.safetensors", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"]
     )
 
 

@@ -328,7 +328,7 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
     write_tensors(directory / huggingface.WEIGHT_FILES[0], tensors, metadata={"format": "pt"})
     _write_json(directory / huggingface.CONFIG_FILE, config)
     _write_tokenizer(model, model_type, directory)
-    sentence_transformers.write_limits(model.usage, directory, head)
+    sentence_transformers.write_limits(model.usage, directory, head, model.config.max_positions)
     for setting, value in (
         ("activation_dropout", model.config.activation_dropout),
         ("layer_drop", model.config.layer_drop),

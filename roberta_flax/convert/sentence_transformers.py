@@ -533,16 +533,22 @@ def _reason(name: str) -> str:
 _WRITTEN_VERSION = "5.1.2"
 
 
-def write_limits(usage: Usage, directory: Path, head: HeadConfig | None) -> None:
+def write_limits(usage: Usage, directory: Path, head: HeadConfig | None, max_positions: int) -> None:
     """Adds the maximum length, and a cross-encoder's activation, to the files that Transformers reads.
+
+    Files that give this maximum length already, as a source's own do, stay as they are.
 
     Args:
       usage: how the model is used.
-      directory: with config.json and tokenizer_config.json.
+      directory: with config.json and, if the model has a tokenizer, tokenizer_config.json.
       head: the head that the directory has.
+      max_positions: length of the longest input that the network takes.
     """
-    if usage.max_length is not None:
-        _update(directory / TOKENIZER_CONFIG_FILE, model_max_length=usage.max_length)
+    tokenizer = directory / TOKENIZER_CONFIG_FILE
+    if usage.max_length is not None and tokenizer.is_file():
+        limit = _max_length(read_json(directory / _CONFIG_FILE), read_json(tokenizer), {})
+        if min(limit, max_positions) != usage.max_length:
+            _update(tokenizer, model_max_length=usage.max_length)
     scoring = None if head is None else usage.scoring_of(head.name)
     if head is None or scoring is None:
         return

@@ -578,7 +578,7 @@ def test_what_the_other_library_cannot_have_is_refused(changes, heads, to, messa
 def test_export_refuses_what_is_not_a_converted_model_and_other_formats(tmp_path, tiny_directory):
     with pytest.raises(CheckpointError, match="is not a converted model"):
         export(tmp_path, tmp_path / "exported", to="fairseq")
-    with pytest.raises(InputError, match="fairseq or huggingface; got 'onnx'"):
+    with pytest.raises(InputError, match="fairseq or huggingface or sentence-transformers; got 'onnx'"):
         export(tiny_directory, tmp_path / "exported", to="onnx")
     with pytest.raises(InputError, match="no head called 'rte'"):
         export(tiny_directory, tmp_path / "exported", to="fairseq", heads=["rte"])
