@@ -828,7 +828,7 @@ def test_parquet_says_which_model_made_it_and_of_what(tiny, tiny_directory, pair
     assert settings["model"]["name"] == "mine"
     assert settings["model"]["sha256"]["model.safetensors"] == sha256
     assert settings["input"]["sha256"] == {"pairs.jsonl": hashlib.sha256(pairs.read_bytes()).hexdigest()}
-    assert settings["task"] == ["Classify", {"head": "mnli", "logits": False}]
+    assert settings["task"] == ["Classify", {"activation": None, "head": "mnli", "logits": False}]
     assert settings["dtype"] == "float32"
     columns = parquet.read_table(tmp_path / "out.parquet").flatten().column_names
     assert [f"log_probabilities.{name}" for name in ("contradiction", "neutral", "entailment")] == columns[-3:]

@@ -148,7 +148,7 @@ def test_a_batch_says_which_rows_were_truncated_and_keeps_columns_of_the_results
     settings = json.loads(output.schema.metadata[b"roberta_flax"])
     sha256 = hashlib.sha256((tiny_directory / "model.safetensors").read_bytes()).hexdigest()
     assert settings["model"]["sha256"]["model.safetensors"] == sha256
-    assert settings["task"] == ["Classify", {"head": "mnli", "logits": False}]
+    assert settings["task"] == ["Classify", {"activation": None, "head": "mnli", "logits": False}]
 
 
 def test_a_run_whose_rows_are_all_rejected_fails_and_writes_nothing(tiny_directory, tmp_path, request):

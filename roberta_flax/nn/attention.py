@@ -196,7 +196,7 @@ def _cudnn(
     batch, _, keys = mask.shape
     lengths = None
     if mask.shape[1] == 1:
-        last = jnp.where(mask[:, 0], jnp.arange(1, keys + 1), 0).max(axis=1)
+        last = jnp.where(mask[:, 0], jnp.arange(1, keys + 1)[None], 0).max(axis=1)
         lengths = jnp.where(last == 0, keys, last)  # a row that is all padding has even weights
     # the mask too: padding may stand elsewhere than at the end
     every_query = jnp.broadcast_to(mask[:, None], (batch, 1, query.shape[1], keys))

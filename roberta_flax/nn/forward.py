@@ -165,10 +165,10 @@ def pooled_features(
         if segments is None or starts is None:
             member = (tokens != config.pad_id)[:, None, :]
         else:
-            member = segments[:, None, :] == jnp.arange(starts.shape[1])[None, :, None]
+            member = segments[:, None, :] == jnp.arange(starts.shape[1], dtype=segments.dtype)[None, :, None]
         # a multiplication and a sum, so that no matrix product rounds the features to its operands' dtype
-        total = (member[..., None] * x[:, None, :, :]).sum(axis=2)
-        pooled = total / jnp.maximum(member.sum(axis=2), 1)[..., None]
+        total = (member[..., None].astype(x.dtype) * x[:, None, :, :]).sum(axis=2)
+        pooled = total / jnp.maximum(member.sum(axis=2), 1)[..., None].astype(x.dtype)
     else:
         raise InputError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
     return pooled[:, 0] if starts is None else pooled

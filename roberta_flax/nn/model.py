@@ -32,7 +32,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.nn.products import product
+from roberta_flax.nn.products import broadcast_like, product
 from roberta_flax.nn.quantize import QuantizedLinear
 from roberta_flax.nn.residuals import RecomputedLayerNorm, optimization_barrier, with_low_precision_residual
 
@@ -287,7 +287,7 @@ class LMHead(Part):
         x = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.lm_head_activation](self.dense(features)))
         rows = token_embedding if self.embedding is None else self.embedding[...]
         logits = product("...h,vh->...v", x, rows, dtype=self.numerics.dtype, precision=self.numerics.precision)
-        return logits + self.bias[...].astype(logits.dtype)
+        return logits + broadcast_like(self.bias[...], logits)
 
 
 class Head(Part):
@@ -459,7 +459,7 @@ class Linear(nnx.Module):
         """The result is in the accumulation dtype."""
         numerics = self.numerics
         result = product("...i,io->...o", x, self.kernel[...], dtype=numerics.dtype, precision=numerics.precision)
-        return result + self.bias[...].astype(result.dtype)
+        return result + broadcast_like(self.bias[...], result)
 
 
 def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear | QuantizedLinear:

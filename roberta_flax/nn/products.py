@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 
 def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype in which products of operands in `dtype` return: float32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+
+
+def broadcast_like(vector: Float[Array, " size"], x: Float[Array, "*tokens size"]) -> Float[Array, "*tokens size"]:
+    """Repeats a vector for every token of `x`, in its dtype.
+
+    Broadcasting and promotion are explicit everywhere in the network, because JAX can be set to refuse them
+    (jax_numpy_rank_promotion, jax_numpy_dtype_promotion).
+    """
+    repeated: Array = jnp.broadcast_to(vector.astype(x.dtype), x.shape)
+    return repeated
 
 
 def product(

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.custom_derivatives import SymbolicZero
 
 from roberta_flax.errors import InputError
+from roberta_flax.nn.products import broadcast_like
 from roberta_flax.nn.tree import Params, flatten, to_dict
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class QuantizedLinear(nnx.Module):
     def __call__(self, x: Float[Array, "*tokens inputs"]) -> Float[Array, "*tokens outputs"]:
         """The result is in the accumulation dtype."""
         product = _int8_product(x.astype(self.dtype), self.kernel[...], self.kernel_scale[...].astype(self.dtype))
-        return product + self.bias[...].astype(self.dtype)
+        return product + broadcast_like(self.bias[...], product)
 
 
 def quantize(params: Params, method: str = "int8") -> Params:
@@ -82,7 +83,8 @@ def _int8_product(
     """
     rounded, scale = _round_to_int8(x, axis=-1)
     total = jnp.einsum("...i,io->...o", rounded, kernel, preferred_element_type=jnp.int32)
-    return total.astype(x.dtype) * scale * kernel_scale
+    scaled = total.astype(x.dtype) * scale
+    return scaled * broadcast_like(kernel_scale, scaled)
 
 
 def _int8_product_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, Any, Any]) -> tuple[Array, Array]:
@@ -92,9 +94,9 @@ def _int8_product_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Any, 
     weights = kernel.astype(x.dtype)
     tangent = jnp.zeros_like(result)
     if not isinstance(x_dot, SymbolicZero):
-        tangent = (x_dot @ weights) * kernel_scale
+        tangent = (x_dot @ weights) * broadcast_like(kernel_scale, result)
     if not isinstance(kernel_scale_dot, SymbolicZero):
-        tangent = tangent + (x @ weights) * kernel_scale_dot
+        tangent = tangent + (x @ weights) * broadcast_like(kernel_scale_dot, result)
     return result, tangent
 
 

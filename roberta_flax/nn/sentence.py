@@ -200,7 +200,7 @@ def sentence_vectors(
         if segments is None or starts is None:
             member = (tokens != config.pad_id)[:, None, :]
         else:
-            member = segments[:, None, :] == jnp.arange(starts.shape[1])[None, :, None]
+            member = segments[:, None, :] == jnp.arange(starts.shape[1], dtype=segments.dtype)[None, :, None]
         x = _pooled(pooling, features, member, is_first, prompt_length)
     for module, parameters in zip(others, module_params[1:], strict=True):
         x = _applied(module, x, {name: value.astype(x.dtype) for name, value in parameters.items()})

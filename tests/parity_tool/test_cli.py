@@ -121,7 +121,7 @@ def test_a_comparison_without_tensors_does_not_pass(run, texts):
     ("content", "reason"),
     [
         (None, "No such file"),
-        (b"\xff\xfe\n", "line 1"),
+        (b"\xff\xfe\n", "is UTF-16 text, not UTF-8 text"),
         (b"good\na\tb\tc\n", "line 2: one text, or two with a tab between them; got 3"),
         (b"", "there is nothing to compare"),
         (b"good\n" + b"x y " * 400 + b"\n", "input 2 of 2: "),
