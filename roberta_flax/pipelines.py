@@ -10,6 +10,7 @@ does not know are refused by name.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,7 +25,10 @@ from roberta_flax.hub import Roberta
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.tasks.base import Task
 from roberta_flax.tasks.embed import Embed
+from roberta_flax.tasks.entities import AGGREGATIONS, find_entities
 from roberta_flax.tasks.sentence_scores import SentenceScores
+from roberta_flax.tasks.token_logits import TokenLogits
+from roberta_flax.text.encoding import OnLong
 
 _FUNCTIONS = ("sigmoid", "softmax", "none")  # ClassificationFunction
 _TRUNCATIONS = (False, True, "longest_first", "do_not_truncate")
@@ -34,8 +38,8 @@ def pipeline(task: str, model: PathLike | Roberta, **options: Any) -> Pipeline:
     """Loads a model for a task.
 
     Args:
-      task: one of PIPELINES: "text-classification" (or "sentiment-analysis"), "zero-shot-classification" or
-        "feature-extraction".
+      task: one of PIPELINES: "text-classification" (or "sentiment-analysis"), "zero-shot-classification",
+        "feature-extraction" or "token-classification" (or "ner").
       model: what roberta_flax.load takes, or a model that is loaded already.
       options: of roberta_flax.load (dtype, quantize, ...), of roberta_flax.Predictor (devices, tokens_per_batch, ...),
         and arguments of the pipeline's calls, as their defaults.
@@ -99,15 +103,20 @@ class Pipeline:
             raise InputError(f"truncation must be True or False, got {truncation!r}")
         if truncation in (False, "do_not_truncate"):
             return self._predictor.with_task(task, on_long="error", max_length=self.model.max_positions)(inputs)
-        limit = arguments.get("max_length") or self.model.usage.max_length
+        limit = arguments.get("max_length") or self._max_length
         return self._predictor.with_task(task, on_long="truncate", max_length=limit)(inputs)
 
-    def _sentence_head(self) -> HeadConfig:
-        heads = [head for head in self.model.config.heads if head.kind == "sentence"]
+    def _one_head(self, kind: str) -> HeadConfig:
+        heads = [head for head in self.model.config.heads if head.kind == kind]
         if len(heads) != 1:
             names = ", ".join(head.name for head in heads) or "none"
-            raise InputError(f"{type(self).__name__} needs a model with one sentence head; this one's are: {names}")
+            raise InputError(f"{type(self).__name__} needs a model with one {kind} head; this one's are: {names}")
         return heads[0]
+
+    @property
+    def _max_length(self) -> int:
+        """The maximum length of an input in tokens."""
+        return self.model.usage.max_length or self.model.max_positions
 
 
 class TextClassificationPipeline(Pipeline):
@@ -125,7 +134,7 @@ class TextClassificationPipeline(Pipeline):
 
     def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
         super().__init__(model, **options)
-        self._head = self._sentence_head()
+        self._head = self._one_head("sentence")
 
     def _single(self, given: Any, result: Any, arguments: Mapping[str, Any]) -> Any:
         return [result] if isinstance(given, str) and "top_k" not in arguments else result
@@ -171,7 +180,7 @@ class ZeroShotClassificationPipeline(Pipeline):
 
     def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
         super().__init__(model, **options)
-        self._head = self._sentence_head()
+        self._head = self._one_head("sentence")
         labels = [label.lower() for label in label_names(self._head)]
         found = [number for number, label in enumerate(labels) if label.startswith("entail")]
         if not found:
@@ -239,6 +248,46 @@ class FeatureExtractionPipeline(Pipeline):
             yield features[None] if arguments.get("return_tensors") else [features.tolist()]
 
 
+class TokenClassificationPipeline(Pipeline):
+    """Classifies the tokens of texts, or finds entities. A text over the maximum length is truncated.
+
+    Arguments of a call: aggregation_strategy ("none" for tokens; "simple", "first", "average" or "max" for entities,
+    see tasks.entities), ignore_labels (["O"]), stride (in place of truncation, windows that share so many tokens; with
+    entities only).
+
+    Returns a list for each text, of {"entity", "score", "index", "word", "start", "end"} for each token, or of
+    {"entity_group", "score", "word", "start", "end"} for each entity.
+    """
+
+    arguments = ("aggregation_strategy", "ignore_labels", "stride")
+
+    def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._head = self._one_head("token")
+
+    def _results(self, inputs: Iterator[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+        aggregation = arguments.get("aggregation_strategy") or "none"
+        if not isinstance(aggregation, str) or aggregation.lower() not in AGGREGATIONS:
+            raise InputError(f"aggregation_strategy must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+        ignored = arguments.get("ignore_labels")
+        if isinstance(ignored, str):
+            raise InputError(f"ignore_labels must be a list of labels, got {ignored!r}")
+        stride = arguments.get("stride")
+        if stride is not None:
+            _check_count("stride", stride, smallest=0)
+            if aggregation.lower() == "none":
+                raise InputError("stride is for entities: choose an aggregation_strategy other than none")
+        task = TokenLogits(self._head.name, stride or 0)
+        on_long: OnLong = "truncate" if stride is None else "window"
+        texts, given = itertools.tee(map(_text_alone, inputs))
+        results = self._predictor.with_task(task, on_long=on_long, max_length=self._max_length)(given)
+        labels = label_names(self._head)
+        for windows, text in zip(results, texts, strict=True):
+            yield find_entities(
+                self.model.tokenizer, text, windows, labels, aggregation.lower(), ("O",) if ignored is None else ignored
+            )
+
+
 def label_names(head: HeadConfig) -> Sequence[str]:
     """The names of a head's classes, as Transformers names those that have none."""
     if head.labels or head.label_names != tuple(map(str, range(head.num_classes))):
@@ -255,9 +304,22 @@ def _texts_of(given: Any) -> Any:
     raise InputError(f'expected a text, or {{"text": ..., "text_pair": ...}}, got {given!r:.80}')
 
 
+def _text_alone(given: Any) -> str:
+    if not isinstance(given, str):
+        raise InputError(f"expected a text, got {type(given).__name__}: {given!r:.80}")
+    return given
+
+
+def _check_count(name: str, value: Any, *, smallest: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise InputError(f"{name} must be an integer of at least {smallest}, got {value!r}")
+
+
 PIPELINES: dict[str, type[Pipeline]] = {
     "text-classification": TextClassificationPipeline,
     "sentiment-analysis": TextClassificationPipeline,
     "zero-shot-classification": ZeroShotClassificationPipeline,
     "feature-extraction": FeatureExtractionPipeline,
+    "token-classification": TokenClassificationPipeline,
+    "ner": TokenClassificationPipeline,
 }

@@ -406,7 +406,7 @@ class Predictor:
 
     def _finish_window(self, window: _Window) -> Results:
         """The result of each input of a window whose batches are all finished."""
-        if self._layout["pack"]:
+        if self._batch_layout["pack"]:
             self._repeat_alone(window)
         results = Results()
         for number, indices in enumerate(window.sequences_of_input):

@@ -18,7 +18,8 @@ if find_spec("sentence_transformers") is None:
 
 import transformers
 
-from references.sentence_transformers import TEXTS, body, edit
+from references.sentence_transformers import TEXTS, body, edit, shaken
+from tests.parity.layouts import LAYOUTS
 
 TOLERANCE = 1e-5  # float32: a unit in the last place of a score is 6e-8, through two layers
 LONG = "The children are playing outside in the yard, and " * 14
@@ -121,6 +122,104 @@ def test_features_are_those_of_transformers(tmp_path):
         assert same(ours(inputs, **arguments), theirs(inputs, **arguments)), inputs
     expected = theirs(TEXTS[0], return_tensors=True).numpy()
     np.testing.assert_allclose(ours(TEXTS[0], return_tensors=True), expected, rtol=0, atol=TOLERANCE)
+
+
+MANY_TEXTS = [
+    *TEXTS,
+    "Barack Obama was born in Hawaii; it's 12,345 metres high, isn't it?",
+    "L'été à la forêt, où est-elle allée? Größe und Übermut.",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 flies over 東京都 👍🏽!", "🇩🇪", "吾輩は猫である。名前はまだ無い。", "Мама мыла раму. Привет, мир!",
+    " ", "\n", "a", "  a  b ", "New\tYork\nCity\r\nis  big", "e\u0301 a\u0308\u0323 ﬁ ½ Ⅷ", "a <unk> </s> b", "@USER :cry: #covid",
+    "x" * 40, "\u200b\ufeff.", "Tôi là sinh_viên trường đại_học Công_nghệ .", "(Zoë) \"quoted\" 3.14-2",
+]  # fmt: skip
+
+
+def plain(result: Any) -> Any:
+    """A result of Transformers with Python's numbers in place of numpy's."""
+    if isinstance(result, dict):
+        return {key: plain(value) for key, value in result.items()}
+    if isinstance(result, list):
+        return [plain(value) for value in result]
+    return result.item() if isinstance(result, np.generic) else result
+
+
+def network(directory: Path, layout: str, kind: str, **settings: Any) -> Path:
+    """A small model of Transformers' class `kind` with one of the layouts of tokenizers, which truncates at 32."""
+    LAYOUTS[layout](directory)
+    config = directory / "tokenizer_config.json"
+    if not config.is_file():
+        config.write_text("{}")
+    edit(config, model_max_length=32)
+    vocabulary = len(transformers.AutoTokenizer.from_pretrained(directory))
+    model_class = getattr(transformers, kind)
+    shape = {
+        "vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 48, "max_position_embeddings": 66, "layer_norm_eps": 1e-5, "type_vocab_size": 1,
+    }  # fmt: skip
+    model = shaken(model_class(model_class.config_class(**{**shape, **settings})), 0)
+    model.save_pretrained(directory)
+    return directory
+
+
+NETWORKS = {
+    "byte_level": "Roberta",
+    "prefix_space": "Roberta",
+    "added_tokens": "Roberta",
+    "wordpiece_cased": "Roberta",
+    "xlm_roberta": "XLMRoberta",
+    "xlm_roberta_of_other_years": "XLMRoberta",
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def taggers(request, tmp_path_factory) -> tuple[Any, Any]:
+    """Both token-classification pipelines of a model."""
+    labels = {"id2label": dict(enumerate(("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC")))}
+    labels["label2id"] = {label: i for i, label in labels["id2label"].items()}
+    kind = f"{NETWORKS[request.param]}ForTokenClassification"
+    path = network(tmp_path_factory.mktemp("tagger") / "model", request.param, kind, **labels)
+    theirs = transformers.pipeline("token-classification", model=str(path), device="cpu")
+    return pipeline("token-classification", model=path), theirs
+
+
+ENTITY_CALLS: list[dict[str, Any]] = [
+    {},
+    {"ignore_labels": []},
+    {"ignore_labels": ["O", "PER", "B-LOC"]},
+    *({"aggregation_strategy": strategy} for strategy in ("simple", "first", "average", "max")),
+    *({"aggregation_strategy": strategy, "ignore_labels": []} for strategy in ("simple", "first", "average", "max")),
+    {"aggregation_strategy": "simple", "ignore_labels": ["PER"], "stride": 4},
+    {"aggregation_strategy": "first", "stride": 0},
+    {"aggregation_strategy": "max", "ignore_labels": [], "stride": 11},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+def test_tokens_and_entities_are_those_of_transformers(taggers):
+    ours, theirs = taggers
+    for arguments in ENTITY_CALLS:
+        expected = plain(theirs(MANY_TEXTS, **arguments))
+        for text, one, other in zip(MANY_TEXTS, ours(MANY_TEXTS, **arguments), expected, strict=True):
+            assert same(one, other), (text, arguments, one, other)
+    assert same(ours(TEXTS[0]), plain(theirs(TEXTS[0])))
+
+
+def test_entities_are_refused_what_they_cannot_use(taggers):
+    ours, _ = taggers
+    refused: list[tuple[Any, dict[str, Any], str]] = [
+        (TEXTS, {"aggregation_strategy": "longest"}, "aggregation_strategy must be one of none, simple, .* 'longest'"),
+        (TEXTS, {"stride": 4}, "stride is for entities"),
+        (TEXTS, {"stride": -1, "aggregation_strategy": "max"}, "stride must be an integer of at least 0, got -1"),
+        (TEXTS, {"stride": 30, "aggregation_strategy": "max"}, "overlap by 30 tokens do not advance.* for 30 tokens"),
+        (TEXTS, {"ignore_labels": "O"}, "ignore_labels must be a list of labels, got 'O'"),
+        (TEXTS, {"is_split_into_words": True}, "TokenClassificationPipeline does not know is_split_into_words"),
+        ([("a", "b")], {}, "expected a text, got tuple"),
+    ]
+    for inputs, arguments, message in refused:
+        with pytest.raises(InputError, match=message):
+            ours(inputs, **arguments)
+    with pytest.raises(InputError, match="TextClassificationPipeline needs a model with one sentence head"):
+        pipeline("text-classification", model=ours.model)
 
 
 def test_an_iterator_of_inputs_gives_an_iterator_of_results(classifiers):
