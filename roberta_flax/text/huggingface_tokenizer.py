@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -45,6 +45,7 @@ class HuggingFaceSettings:
       is_python: whether transformers runs the tokenizer in Python, where pieces that have no ids are unknown tokens.
       split_special_tokens: whether special tokens are not recognized in text.
       truncation_side: "right" or "left": which end of a text that is too long is removed.
+      cleans_up_spaces: whether transformers removes spaces before punctuation from text that it decodes.
       source_files: the names of the source's files, which are kept.
       model_type, tokenizer_class: config.json's, by which transformers chooses the tokenizer's class where the source's
         files do not name it; tokenizer_class is empty if config.json has none.
@@ -62,6 +63,7 @@ class HuggingFaceSettings:
     is_python: bool = False
     split_special_tokens: bool = False
     truncation_side: str = "right"
+    cleans_up_spaces: bool = field(default=False, compare=False, repr=False)  # no part of the tokenizer's definition
     source_files: tuple[str, ...] = ()
     model_type: str = ""
     tokenizer_class: str = ""
@@ -260,6 +262,10 @@ class HuggingFaceTokenizer:
         decoder = self._tokenizer.decoder
         return " ".join(names) if decoder is None else str(decoder.decode(list(names)))
 
+    def plain_text(self, ids: Sequence[int], *, with_specials: bool) -> str:
+        text = str(self._tokenizer.decode(list(ids), skip_special_tokens=not with_specials))
+        return _cleaned_up(text) if self.settings.cleans_up_spaces else text
+
     @property
     def marks_continuations(self) -> bool:
         """Whether the vocabulary marks the tokens that continue a word, as WordPiece does."""
@@ -370,6 +376,16 @@ def call(function: Callable[[], _Result]) -> _Result:
         if type(error).__name__ != "PanicException":  # from Rust: not an Exception, and without a public class
             raise
         raise ValueError(shortened(" ".join(str(error).split()))) from None
+
+
+def _cleaned_up(text: str) -> str:
+    """Removes spaces as PreTrainedTokenizerBase.clean_up_tokenization does: before punctuation and contractions."""
+    for end in (".", "?", "!", ","):
+        text = text.replace(f" {end}", end)
+    text = text.replace(" ' ", "'")
+    for end in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {end}", end)
+    return text
 
 
 def _special_tokens(tokenizer: Any) -> dict[int, list[tuple[int, ...]]]:

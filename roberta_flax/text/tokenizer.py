@@ -359,6 +359,13 @@ class Tokenizer:
         """The text of tokens, given as `token_name` writes them. Raises InputError as `token_name` does."""
         return self._huggingface.join_names(names)
 
+    def plain_text(self, ids: Sequence[int], *, with_specials: bool = False) -> str:
+        """The text of token ids as the tokenizers of Transformers decode them, with special tokens or without them.
+
+        Raises InputError as `token_name` does.
+        """
+        return self._huggingface.plain_text(ids, with_specials=with_specials)
+
     @property
     def marks_continuations(self) -> bool:
         """Whether the vocabulary marks tokens that continue a word. Raises InputError as `token_name` does."""
