@@ -335,7 +335,7 @@ class FillMaskPipeline(Pipeline):
             }
 
     def _target_ids(self, targets: str | Sequence[str]) -> tuple[int, ...]:
-        tokenizer, found = self.model.tokenizer, set()
+        tokenizer, found = self.model.tokenizer, set[int]()
         for target in [targets] if isinstance(targets, str) else targets:
             token = tokenizer.named_token(target)
             if token is None:

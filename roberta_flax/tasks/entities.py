@@ -58,7 +58,7 @@ def find_entities(
       For each token, without aggregation: entity, score, index, word, start, end. Otherwise for each entity:
       entity_group, score, word, start, end. Of entities in several windows that overlap, the longest is kept.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for window in windows:
         tokens = list(_tokens(tokenizer, text, window))
         if aggregation == "none":

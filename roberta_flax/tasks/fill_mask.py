@@ -205,7 +205,7 @@ class FillMasks:
         positions = np.zeros((len(batch.tokens), width), np.int32)
         for row, of_sequence in zip(batch.row, masks, strict=True):
             positions[row, : len(of_sequence)] = of_sequence
-        static = {"config": model.config, "numerics": model.numerics}
+        static: dict[str, Any] = {"config": model.config, "numerics": model.numerics}
         if not self.targets:
             return forward.top_tokens(params, arrays[0], positions, topk=self.topk, **static)
         logits = forward.lm_logits(params, arrays[0], positions, **static)

@@ -252,7 +252,7 @@ class HuggingFaceTokenizer:
         )
 
     def token_name(self, token_id: int) -> str:
-        return self._tokenizer.id_to_token(token_id) or ""
+        return str(self._tokenizer.id_to_token(token_id) or "")
 
     def named_token(self, name: str) -> int | None:
         token_id: int | None = self._tokenizer.token_to_id(name)
