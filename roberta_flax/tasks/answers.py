@@ -52,7 +52,7 @@ def find_answers(
         starts[0] = ends[0] = 0.0
         for first, last, score in _likeliest_spans(starts, ends, allowed, candidates, max_answer_length):
             start, end = _characters(tokens, first, last, align_to_words)
-            answer = {"score": score, "start": start, "end": end, "answer": context[start:end]}
+            answer: dict[str, Any] = {"score": score, "start": start, "end": end, "answer": context[start:end]}
             known = answers.setdefault(answer["answer"].lower(), answer)
             if known is not answer:
                 known["score"] += score
@@ -72,7 +72,7 @@ def _likeliest_spans(
     joint = np.tril(np.triu(np.outer(starts, ends)), max_length - 1)
     scores = joint.ravel()
     if count == 1:
-        order = scores.argmax(keepdims=True)
+        order = np.array([scores.argmax()])
     elif len(scores) <= count:
         order = (-scores).argsort()
     else:

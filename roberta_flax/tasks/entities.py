@@ -19,14 +19,14 @@ class _Part(NamedTuple):
     """A token, or a word of several.
 
     Attributes:
-      index: of the token in its window.
+      position: of the token in its window.
       name: the token as its vocabulary writes it, or the text of a word.
       scores: [classes], the probability of each class.
       start, end: its characters.
       continues: whether it continues the word of the token before.
     """
 
-    index: int
+    position: int
     name: str
     scores: npt.NDArray[Any]
     start: int
@@ -95,7 +95,7 @@ def _words(tokenizer: Tokenizer, tokens: Sequence[_Part], aggregation: str) -> l
             words.append([token])
     return [
         _Part(
-            word[0].index,
+            word[0].position,
             tokenizer.join_names([token.name for token in word]),
             _word_scores([token.scores for token in word], aggregation),
             word[0].start,
@@ -134,7 +134,7 @@ def _entity_of_token(token: _Part, labels: Sequence[str]) -> dict[str, Any]:
     return {
         "entity": _label(token, labels),
         "score": token.scores.max().item(),
-        "index": token.index,
+        "index": token.position,
         "word": token.name,
         "start": token.start,
         "end": token.end,
