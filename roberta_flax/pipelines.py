@@ -10,6 +10,8 @@ does not know are refused by name.
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,9 +24,14 @@ from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.nn.config import HeadConfig
+from roberta_flax.tasks.answers import find_answers
 from roberta_flax.tasks.base import Task
 from roberta_flax.tasks.embed import Embed
+from roberta_flax.tasks.entities import AGGREGATIONS, find_entities
+from roberta_flax.tasks.fill_mask import Fillings, FillMasks
 from roberta_flax.tasks.sentence_scores import SentenceScores
+from roberta_flax.tasks.token_logits import TokenLogits
+from roberta_flax.text.encoding import OnLong
 
 _FUNCTIONS = ("sigmoid", "softmax", "none")  # ClassificationFunction
 _TRUNCATIONS = (False, True, "longest_first", "do_not_truncate")
@@ -34,8 +41,8 @@ def pipeline(task: str, model: PathLike | Roberta, **options: Any) -> Pipeline:
     """Loads a model for a task.
 
     Args:
-      task: one of PIPELINES: "text-classification" (or "sentiment-analysis"), "zero-shot-classification" or
-        "feature-extraction".
+      task: one of PIPELINES: "text-classification" (or "sentiment-analysis"), "zero-shot-classification",
+        "feature-extraction", "token-classification" (or "ner"), "fill-mask" or "question-answering".
       model: what roberta_flax.load takes, or a model that is loaded already.
       options: of roberta_flax.load (dtype, quantize, ...), of roberta_flax.Predictor (devices, tokens_per_batch, ...),
         and arguments of the pipeline's calls, as their defaults.
@@ -99,15 +106,20 @@ class Pipeline:
             raise InputError(f"truncation must be True or False, got {truncation!r}")
         if truncation in (False, "do_not_truncate"):
             return self._predictor.with_task(task, on_long="error", max_length=self.model.max_positions)(inputs)
-        limit = arguments.get("max_length") or self.model.usage.max_length
+        limit = arguments.get("max_length") or self._max_length
         return self._predictor.with_task(task, on_long="truncate", max_length=limit)(inputs)
 
-    def _sentence_head(self) -> HeadConfig:
-        heads = [head for head in self.model.config.heads if head.kind == "sentence"]
+    def _one_head(self, kind: str) -> HeadConfig:
+        heads = [head for head in self.model.config.heads if head.kind == kind]
         if len(heads) != 1:
             names = ", ".join(head.name for head in heads) or "none"
-            raise InputError(f"{type(self).__name__} needs a model with one sentence head; this one's are: {names}")
+            raise InputError(f"{type(self).__name__} needs a model with one {kind} head; this one's are: {names}")
         return heads[0]
+
+    @property
+    def _max_length(self) -> int:
+        """The maximum length of an input in tokens."""
+        return self.model.usage.max_length or self.model.max_positions
 
 
 class TextClassificationPipeline(Pipeline):
@@ -125,7 +137,7 @@ class TextClassificationPipeline(Pipeline):
 
     def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
         super().__init__(model, **options)
-        self._head = self._sentence_head()
+        self._head = self._one_head("sentence")
 
     def _single(self, given: Any, result: Any, arguments: Mapping[str, Any]) -> Any:
         return [result] if isinstance(given, str) and "top_k" not in arguments else result
@@ -171,7 +183,7 @@ class ZeroShotClassificationPipeline(Pipeline):
 
     def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
         super().__init__(model, **options)
-        self._head = self._sentence_head()
+        self._head = self._one_head("sentence")
         labels = [label.lower() for label in label_names(self._head)]
         found = [number for number, label in enumerate(labels) if label.startswith("entail")]
         if not found:
@@ -239,6 +251,168 @@ class FeatureExtractionPipeline(Pipeline):
             yield features[None] if arguments.get("return_tensors") else [features.tolist()]
 
 
+class TokenClassificationPipeline(Pipeline):
+    """Classifies the tokens of texts, or finds entities. A text over the maximum length is truncated.
+
+    Arguments of a call: aggregation_strategy ("none" for tokens; "simple", "first", "average" or "max" for entities,
+    see tasks.entities), ignore_labels (["O"]), stride (in place of truncation, windows that share so many tokens; with
+    entities only).
+
+    Returns a list for each text, of {"entity", "score", "index", "word", "start", "end"} for each token, or of
+    {"entity_group", "score", "word", "start", "end"} for each entity.
+    """
+
+    arguments = ("aggregation_strategy", "ignore_labels", "stride")
+
+    def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._head = self._one_head("token")
+
+    def _results(self, inputs: Iterator[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+        aggregation = arguments.get("aggregation_strategy") or "none"
+        if not isinstance(aggregation, str) or aggregation.lower() not in AGGREGATIONS:
+            raise InputError(f"aggregation_strategy must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}")
+        ignored = arguments.get("ignore_labels")
+        if isinstance(ignored, str):
+            raise InputError(f"ignore_labels must be a list of labels, got {ignored!r}")
+        stride = arguments.get("stride")
+        if stride is not None:
+            _check_count("stride", stride, smallest=0)
+            if aggregation.lower() == "none":
+                raise InputError("stride is for entities: choose an aggregation_strategy other than none")
+        task = TokenLogits(self._head.name, stride or 0)
+        on_long: OnLong = "truncate" if stride is None else "window"
+        texts, given = itertools.tee(map(_text_alone, inputs))
+        results = self._predictor.with_task(task, on_long=on_long, max_length=self._max_length)(given)
+        labels = label_names(self._head)
+        for windows, text in zip(results, texts, strict=True):
+            yield find_entities(
+                self.model.tokenizer, text, windows, labels, aggregation.lower(), ("O",) if ignored is None else ignored
+            )
+
+
+class FillMaskPipeline(Pipeline):
+    """Fills the masks of texts, each independently of the others.
+
+    Arguments of a call: top_k (5), targets (a text or a list of texts, the only tokens to choose from; of a text that
+    is no token, the first one, with a warning), tokenizer_kwargs (truncation and max_length; without truncation, texts
+    over the maximum length are errors).
+
+    Returns a list of {"score", "token", "token_str", "sequence"} for each text, the likeliest token first; for a text
+    with several masks, a list of such lists. For a list with one text, its result alone.
+    """
+
+    arguments = ("top_k", "targets", "tokenizer_kwargs")
+
+    def __call__(self, inputs: Any, **arguments: Any) -> Any:
+        results = super().__call__(inputs, **arguments)
+        return results[0] if isinstance(inputs, list) and len(inputs) == 1 else results
+
+    def _results(self, inputs: Iterator[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+        settings = arguments.get("tokenizer_kwargs") or {}
+        if unknown := [name for name in settings if name not in ("truncation", "max_length", "padding")]:
+            raise InputError(f"tokenizer_kwargs has {', '.join(unknown)}; it takes truncation, max_length and padding")
+        top_k = arguments.get("top_k")
+        top_k = 5 if top_k is None else top_k
+        _check_count("top_k", top_k)
+        targets = arguments.get("targets")
+        task = FillMasks(top_k, () if targets is None else self._target_ids(targets))
+        for fillings in self._run(task, inputs, settings):
+            filled = [list(self._filled(fillings, mask)) for mask in range(len(fillings.positions))]
+            yield filled[0] if len(filled) == 1 else filled
+
+    def _filled(self, fillings: Fillings, mask: int) -> Iterator[dict[str, Any]]:
+        tokenizer = self.model.tokenizer
+        ids, several = fillings.ids.copy(), len(fillings.positions) > 1
+        for score, token in zip(fillings.probabilities[mask].tolist(), fillings.tokens[mask].tolist(), strict=True):
+            ids[fillings.positions[mask]] = token
+            kept = ids[ids != tokenizer.pad_id].tolist()
+            yield {
+                "score": score,
+                "token": token,
+                "token_str": tokenizer.plain_text([token], with_specials=True),
+                "sequence": tokenizer.plain_text(kept, with_specials=several),
+            }
+
+    def _target_ids(self, targets: str | Sequence[str]) -> tuple[int, ...]:
+        tokenizer, found = self.model.tokenizer, set[int]()
+        for target in [targets] if isinstance(targets, str) else targets:
+            token = tokenizer.named_token(target)
+            if token is None:
+                ids = tokenizer.encode_text(target).tolist()
+                used = repr(tokenizer.token_name(ids[0])) if ids else "nothing"
+                warnings.warn(f"the vocabulary has no token {target!r}, using {used}", stacklevel=2)
+                found.update(ids[:1])
+            else:
+                found.add(token)
+        if not found:
+            raise InputError("targets must have at least one token of the vocabulary")
+        return tuple(sorted(found))
+
+
+class QuestionAnsweringPipeline(Pipeline):
+    """Finds the answers to questions in contexts.
+
+    Takes question=..., context=...: two texts, a list of questions about one context, or two lists of one length; or in
+    their place {"question": ..., "context": ...}, a list or an iterator of these.
+
+    Arguments of a call: top_k (1), max_answer_len (15, in tokens), max_seq_len (384, of question and context together;
+    a longer context is split into windows), doc_stride (128 or half of max_seq_len, how many tokens two windows share),
+    handle_impossible_answer (whether no answer is one, the empty text), align_to_words (True, answers are whole words),
+    padding and max_question_len (without effect).
+
+    Returns {"score", "start", "end", "answer"} for each question, or if there are several answers, a list of them, the
+    likeliest first; for a list with one question, its result alone.
+    """
+
+    arguments = (
+        "top_k", "doc_stride", "max_answer_len", "max_seq_len", "handle_impossible_answer", "align_to_words", "padding",
+        "max_question_len",
+    )  # fmt: skip
+
+    def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._head = self._one_head("span")
+
+    def __call__(self, inputs: Any = None, context: Any = None, *, question: Any = None, **arguments: Any) -> Any:
+        if isinstance(inputs, str) and question is None:
+            inputs, question = None, inputs
+        if (inputs is None) == (question is None and context is None):
+            raise InputError(
+                'give question=... and context=..., or {"question": ..., "context": ...}, or a list of these'
+            )
+        results = super().__call__(_questions(question, context) if inputs is None else inputs, **arguments)
+        return results[0] if isinstance(results, list) and self._is_one(inputs, question) else results
+
+    def _is_one(self, inputs: Any, question: Any) -> bool:
+        given = question if inputs is None else inputs
+        return isinstance(given, list | tuple) and len(given) == 1
+
+    def _results(self, inputs: Iterator[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
+        given = {name: value for name, value in arguments.items() if value is not None}
+        max_length = given.get("max_seq_len", min(self._max_length, 384))
+        _check_count("max_seq_len", max_length)
+        stride = given.get("doc_stride", min(max_length // 2, 128))
+        _check_count("doc_stride", stride, smallest=0)
+        top_k, longest = given.get("top_k", 1), given.get("max_answer_len", 15)
+        _check_count("top_k", top_k)
+        _check_count("max_answer_len", longest)
+        task = TokenLogits(self._head.name, stride)
+        pairs, of_answers = itertools.tee(map(_question_and_context, inputs))
+        results = self._predictor.with_task(task, on_long="window", max_length=max_length)(pairs)
+        for windows, (_, context) in zip(results, of_answers, strict=True):
+            answers = find_answers(
+                context,
+                windows,
+                first_id=self.model.tokenizer.backend.bos_id,
+                top_k=top_k,
+                max_answer_length=longest,
+                handle_impossible_answer=bool(given.get("handle_impossible_answer", False)),
+                align_to_words=bool(given.get("align_to_words", True)),
+            )
+            yield answers[0] if len(answers) == 1 else answers
+
+
 def label_names(head: HeadConfig) -> Sequence[str]:
     """The names of a head's classes, as Transformers names those that have none."""
     if head.labels or head.label_names != tuple(map(str, range(head.num_classes))):
@@ -255,9 +429,45 @@ def _texts_of(given: Any) -> Any:
     raise InputError(f'expected a text, or {{"text": ..., "text_pair": ...}}, got {given!r:.80}')
 
 
+def _questions(question: Any, context: Any) -> Any:
+    """The input that a question and a context are, or the inputs that lists of them are."""
+    if not isinstance(question, list):
+        return {"question": question, "context": context}
+    contexts = context if isinstance(context, list) else [context] * len(question)
+    if len(contexts) != len(question):
+        raise InputError(
+            f"got {len(question)} questions and {len(contexts)} contexts; give one context for each, or one"
+        )
+    return [{"question": each, "context": of_each} for each, of_each in zip(question, contexts, strict=True)]
+
+
+def _question_and_context(given: Any) -> tuple[str, str]:
+    if not isinstance(given, Mapping) or given.keys() != {"question", "context"}:
+        raise InputError(f'expected {{"question": ..., "context": ...}}, got {given!r:.80}')
+    for name, text in given.items():
+        if not isinstance(text, str) or not text:
+            raise InputError(f"the {name} must be a text that is not empty, got {text!r:.80}")
+    return given["question"], given["context"]
+
+
+def _text_alone(given: Any) -> str:
+    if not isinstance(given, str):
+        raise InputError(f"expected a text, got {type(given).__name__}: {given!r:.80}")
+    return given
+
+
+def _check_count(name: str, value: Any, *, smallest: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise InputError(f"{name} must be an integer of at least {smallest}, got {value!r}")
+
+
 PIPELINES: dict[str, type[Pipeline]] = {
     "text-classification": TextClassificationPipeline,
     "sentiment-analysis": TextClassificationPipeline,
     "zero-shot-classification": ZeroShotClassificationPipeline,
     "feature-extraction": FeatureExtractionPipeline,
+    "token-classification": TokenClassificationPipeline,
+    "fill-mask": FillMaskPipeline,
+    "question-answering": QuestionAnsweringPipeline,
+    "ner": TokenClassificationPipeline,
 }

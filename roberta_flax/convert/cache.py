@@ -13,7 +13,7 @@ from roberta_flax.files import PathLike, reading, remove_partial
 
 # The suffixes of files that a conversion may read in addition to the checkpoint itself.
 _READ_SUFFIXES = (".txt", ".json", ".bpe", ".codes", ".model", ".safetensors", ".bin", ".msgpack")
-_VERSION = 2  # of what a conversion makes of a source; directories of earlier versions stay unused in the cache
+_VERSION = 3  # of what a conversion makes of a source; directories of earlier versions stay unused in the cache
 
 
 def resolve(

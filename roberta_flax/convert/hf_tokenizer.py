@@ -312,6 +312,7 @@ class _Source:
             is_python=built is not None and built.known_ids is not None,
             split_special_tokens=bool(self.settings.get("split_special_tokens", False)),
             truncation_side="left" if self.settings.get("truncation_side") == "left" else "right",
+            cleans_up_spaces=bool(self.settings.get("clean_up_tokenization_spaces", False)),
             source_files=tuple(name for name in FILES if (self.folder / name).is_file()),
             model_type=self.model_type,
             tokenizer_class=self.tokenizer_class,

@@ -1,11 +1,14 @@
-"""Mask filling: the most likely tokens for one `<mask>`."""
+"""Mask filling: the most likely tokens for one `<mask>`, or for each of several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
@@ -14,8 +17,19 @@ from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.tasks.base import Model
 from roberta_flax.text.batching import TokenBatch
-from roberta_flax.text.encoding import EncodedInput, EncodedSequence, Ids, OnLong, encode_or_reject, too_long
+from roberta_flax.text.encoding import (
+    EncodedInput,
+    EncodedSequence,
+    Ids,
+    OnLong,
+    encode_or_reject,
+    encode_texts,
+    too_long,
+)
 from roberta_flax.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 
 def check_topk(topk: Any, config: RobertaConfig) -> None:
@@ -127,3 +141,98 @@ def _around_mask(ids: Ids, position: int, max_length: int, before: int, after: i
     begin = min(max(position - kept // 2, before), end - kept)
     ids = np.concatenate([ids[:before], ids[begin : begin + kept], ids[end:]])
     return EncodedSequence(ids, position + before - begin, truncated=True)
+
+
+class Fillings(NamedTuple):
+    """The likeliest tokens for the masks of a text.
+
+    Attributes:
+      ids: int32 [length], the tokens of the text.
+      positions: int64 [masks], where the masks are.
+      probabilities: float32 [masks, topk], the highest first.
+      tokens: int32 [masks, topk].
+    """
+
+    ids: Ids
+    positions: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+    tokens: Ids
+
+
+@dataclass(frozen=True)
+class FillMasks:
+    """Finds the most likely tokens for each mask in a text that has any number of them, independently of the others.
+
+    The result is Fillings.
+
+    Attributes:
+      topk: how many tokens to find for a mask.
+      targets: the ids of the tokens to choose from; all if there are none.
+    """
+
+    topk: int = 5
+    targets: tuple[int, ...] = ()
+
+    def check(self, config: RobertaConfig) -> None:
+        check_topk(self.topk, config)
+        forward.check_lm_head(config)
+
+    def encode(
+        self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
+    ) -> list[EncodedInput]:
+        """Encodes each text as one sequence, without what is over the maximum length if on_long is "truncate"."""
+        if on_long == "window":
+            raise InputError("masks are filled in one part of a text: on_long window is not for them")
+
+        def encode_one(text: Any) -> list[EncodedSequence]:
+            if not isinstance(text, str):
+                raise InputError(
+                    f"expected a text with {tokenizer.mask_token}, got {type(text).__name__}: {text!r:.60}"
+                )
+            (sequence,) = encode_texts(tokenizer, text, max_length, on_long)
+            if not (sequence.ids == tokenizer.mask_id).any():
+                kept = f"the first {max_length} tokens of the text" if sequence.truncated else "the text"
+                raise InputError(f"expected {tokenizer.mask_token} in {kept}: {text[:60]!r}")
+            return [sequence]
+
+        return [encode_or_reject(encode_one, text) for text in inputs]
+
+    def run(
+        self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
+    ) -> Any:
+        masks = [np.flatnonzero(sequence.ids == model.tokenizer.mask_id) for sequence in sequences]
+        width = 1 << (max(map(len, masks)) - 1).bit_length()  # few widths, so that few programs are compiled
+        positions = np.zeros((len(batch.tokens), width), np.int32)
+        for row, of_sequence in zip(batch.row, masks, strict=True):
+            positions[row, : len(of_sequence)] = of_sequence
+        static: dict[str, Any] = {"config": model.config, "numerics": model.numerics}
+        if not self.targets:
+            return forward.top_tokens(params, arrays[0], positions, topk=self.topk, **static)
+        logits = forward.lm_logits(params, arrays[0], positions, **static)
+        return _top_targets(logits, np.array(self.targets, np.int32), topk=min(self.topk, len(self.targets)))
+
+    def unpack(
+        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
+    ) -> list[Any]:
+        probabilities, tokens = outputs
+        return [(probabilities[row], tokens[row]) for row in batch.row]
+
+    def result(
+        self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
+    ) -> Any:
+        ids, (probabilities, tokens) = sequences[0].ids, results[0]
+        positions = np.flatnonzero(ids == model.tokenizer.mask_id)
+        return Fillings(ids, positions, probabilities[: len(positions)], tokens[: len(positions)])
+
+    def can_pack(self) -> bool:
+        return False
+
+
+@partial(jax.jit, static_argnames=("topk",))
+def _top_targets(
+    logits: Float[Array, "batch masked vocab"], targets: Int[Array, " targets"], *, topk: int
+) -> tuple[Float[Array, "batch masked topk"], Int[Array, "batch masked topk"]]:
+    """Probabilities and ids of the likeliest of `targets`, among all tokens of the vocabulary."""
+    probabilities = jax.nn.softmax(logits)[..., targets]
+    values, indices = jax.lax.top_k(probabilities, topk)
+    return values, jnp.asarray(targets)[indices]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.text.huggingface_tokenizer import TokenWindow
 from roberta_flax.text.tokenizer import Tokenizer
 
 OnLong = Literal["error", "truncate", "window"]  # what to do with an input over the maximum length
@@ -40,6 +41,7 @@ class EncodedSequence(NamedTuple):
       prefix_length: how many of these tokens come before the text that windows slide over, or before the mask.
       begin, end: for a window, the range of that text's tokens that it holds.
       truncated: whether tokens of the input are missing.
+      window: the places of the tokens in the input's texts, where the task needs them.
     """
 
     ids: Ids
@@ -47,6 +49,7 @@ class EncodedSequence(NamedTuple):
     begin: int = 0
     end: int = 0
     truncated: bool = False
+    window: TokenWindow | None = None
 
 
 EncodedInput = list[EncodedSequence] | Rejected

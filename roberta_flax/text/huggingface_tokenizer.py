@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ class HuggingFaceSettings:
       is_python: whether transformers runs the tokenizer in Python, where pieces that have no ids are unknown tokens.
       split_special_tokens: whether special tokens are not recognized in text.
       truncation_side: "right" or "left": which end of a text that is too long is removed.
+      cleans_up_spaces: whether transformers removes spaces before punctuation from text that it decodes.
       source_files: the names of the source's files, which are kept.
       model_type, tokenizer_class: config.json's, by which transformers chooses the tokenizer's class where the source's
         files do not name it; tokenizer_class is empty if config.json has none.
@@ -62,6 +63,7 @@ class HuggingFaceSettings:
     is_python: bool = False
     split_special_tokens: bool = False
     truncation_side: str = "right"
+    cleans_up_spaces: bool = field(default=False, compare=False, repr=False)  # no part of the tokenizer's definition
     source_files: tuple[str, ...] = ()
     model_type: str = ""
     tokenizer_class: str = ""
@@ -105,6 +107,22 @@ class HuggingFaceSettings:
         return (SETTINGS_FILE, *((EFFECTIVE_FILE, *self.source_files) if self.has_tokenizer else ()))
 
 
+class TokenWindow(NamedTuple):
+    """The tokens of an input, or of a window of an input over the maximum length, with their places in its texts.
+
+    Attributes:
+      ids: int32 [length], special tokens included.
+      texts: int64 [length], the number of the text that each token is of; -1 for special tokens around texts.
+      spans: int64 [length, 2], the begin (inclusive) and the end (exclusive) of each token in its text, in characters.
+      words: int64 [length], the number of each token's word in its text; -1 where it is in none.
+    """
+
+    ids: npt.NDArray[np.int32]
+    texts: npt.NDArray[np.int64]
+    spans: npt.NDArray[np.int64]
+    words: npt.NDArray[np.int64]
+
+
 class HuggingFaceTokenizer:
     """A Hugging Face model's tokenizer: a backend of `Tokenizer`. Backend (text/tokenizer.py) says what each part does.
 
@@ -130,6 +148,7 @@ class HuggingFaceTokenizer:
             raise ValueError("it has no unknown token")
         self.id_of_number = np.append(np.arange(self.vocab_size), [self.unk_id or 0] * beyond).astype(np.int32)
         self._around = _special_tokens(self._tokenizer)
+        self._truncating: dict[tuple[int, int, int], Any] = {}
 
     @classmethod
     def from_directory(cls, directory: Path, settings: HuggingFaceSettings) -> HuggingFaceTokenizer:
@@ -195,6 +214,62 @@ class HuggingFaceTokenizer:
         spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         # a token that a normalizer made of nothing may have no place in the text; it gets that of the token before
         return np.maximum.accumulate(spans, axis=0)
+
+    def windows(self, texts: Sequence[str], max_length: int, stride: int) -> list[TokenWindow]:
+        room = max_length - sum(map(len, self.around(len(texts))))
+        others = self.pieces(texts[:-1]) if texts[:-1] else []
+        room -= sum(map(len, others))
+        if stride >= room:
+            before = " beside the texts before the last" if others else ""
+            raise InputError(
+                f"windows that overlap by {stride} tokens do not advance, because the maximum length of {max_length} "
+                f"leaves room for {max(room, 0)} tokens{before}; use a smaller stride or a larger maximum length"
+            )
+        encoding = self._truncating_to(len(texts), max_length, stride).encode(*texts)
+        return [self._window(each) for each in (encoding, *encoding.overflowing)]
+
+    def _truncating_to(self, count: int, max_length: int, stride: int) -> Any:
+        """A tokenizer that truncates the last of `count` texts, and keeps what is truncated in windows."""
+        key = count, max_length, stride
+        if key not in self._truncating:
+            tokenizer = parse(self.content)
+            tokenizer.encode_special_tokens = self.settings.split_special_tokens
+            strategy = "longest_first" if count == 1 else "only_second"
+            tokenizer.enable_truncation(
+                max_length, stride=stride, strategy=strategy, direction=self.settings.truncation_side
+            )
+            self._truncating[key] = tokenizer
+        return self._truncating[key]
+
+    def _window(self, encoding: Any) -> TokenWindow:
+        if self._may_refuse:
+            self._check_embedded(encoding.ids)
+        return TokenWindow(
+            self.id_of_number.take(np.array(encoding.ids, np.intp)),
+            np.array([-1 if text is None else text for text in encoding.sequence_ids], np.int64),
+            np.array(encoding.offsets, np.int64).reshape(-1, 2),
+            np.array([-1 if word is None else word for word in encoding.word_ids], np.int64),
+        )
+
+    def token_name(self, token_id: int) -> str:
+        return str(self._tokenizer.id_to_token(token_id) or "")
+
+    def named_token(self, name: str) -> int | None:
+        token_id: int | None = self._tokenizer.token_to_id(name)
+        return None if token_id is None or token_id >= self.vocab_size else token_id
+
+    def join_names(self, names: Sequence[str]) -> str:
+        decoder = self._tokenizer.decoder
+        return " ".join(names) if decoder is None else str(decoder.decode(list(names)))
+
+    def plain_text(self, ids: Sequence[int], *, with_specials: bool) -> str:
+        text = str(self._tokenizer.decode(list(ids), skip_special_tokens=not with_specials))
+        return _cleaned_up(text) if self.settings.cleans_up_spaces else text
+
+    @property
+    def marks_continuations(self) -> bool:
+        """Whether the vocabulary marks the tokens that continue a word, as WordPiece does."""
+        return bool(getattr(self._tokenizer.model, "continuing_subword_prefix", None))
 
     def decode(self, ids: npt.NDArray[Any]) -> list[str]:
         numbers = ids.tolist()
@@ -301,6 +376,16 @@ def call(function: Callable[[], _Result]) -> _Result:
         if type(error).__name__ != "PanicException":  # from Rust: not an Exception, and without a public class
             raise
         raise ValueError(shortened(" ".join(str(error).split()))) from None
+
+
+def _cleaned_up(text: str) -> str:
+    """Removes spaces as PreTrainedTokenizerBase.clean_up_tokenization does: before punctuation and contractions."""
+    for end in (".", "?", "!", ","):
+        text = text.replace(f" {end}", end)
+    text = text.replace(" ' ", "'")
+    for end in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {end}", end)
+    return text
 
 
 def _special_tokens(tokenizer: Any) -> dict[int, list[tuple[int, ...]]]:

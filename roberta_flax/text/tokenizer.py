@@ -29,6 +29,7 @@ from roberta_flax.text.huggingface_tokenizer import (
     SETTINGS_FILE,
     HuggingFaceSettings,
     HuggingFaceTokenizer,
+    TokenWindow,
 )
 
 Ids = npt.NDArray[np.int32]
@@ -330,6 +331,56 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """The text of one token inside a sentence, including the space before it if it has one."""
         return self.backend.token_text(token_id)
+
+    def windows(self, *texts: str, max_length: int, stride: int = 0) -> list[TokenWindow]:
+        """Encodes one text or two as the tokenizers of Transformers do, with the places of tokens in the texts.
+
+        Args:
+          texts: the texts.
+          max_length: maximum length of a window in tokens. Windows slide over the last text, each with the text before.
+          stride: how many tokens two neighboring windows share.
+
+        Raises:
+          InputError: as `encode`; windows of this length cannot slide; or the tokenizer is a fairseq model's.
+        """
+        for text in texts:
+            _check_text(text)
+        return self._huggingface.windows(texts, max_length, stride)
+
+    def token_name(self, token_id: int) -> str:
+        """A token as the vocabulary writes it, such as `Ġworld`. Raises InputError for a fairseq model's tokenizer."""
+        return self._huggingface.token_name(token_id)
+
+    def named_token(self, name: str) -> int | None:
+        """The id of the token that the vocabulary writes so, or None. Raises InputError as `token_name` does."""
+        return self._huggingface.named_token(name)
+
+    def join_names(self, names: Sequence[str]) -> str:
+        """The text of tokens, given as `token_name` writes them. Raises InputError as `token_name` does."""
+        return self._huggingface.join_names(names)
+
+    def plain_text(self, ids: Sequence[int], *, with_specials: bool = False) -> str:
+        """The text of token ids as the tokenizers of Transformers decode them, with special tokens or without them.
+
+        Raises InputError as `token_name` does.
+        """
+        return self._huggingface.plain_text(ids, with_specials=with_specials)
+
+    @property
+    def marks_continuations(self) -> bool:
+        """Whether the vocabulary marks tokens that continue a word. Raises InputError as `token_name` does."""
+        return self._huggingface.marks_continuations
+
+    @property
+    def _huggingface(self) -> HuggingFaceTokenizer:
+        if isinstance(self.backend, NoTokenizer):
+            self.backend.pieces()
+        if not isinstance(self.backend, HuggingFaceTokenizer):
+            raise InputError(
+                "this takes the tokenizer of a Hugging Face model, and the model has fairseq's: use the methods of "
+                "Roberta (predict, fill_mask), or Predictor"
+            )
+        return self.backend
 
     def is_silent(self, token_id: int) -> bool:
         """Whether an id has no text: it begins, ends or pads an input, or no token has it."""

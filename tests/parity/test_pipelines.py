@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +20,8 @@ if find_spec("sentence_transformers") is None:
 
 import transformers
 
-from references.sentence_transformers import TEXTS, body, edit
+from references.sentence_transformers import TEXTS, body, edit, shaken
+from tests.parity.layouts import LAYOUTS
 
 TOLERANCE = 1e-5  # float32: a unit in the last place of a score is 6e-8, through two layers
 LONG = "The children are playing outside in the yard, and " * 14
@@ -121,6 +124,215 @@ def test_features_are_those_of_transformers(tmp_path):
         assert same(ours(inputs, **arguments), theirs(inputs, **arguments)), inputs
     expected = theirs(TEXTS[0], return_tensors=True).numpy()
     np.testing.assert_allclose(ours(TEXTS[0], return_tensors=True), expected, rtol=0, atol=TOLERANCE)
+
+
+MANY_TEXTS = [
+    *TEXTS,
+    "Barack Obama was born in Hawaii; it's 12,345 metres high, isn't it?",
+    "L'été à la forêt, où est-elle allée? Größe und Übermut.",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 flies over 東京都 👍🏽!", "🇩🇪", "吾輩は猫である。名前はまだ無い。", "Мама мыла раму. Привет, мир!",
+    " ", "\n", "a", "  a  b ", "New\tYork\nCity\r\nis  big", "e\u0301 a\u0308\u0323 ﬁ ½ Ⅷ", "a <unk> </s> b", "@USER :cry: #covid",
+    "x" * 40, "\u200b\ufeff.", "Tôi là sinh_viên trường đại_học Công_nghệ .", "(Zoë) \"quoted\" 3.14-2",
+]  # fmt: skip
+
+
+def plain(result: Any) -> Any:
+    """A result of Transformers with Python's numbers in place of numpy's."""
+    if isinstance(result, dict):
+        return {key: plain(value) for key, value in result.items()}
+    if isinstance(result, list):
+        return [plain(value) for value in result]
+    return result.item() if isinstance(result, np.generic) else result
+
+
+def network(directory: Path, layout: str, kind: str, **settings: Any) -> Path:
+    """A small model of Transformers' class `kind` with one of the layouts of tokenizers, which truncates at 32."""
+    LAYOUTS[layout](directory)
+    config = directory / "tokenizer_config.json"
+    if not config.is_file():
+        config.write_text("{}")
+    edit(config, model_max_length=32, model_input_names=["input_ids", "attention_mask"])  # BERT's has segments too
+    vocabulary = len(transformers.AutoTokenizer.from_pretrained(directory))
+    model_class = getattr(transformers, kind)
+    shape = {
+        "vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 48, "max_position_embeddings": 66, "layer_norm_eps": 1e-5, "type_vocab_size": 1,
+    }  # fmt: skip
+    model = shaken(model_class(model_class.config_class(**{**shape, **settings})), 0)
+    model.save_pretrained(directory)
+    return directory
+
+
+NETWORKS = {
+    "byte_level": "Roberta",
+    "prefix_space": "Roberta",
+    "wordpiece_cased": "Roberta",
+    "xlm_roberta": "XLMRoberta",
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def taggers(request, tmp_path_factory) -> tuple[Any, Any]:
+    """Both token-classification pipelines of a model."""
+    labels = {"id2label": dict(enumerate(("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC")))}
+    labels["label2id"] = {label: i for i, label in labels["id2label"].items()}
+    kind = f"{NETWORKS[request.param]}ForTokenClassification"
+    path = network(tmp_path_factory.mktemp("tagger") / "model", request.param, kind, **labels)
+    theirs = transformers.pipeline("token-classification", model=str(path), device="cpu")
+    return pipeline("token-classification", model=path), theirs
+
+
+ENTITY_CALLS: list[dict[str, Any]] = [
+    {},
+    {"ignore_labels": []},
+    {"ignore_labels": ["O", "PER", "B-LOC"]},
+    *({"aggregation_strategy": strategy} for strategy in ("simple", "first", "average", "max")),
+    *({"aggregation_strategy": strategy, "ignore_labels": []} for strategy in ("simple", "first", "average", "max")),
+    {"aggregation_strategy": "simple", "ignore_labels": ["PER"], "stride": 4},
+    {"aggregation_strategy": "first", "stride": 0},
+    {"aggregation_strategy": "max", "ignore_labels": [], "stride": 11},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+def test_tokens_and_entities_are_those_of_transformers(taggers):
+    ours, theirs = taggers
+    for arguments in ENTITY_CALLS:
+        expected = plain(theirs(MANY_TEXTS, **arguments))
+        for text, one, other in zip(MANY_TEXTS, ours(MANY_TEXTS, **arguments), expected, strict=True):
+            assert same(one, other), (text, arguments, one, other)
+    assert same(ours(TEXTS[0]), plain(theirs(TEXTS[0])))
+
+
+def test_entities_are_refused_what_they_cannot_use(taggers):
+    ours, _ = taggers
+    refused: list[tuple[Any, dict[str, Any], str]] = [
+        (TEXTS, {"aggregation_strategy": "longest"}, "aggregation_strategy must be one of none, simple, .* 'longest'"),
+        (TEXTS, {"stride": 4}, "stride is for entities"),
+        (TEXTS, {"stride": -1, "aggregation_strategy": "max"}, "stride must be an integer of at least 0, got -1"),
+        (TEXTS, {"stride": 30, "aggregation_strategy": "max"}, "overlap by 30 tokens do not advance.* for 30 tokens"),
+        (TEXTS, {"ignore_labels": "O"}, "ignore_labels must be a list of labels, got 'O'"),
+        (TEXTS, {"is_split_into_words": True}, "TokenClassificationPipeline does not know is_split_into_words"),
+        ([("a", "b")], {}, "expected a text, got tuple"),
+    ]
+    for inputs, arguments, message in refused:
+        with pytest.raises(InputError, match=message):
+            ours(inputs, **arguments)
+    with pytest.raises(InputError, match="TextClassificationPipeline needs a model with one sentence head"):
+        pipeline("text-classification", model=ours.model)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def fillers(request, tmp_path_factory) -> tuple[Any, Any, str]:
+    """Both fill-mask pipelines of a model, and its mask."""
+    kind = f"{NETWORKS[request.param]}ForMaskedLM"
+    path = network(tmp_path_factory.mktemp("filler") / "model", request.param, kind)
+    edit(path / "tokenizer_config.json", clean_up_tokenization_spaces=request.param == "byte_level")
+    theirs = transformers.pipeline("fill-mask", model=str(path), device="cpu")
+    return pipeline("fill-mask", model=path), theirs, theirs.tokenizer.mask_token
+
+
+def test_masks_are_filled_as_by_transformers(fillers):
+    ours, theirs, mask = fillers
+    texts = [
+        f"A man is playing a {mask}.", f"{mask}", f"{mask} dogs , they 're here !", f"naïve{mask} 👩‍👩‍👧‍👦 {mask}",
+        f"{mask}{mask} {mask}  {mask}\n{mask}", f" ﬁn {mask} 東京都 ", f"A {mask} , and a {mask} .",
+    ]  # fmt: skip
+    calls: list[dict[str, Any]] = [{}, {"top_k": 1}, {"top_k": 50}]
+    calls += [{"targets": ["a", "and", "."], "top_k": 2}, {"targets": "the"}, {"targets": ["a man", "Hawaii", "zq"]}]
+    for arguments in calls:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            found = ours(texts, **arguments)
+        for text, one, other in zip(texts, found, theirs(texts, **arguments), strict=True):
+            assert same(one, other), (text, arguments, one, other)
+    assert same(ours(texts[0]), theirs(texts[0]))
+    assert same(ours(texts[:1]), theirs(texts[:1]))
+    long = [f"a {mask} b " * 30, f"a {mask} b " + "and so on " * 40]
+    kwargs = {"tokenizer_kwargs": {"truncation": True}}
+    assert same(ours(long, **kwargs), theirs(long, **kwargs))
+
+
+def test_masks_are_refused_what_they_cannot_use(fillers):
+    ours, _, mask = fillers
+    refused: list[tuple[Any, dict[str, Any], str]] = [
+        ("no mask", {}, "in the text: 'no mask'"),
+        ("a b " * 40 + mask, {"tokenizer_kwargs": {"truncation": True}}, "in the first 32 tokens of the text"),
+        ("a b " * 40 + mask, {}, "over the maximum length of 64"),
+        (mask, {"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        (mask, {"top_k": 10**6}, "topk must be an integer from 1 to the vocabulary's"),
+        (mask, {"targets": []}, "targets must have at least one token"),
+        (mask, {"tokenizer_kwargs": {"stride": 2}}, "tokenizer_kwargs has stride; it takes"),
+        (mask, {"topk": 2}, "FillMaskPipeline does not know topk"),
+        ([7], {}, "got int: 7"),
+    ]
+    for inputs, arguments, message in refused:
+        with pytest.raises(InputError, match=message):
+            ours(inputs, **arguments)
+    with pytest.warns(UserWarning, match="the vocabulary has no token 'Hawaii man', using "):
+        ours(mask, targets=["Hawaii man"])
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def answerers(request, tmp_path_factory) -> tuple[Any, Any]:
+    """Both question-answering pipelines of a model."""
+    kind = f"{NETWORKS[request.param]}ForQuestionAnswering"
+    path = network(tmp_path_factory.mktemp("answerer") / "model", request.param, kind)
+    theirs = transformers.pipeline("question-answering", model=str(path), device="cpu")
+    return pipeline("question-answering", model=path), theirs
+
+
+CONTEXTS = [text for text in MANY_TEXTS if text] + [LONG]
+QUESTION_CALLS: list[dict[str, Any]] = [
+    {"doc_stride": 4},
+    {"doc_stride": 0, "top_k": 3},
+    {"max_seq_len": 64, "doc_stride": 13, "handle_impossible_answer": True, "top_k": 2},
+    {"doc_stride": 6, "max_answer_len": 3, "align_to_words": False, "top_k": 2},
+]
+
+
+def test_answers_are_those_of_transformers(answerers):
+    ours, theirs = answerers
+    for arguments in QUESTION_CALLS:
+        inputs = {"question": ["Who? 👍🏽"] * len(CONTEXTS), "context": CONTEXTS}
+        for context, one, other in zip(
+            CONTEXTS, ours(**inputs, **arguments), theirs(**inputs, **arguments), strict=True
+        ):
+            assert same(one, plain(other)), (context, arguments, one, other)
+
+
+@pytest.mark.filterwarnings("ignore:Passing a list of SQuAD examples")
+def test_questions_are_asked_in_each_form_that_transformers_takes(answerers):
+    ours, theirs = answerers
+    example = {"question": "Who sings?", "context": CONTEXTS[0]}
+    several = {"question": ["Who sings?", "Where?"], "context": CONTEXTS[0]}
+    one_in_a_list = {"question": ["Who sings?"], "context": CONTEXTS[0]}
+    for keywords in (example, several, one_in_a_list):
+        assert same(ours(**keywords, doc_stride=2), plain(theirs(**keywords, doc_stride=2)))
+    for given in (example, [example], [example, example]):
+        assert same(ours(given, doc_stride=2), plain(theirs(given, doc_stride=2)))
+    assert same(ours(*example.values(), doc_stride=2), plain(theirs(*example.values(), doc_stride=2)))
+    assert list(ours(iter([example] * 2), doc_stride=2)) == ours([example] * 2, doc_stride=2)
+
+
+def test_questions_are_refused_what_they_cannot_use(answerers):
+    ours, _ = answerers
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({}, "give question=... and context=..., or"),
+        ({"question": "Who?"}, "the context must be a text that is not empty, got None"),
+        ({"question": "", "context": "a"}, "the question must be a text that is not empty, got ''"),
+        ({"question": ["a", "b"], "context": ["c"]}, "got 2 questions and 1 contexts"),
+        ({"question": "a", "context": "b", "top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        ({"question": "a", "context": "b", "max_answer_len": 0}, "max_answer_len must be an integer of at least 1"),
+        ({"question": "a", "context": "b", "max_seq_len": 900}, "max_length must be from 8 to the model's 64, got 900"),
+        ({"question": "a", "context": "b", "doc_stride": 40}, "windows that overlap by 40 tokens do not advance"),
+        ({"question": "a " * 50, "context": "b" * 50}, "leaves room for 0 tokens beside the texts before the last"),
+        ({"question": "a", "context": "b", "n_best": 2}, "QuestionAnsweringPipeline does not know n_best"),
+        ({"inputs": [("a", "b")]}, 'expected {"question": ..., "context": ...}, got'),
+    ]
+    for arguments, message in refused:
+        with pytest.raises(InputError, match=re.escape(message)):
+            ours(**arguments)
 
 
 def test_an_iterator_of_inputs_gives_an_iterator_of_results(classifiers):
