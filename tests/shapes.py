@@ -20,6 +20,8 @@ import pytest
 from beartype import beartype
 from jaxtyping import install_import_hook
 
+import roberta_flax
+
 SIGNATURES: set[str] = set()  # of functions that take or return arrays
 CHECKED: set[str] = set()  # those of them that were called
 
@@ -47,6 +49,8 @@ def _of_package() -> dict[str, ModuleType]:
 @contextlib.contextmanager
 def checked_modules(*names: str) -> Iterator[SimpleNamespace]:
     """Modules of the second copy, by the last part of their names. It is forgotten at the end."""
+    for name in roberta_flax.__all__:
+        getattr(roberta_flax, name)  # other packages are imported before TYPE_CHECKING is said to be true
     imported = _of_package()
     for name in imported:
         del sys.modules[name]

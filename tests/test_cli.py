@@ -108,7 +108,10 @@ def test_export_writes_programs_that_load(run, tiny_directory, tmp_path):
         ((tiny_directory, out, "--to", "stablehlo"), "exists already"),
         ((tiny_directory, tmp_path / "x", "--to", "stablehlo", "--platform", "abacus"), "platforms must be among"),
         ((tiny_directory, tmp_path / "x", "--to", "huggingface", "--dtype", "bfloat16"), "for --to stablehlo"),
-        ((tiny_directory, tmp_path / "x", "--to", "onnx"), "fairseq, huggingface, sentence-transformers or stablehlo, got 'onnx'"),
+        (
+            (tiny_directory, tmp_path / "x", "--to", "onnx"),
+            "fairseq, huggingface, sentence-transformers or stablehlo, got 'onnx'",
+        ),
         ((tmp_path, tmp_path / "x", "--to", "stablehlo"), "is not a converted model: it lacks config.json"),
     ):
         status, _, err = run("export", *arguments)

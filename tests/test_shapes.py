@@ -34,7 +34,14 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def nn():
     with shapes.checked_modules(
-        "nn.attention", "nn.config", "nn.forward", "nn.model", "nn.numerics", "nn.quantize", "train.losses"
+        "nn.attention",
+        "nn.config",
+        "nn.forward",
+        "nn.model",
+        "nn.numerics",
+        "nn.quantize",
+        "nn.sentence",
+        "train.losses",
     ) as modules:
         yield modules
 
@@ -102,6 +109,23 @@ def run_network(nn, config, dtype: str) -> None:
     assert jax.tree.map(jnp.shape, of_head) == jax.tree.map(jnp.shape, params["heads"][head.name])
 
 
+def run_sentence(nn, config) -> None:
+    """Every pooling and module, for one sequence in a row and for several, and the vectors of tokens."""
+    params = jax.eval_shape(lambda: nn.forward.init_params(config, jax.random.key(0)))
+    pooling = nn.sentence.Pooling(("mean", "max"))
+    modules = (pooling, nn.sentence.Dense(6), nn.sentence.LayerNorm(), nn.sentence.Normalize())
+    given = [
+        {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes_of.items()}
+        for shapes_of in nn.sentence.param_shapes(modules, config.hidden_size)
+    ]
+    vectors = partial(nn.sentence.sentence_vectors, modules=modules, config=config)
+    assert jax.eval_shape(vectors, params, given, TOKENS).shape == (BATCH, 6)
+    assert jax.eval_shape(vectors, params, given, TOKENS, SEGMENTS, STARTS).shape == (BATCH, STARTS.shape[1], 6)
+    head = {"kernel": np.ones((config.hidden_size, 5), np.float32), "bias": np.ones(5, np.float32)}
+    of_tokens = partial(nn.sentence.token_vectors, head="colbert", config=config)
+    assert jax.eval_shape(of_tokens, params, head, TOKENS).shape == (*TOKENS.shape, 5)
+
+
 def run_attention(nn, patch: pytest.MonkeyPatch) -> None:
     """Every implementation, of all queries and of one, with a mask for each query and with one for all."""
     patch.setattr(nn.attention, "_WHOLE_BYTES", 0)
@@ -127,9 +151,11 @@ def test_every_signature_of_the_network_has_the_shapes_that_pass_through_it(nn, 
     """In a network of each form, one in float32 and one in 16 bits, where products and activations differ."""
     run_network(nn, config_of(nn, "post-norm"), "float32")
     run_network(nn, config_of(nn, "pre-norm"), "bfloat16")
+    run_sentence(nn, config_of(nn, "post-norm"))
     run_attention(nn, monkeypatch)
     assert len(shapes.SIGNATURES) > 50
-    assert not shapes.SIGNATURES - shapes.CHECKED  # each was called
+    missing = shapes.SIGNATURES - shapes.CHECKED
+    assert not missing, sorted(missing)  # each was called
 
 
 def test_an_array_of_another_shape_is_refused(nn):

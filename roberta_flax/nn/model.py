@@ -66,11 +66,17 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
-    """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate); no-op without a key."""
+def dropout(
+    x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None, barrier: bool = True
+) -> Float[Array, "*shape"]:
+    """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate); no-op without a key.
+
+    With `barrier`, what is kept for the gradient is the mask, and not the random bits that it is made of.
+    """
     if key is None or rate == 0.0:
         return x
-    keep = optimization_barrier(jax.random.bernoulli(key, 1.0 - rate, x.shape))
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = optimization_barrier(keep) if barrier else keep
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
@@ -207,7 +213,10 @@ class SelfAttention(Part):
             mask,
             implementation=self.numerics.attention,
             precision=self.numerics.precision,
-            dropout=None if dropout_key is None or rate == 0.0 else partial(dropout, rate=rate, key=dropout_key),
+            # remat keeps nothing of a layer; with tensor parallelism, libtpu 0.0.42.1 crashes at this barrier under it
+            dropout=None
+            if dropout_key is None or rate == 0.0
+            else partial(dropout, rate=rate, key=dropout_key, barrier=not self.numerics.remat),
             record=partial(self.sow, nnx.Intermediate) if self.numerics.observed else None,
         ).reshape(query.shape)
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 def accumulation_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """The dtype in which products of operands in `dtype` return: float32, or float64 for float64."""
-    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+    is_float64 = jnp.dtype(dtype) == jnp.dtype(jnp.float64)
+    return jnp.dtype("float64") if is_float64 else jnp.dtype("float32")
 
 
 def broadcast_like(vector: Float[Array, " size"], x: Float[Array, "*tokens size"]) -> Float[Array, "*tokens size"]:

@@ -23,6 +23,7 @@ pytest.importorskip("grain")
 pytest.importorskip("orbax.checkpoint")
 
 from roberta_flax import cli
+from roberta_flax.cli import program
 from roberta_flax.errors import DivergedError, InputError, StoppedError
 from roberta_flax.train import loop, plots
 from tests.conftest import ROOT
@@ -307,7 +308,7 @@ def test_the_command_line_ends_with_the_signals_number(monkeypatch, capsys):
     def app(**_: object) -> None:
         raise StoppedError("SIGTERM: stopped", signal.SIGTERM)
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(program, "app", app)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 143
