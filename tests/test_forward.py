@@ -19,6 +19,7 @@ from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.nn.model import RobertaModel, tokens_at
 from roberta_flax.nn.numerics import Numerics
+from roberta_flax.nn.quantize import quantize
 
 CONFIG = RobertaConfig(
     vocab_size=131,
@@ -318,3 +319,34 @@ def test_operands_that_are_cast_beforehand_give_the_same_bits(tiny, dtype):
     ):
         a, b = (function(p, tokens, config=tiny.config, numerics=Numerics(dtype), **more) for p in (tiny.params, cast))
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+# JAX's strictness
+
+
+@pytest.mark.parametrize(
+    "numerics", [Numerics(), Numerics("bfloat16"), Numerics("float16")], ids=lambda n: str(n.dtype)
+)
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_nothing_is_broadcast_or_promoted_implicitly(numerics, stored):
+    """By jax_numpy_rank_promotion and jax_numpy_dtype_promotion, which research code sets: JAX raises if something is."""
+    config, tokens = CONFIGS["pre-norm"], padded_tokens()
+    params, key = params_of(config, jnp.float32), jax.random.key(0)
+    params = quantize(params) if stored == "int8" else params
+    options = {"config": config, "numerics": numerics}
+
+    def every_result(params):
+        return (
+            forward.hidden_states(params, tokens, key=key, **options),
+            forward.lm_logits(params, tokens, np.array([[0], [3], [5]]), **options),
+            [forward.pooled_features(params, tokens, pooling=each, **options) for each in ("mean", "first")],
+            [forward.head_log_probs(params, tokens, head=head.name, **options) for head in config.heads],
+        )
+
+    def loss(params):
+        return sum(leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(every_result(params)))
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(every_result, params)
+        if stored == "float32":
+            jax.eval_shape(jax.grad(loss), params)
