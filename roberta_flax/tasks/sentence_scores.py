@@ -15,7 +15,14 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.sentence import ACTIVATIONS, check_activation
 from roberta_flax.tasks.base import Model, unpack_vectors
 from roberta_flax.text.batching import TokenBatch
-from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_or_reject, too_long
+from roberta_flax.text.encoding import (
+    EncodedInput,
+    EncodedSequence,
+    OnLong,
+    encode_or_reject,
+    one_or_two_texts,
+    too_long,
+)
 from roberta_flax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -92,10 +99,7 @@ def _encode(
       InputError: `texts` are not one or two texts; or they are too long and `on_long` is "error", or even the longest
         truncation does not suffice.
     """
-    several = [texts] if isinstance(texts, str) else texts
-    if not isinstance(several, list | tuple) or not 1 <= len(several) <= 2:
-        raise InputError(f"expected a text or a pair of texts, got {type(texts).__name__}: {texts!r:.60}")
-    pieces = [tokenizer.pieces(text) for text in several]
+    pieces = [tokenizer.pieces(text) for text in one_or_two_texts(texts)]
     lengths = [len(each) for each in pieces]
     specials = len(tokenizer.join([[] for _ in pieces]))
     room = max_length - specials

@@ -14,7 +14,14 @@ from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.tasks.base import Model, unpack_tokens
 from roberta_flax.text.batching import TokenBatch
-from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_or_reject, too_long
+from roberta_flax.text.encoding import (
+    EncodedInput,
+    EncodedSequence,
+    OnLong,
+    encode_or_reject,
+    one_or_two_texts,
+    too_long,
+)
 from roberta_flax.text.huggingface_tokenizer import TokenWindow
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -53,9 +60,7 @@ class TokenLogits:
         self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
     ) -> list[EncodedInput]:
         def encode_one(given: Any) -> list[EncodedSequence]:
-            texts = [given] if isinstance(given, str) else given
-            if not isinstance(texts, list | tuple) or not 1 <= len(texts) <= 2:
-                raise InputError(f"expected a text or a pair of texts, got {type(given).__name__}: {given!r:.60}")
+            texts = one_or_two_texts(given)
             windows = tokenizer.windows(*texts, max_length=max_length, stride=self.stride)
             is_long = len(windows) > 1
             if is_long and on_long == "error":

@@ -103,6 +103,14 @@ def encode_or_reject(encode: Callable[[Any], list[EncodedSequence]], texts: Any)
         return Rejected(str(error))
 
 
+def one_or_two_texts(given: Any) -> Sequence[str]:
+    """The texts of an input that is one text or a pair. Raises InputError for anything else."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple) or not 1 <= len(texts) <= 2:
+        raise InputError(f"expected a text or a pair of texts, got {type(given).__name__}: {given!r:.60}")
+    return texts
+
+
 def too_long(length: int, max_length: int) -> InputError:
     """The error for an input of `length` tokens if on_long is "error"."""
     return InputError(
