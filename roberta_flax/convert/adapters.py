@@ -183,12 +183,6 @@ def merge(adapter: Adapter, base: Tensors, settings: Mapping[str, Any], model_ty
         else:
             left_out |= _merge_module(adapter, name, module, merged, model_type)
     left_out |= dict.fromkeys(contents.left_out, "of a module that modules_to_save replaces, or a copy of the other")
-    labels = changed.get("id2label")
-    output = next(
-        (merged[name] for name in ("classifier.out_proj.weight", "classifier.weight") if name in merged), None
-    )
-    if isinstance(labels, dict) and output is not None and output[1].shape[:1] != (len(labels),):
-        del changed["id2label"]  # as Transformers does where num_labels differs
     return Merged(merged, changed, left_out)
 
 

@@ -233,13 +233,14 @@ def test_the_adapters_own_tokenizer_comes_before_that_of_its_network(saved, adap
 
 
 @pytest.mark.parametrize("labels", [{"0": "yes", "1": "no"}, {"0": "a", "1": "b", "2": "c"}])
-def test_labels_are_the_networks_where_their_number_is_that_of_the_classes(saved, adapter, tmp_path, labels):
+def test_labels_are_the_networks_where_their_number_is_that_of_the_classes(saved, adapter, tmp_path, labels, caplog):
     base = shutil.copytree(saved[0], tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "id2label": labels}))
     directory = convert(adapter, tmp_path / "converted", base_model=base)
     (head,) = json.loads((directory / "config.json").read_text())["heads"]
     assert (head["num_classes"], head["labels"]) == (3, ["a", "b", "c"] if len(labels) == 3 else [])
+    assert ("names 2 labels, but the head has 3 classes" in caplog.text) == (len(labels) == 2)
 
 
 def test_a_float16_network_is_merged_in_more_bits_and_rounded_once(saved, adapter, tmp_path):

@@ -102,14 +102,17 @@ def test_every_class_of_bert_agrees_and_becomes_a_roberta(class_name, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_single_texts_and_pairs_of_a_bert_under_xlm_rs_tokenizer_agree(tmp_path, tokenizers, sentencepiece_model):
-    """With all that its tokenizer gives it, which is no token types."""
+    """With all that its tokenizer gives it, which is no token types; and back, the tokenizer is the same."""
     import transformers
 
     model = build("BertModel", vocab_size("XLMRobertaModel", sentencepiece_model), **SIZES)
     source = save_bert(tmp_path / "source", tokenizers, model)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    roberta = roberta_flax.load(convert(source, tmp_path / "converted"), dtype="float64", param_dtype="float64")
+    directory = convert(source, tmp_path / "converted")
+    roberta = roberta_flax.load(directory, dtype="float64", param_dtype="float64")
+    again = transformers.AutoTokenizer.from_pretrained(export(directory, tmp_path / "exported", to="huggingface"))
     for texts in [(text,) for text in TEXTS] + [(TEXTS[0], TEXTS[1])]:
+        assert again(*texts)["input_ids"] == tokenizer(*texts)["input_ids"]
         with torch.no_grad():
             theirs = model(**tokenizer(*texts, return_tensors="pt")).last_hidden_state
         assert largest_difference(theirs, roberta.extract_features(roberta.encode(*texts))) <= FLOAT64

@@ -502,7 +502,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights of another width": (
         lambda p: edit(p / "2_Dense" / "config.json", out_features=12), "expected floating point of shape",
     ),
-    "an adapter": (lambda p: (p / "adapter_config.json").write_text("{}"), "has an adapter of PEFT"),
+    "an adapter without tensors": (
+        lambda p: (p / "adapter_config.json").write_text("{}"), "has adapter_config.json but not adapter_model.safetensors",
+    ),
     "no list": (lambda p: (p / "modules.json").write_text("{}"), "modules"),
     "a maximum length": (lambda p: edit(p / "sentence_bert_config.json", max_seq_length="long"), "a positive number"),
 }  # fmt: skip
