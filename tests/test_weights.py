@@ -102,6 +102,14 @@ def test_prefixes_of_wrappers_are_removed(source, expected, tmp_path, rename, pr
     assert assert_converts_to(expected, source, tmp_path)["repository"].get("prefix", "") == prefix
 
 
+@pytest.mark.parametrize("name", ["criterion.weight", "model.loss_fn.weight", "loss.weight"])
+def test_tensors_of_a_loss_are_left_out(source, expected, tmp_path, name):
+    prefix = "model." if name.startswith("model.") else ""
+    state = {f"{prefix}{each}": tensor for each, tensor in state_of(source).items()}
+    torch.save({**state, name: torch.ones(3)}, source / "pytorch_model.bin")
+    assert assert_converts_to(expected, source, tmp_path)["tensors"][name] == "of a loss"
+
+
 def test_a_network_that_wraps_another_of_the_same_name_is_found(plain, expected, tmp_path):
     """The attribute that holds a model may have the name that a part of the model has."""
     source = shutil.copytree(plain, tmp_path / "source")

@@ -109,7 +109,7 @@ class Adapter:
     def base_model(self) -> str:
         """The path of the network, or "hf:org/name"; raises CheckpointError if the adapter does not name one."""
         name = self.settings.get("base_model_name_or_path")
-        what_to_do = "name the model that it is for with base_model (--base-model)"
+        what_to_do = "convert it with base_model (--base-model), which names the model that it is for"
         if not isinstance(name, str) or not name:
             raise CheckpointError(f"{self.folder / CONFIG_FILE} has no base_model_name_or_path: {what_to_do}")
         if os.path.isdir(name):

@@ -91,17 +91,28 @@ def find(folder: Path, checkpoint_file: Path | None = None) -> list[Path]:
       CheckpointError: an index lists files that are missing or in another folder, or there are several files of which
         each may be the model.
     """
-    for name in WEIGHT_FILES:
-        if (index := folder / f"{name}{INDEX_SUFFIX}").is_file():
-            return parts_of(index)
-        if (folder / name).is_file():
-            return [folder / name]
+    if own := own_files(folder):
+        return own
     if checkpoint_file is not None and os.path.isfile(checkpoint_file):
         return [] if is_fairseq(checkpoint_file) else [checkpoint_file]
     chosen = choose(str(folder), [path.name for path in folder.iterdir() if path.is_file()])
     for name in filter(_INDEX.fullmatch, chosen):
         return parts_of(folder / name)
     return [folder / name for name in chosen]
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The weights files in a directory that have the names that Transformers gives them; may be empty.
+
+    Raises:
+      CheckpointError: an index lists files that are missing or in another folder.
+    """
+    for name in WEIGHT_FILES:
+        if (index := folder / f"{name}{INDEX_SUFFIX}").is_file():
+            return parts_of(index)
+        if (folder / name).is_file():
+            return [folder / name]
+    return []
 
 
 def choose(source_name: str, names: Sequence[str]) -> list[str]:
@@ -240,11 +251,10 @@ def read(source_name: str, files: Sequence[Path], roots: Sequence[str]) -> Netwo
     outside = []
     for name, tensor in parts:
         inner = plain[name].removeprefix(prefix)
-        if not plain[name].startswith(prefix):
-            if _OF_A_LOSS.fullmatch(plain[name]):
-                left_out[name] = "of a loss"
-            else:
-                outside.append(name)
+        if _OF_A_LOSS.fullmatch(inner):
+            left_out[name] = "of a loss"
+        elif not plain[name].startswith(prefix):
+            outside.append(name)
         elif inner in found:
             raise CheckpointError(
                 f"{source_name}: {shortened(found[inner][0])} and {shortened(name)} are two names of the same tensor"
