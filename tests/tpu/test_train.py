@@ -1,8 +1,10 @@
-"""An update of roberta.large, compiled for TPU v5e on a machine without one."""
+"""An update of roberta.large, compiled for TPU v5e on a machine without one.
+
+Random numbers come from the hardware's generator, which the compiler counts as nothing and compiles in two thirds of the
+time; the memory is the same.
+"""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import jax
 import pytest
@@ -11,12 +13,12 @@ from references.tpu import V5E_BYTES, Update, collectives, figures, products
 
 pytestmark = pytest.mark.slow
 
-ONE = Update("v5e:1x1", rows=32)
+ONE = Update("v5e:1x1", rows=32, generator="rbg")
 # of fewer layers, which take minutes less to compile
-DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=3)
-FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=3, fully_sharded=True)
-TENSOR_PARALLEL = Update("v5e:2x2", rows=32, tensor_parallel=4, num_layers=3)
-KEPT = Update("v5e:1x1", rows=32, num_layers=3, remat=False)
+DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg")
+FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg", fully_sharded=True)
+TENSOR_PARALLEL = Update("v5e:2x2", rows=32, tensor_parallel=4, num_layers=3, generator="rbg")
+KEPT = Update("v5e:1x1", rows=32, num_layers=3, generator="rbg", remat=False)
 UPDATES = {
     "one chip": ONE,
     "data parallel": DATA_PARALLEL,
@@ -35,13 +37,12 @@ def test_a_chip_holds_it(update, compiled, record_property):
     assert counted["peak_bytes"] + counted["program_bytes"] < V5E_BYTES
 
 
-@pytest.mark.parametrize("update", [*UPDATES.values()][1:], ids=[*UPDATES][1:])
+@each_update
 def test_nothing_is_computed_twice_but_what_remat_asks_for(update, compiled):
-    """By hand, and at most 3 % for what stands between the products: without dropout, whose random numbers count too.
+    """By hand, and at most 3 % for what stands between the products.
 
     Of a layer that is computed again the compiler leaves out what no gradient needs.
     """
-    update = replace(update, dropout=False)
     counted = figures(compiled(update))["flops"]
     # Adam's 15 operations or so for each parameter, which three layers' products do not dwarf as 24 layers' do
     adam = 15 * sum(leaf.size for leaf in jax.tree.leaves(update.params()))
