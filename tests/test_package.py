@@ -96,6 +96,7 @@ print(package, int(label))
 """
 
 
+@pytest.mark.slow
 def test_scripts_beside_a_users_program_may_have_any_of_the_checkouts_names(wheel, tmp_path):
     """convert.py beside a program broke the import, when the package installed a `convert` of its own."""
     wheel.extractall(tmp_path / "site")
@@ -144,6 +145,7 @@ print(json.dumps(completions))
 """
 
 
+@pytest.mark.slow
 def test_completion_offers_the_public_names():
     """As Python's own prompt completes, in a process that has imported nothing else."""
     done = subprocess.run(
@@ -154,6 +156,7 @@ def test_completion_offers_the_public_names():
         assert {each for each in names if not each.startswith("__")} == set(OFFERED[name].split()), name
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_without_the_extras():
     extras = ["fairseq", "grain", "huggingface_hub", "matplotlib", "orbax", "pyarrow", "ray", "sacremoses", "spacy"]
     extras += ["tensorboardX", "torch", "transformers"]

@@ -6,6 +6,7 @@ are right.
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -338,6 +339,7 @@ AWKWARD = [
 ]  # fmt: skip
 
 
+@functools.cache
 def texts(count: int, seed: int = 0) -> list[str]:
     """Awkward texts, and random ones: of any characters, of one script, of words, and of special tokens among them."""
     generate = random.Random(seed)

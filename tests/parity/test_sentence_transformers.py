@@ -21,6 +21,7 @@ from roberta_flax import CheckpointError, CrossEncoder, InputError, SentenceEnco
 from roberta_flax.convert import convert, export
 from roberta_flax.tasks.sentence_scores import kept_lengths
 from tests.conftest import skip_or_fail
+from tests.marks import slow_but
 
 if find_spec("sentence_transformers") is None:
     skip_or_fail("sentence-transformers, the reference, is not installed; the README's test command installs it")
@@ -203,7 +204,7 @@ def made(name: str, network: Path, folder: Path) -> tuple[Path, sentence_transfo
 
 
 @each_dtype
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", slow_but([*LAYOUTS][::6], LAYOUTS))
 def test_vectors_are_those_of_sentence_transformers(name, dtype, network, tmp_path):
     path, theirs = made(name, network, tmp_path)
     layout = LAYOUTS[name]
@@ -559,6 +560,7 @@ def test_features_of_a_file_are_the_repositorys_vectors(run, with_dense, tmp_pat
         assert message in err
 
 
+@pytest.mark.slow
 def test_predict_gives_the_score_of_a_cross_encoder_but_a_regressions_value(run, tmp_path):
     path = body(tmp_path / "repository", "RobertaForSequenceClassification", num_labels=1)
     theirs = sentence_transformers.CrossEncoder(str(path), device="cpu")

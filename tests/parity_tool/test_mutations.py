@@ -158,6 +158,7 @@ def test_a_right_network_passes(config, dtype, networks):
     assert run.passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_right_network_passes_with_every_activation(activation, dtype, networks):
