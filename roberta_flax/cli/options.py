@@ -56,6 +56,11 @@ DISTRIBUTED = typer.Option(
     "--distributed", help="This process is one of several hosts (jax.distributed), as on a TPU pod or under SLURM."
 )
 
+STRIDE = typer.Option(
+    help="With windows: number of tokens that two neighbors share.", show_default="128, or half of a window"
+)
+TOPK = typer.Option("--topk", "-k", help="Number of tokens, answers or documents, the best first.")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Text = Annotated[
     list[str] | None,
