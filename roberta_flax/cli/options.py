@@ -335,9 +335,10 @@ class BatchingOptions(Group, panel="Batching"):
     strategy: Annotated[
         str | None,
         typer.Option(
-            metavar="buckets|packing|fixed",
-            help="Rows of one text each, in a few lengths; rows of several short texts; or rows of one text each in "
-            "full batches, so that no result depends on other texts.",
+            metavar="auto|buckets|packing|fixed",
+            help="Rows of one text each, in a few lengths (buckets); rows of several short texts (packing); whichever "
+            "should be faster (auto); or rows of one text each in full batches, so that no result depends on other "
+            "texts (fixed).",
             show_default="by the device",
         ),
     ] = None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -30,18 +30,16 @@ from roberta_flax.nn.quantize import is_quantized
 from roberta_flax.prefetch import prefetched
 from roberta_flax.tasks.base import NOT_FINITE, Task, TaskOfModel, as_done_by, is_finite, sequences_per_input
 from roberta_flax.text import batching
-from roberta_flax.text.batching import TokenBatch
+from roberta_flax.text.batching import Strategy, TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
-
-Strategy = Literal["buckets", "packing", "fixed"]
 
 WINDOW = 8192  # inputs
 # Roughly where throughput levels off: on CPUs as measured by `python -m benchmarks.inference --sweep`, on TPU as
 # estimated by its compiler for v5e (docs/performance.md). Not measured elsewhere.
 TOKENS_PER_BATCH = {"cpu": 1024, "tpu": 4096}
 _TOKENS_PER_BATCH_ELSEWHERE = 32768
-# The faster one: on CPUs as measured by benchmarks.inference. Not measured elsewhere.
-STRATEGY: dict[str, Strategy] = {"cpu": "packing"}
+# "auto" estimates costs by what was measured on CPUs (batching.estimated_cost). Nothing was measured elsewhere.
+STRATEGY: dict[str, Strategy] = {"cpu": "auto"}
 _STRATEGY_ELSEWHERE: Strategy = "buckets"
 _WINDOWS_AHEAD = 2  # windows that are encoded and laid out ahead of the devices
 _BATCHES_IN_FLIGHT = 2  # one runs while the next one waits, so that the device is never idle
@@ -192,9 +190,10 @@ class Predictor:
             text is longest, and `stats` counts these inputs; "window" slides windows over the last text and combines
             their results (see text.encoding.encode_texts); "error" rejects them. The default is the task's: "window"
             for Answer, "truncate" for all others.
-          strategy: "buckets" for one sequence per row; "packing" for several short sequences per row; or "fixed" for
-            one sequence per row and one number of rows for each length, so that the bits of an input's result do not
-            depend on other inputs. By default packing on CPUs and buckets elsewhere.
+          strategy: "buckets" for one sequence per row; "packing" for several short sequences per row; "auto" for
+            whichever of the two should be faster by the lengths of a window's sequences; or "fixed" for one sequence
+            per row and one number of rows for each length, so that the bits of an input's result do not depend on other
+            inputs. By default auto on CPUs and buckets elsewhere.
           window: number of inputs that are sorted by length together; fewer if the task makes several sequences of
             each.
           tokens_per_batch: approximate number of tokens in a batch on each data-parallel device. The default depends on
@@ -226,9 +225,11 @@ class Predictor:
             "rows_multiple": rows,
             "pad_id": roberta.config.pad_id,
             "max_positions": roberta.config.max_positions,
-            "fixed": strategy == "fixed",
+            "attention_cost": batching.relative_attention_cost(
+                roberta.config.hidden_size, roberta.config.intermediate_size
+            ),
         }
-        self._pack = (strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)) == "packing"
+        self._strategy: Strategy = strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)
         self.stats = Stats()
 
     def _take(self, task: Task | TaskOfModel, on_long: OnLong | None, max_length: int | None) -> None:
@@ -265,7 +266,8 @@ class Predictor:
 
     @property
     def _batch_layout(self) -> dict[str, Any]:
-        return {**self._layout, "pack": self._pack and self.task.can_pack()}
+        can_follow = self._strategy == "fixed" or self.task.can_pack()
+        return {**self._layout, "strategy": self._strategy if can_follow else "buckets"}
 
     def describe(self) -> dict[str, Any]:
         """Everything that the bits of the results depend on, except the model's parameters and the task."""
@@ -416,7 +418,7 @@ class Predictor:
         """
         numbers = [i for i, result in enumerate(window.results) if not is_finite(result)]
         sequences = [window.sequences[i] for i in numbers]
-        for batch in batching.lay_out([sequence.ids for sequence in sequences], **{**self._layout, "pack": False}):
+        for batch in batching.lay_out([sequence.ids for sequence in sequences], **self._layout):
             some = [sequences[i] for i in batch.indices]
             results = self._results(batch, some, self._start_batch(batch, some))
             for index, result in zip(batch.indices, results, strict=True):
@@ -424,7 +426,7 @@ class Predictor:
 
     def _finish_window(self, window: _Window) -> Results:
         """The result of each input of a window whose batches are all finished."""
-        if self._batch_layout["pack"]:
+        if any(batch.segments is not None for batch in window.batches):
             self._repeat_alone(window)
         results = Results()
         for number, indices in enumerate(window.sequences_of_input):
