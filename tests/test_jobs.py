@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor
+from roberta_flax import Choose, Classify, Embed, FillMask, HeadConfig, InputError, Predictor
 from roberta_flax.files import Contents
 from roberta_flax.inference import jobs
 from tests import processes
@@ -163,6 +163,34 @@ def test_nothing_in_is_a_valid_file_with_nothing_in_it(tiny, tmp_path, content):
     assert (tmp_path / "out.csv").read_text() == "row,label,score,log_probabilities\n"
     run(tiny, Embed("mean"), tmp_path / "in.jsonl", tmp_path / "out.npy", ("text",))
     assert np.load(tmp_path / "out.npy").shape == (0, 64)
+
+
+@pytest.mark.parametrize("framing", ["choice", "commonsenseqa"])
+def test_the_choice_of_a_row_is_the_one_that_the_model_predicts(tiny, tmp_path, framing):
+    head = HeadConfig("best", 1, 64, "choice")
+    config = dataclasses.replace(tiny.config, heads=(head,))
+    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+    rows = [
+        {"q": "a man", "a": "is playing", "b": "sleeps."},
+        {"q": "x", "a": "y " * 12, "b": ""},
+        {"q": "x", "a": "y"},
+    ]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    summary = run(roberta, Choose(framing=framing), source, tmp_path / "out.jsonl", ("q", "a", "b"))
+    assert (summary["rows"], summary["rejected"]) == (3, 1)
+    for row, found in zip(rows, records(tmp_path / "out.jsonl"), strict=False):
+        marks = ("Q: ", "A: ") if framing == "commonsenseqa" else ("", "")
+        pairs = [(marks[0] + row["q"], marks[1] + row[choice]) for choice in "ab"]
+        ids = [roberta.encode(*pair, no_separator=framing == "commonsenseqa") for pair in pairs]
+        expected = np.asarray(roberta.predict("best", roberta_flax.collate_tokens(ids)))[0]
+        assert found["log_probabilities"] == pytest.approx(expected.tolist(), abs=TOLERANCE)
+        assert found["choice"] == expected.argmax()
+        assert found["score"] == pytest.approx(np.exp(expected.max()), abs=TOLERANCE)
+    with pytest.raises(InputError, match="the framing choice takes a text, and at least two choices"):
+        Predictor(roberta, Choose(framing="choice")).result(["x", "y"])
+    with pytest.raises(InputError, match="framing must be one of"):
+        Predictor(roberta, Choose(framing="swag"))
 
 
 HEADS = [

@@ -115,9 +115,9 @@ def test_scripts_beside_a_users_program_may_have_any_of_the_checkouts_names(whee
 # What a user sees who types a name and a dot.
 OFFERED = {
     "roberta_flax": """
-        CheckpointError Classify CrossEncoder DownloadError Embed FillMask HeadConfig InputError Numerics Predictor
-        Rejected Roberta RobertaConfig RobertaFlaxError RobertaModel SentenceEncoder Tokenizer collate_tokens convert datasets forward load
-        load_tokenizer parity pipeline ray sharding stablehlo train
+        Answer CheckpointError Choose Classify CrossEncoder DownloadError Embed FillMask HeadConfig InputError Numerics
+        Predictor Rank Rejected Roberta RobertaConfig RobertaFlaxError RobertaModel Score SentenceEncoder Tag Tokenizer
+        ZeroShot collate_tokens convert datasets forward load load_tokenizer parity pipeline ray sharding stablehlo train
         """,
     "roberta_flax.convert": "Comparison Verification convert export verify",
     "roberta_flax.datasets": "readers recipes",

@@ -56,6 +56,11 @@ DISTRIBUTED = typer.Option(
     "--distributed", help="This process is one of several hosts (jax.distributed), as on a TPU pod or under SLURM."
 )
 
+STRIDE = typer.Option(
+    help="With windows: number of tokens that two neighbors share.", show_default="128, or half of a window"
+)
+TOPK = typer.Option("--topk", "-k", help="Number of tokens, answers or documents, the best first.")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Text = Annotated[
     list[str] | None,
@@ -330,9 +335,10 @@ class BatchingOptions(Group, panel="Batching"):
     strategy: Annotated[
         str | None,
         typer.Option(
-            metavar="buckets|packing|fixed",
-            help="Rows of one text each, in a few lengths; rows of several short texts; or rows of one text each in "
-            "full batches, so that no result depends on other texts.",
+            metavar="auto|buckets|packing|fixed",
+            help="Rows of one text each, in a few lengths (buckets); rows of several short texts (packing); whichever "
+            "should be faster (auto); or rows of one text each in full batches, so that no result depends on other "
+            "texts (fixed).",
             show_default="by the device",
         ),
     ] = None
