@@ -116,7 +116,7 @@ OFFERED = {
     "roberta_flax": """
         CheckpointError Classify CrossEncoder DownloadError Embed FillMask HeadConfig InputError Numerics Predictor
         Rejected Roberta RobertaConfig RobertaFlaxError RobertaModel SentenceEncoder Tokenizer collate_tokens convert datasets forward load
-        load_tokenizer parity pipeline ray sharding stablehlo train
+        load_tokenizer maxsim parity pipeline ray sharding stablehlo train
         """,
     "roberta_flax.convert": "Comparison Verification convert export verify",
     "roberta_flax.datasets": "readers recipes",

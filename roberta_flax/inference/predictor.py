@@ -32,6 +32,7 @@ from roberta_flax.tasks.base import NOT_FINITE, Task, as_done_by, is_finite
 from roberta_flax.text import batching
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
+from roberta_flax.text.tokenizer import Tokenizer
 
 Strategy = Literal["buckets", "packing", "fixed"]
 
@@ -246,6 +247,11 @@ class Predictor:
         other._take(task, on_long, max_length)
         other.stats = Stats()
         return other
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._roberta.tokenizer
 
     @property
     def config(self) -> RobertaConfig:
