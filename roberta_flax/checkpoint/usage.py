@@ -50,6 +50,7 @@ class Embedding:
       similarity: how two vectors are compared, one of SIMILARITIES.
       truncate_dim: how many numbers of each vector are kept; None for all.
       max_active_dims: how many weights of a sparse vector are kept, the highest; None for all.
+      strip: whether whitespace at both ends of a text is removed before it is encoded.
     """
 
     modules: tuple[Module, ...] = (Pooling(),)
@@ -59,6 +60,7 @@ class Embedding:
     similarity: str = "cosine"
     truncate_dim: int | None = None
     max_active_dims: int | None = None
+    strip: bool = True
 
     def __post_init__(self) -> None:
         if not self.modules or not isinstance(self.modules[0], Pooling | SpladePooling):

@@ -85,6 +85,7 @@ _OUTPUTS = {
     _SCORES_TASK: ("logits", "scores"),
 }
 _HARMLESS_SETTINGS = ("unpad_inputs",)
+_FIRST_WITHOUT_STRIP = (5, 4)  # Transformer.preprocess; Transformer.tokenize stripped texts until 5.3
 _DEFAULT_PROMPTS = {"query": "", "document": ""}  # SentenceTransformer.__init__
 _TORCH_CLASSES = {
     "celu": "CELU", "elu": "ELU", "gelu": "GELU", "hardsigmoid": "Hardsigmoid", "hardswish": "Hardswish",
@@ -333,9 +334,17 @@ def _embedding(
             similarity=similarity,
             truncate_dim=model.get("truncate_dim"),
             max_active_dims=model.get("max_active_dims") if is_sparse else None,
+            strip=_version(model) < _FIRST_WITHOUT_STRIP,
         )
     except (InputError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{repository.root / SETTINGS_FILE}: {error}") from None
+
+
+def _version(model: Mapping[str, Any]) -> tuple[int, ...]:
+    """The version of sentence-transformers that wrote a repository; () if it does not say."""
+    versions = model.get("__version__")
+    named = versions.get("sentence_transformers") if isinstance(versions, dict) else None
+    return tuple(int(number) for number in re.findall("[0-9]{1,9}", str(named or ""))[:2])
 
 
 def _scoring(settings: Mapping[str, Any], model: Mapping[str, Any], head: HeadConfig, notes: list[str]) -> Scoring:
@@ -561,7 +570,7 @@ def _reason(name: str) -> str:
 # Writing
 
 
-_WRITTEN_VERSION = "5.1.2"
+_WRITTEN_VERSION, _WRITTEN_WITHOUT_STRIP = "5.1.2", "5.4.0"
 _DENSE_MODULES, _SPARSE_MODULES = "sentence_transformers.models", "sentence_transformers.sparse_encoder.models"
 
 
@@ -601,7 +610,7 @@ def write(usage: Usage, directory: Path, config: RobertaConfig) -> None:
         directory / SETTINGS_FILE,
         {
             "model_type": "SparseEncoder" if embedding.is_sparse else "SentenceTransformer",
-            "__version__": {"sentence_transformers": _WRITTEN_VERSION},
+            "__version__": {"sentence_transformers": _WRITTEN_VERSION if embedding.strip else _WRITTEN_WITHOUT_STRIP},
             "prompts": dict(embedding.prompts),
             "default_prompt_name": embedding.default_prompt,
             "similarity_fn_name": embedding.similarity,

@@ -58,8 +58,10 @@ class SentenceEmbedding:
             return text
         if not isinstance(text, str):
             return Rejected(f"a sentence encoder takes one text an input, got {type(text).__name__}: {text!r:.60}")
-        stripped = (self.prompt + text).strip()
-        return stripped.lower() if self.embedding.lower_case else stripped
+        whole = self.prompt + text
+        if self.embedding.strip:
+            whole = whole.strip()
+        return whole.lower() if self.embedding.lower_case else whole
 
     def run(
         self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
