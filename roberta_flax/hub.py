@@ -89,7 +89,7 @@ class Roberta:
         numerics: Numerics = Numerics(),
         usage: Usage = Usage(),
     ) -> None:
-        usage.check(config.hidden_size)
+        usage.check(config)
         if tokenizer.vocab_size != config.vocab_size:
             raise CheckpointError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, but the model has {config.vocab_size}; use the "
@@ -472,7 +472,7 @@ def load(
         tokenizer,
         trained_on=converted.read_trained_on(directory),
         numerics=numerics,
-        usage=usages.read(directory, config.hidden_size),
+        usage=usages.read(directory, config),
     )
 
 

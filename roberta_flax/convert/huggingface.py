@@ -278,8 +278,7 @@ def read(
     usage = sentence_transformers.read(
         folder,
         settings,
-        hidden_size=config.hidden_size,
-        max_positions=config.max_positions,
+        config=config,
         head=sentence_head,
         notes=notes,
     )

@@ -32,6 +32,7 @@ from roberta_flax.tasks.base import NOT_FINITE, Task, TaskOfModel, as_done_by, i
 from roberta_flax.text import batching
 from roberta_flax.text.batching import Strategy, TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
+from roberta_flax.text.tokenizer import Tokenizer
 
 WINDOW = 8192  # inputs
 # Roughly where throughput levels off: on CPUs as measured by `python -m benchmarks.inference --sweep`, on TPU as
@@ -253,6 +254,11 @@ class Predictor:
         other._take(task, on_long, max_length)
         other.stats = Stats()
         return other
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._roberta.tokenizer
 
     @property
     def config(self) -> RobertaConfig:

@@ -31,6 +31,7 @@ try:
     from tokenizers import normalizers, pre_tokenizers, processors
 
     from tests.parity import layouts
+    from tests.parity.layouts import assert_same_ids, auto
 except ImportError as error:
     skip_or_fail(f"tokenizers, the reference, cannot be imported ({error}); the README's test command installs it")
     pytest.skip("no tokenizers", allow_module_level=True)
@@ -116,14 +117,6 @@ def refused(message: str, folder: Path, family: str, reader: Any = read, **optio
 # AutoTokenizer
 
 
-def auto(folder: Path) -> Any:
-    import transformers
-
-    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json")):
-        (folder / "config.json").write_text(json.dumps({"model_type": "roberta"}))
-    return transformers.AutoTokenizer.from_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory) -> Any:
     """Makes the directory of a layout, its tokenizer by transformers, and ours, once."""
@@ -139,21 +132,6 @@ def repositories(tmp_path_factory) -> Any:
         return folder, theirs, Tokenizer.from_directory(converted)
 
     return made
-
-
-def assert_same_ids(theirs: Any, ours: Tokenizer, count: int) -> None:
-    """One by one, and in batches, which are padded and truncated elsewhere; alone, and in pairs."""
-    first, second = layouts.texts(count), layouts.texts(count, seed=1)[::-1]
-    alone = [sequence.ids.tolist() for (sequence,) in encode_batch(ours, first, 100_000, "error")]
-    assert alone == theirs(first)["input_ids"]
-    pairs = [
-        sequence.ids.tolist()
-        for (sequence,) in encode_batch(ours, list(zip(first, second, strict=True)), 100_000, "error")
-    ]
-    assert pairs == theirs(first, second)["input_ids"]
-    for a, b in list(zip(first, second, strict=True))[:200]:
-        assert ours.encode(a).tolist() == theirs(a)["input_ids"], a
-        assert ours.encode(a, b).tolist() == theirs(a, b)["input_ids"], (a, b)
 
 
 @pytest.mark.parametrize("layout", slow_but([*layouts.LAYOUTS][::4], layouts.LAYOUTS))
