@@ -137,10 +137,16 @@ def _divided_last(
     What is stored of the softmax is then its numerators, in 16 bits, and not a float32 array of that size: it halves
     the memory traffic of attention on TPUs (docs/performance.md). To be differentiated, this is `_whole`.
     """
-    of_whole = partial(_whole, precision=precision, dropout=None)
-    attention = jax.custom_vjp(partial(_by_numerators, precision=precision))
-    attention.defvjp(partial(jax.vjp, of_whole), lambda pullback, gradient: pullback(gradient))
-    return attention(query, key, value, mask)
+    attention = jax.custom_jvp(partial(_by_numerators, precision=precision))
+
+    def jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+        *operands, mask = primals
+        of_operands = partial(_whole, mask=mask, precision=precision, dropout=None)
+        return jax.jvp(of_operands, tuple(operands), tuple(tangents[:3]))
+
+    attention.defjvp(jvp)
+    context: Array = attention(query, key, value, mask)
+    return context
 
 
 def _by_numerators(
