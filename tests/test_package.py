@@ -117,7 +117,8 @@ OFFERED = {
     "roberta_flax": """
         Answer CheckpointError Choose Classify CrossEncoder DownloadError Embed FillMask HeadConfig InputError Numerics
         Predictor Rank Rejected Roberta RobertaConfig RobertaFlaxError RobertaModel Score SentenceEncoder Tag Tokenizer
-        ZeroShot collate_tokens convert datasets forward load load_tokenizer maxsim parity pipeline ray sharding stablehlo train
+        ZeroShot collate_tokens convert datasets forward load load_tokenizer maxsim parity pipeline ray sharding stablehlo
+        train
         """,
     "roberta_flax.convert": "Comparison Verification convert export verify",
     "roberta_flax.datasets": "readers recipes",

@@ -73,6 +73,14 @@ Text = Annotated[
 Head = Annotated[
     str | None, typer.Option(help="Name of the head.", show_default="the only one; to fine-tune, the task's name")
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Model that an adapter is for: a transformers directory or hf:ORG/NAME.",
+        show_default="the one that the adapter names",
+    ),
+]
 HeadName = Annotated[
     str | None,
     typer.Option(
