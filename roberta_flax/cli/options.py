@@ -201,13 +201,6 @@ class ModelOptions(TokenizerOptions, NumericsOptions):
 
         return resolve(self.model, **self.files())
 
-    def note(self) -> dict[str, Any]:
-        """Which model it is, and that it has not changed, for a run that may be resumed."""
-        from roberta_flax.checkpoint import converted
-
-        stat = (self.directory() / converted.PARAMS_FILE).stat()
-        return {"model": self.model, "parameters": [stat.st_size, stat.st_mtime_ns]}
-
 
 @dataclass(frozen=True)
 class QuantizeOptions(Group, panel="Computation"):
