@@ -28,6 +28,7 @@ from flax import nnx
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
+from roberta_flax.nn.meshes import in_auto_mode
 from roberta_flax.nn.model import FIRST_TOKEN, RobertaModel, TransformerLayer
 from roberta_flax.nn.numerics import DTypeLike, Numerics
 from roberta_flax.nn.quantize import is_quantized
@@ -116,6 +117,7 @@ def _network(params: Params, config: RobertaConfig, numerics: Numerics) -> Rober
 
 
 @partial(jax.jit, static_argnames=_STATIC)
+@in_auto_mode
 def features(
     params: Params,
     tokens: Int[Array, "batch time"],
@@ -133,6 +135,7 @@ POOLINGS = ("first", "mean")
 
 
 @partial(jax.jit, static_argnames=("pooling", *_STATIC))
+@in_auto_mode
 def pooled_features(
     params: Params,
     tokens: Int[Array, "batch time"],
@@ -175,6 +178,7 @@ def pooled_features(
 
 
 @partial(jax.jit, static_argnames=_STATIC)
+@in_auto_mode
 def hidden_states(
     params: Params,
     tokens: Int[Array, "batch time"],
@@ -198,6 +202,7 @@ def check_lm_head(config: RobertaConfig) -> None:
 
 
 @partial(jax.jit, static_argnames=_STATIC)
+@in_auto_mode
 def lm_logits(
     params: Params,
     tokens: Int[Array, "batch time"],
@@ -231,6 +236,7 @@ def lm_logits(
 
 
 @partial(jax.jit, static_argnames=("topk", *_STATIC))
+@in_auto_mode
 def top_tokens(
     params: Params,
     tokens: Int[Array, "batch time"],
@@ -248,6 +254,7 @@ def top_tokens(
 
 
 @partial(jax.jit, static_argnames=_STATIC)
+@in_auto_mode
 def token_log_probs(
     params: Params,
     tokens: Int[Array, "batch time"],
@@ -282,6 +289,7 @@ def head_outputs(
 
 
 @partial(jax.jit, static_argnames=("head", *_STATIC))
+@in_auto_mode
 def head_logits(
     params: Params,
     tokens: Int[Array, "batch time"],
@@ -306,6 +314,7 @@ def head_logits(
 
 
 @partial(jax.jit, static_argnames=("head", *_STATIC))
+@in_auto_mode
 def head_log_probs(
     params: Params,
     tokens: Int[Array, "batch time"],

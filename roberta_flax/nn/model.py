@@ -75,7 +75,7 @@ def dropout(
     """
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = jax.random.bernoulli(key, np.float32(1.0 - rate), x.shape)  # the same bits with jax_enable_x64
     keep = optimization_barrier(keep) if barrier else keep
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
@@ -430,7 +430,7 @@ class RobertaModel(Part):
                 x = run(x)
             else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
                 skip = partial(tokens_at, positions=slice(None) if wanted is None else wanted)
-                x = lax.cond(jax.random.uniform(drop_key) > self.config.layer_drop, run, skip, x)
+                x = lax.cond(jax.random.uniform(drop_key, dtype=np.float32) > self.config.layer_drop, run, skip, x)
             outputs.append(x)
         return outputs
 

@@ -33,6 +33,7 @@ from roberta_flax.errors import DivergedError, InputError, StoppedError, require
 from roberta_flax.extras import require
 from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
+from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.sharding import DATA, place_batch
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
@@ -123,6 +124,7 @@ class Outcome:
     params: Params = field(repr=False)
 
 
+@with_own_mesh
 def run(
     train_step: StepFunction,
     params: Params,
@@ -542,7 +544,7 @@ def _make_step_inputs(
 
     replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
     compiled = jax.jit(inputs, out_shardings=replicated)
-    return lambda step: compiled(np.int32(step))
+    return lambda step: compiled(jax.device_put(np.int32(step), replicated))
 
 
 @jax.jit

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params, check_lm_head, head_outputs, network
+from roberta_flax.nn.meshes import in_auto_mode
 from roberta_flax.nn.numerics import Numerics
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class NetworkLoss:
         self, params: Params, batch: Batch, key: Key[Array, ""] | None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Returns the sum over the batch, and the sum of its weights."""
-        return self.function(params, batch, key)
+        return in_auto_mode(self.function)(params, batch, key)
 
 
 def head_loss(

@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from roberta_flax.errors import InputError
 from roberta_flax.nn.cpu import KEEP_BARRIERS
 from roberta_flax.nn.forward import Params
+from roberta_flax.nn.meshes import on_mesh_of_arguments
 from roberta_flax.nn.tree import path_name
 from roberta_flax.train.losses import Batch, Loss
 
@@ -83,10 +84,9 @@ def make_train_step(
                 return optax.tree.add(sums, sums_and_gradients(trained, frozen, *batch_and_key)), None
 
             batches_and_keys = batch, jax.random.split(key, accumulate)
-            shapes = jax.eval_shape(
-                sums_and_gradients, trained, frozen, *jax.tree.map(lambda x: x[0], batches_and_keys)
-            )
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            first = jax.tree.map(lambda x: x[0], batches_and_keys)
+            *sums, _ = jax.eval_shape(sums_and_gradients, trained, frozen, *first)
+            zeros = (*(jnp.zeros(x.shape, x.dtype) for x in sums), optax.tree.zeros_like(trained))
             (total, size, gradients), _ = lax.scan(add, zeros, batches_and_keys)
         scale = 1 / jnp.where(size == 0, 1, size)
         gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
@@ -99,7 +99,7 @@ def make_train_step(
         )
         return _merged(updated, frozen), opt_state, metrics
 
-    return TrainStep(train_step)
+    return TrainStep(on_mesh_of_arguments(train_step))
 
 
 class TrainStep:
@@ -149,7 +149,11 @@ def _named_sharding(leaf: Any) -> NamedSharding | None:
 
 def make_eval_step(loss: Loss) -> Callable[[Params, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Returns a jitted function (params, batch) -> (sum, size) that computes a loss without dropout."""
-    return jax.jit(lambda params, batch: loss(params, batch, None))
+
+    def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
+        return loss(params, batch, None)
+
+    return jax.jit(on_mesh_of_arguments(evaluate))
 
 
 def init_optimizer(
@@ -160,7 +164,8 @@ def init_optimizer(
     Frozen parameters take no memory. Moments have the sharding of their parameters, because zeros_like keeps it outside
     jit.
     """
-    return optimizer.init(partition(params, freeze)[0])
+    with jax.transfer_guard("allow"):  # the zeros are made on the host
+        return optimizer.init(partition(params, freeze)[0])
 
 
 def partition(params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Params]:
