@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from roberta_flax import CheckpointError, InputError
@@ -231,7 +230,9 @@ def test_several_weights_files_are_refused_and_one_that_is_named_is_taken(source
     state = state_of(source)
     torch.save(state, source / "epoch_1.pt")
     torch.save({name: tensor + 1 for name, tensor in state.items()}, source / "epoch_2.pt")
-    assert "several files that may be the model (epoch_1.pt, epoch_2.pt); name one of them" in refusal(source, tmp_path)
+    assert "several files that may be the model (epoch_1.pt, epoch_2.pt); name one of them as the source" in refusal(
+        source, tmp_path
+    )
     assert_converts_to(expected, source / "epoch_1.pt", tmp_path)
     directory = convert(source, tmp_path / "second", checkpoint_file="epoch_2.pt")
     assert (directory / "model.safetensors").read_bytes() != (expected / "model.safetensors").read_bytes()
@@ -350,6 +351,11 @@ def test_a_base_model_is_for_adapters(source, tmp_path):
         convert(source, tmp_path / "converted", base_model=source)
 
 
-def test_the_model_is_loaded_as_it_is_saved(source):
-    """Guards this file's own helpers: no tensor is zero."""
-    assert all(np.abs(tensor.numpy()).max() > 0 for tensor in state_of(source).values())
+def test_a_head_that_the_configuration_does_not_name_is_told(source, tmp_path, caplog):
+    """A trainer's own classifier beside a network whose config.json is that of a masked LM."""
+    state = {name: tensor for name, tensor in state_of(source).items() if not name.startswith("classifier")}
+    torch.save({**state, "classifier.weight": torch.ones(2, 32), "classifier.bias": torch.ones(2)}, source / "a.pt")
+    convert(source, tmp_path / "converted")
+    assert "config.json is that of a RobertaForSequenceClassification" in caplog.text
+    assert "it is taken to classify tokens" in caplog.text
+    assert "config.json names 3 labels, but the head has 2 classes" in caplog.text

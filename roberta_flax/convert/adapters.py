@@ -54,6 +54,7 @@ _CLASS_SUFFIXES = {  # TaskType -> the class that PEFT loads
     "FEATURE_EXTRACTION": "Model",
 }
 _POOLER = "roberta.pooler."
+_POOLER_WEIGHT = f"{_POOLER}dense.weight"
 _HEAD_PARTS = ("lm_head.", "classifier.", "qa_outputs.", _POOLER)
 _PARTS_OF_CLASS = {
     "Model": (_POOLER,),
@@ -69,9 +70,10 @@ _MAX_PATTERNS = 1024
 _LINEAR = re.compile(r"(.+)\.lora_([AB])\.(weight|bias)")
 _EMBEDDING = re.compile(r"(.+)\.lora_embedding_([AB])")
 _MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
+_SAVED_COPY = re.compile(r"\.modules_to_save\.[^.]+")
 _UNKNOWN = re.compile(r"(?:.*\.)?(?:lora_|token_adapter\b|trainable_tokens|modules_to_save\b|parametrizations\b).*")
 
-Tensors = dict[str, tuple[str, LazyTensor]]  # by modern name: the name in the file, and the tensor
+Tensors = dict[str, tuple[str, LazyTensor]]  # by a name: the name in the file, and the tensor
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,18 @@ class Adapter:
 
 
 @dataclass
-class _Module:
-    """What an adapter has of one module of the network, by the names of the tensors in its file."""
+class _Contents:
+    """The tensors of an adapter.
 
-    tensors: dict[str, tuple[str, LazyTensor]] = field(default_factory=dict)
+    Attributes:
+      modules: those of each adapted module, by the module's name in the network and their own, such as "A".
+      others: those that replace the network's, by name in the network.
+      left_out: the names of those that others repeat, or that these replace.
+    """
+
+    modules: dict[str, Tensors] = field(default_factory=dict)
+    others: Tensors = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -154,11 +164,12 @@ def merge(adapter: Adapter, base: Tensors, settings: Mapping[str, Any], model_ty
         the network.
     """
     _check(adapter)
-    modules, others = _read(adapter, model_type)
+    contents = _read(adapter)
+    modules, others = contents.modules, contents.others
     suffix = _class_suffix(adapter, [*modules, *others], settings, class_prefix)
     merged, left_out = _of_class(base, suffix, class_prefix, keep_pooler=model_type == "bert")
     changed = dict(settings, architectures=[class_prefix + suffix])
-    if changed["tie_word_embeddings"] is not False and _unties(adapter, modules, others, merged):
+    if changed["tie_word_embeddings"] is not False and _unties(adapter, modules, merged):
         merged.setdefault(HF_LM_HEAD_WEIGHT, merged[HF_WORD_EMBEDDINGS])
         changed["tie_word_embeddings"] = False
     for name, (source, tensor) in others.items():
@@ -167,13 +178,11 @@ def merge(adapter: Adapter, base: Tensors, settings: Mapping[str, Any], model_ty
             left_out[merged[modern][0]] = f"the adapter's {source} takes its place"
         merged[modern] = (source, tensor)
     for name, module in modules.items():
-        left_out |= _merge_module(adapter, name, module, merged, model_type)
-    labels = changed.get("id2label")
-    output = next(
-        (merged[name] for name in ("classifier.out_proj.weight", "classifier.weight") if name in merged), None
-    )
-    if isinstance(labels, dict) and output is not None and output[1].shape[:1] != (len(labels),):
-        del changed["id2label"]  # as Transformers does where num_labels differs
+        if modernize_huggingface(f"{name}.weight", model_type).startswith(_POOLER) and _POOLER_WEIGHT not in merged:
+            left_out |= {source: "of a pooler that the network does not have" for source, _ in module.values()}
+        else:
+            left_out |= _merge_module(adapter, name, module, merged, model_type)
+    left_out |= dict.fromkeys(contents.left_out, "of a module that modules_to_save replaces, or a copy of the other")
     return Merged(merged, changed, left_out)
 
 
@@ -200,15 +209,15 @@ def _check(adapter: Adapter) -> None:
             )
 
 
-def _read(adapter: Adapter, model_type: str) -> tuple[dict[str, _Module], Tensors]:
-    """The adapted modules, and the tensors that replace the network's, by name in the network."""
-    modules: dict[str, _Module] = {}
-    others: Tensors = {}
-    for full_name, tensor in _tensors(adapter.file).items():
+def _read(adapter: Adapter) -> _Contents:
+    contents = _Contents()
+    tensors = _tensors(adapter.file)
+    for full_name, tensor in tensors.items():
         name = full_name.removeprefix(_PREFIX)
         if not is_floating(tensor.dtype):
             raise CheckpointError(f"{adapter.file}: {shortened(full_name)} is {tensor.dtype}, expected floating point")
-        if ".original_module." in name:  # of bias="all": what modules_to_save takes the place of
+        if ".original_module." in name or _SAVED_COPY.sub("", full_name) in tensors.keys() - {full_name}:
+            contents.left_out.append(full_name)  # of bias="all", which has every bias in the model
             continue
         if match := _LINEAR.fullmatch(name):
             key = match[2] if match[3] == "weight" else f"{match[2]}.bias"
@@ -221,10 +230,10 @@ def _read(adapter: Adapter, model_type: str) -> tuple[dict[str, _Module], Tensor
                 f"{adapter.file} has {shortened(full_name)}, which is none of the tensors of a LoRA{_OTHERWISE}"
             )
         else:
-            others[name.replace(".base_layer.", ".")] = (full_name, tensor)
+            contents.others[name.replace(".base_layer.", ".")] = (full_name, tensor)
             continue
-        modules.setdefault(match[1], _Module()).tensors[key] = (full_name, tensor)
-    return modules, others
+        contents.modules.setdefault(match[1], {})[key] = (full_name, tensor)
+    return contents
 
 
 def _tensors(file: Path) -> dict[str, LazyTensor]:
@@ -271,7 +280,7 @@ def _of_class(base: Tensors, suffix: str, class_prefix: str, *, keep_pooler: boo
     return tensors, left_out
 
 
-def _unties(adapter: Adapter, modules: Mapping[str, _Module], others: Tensors, merged: Tensors) -> bool:
+def _unties(adapter: Adapter, modules: Mapping[str, Tensors], merged: Tensors) -> bool:
     """Whether the adapter changes only one of the token embedding and the LM head, which share a matrix."""
     if "lm_head.dense.weight" not in merged:
         return False
@@ -283,13 +292,13 @@ def _unties(adapter: Adapter, modules: Mapping[str, _Module], others: Tensors, m
 # One module
 
 
-def _merge_module(adapter: Adapter, name: str, module: _Module, merged: Tensors, model_type: str) -> dict[str, str]:
+def _merge_module(adapter: Adapter, name: str, module: Tensors, merged: Tensors, model_type: str) -> dict[str, str]:
     """Replaces a module's tensors by merged ones. Returns what became of the adapter's."""
     weight, bias = (modernize_huggingface(f"{name}.{kind}", model_type) for kind in ("weight", "bias"))
     if weight not in merged or len(merged[weight][1].shape) != 2:
         raise CheckpointError(f"{adapter.file} adapts {shortened(name)}, which its network does not have")
     source, base = merged[weight]
-    given = {key: tensor for key, (_, tensor) in module.tensors.items()}
+    given = {key: tensor for key, (_, tensor) in module.items()}
     is_embedding = "embedding_A" in given
     a, b = (given.get(key) for key in (("embedding_A", "embedding_B") if is_embedding else ("A", "B")))
     outputs, inputs = base.shape[::-1] if is_embedding else base.shape
@@ -304,7 +313,7 @@ def _merge_module(adapter: Adapter, name: str, module: _Module, merged: Tensors,
         and is_floating(base.dtype)
     )
     if a is None or b is None or not fits:
-        shapes = ", ".join(f"{source_name} {list(tensor.shape)}" for source_name, tensor in module.tensors.values())
+        shapes = ", ".join(f"{source_name} {list(tensor.shape)}" for source_name, tensor in module.values())
         raise CheckpointError(
             f"{adapter.file} does not fit its network: {shortened(name)} is {list(base.shape)}, but the adapter has "
             f"{shortened(shapes)}"
@@ -323,7 +332,7 @@ def _merge_module(adapter: Adapter, name: str, module: _Module, merged: Tensors,
                 f"{adapter.file} adapts the bias of {shortened(name)}, which its network does not have"
             )
         merged[bias] = (merged[bias][0], _sum(merged[bias][1], extra, scaling))
-    return {source_name: f"merged into {source}" for source_name, _ in module.tensors.values()}
+    return {source_name: f"merged into {source}" for source_name, _ in module.values()}
 
 
 def _merged(

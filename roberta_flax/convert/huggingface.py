@@ -259,6 +259,7 @@ def read(
     tied = settings["tie_word_embeddings"] is not False
     _put(builder, modern, head, tied, notes)
     config = interpret(source_name, lambda: _config(settings, model_type, builder, head, tied))
+    _note_labels(settings, config, notes)
     builder.check(source_name, files, config, added=max(0, _size(modern) - _size(network.tensors)))
     if not with_tokenizer:
         tokenizer_files = hf_tokenizer.none(config.vocab_size)
@@ -461,6 +462,11 @@ def _head_kind(
     # RobertaForTokenClassification has no pooler. Early versions had one, but seldom a single class.
     one_output = modern["classifier.weight"][1].shape[:1] == (1,)
     if architecture.endswith("ForTokenClassification") or not has_pooler or not one_output:
+        if architecture and not architecture.endswith("ForTokenClassification"):
+            notes.append(
+                f"config.json is that of a {shortened(architecture)}, but the weights have a classifier as "
+                "ForTokenClassification has it; it is taken to classify tokens"
+            )
         return "token"
     notes.append(
         "config.json does not say whether the head is for multiple choice or for tokens (architectures); it has a "
@@ -541,10 +547,21 @@ def _problem(settings: Mapping[str, Any], kind: str, outputs: int) -> str:
     return "regression" if outputs == 1 and problem == "single_label" else problem
 
 
-def _labels(settings: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """The labels of id2label in order; none if they are just the numbered defaults of Transformers."""
+def _note_labels(settings: Mapping[str, Any], config: RobertaConfig, notes: list[str]) -> None:
+    """Says that config.json's labels are left out because they are those of another head."""
     id2label = settings.get("id2label")
-    if not isinstance(id2label, dict):
+    for head in config.heads:
+        if head.kind in ("sentence", "token") and isinstance(id2label, dict) and len(id2label) != head.num_classes:
+            notes.append(
+                f"config.json names {len(id2label)} labels, but the head has {head.num_classes} classes: the names are "
+                "left out"
+            )
+
+
+def _labels(settings: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """The labels of id2label in order; none if they are another head's or the numbered defaults of Transformers."""
+    id2label = settings.get("id2label")
+    if not isinstance(id2label, dict) or len(id2label) != classes:
         return ()
     by_id = {int(key): str(label) for key, label in id2label.items() if re.fullmatch("[0-9]{1,6}", str(key))}
     labels = tuple(by_id.get(i, f"LABEL_{i}") for i in range(classes))

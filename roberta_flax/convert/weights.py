@@ -124,7 +124,7 @@ def choose(source_name: str, names: Sequence[str]) -> list[str]:
         candidates = sorted(name for group in found.values() for name in group)
         raise CheckpointError(
             f"{source_name} has no {WEIGHT_FILES[0]} but several files that may be the model ({_some(candidates)}); "
-            "name one of them as the source"
+            "name one of them as the source, from a local copy"
         )
     for group in found.values():
         stems = [Path(name).stem for name in WEIGHT_FILES]

@@ -662,7 +662,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights of another width": (
         lambda p: edit(p / "2_Dense" / "config.json", out_features=12), "expected floating point of shape",
     ),
-    "an adapter": (lambda p: (p / "adapter_config.json").write_text("{}"), "has an adapter of PEFT"),
+    "an adapter without tensors": (
+        lambda p: (p / "adapter_config.json").write_text("{}"), "has adapter_config.json but not adapter_model.safetensors",
+    ),
     "an encoder without inference": (
         lambda p: put_module(p, "sentence_transformers.models.Router", place=0), "a module Router that nothing here",
     ),
