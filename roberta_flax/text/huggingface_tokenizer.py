@@ -252,19 +252,37 @@ class HuggingFaceTokenizer:
         )
 
     def token_name(self, token_id: int) -> str:
-        return str(self._tokenizer.id_to_token(token_id) or "")
+        name = str(self._tokenizer.id_to_token(token_id) or "")
+        if not self.continuation_mark or token_id in self._added_tokens:
+            return name
+        return name.removesuffix(self._word_end) if name.endswith(self._word_end) else name + self.continuation_mark
 
     def named_token(self, name: str) -> int | None:
+        if self.continuation_mark and name not in self._added_tokens.values():
+            whole = not name.endswith(self.continuation_mark)
+            name = name + self._word_end if whole else name.removesuffix(self.continuation_mark)
         token_id: int | None = self._tokenizer.token_to_id(name)
         return None if token_id is None or token_id >= self.vocab_size else token_id
 
     def join_names(self, names: Sequence[str]) -> str:
+        if self.continuation_mark:
+            return " ".join(names).replace(f"{self.continuation_mark} ", "").strip()
         decoder = self._tokenizer.decoder
         return " ".join(names) if decoder is None else str(decoder.decode(list(names)))
 
     def plain_text(self, ids: Sequence[int], *, with_specials: bool) -> str:
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=not with_specials))
         return _cleaned_up(text) if self.settings.cleans_up_spaces else text
+
+    @property
+    def continuation_mark(self) -> str:
+        """What PhoBERT's and BERTweet's vocabularies write after a piece that does not end its word; else empty."""
+        return "@@" if self.settings.is_python and self._word_end else ""
+
+    @property
+    def _word_end(self) -> str:
+        """What the model writes after a piece that ends its word, if anything."""
+        return str(getattr(self._tokenizer.model, "end_of_word_suffix", None) or "")
 
     @property
     def marks_continuations(self) -> bool:
