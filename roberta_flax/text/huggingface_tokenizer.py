@@ -271,7 +271,11 @@ class HuggingFaceTokenizer:
         return " ".join(names) if decoder is None else str(decoder.decode(list(names)))
 
     def plain_text(self, ids: Sequence[int], *, with_specials: bool) -> str:
-        text = str(self._tokenizer.decode(list(ids), skip_special_tokens=not with_specials))
+        if self.continuation_mark:
+            kept = [token_id for token_id in ids if with_specials or token_id not in self._marked_special]
+            text = self.join_names([self.token_name(token_id) for token_id in kept])
+        else:
+            text = str(self._tokenizer.decode(list(ids), skip_special_tokens=not with_specials))
         return _cleaned_up(text) if self.settings.cleans_up_spaces else text
 
     @property
@@ -352,6 +356,11 @@ class HuggingFaceTokenizer:
         """Whether the space before a word is part of its first piece."""
         model = self._tokenizer.model
         return not getattr(model, "continuing_subword_prefix", None) and not getattr(model, "end_of_word_suffix", None)
+
+    @cached_property
+    def _marked_special(self) -> set[int]:
+        """The ids of the added tokens that the file marks as special."""
+        return {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     @cached_property
     def _added_tokens(self) -> dict[int, str]:
