@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +25,7 @@ from roberta_flax.text.truncation import longest_first, longest_first_of_two
 EFFECTIVE_FILE = "effective_tokenizer.json"
 SETTINGS_FILE = "tokenizer_settings.json"
 
+_SIDES = 64  # texts of pairs that are kept encoded: several questions about a context follow each other in files
 _MAX_VOCAB_SIZE = 1 << 24  # of ids; the largest vocabulary has a million
 # One of them is at least one piece for any tokenizer of text.
 _SOME_TEXTS = ("a", "A", "0", ".", "の", "的", "и", "ا")
@@ -216,17 +217,24 @@ class HuggingFaceTokenizer:
         return np.maximum.accumulate(spans, axis=0)
 
     def windows(self, texts: Sequence[str], max_length: int, stride: int) -> list[TokenWindow]:
-        room = max_length - sum(map(len, self.around(len(texts))))
-        others = self.pieces(texts[:-1]) if texts[:-1] else []
-        room -= sum(map(len, others))
+        sides = list(map(self._encoded_side, texts))
+        others = sides[:-1]
+        room = max_length - sum(map(len, self.around(len(texts)))) - sum(len(side.ids) for side in others)
         if stride >= room:
             before = " beside the texts before the last" if others else ""
             raise InputError(
                 f"windows that overlap by {stride} tokens do not advance, because the maximum length of {max_length} "
                 f"leaves room for {max(room, 0)} tokens{before}; use a smaller stride or a larger maximum length"
             )
-        encoding = self._truncating_to(len(texts), max_length, stride).encode(*texts)
+        encoding = self._truncating_to(len(texts), max_length, stride).post_process(*sides)
         return [self._window(each) for each in (encoding, *encoding.overflowing)]
+
+    @cached_property
+    def _encoded_side(self) -> Callable[[str], Any]:
+        """Encodes a text before it is truncated and joined; the last few are kept, since pairs often share a text."""
+        tokenizer = parse(json.dumps({**json.loads(self.content), "post_processor": None}))
+        tokenizer.encode_special_tokens = self.settings.split_special_tokens
+        return lru_cache(maxsize=_SIDES)(partial(tokenizer.encode, add_special_tokens=False))
 
     def _truncating_to(self, count: int, max_length: int, stride: int) -> Any:
         """A tokenizer that truncates the last of `count` texts, and keeps what is truncated in windows."""
