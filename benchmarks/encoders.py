@@ -6,7 +6,10 @@ the benchmark prints medians as lines of JSON. Each peer has its best of several
 sorts texts by length. Workloads are a mix of lengths (log-normal, median 40 tokens, from 5 to 500), texts of 32 tokens
 each, and ten labels for some of the mixed texts. Every program is compiled before the first round.
 
-  python -m benchmarks.encoders BPE_DIR SICK_FILE [--texts N] [--classified N] [--rounds N] [--dtypes D ...]
+Before that, the benchmark times the tokenization of pairs that share a text, which is done once, and that of the same
+pairs one at a time. (For questions, five about each context, of a hundred words.)
+
+  python -m benchmarks.encoders BPE_DIR SICK_FILE [--tokenizing] [--texts N] [--classified N] [--rounds N]
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ import numpy as np
 from benchmarks.inference import fairseq_hub, mixed_pairs, sick_pairs
 from benchmarks.measurement import median_seconds, print_record
 from references.fairseq import torch
-from roberta_flax import SentenceEncoder, Tokenizer, pipeline
+from roberta_flax import Answer, SentenceEncoder, Tokenizer, ZeroShot, load_tokenizer, pipeline
 from roberta_flax.convert import convert, export
+from roberta_flax.tasks.sentence_scores import SentenceScores
 
-BATCH_SIZES = (4, 16, 64)
+BATCH_SIZES = (8, 32)
 EQUAL_LENGTH = 32  # tokens, <s> and </s> included
 LABELS = (
     "politics", "sports", "science and technology", "music", "food and drink", "travel", "health", "business",
@@ -106,6 +110,32 @@ def compare_zero_shot(directory: Path, texts: list[str], dtype: str, rounds: int
     print_record(what="zero-shot, 10 labels", dtype=dtype, same_first_label=agreement)
 
 
+def time_shared_sides(tokenizer: Tokenizer, sentences: Sequence[str], texts: list[str]) -> None:
+    """Times the tokenization of pairs that share a text, together and one at a time, and prints the ratios."""
+    scores, zero_shot, answer = SentenceScores("mnli"), ZeroShot(LABELS), Answer()
+    pairs = [(sentences[0], text) for text in texts]
+    labeled = [(text, f"This example is {label}.") for text in texts for label in LABELS]
+    contexts = [" ".join(sentences[i : i + 10]) for i in range(0, 200, 10)]
+    questions = [(sentences[300 + i], context) for context in contexts for i in range(5)]
+
+    def alone(task: Any, inputs: Sequence[Any]) -> None:
+        for given in inputs:
+            tokenizer.backend._encoded_side.cache_clear()
+            task.encode(tokenizer, [given], 384, task.on_long if task is answer else "truncate")
+
+    functions: dict[str, Callable[[], Any]] = {
+        "a query and documents": partial(scores.encode, tokenizer, pairs, 384, "truncate"),
+        "a query and documents, one at a time": partial(alone, scores, pairs),
+        "texts and 10 labels": partial(zero_shot.encode, tokenizer, texts, 384, "truncate"),
+        "texts and 10 labels, one at a time": partial(alone, scores, labeled),
+        "questions and contexts": partial(answer.encode, tokenizer, questions, 384, "window"),
+        "questions and contexts, one at a time": partial(alone, answer, questions),
+    }
+    medians = median_seconds(15, functions)
+    for name in list(functions)[::2]:
+        print_record(what="tokenization", pairs=name, speedup=medians[f"{name}, one at a time"] / medians[name])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bpe_dir", type=Path, help="directory with dict.txt, encoder.json and vocab.bpe")
@@ -113,6 +143,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=128, help="number of texts to embed in each workload")
     parser.add_argument("--classified", type=int, default=12, help="number of texts to classify")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokenizing", action="store_true", help="only time tokenization")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     options = parser.parse_args()
 
@@ -131,6 +162,10 @@ def main() -> None:
         folder = Path(temporary)
         fairseq_hub(folder / "fairseq", options.bpe_dir)
         directory = export(convert(folder / "fairseq", folder / "converted"), folder / "transformers", to="huggingface")
+        sentences = [sentence for pair in sick for sentence in pair]
+        time_shared_sides(load_tokenizer(directory, cache_dir=folder / "cache"), sentences, mixed)
+        if options.tokenizing:
+            return
         for dtype in options.dtypes:
             compare_embedding(directory, workloads, dtype, options.rounds)
             compare_zero_shot(directory, mixed[: options.classified], dtype, options.rounds)

@@ -1,8 +1,9 @@
 """Measure what batching.estimated_cost estimates, the costs of attention and of packing: python -m benchmarks.layout
 
 A few layers of base's sizes run over batches of 1,024 tokens in rows of 32 to 512 tokens, and in packed rows of 256
-that hold sequences of 28 and of 64 tokens. All take turns. Each line gives the median and the smallest time, relative
-to rows of 32 tokens. The last line of each dtype has the two constants by least squares: how much slower an operation
+that hold sequences of 28 and of 64 tokens. All take turns. Times are those of the
+process on all cores, which other programs disturb least. Each line gives the median and the smallest, relative to rows
+of 32 tokens. The last line of each dtype has the two constants by least squares: how much slower an operation
 of attention is than one of a layer's products, and what packing adds to a slot.
 
   python -m benchmarks.layout [--rounds N] [--layers N]
@@ -58,10 +59,10 @@ def main() -> None:
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in functions}
     for number in range(options.rounds + 1):
         for key, function in functions.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             jax.block_until_ready(function())
             if number:  # the first compiles
-                seconds[key].append(time.perf_counter() - begin)
+                seconds[key].append(time.process_time() - begin)
     for dtype in ("float32", "bfloat16"):
         medians = {name: statistics.median(seconds[dtype, name]) for name in cases}
         fewest = {name: min(seconds[dtype, name]) for name in cases}

@@ -525,13 +525,13 @@ def layouts(lengths: list[int], strategy: str) -> list[tuple]:
 
 
 def test_attention_to_a_whole_row_of_base_costs_a_tenth_of_its_matrix_products():
-    # by hand: base's products with matrices take 24 h^2 operations a token, attention 4 h a position; at 1.7 times the
-    # time of others, attention to 256 positions is 1.7 * 4 * 768 * 256 / (24 * 768^2) of these
+    # by hand: base's products with matrices take 24 h^2 operations a token, attention 4 h a position; at 1.6 times the
+    # time of others, attention to 256 positions is 1.6 * 4 * 768 * 256 / (24 * 768^2) of these
     cost = batching.relative_attention_cost(768, 3072)
-    assert cost * 256 == pytest.approx(0.0944, abs=1e-4)
-    assert batching.estimated_cost([(4, 256, False)], cost) == pytest.approx(1024 * 1.0944, abs=0.1)
+    assert cost * 256 == pytest.approx(0.0889, abs=1e-4)
+    assert batching.estimated_cost([(4, 256, False)], cost) == pytest.approx(1024 * 1.0889, abs=0.1)
     assert batching.estimated_cost([(8, 128, False), (4, 256, True)], cost) == pytest.approx(
-        1024 * (1.0472 + 1.0944 + 0.03), abs=0.1
+        1024 * (1.0444 + 1.0889 + 0.05), abs=0.2
     )
 
 

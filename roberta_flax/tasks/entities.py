@@ -121,7 +121,8 @@ def _tokens(tokenizer: Tokenizer, text: str, window: WindowLogits) -> Iterator[_
         token_id, (start, end) = int(tokens.ids[index]), tokens.spans[index].tolist()
         name = tokenizer.token_name(token_id)
         if token_id == tokenizer.backend.unk_id:
-            name, continues = text[start:end], False
+            is_part = bool(text[end : end + 1].strip())
+            name, continues = text[start:end] + tokenizer.continuation_mark * is_part, False
         elif tokenizer.marks_continuations:
             continues = len(name) != end - start
         else:

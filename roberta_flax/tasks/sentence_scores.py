@@ -64,7 +64,7 @@ class SentenceScores:
         if on_long == "window":
             raise InputError("scores of long texts are those of truncated texts: on_long window is not for them")
 
-        pieces_of = shared_pieces(tokenizer)
+        pieces_of = _shared_pieces(tokenizer, inputs)
 
         def encode(texts: Any) -> list[EncodedSequence]:
             pieces = [pieces_of(text) for text in one_or_two_texts(texts)]
@@ -119,9 +119,16 @@ def cross_encoder_activation(model: Model, head: HeadConfig) -> str:
     return named or ("sigmoid" if head.num_classes == 1 else "identity")
 
 
-def shared_pieces(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-    """A function like Tokenizer.pieces that splits a text once, however many of the pairs of a call have it."""
-    known: dict[str, list[int]] = {}
+def _shared_pieces(tokenizer: Tokenizer, inputs: Sequence[Any]) -> Callable[[str], list[int]]:
+    """A function like Tokenizer.pieces, for texts of which each is split once, however many pairs have it."""
+    several = [[given] if isinstance(given, str) else given for given in inputs]
+    texts = dict.fromkeys(
+        text for given in several if isinstance(given, list | tuple) for text in given if isinstance(text, str)
+    )
+    try:
+        known = dict(zip(texts, tokenizer.pieces_of(list(texts)), strict=True))
+    except InputError:
+        known = {}
 
     def pieces(text: str) -> list[int]:
         if not isinstance(text, str) or text not in known:

@@ -19,9 +19,9 @@ LENGTH_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # Sequences up to this length are packed into rows of this length. Attention would cost more in longer rows.
 PACK_LENGTH = 256
 _SEGMENTS_PER_ROW = PACK_LENGTH // 8  # the most sequences that share a row: a fixed number, as compiled shapes need
-# Both as `python -m benchmarks.layout` measures them on CPUs, in float32 and bfloat16 alike (docs/performance.md).
-_ATTENTION_SLOWNESS = 1.7  # time of an operation of attention, its softmax included, over one of a layer's products
-_PACKING_COST = 0.03  # of a slot: masks by segment, positions, and the gathering of first tokens
+# Both as `python -m benchmarks.layout` measures them on CPUs: 1.8 and 0.06 in float32, 1.5 and 0.04 in bfloat16.
+_ATTENTION_SLOWNESS = 1.6  # time of an operation of attention, its softmax included, over one of a layer's products
+_PACKING_COST = 0.05  # of a slot: masks by segment, positions, and the gathering of first tokens
 
 Strategy = Literal["auto", "buckets", "packing", "fixed"]
 
