@@ -68,6 +68,7 @@ class Program:
         position.
       num_layers: of the network.
       dtype: "bfloat16", or "int8" for the layers' products in it and the others in bfloat16.
+      max_positions: of the network; XLM-R models for long texts have 8,192.
     """
 
     topology: str
@@ -77,10 +78,11 @@ class Program:
     wanted: str = "head"
     num_layers: int = 24
     dtype: str = "bfloat16"
+    max_positions: int = 512
 
     @property
     def config(self) -> RobertaConfig:
-        return large(num_layers=self.num_layers)
+        return large(num_layers=self.num_layers, max_positions=self.max_positions)
 
     @property
     def mesh(self) -> jax.sharding.Mesh:

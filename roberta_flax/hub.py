@@ -453,6 +453,8 @@ def load(
     numerics = Numerics(dtype, precision=precision, attention=attention)
     if attention == "cudnn" and jax.default_backend() != "gpu":
         raise InputError(f"attention 'cudnn' needs an NVIDIA GPU, but JAX's backend is {jax.default_backend()}")
+    if attention == "flash" and jax.default_backend() != "tpu":
+        raise InputError(f"attention 'flash' needs a TPU, but JAX's backend is {jax.default_backend()}")
     parameters = Numerics(param_dtype=param_dtype).param_dtype
     if quantize is not None:
         check_method(quantize)

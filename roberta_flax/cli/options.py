@@ -109,7 +109,7 @@ Precision = Annotated[
 ]
 Attention = Annotated[
     str | None,
-    typer.Option(metavar="xla|chunked|cudnn", help="Implementation of attention.", show_default="by the device"),
+    typer.Option(metavar="xla|chunked|cudnn|flash", help="Implementation of attention.", show_default="by the device"),
 ]
 Quantize = Annotated[
     str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from references.tpu import V5E_BYTES, Operation, Program, collectives, figures, flax_compiled, products, reshapes
+from references.tpu import FAST, V5E_BYTES, Operation, Program, collectives, figures, flax_compiled, products, reshapes
 
 pytestmark = pytest.mark.slow
 
@@ -120,6 +121,21 @@ def test_int8_activations_are_sent_as_int8(compiled):
     ]
     hidden = max(numbers(operation) for operation in gathered)
     assert {operation.dtype for operation in gathered if numbers(operation) == hidden} == {"s8"}
+
+
+@pytest.mark.parametrize(
+    ("topology", "rows", "tensor_parallel"), [("v5e:1x1", 1, 1), ("v5e:2x2", 4, 1), ("v5e:2x2", 1, 4)], ids=str
+)
+def test_rows_of_8192_tokens_take_no_memory_for_scores(topology, rows, tensor_parallel):
+    """Each chip runs the kernel on its own rows and heads. The kernel counts its exponentials too, 1.2 % of its products."""
+    program = Program(topology, tensor_parallel, rows, 8192, "features", num_layers=2, max_positions=8192)
+    compiled = program.compiled(FAST)
+    counted = figures(compiled)
+    assert counted["temporary_bytes"] < 2**30
+    assert 1.0 < counted["flops"] / program.hand_count() < 1.03
+    assert len(re.findall(r"custom_call_target=\"tpu_custom_call\"", compiled.as_text())) == program.num_layers
+    kinds = {operation.kind for operation in collectives(compiled)}
+    assert kinds == (set() if tensor_parallel == 1 else {"all-reduce", "all-gather"})
 
 
 def test_at_full_effort_it_takes_fewer_cycles_than_transformers_and_does_not_move_numbers_to_divide_heads():
