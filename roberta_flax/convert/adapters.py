@@ -44,7 +44,7 @@ _READ = {
 _WITHOUT_EFFECT = {
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias", "lora_bias", "lora_dropout",
     "fan_in_fan_out", "inference_mode", "peft_version", "megatron_core", "loftq_config", "eva_config", "corda_config",
-    "lora_ga_config", "qalora_group_size",
+    "lora_ga_config", "qalora_group_size", "runtime_config",
 }  # fmt: skip
 _INITIALIZATIONS = (None, True, False, "gaussian", "orthogonal", "eva")  # that leave the network's own weights alone
 _CLASS_SUFFIXES = {  # TaskType -> the class that PEFT loads
@@ -198,7 +198,7 @@ def _check(adapter: Adapter) -> None:
             f"{path} has init_lora_weights={shortened(str(how))}, which changes the network's own weights{_OTHERWISE}"
         )
     task = settings.get("task_type")
-    if task is not None and task not in _CLASS_SUFFIXES:
+    if task is not None and not (isinstance(task, str) and task in _CLASS_SUFFIXES):
         raise CheckpointError(
             f"{path} has task_type={shortened(str(task))}; supported are {', '.join(_CLASS_SUFFIXES)}, and none"
         )
@@ -358,13 +358,14 @@ def _merged(
     scale: npt.NDArray[np.float64] | float = 1.0
     if magnitude is not None and is_embedding:
         squares = sum(((rows(start) ** 2).sum(axis=0) for start in starts), np.zeros(weight.shape[1]))
-        scale = magnitude / np.sqrt(squares)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = magnitude / np.sqrt(squares)
     result = np.empty(weight.shape, weight.dtype)
     for start in starts:
         block = rows(start)
-        if magnitude is not None and not is_embedding:
-            scale = (magnitude[start : start + step] / np.sqrt((block**2).sum(axis=1)))[:, None]
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            if magnitude is not None and not is_embedding:
+                scale = (magnitude[start : start + step] / np.sqrt((block**2).sum(axis=1)))[:, None]
             result[start : start + step] = block * scale
     return result
 
@@ -406,7 +407,7 @@ def _of_module(adapter: Adapter, patterns_name: str, default_name: str, name: st
                 value = own
                 break
         return parse(value)
-    except (ValueError, re.error) as error:
+    except (ValueError, OverflowError, re.error) as error:
         raise CheckpointError(f"{path}: {patterns_name} or {default_name}: {shortened(str(error))}") from None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from roberta_flax.checkpoint.tensors import LazyTensor
 from roberta_flax.convert.hf_tokenizer import TOKENIZER_CONFIG_FILE, TokenizerFiles
 from roberta_flax.convert.names import HF_POSITIONS, HF_TOKEN_TYPES
-from roberta_flax.convert.source import integer, read_json
+from roberta_flax.convert.source import integer, interpret, read_json
 from roberta_flax.convert.views import below_zeros
 from roberta_flax.errors import CheckpointError
 from roberta_flax.text.huggingface_tokenizer import EFFECTIVE_FILE, SETTINGS_FILE, parse
@@ -48,7 +48,7 @@ def padding_id(source_name: str, files: TokenizerFiles | None, settings: Mapping
     found = json.loads(content).get("pad_id") if isinstance(content, str | bytes) else None
     if isinstance(found, int):
         return found
-    given = integer(settings["pad_token_id"])
+    given = interpret(source_name, lambda: integer(settings["pad_token_id"]))
     notes.append(f"{source_name} has no tokenizer that says which id pads: {given}, its pad_token_id, is taken")
     return given
 

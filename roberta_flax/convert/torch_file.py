@@ -115,6 +115,7 @@ _INERT_NAMES = {
     ("torch", "device"),
     ("torch", "Size"),
     ("collections", "deque"),
+    ("types", "SimpleNamespace"),
     ("decimal", "Decimal"),
     ("uuid", "UUID"),
     *(("datetime", kind) for kind in ("date", "datetime", "time", "timedelta", "timezone")),

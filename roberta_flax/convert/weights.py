@@ -164,12 +164,16 @@ def no_weights(folder: Path, what: str) -> CheckpointError:
             f"its {CONFIG_FILE} and its tokenizer's files there; name a fairseq checkpoint with checkpoint_file "
             "(--checkpoint-file)"
         )
-    if models := [name for name in names if (folder / name / CONFIG_FILE).is_file() and find(folder / name)]:
+    if models := [name for name in names if _has_weights(folder / name)]:
         return CheckpointError(f"no {what} in {folder}, but in its folders {_some(models)}; name one of them")
     return CheckpointError(
         f"no {what} in {folder} (found: {', '.join(map(shortened, names[:8])) or 'nothing'}); name the checkpoint with "
         "checkpoint_file (--checkpoint-file)"
     )
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in (*WEIGHT_FILES, *INDEX_FILES))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -146,6 +146,7 @@ def test_a_bert_whose_tokenizer_tells_two_texts_apart_is_refused(tmp_path):
         CheckpointError, match=r"BertTokenizer, gives the second text of a pair token type 1.*embedding"
     ):
         convert(source, tmp_path / "refused")
+    convert(source, tmp_path / "ids", with_tokenizer=False)
     (source / "tokenizer_config.json").write_text('{"model_input_names": ["input_ids", "attention_mask"]}')
     convert(source, tmp_path / "converted")
 
@@ -207,6 +208,7 @@ def test_the_prediction_of_the_next_sentence_is_left_out_with_a_warning(
         ({"position_embedding_type": "relative_key"}, "position_embedding_type=relative_key"),
         ({"is_decoder": True}, "is_decoder=True"),
         ({"hidden_act": "silu"}, "hidden_act must be one of"),
+        ({"pad_token_id": "first"}, "arguments that do not describe a RoBERTa"),
     ],
 )
 def test_a_bert_that_does_not_fold_is_refused_by_the_setting(
@@ -216,5 +218,7 @@ def test_a_bert_that_does_not_fold_is_refused_by_the_setting(
     source = save_bert(tmp_path / "source", tokenizers, model)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, **change}))
+    if "pad_token_id" in change:  # else the tokenizer's is taken
+        (source / "sentencepiece.bpe.model").unlink()
     with pytest.raises(CheckpointError, match=message):
-        convert(source, tmp_path / "converted")
+        convert(source, tmp_path / "converted", with_tokenizer="pad_token_id" not in change)
