@@ -123,14 +123,15 @@ OFFERED = {
     "roberta_flax.convert": "Comparison Verification convert export verify",
     "roberta_flax.datasets": "readers recipes",
     "roberta_flax.forward": """
-        Params abstract_params features head_log_probs head_logits head_outputs hidden_states init_params lm_logits
-        network operands pooled_features token_log_probs top_tokens
+        MoreInputs Params abstract_params features first_layers head_log_probs head_logits head_outputs hidden_states
+        init_params intermediate_names intermediates lm_logits network operands pooled_features quantize token_log_probs
+        top_tokens
         """,
     "roberta_flax.parity": """
         DecisionResult Element Report Run TensorResult TokenError assert_parity compare compare_subject read_report
         """,
     "roberta_flax.ray": "Predict predict_parquet",
-    "roberta_flax.sharding": "DATA MODEL RULES fully_sharded_spec mesh place place_batch place_rows spec",
+    "roberta_flax.sharding": "DATA MODEL RULES fully_sharded_spec mesh place place_batch place_rows rules spec",
     "roberta_flax.stablehlo": "DTYPES KNOWN_PLATFORMS PLATFORMS Program Signature export load signatures",
     "roberta_flax.train": """
         Batch Loss TrainStep adam batches corpus finetuning head_loss init_optimizer loop make_eval_step

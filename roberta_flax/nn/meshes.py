@@ -55,8 +55,8 @@ def on_mesh_of_arguments(function: Callable[P, R]) -> Callable[P, R]:
 def in_auto_mode(function: Callable[P, R]) -> Callable[P, R]:
     """Has a function run on the mesh of its arrays, all of whose axes are Auto for it.
 
-    Results, but scalars, are divided by rows as the argument `tokens`, or the second one, is; with a batch for this
-    argument all results must be scalars.
+    Results, but scalars, are divided by rows as the second argument, `tokens` or `inputs_embeds` is; without such an
+    array they are whole.
     """
 
     @wraps(function)
@@ -77,7 +77,7 @@ def in_auto_mode(function: Callable[P, R]) -> Callable[P, R]:
             explicit = tuple(name for name, kind in axes if kind == AxisType.Explicit)
             if not explicit:
                 return function(*args, **kwargs)
-            rows = _rows(args[1] if len(args) > 1 else kwargs.get("tokens"))
+            rows = _rows(*args[1:2], kwargs.get("tokens"), kwargs.get("inputs_embeds"))
             shapes = jax.eval_shape(auto_axes(of_arrays, axes=explicit, out_sharding=_spec()), *arrays)
             specs = jax.tree.map(lambda x: NamedSharding(mesh, _spec(rows) if x.ndim else _spec()), shapes)
             result: R = auto_axes(of_arrays, axes=explicit, out_sharding=specs)(*arrays)
@@ -103,12 +103,10 @@ def _using(mesh: AbstractMesh | None) -> AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-def _rows(tokens: Any) -> Any:
-    """The mesh axes that divide the rows of an array, or None."""
-    if not _is_array(tokens):
-        return None
-    spec = jax.typeof(tokens).sharding.spec
-    return spec[0] if len(spec) else None
+def _rows(*arrays: Any) -> Any:
+    """The mesh axes that divide the rows of the first of these that is an array, or None."""
+    specs = [jax.typeof(array).sharding.spec for array in arrays if _is_array(array)]
+    return specs[0][0] if specs and len(specs[0]) else None
 
 
 def _spec(*axes: Any) -> PartitionSpec:

@@ -2,7 +2,7 @@
 
 optimizer = adam(polynomial_decay(1e-5, warmup_steps=7432, total_steps=123873), config=config)
 train_step = make_train_step(head_loss("mnli", config=config), optimizer)
-opt_state = init_optimizer(optimizer, params)
+opt_state = train_step.init(params)
 for step, batch in enumerate(batches):
     params, opt_state, metrics = train_step(params, opt_state, batch, jax.random.fold_in(key, step))
 """
@@ -39,11 +39,13 @@ def make_train_step(
     """Returns a jitted function (params, opt_state, batch, key) -> (params, opt_state, metrics).
 
     The gradient is that of the weighted mean over the whole step. Parameters that the loss does not use
-    (losses.NetworkLoss) stay unchanged. The arrays in `params` and `opt_state` are donated: use the returned ones.
+    (losses.NetworkLoss) stay unchanged. The arrays in `params` and `opt_state` are donated: their memory goes to the
+    returned ones, and they, and arrays that share it, cannot be used any more. To keep the parameters that a model was
+    loaded with, train a copy: jax.tree.map(jnp.copy, roberta.params).
 
     Args:
       loss: a loss from train.losses, or a function with the same signature.
-      optimizer: any optax transformation. `init_optimizer` makes its state.
+      optimizer: any optax transformation. The method `init` of the returned function makes its state.
       accumulate: number of batches in a step (fairseq's update_freq), processed sequentially. If it is more than 1,
         every array in the batch has them along a leading axis. Each batch has its own dropout.
       freeze: regular expressions that match the beginnings of paths (docs/parameters.md) of parameters to leave
@@ -99,7 +101,7 @@ def make_train_step(
         )
         return _merged(updated, frozen), opt_state, metrics
 
-    return TrainStep(on_mesh_of_arguments(train_step))
+    return TrainStep(on_mesh_of_arguments(train_step), lambda params: init_optimizer(optimizer, params, freeze))
 
 
 class TrainStep:
@@ -108,18 +110,35 @@ class TrainStep:
     The returned params and opt_state have the sharding of the given ones. The compiler would change it for some arrays.
     """
 
-    def __init__(self, function: Callable[..., tuple[Params, optax.OptState, Metrics]]) -> None:
-        self._function = function
+    def __init__(
+        self,
+        function: Callable[..., tuple[Params, optax.OptState, Metrics]],
+        init: Callable[[Params], optax.OptState],
+    ) -> None:
+        self._function, self._init = function, init
         self._cached_jit = lru_cache(maxsize=None)(self._jit)
 
     def __call__(
         self, params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Params, optax.OptState, Metrics]:
-        """Does one step. `params` and `opt_state` are donated."""
+        """Does one step. `params` and `opt_state` are donated.
+
+        Raises:
+          InputError: an array has been donated already.
+        """
+        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves((params, opt_state))):
+            raise InputError(
+                "these params or opt_state were donated to an earlier step, which has their memory: pass those that it "
+                "returned, or give it copies (jax.tree.map(jnp.copy, params))"
+            )
         updated: tuple[Params, optax.OptState, Metrics] = self._compiled_for(params, opt_state)(
             params, opt_state, batch, key
         )
         return updated
+
+    def init(self, params: Params) -> optax.OptState:
+        """Returns the optimizer's state for the parameters that the step trains (see init_optimizer)."""
+        return self._init(params)
 
     def lower(self, params: Params, opt_state: optax.OptState, batch: Batch, key: Any) -> jax.stages.Lowered:
         """Lowers the step for arrays or jax.ShapeDtypeStructs, for ahead-of-time compilation."""
