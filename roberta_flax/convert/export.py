@@ -139,7 +139,7 @@ def export(
 
 def _open(directory: Path) -> _Model:
     config, tensors = converted.read_stored(directory)
-    usage = usages.read(directory, config.hidden_size)
+    usage = usages.read(directory, config)
     return _Model(directory, config, tensors, Tokenizer.from_directory(directory), usage)
 
 
@@ -157,7 +157,7 @@ def _to_sentence_transformers(model: _Model, heads: Sequence[HeadConfig], is_def
         return
     if model.usage.embedding is None:
         logger.warning("the model does not say how its sentence vectors are made: mean pooling is written")
-    sentence_transformers.write(model.usage, directory, model.config.hidden_size)
+    sentence_transformers.write(model.usage, directory, model.config)
 
 
 # To fairseq

@@ -268,8 +268,7 @@ def read(
     usage = sentence_transformers.read(
         home,
         settings,
-        hidden_size=config.hidden_size,
-        max_positions=config.max_positions,
+        config=config,
         head=next((each for each in config.heads if each.kind == "sentence"), None),
         notes=notes,
     )

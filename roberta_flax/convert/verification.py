@@ -130,10 +130,7 @@ def verify(
         ]
         if not _same_tokenizer(tokenizer, source.tokenizer_files):
             problems.append("the tokenizer differs from the source's")
-        if (
-            conversion.get("kind") == source.kind == "huggingface"
-            and usages.read(folder, config.hidden_size) != source.usage
-        ):
+        if conversion.get("kind") == source.kind == "huggingface" and usages.read(folder, config) != source.usage:
             problems.append("how the model is used (pooling, prompts, activation, ...) differs from the source's")
     return Verification(comparisons, problems, [])
 

@@ -367,6 +367,14 @@ class Tokenizer:
         return self._huggingface.plain_text(ids, with_specials=with_specials)
 
     @property
+    def continuation_mark(self) -> str:
+        """What `token_name` ends in for a token that does not end its word, in vocabularies that mark these; else "".
+
+        Raises InputError as `token_name` does.
+        """
+        return self._huggingface.continuation_mark
+
+    @property
     def marks_continuations(self) -> bool:
         """Whether the vocabulary marks tokens that continue a word. Raises InputError as `token_name` does."""
         return self._huggingface.marks_continuations
