@@ -329,6 +329,13 @@ def test_tensors_that_are_no_lora_of_the_network_are_named(adapter, tmp_path, ch
         convert(edit_tensors(adapter, change), tmp_path / "refused")
 
 
+def test_an_adapter_of_another_library_is_refused(adapter, tmp_path):
+    """adapter-transformers has a file of the same name."""
+    (adapter / "adapter_config.json").write_text('{"config": {"architecture": "lora"}, "model_type": "roberta"}')
+    with pytest.raises(CheckpointError, match="has no peft_type, so it is not PEFT's; merge the adapter"):
+        convert(adapter, tmp_path / "refused")
+
+
 def test_an_adapter_without_its_tensors_says_which_file_is_missing(adapter, tmp_path):
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"not adapter_model.safetensors or adapter_model.bin: copy it there"):
