@@ -297,6 +297,9 @@ def runs(source: Path) -> Path:
     """What a Trainer leaves: models in folders."""
     for step in (500, 1000):
         shutil.copytree(source, source / f"checkpoint-{step}", ignore=lambda *_: ["checkpoint-500"])
+    (source / "eval").mkdir()
+    (source / "lora").mkdir()
+    (source / "lora" / "adapter_config.json").write_text("{}")
     state_of(source)
     return source
 
@@ -310,7 +313,7 @@ def runs(source: Path) -> Path:
             ("model.safetensors is a state dict of Transformers without a config.json",),
         ),
         (tensorflow, ("tf_model.h5 is TensorFlow's", "save_pretrained()")),
-        (runs, ("in its folders checkpoint-1000, checkpoint-500; name one of them",)),
+        (runs, ("in its folders checkpoint-1000, checkpoint-500, lora; name one of them",)),
     ],
 )
 def test_weights_that_are_not_read_are_named_with_what_to_do(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from roberta_flax.checkpoint.tensors import LazyTensor, read_tensors
-from roberta_flax.convert import msgpack_file, torch_file
+from roberta_flax.convert import adapters, msgpack_file, torch_file
 from roberta_flax.convert.source import check_fits_files, read_json
 from roberta_flax.errors import CheckpointError, shortened
 
@@ -22,6 +22,7 @@ CONFIG_FILE = "config.json"
 INDEX_SUFFIX = ".index.json"  # of a file that lists the parts of a model saved in several files
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")  # in the order of preference
 INDEX_FILES = tuple(f"{name}{INDEX_SUFFIX}" for name in WEIGHT_FILES)
+_OWN_FILES = (*WEIGHT_FILES, *INDEX_FILES)
 _MAX_PARTS = 1000  # weights files; the largest model has nine
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _SUFFIXES = (".safetensors", ".msgpack", *_TORCH_SUFFIXES)
@@ -184,7 +185,8 @@ def no_weights(folder: Path, what: str) -> CheckpointError:
 
 
 def _has_weights(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in (*WEIGHT_FILES, *INDEX_FILES))
+    is_network = (folder / CONFIG_FILE).is_file() and any(map(os.path.isfile, map(folder.joinpath, _OWN_FILES)))
+    return is_network or (folder / adapters.CONFIG_FILE).is_file()
 
 
 def _some(names: Sequence[str]) -> str:
