@@ -15,7 +15,7 @@ from roberta_flax import lazy
 if TYPE_CHECKING:
     from roberta_flax import convert, datasets, parity, train
     from roberta_flax.checkpoint import stablehlo
-    from roberta_flax.encoders import CrossEncoder, SentenceEncoder
+    from roberta_flax.encoders import CrossEncoder, SentenceEncoder, maxsim
     from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
     from roberta_flax.hub import Roberta, load, load_tokenizer
     from roberta_flax.inference import ray
@@ -68,6 +68,7 @@ __all__ = [
     "forward",
     "load",
     "load_tokenizer",
+    "maxsim",
     "parity",
     "pipeline",
     "ray",
@@ -105,6 +106,7 @@ _HOMES = {
     "forward": "nn.forward",
     "load": "hub",
     "load_tokenizer": "hub",
+    "maxsim": "encoders",
     "pipeline": "pipelines",
     "ray": "inference.ray",
     "sharding": "nn.sharding",

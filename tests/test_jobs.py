@@ -144,6 +144,7 @@ def test_bad_rows_go_to_a_file_with_line_and_reason_and_do_not_stop_a_run(tiny, 
         run(tiny, Classify("mnli"), source, tmp_path / "strict.jsonl", rows_per_part=3, strict=True)
 
 
+@pytest.mark.slow
 def test_texts_that_are_too_long_are_shortened_and_counted(tiny, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * n} for n in (5, 600, 7, 700)])
     for options in ({}, {"on_long": "truncate"}, {"on_long": "window"}):
@@ -200,6 +201,7 @@ HEADS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
 @pytest.mark.parametrize("logits", [False, True])
 def test_labels_in_a_file_are_those_that_the_model_gives_one_text(tiny, tmp_path, head, logits):
@@ -520,6 +522,7 @@ def test_outputs_that_cannot_be_written_say_so(tiny, pairs, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pairs.jsonl"]
 
 
+@pytest.mark.slow
 def test_processes_that_begin_at_one_moment_share_the_job(tiny, pairs, tmp_path):
     """Neither takes the other's parts for those of a stopped run, and both find the same settings."""
     run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
@@ -817,6 +820,7 @@ def test_kept_columns_of_parquet_keep_their_types(tiny, tmp_path):
     assert parquet.read_table(tmp_path / "both.parquet").column("id").to_pylist() == ["1", "x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
 @pytest.mark.parametrize("logits", [False, True])
 def test_numbers_of_a_file_are_named_by_class_and_a_score_is_the_probability_of_its_label(tiny, tmp_path, head, logits):

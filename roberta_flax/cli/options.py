@@ -73,6 +73,14 @@ Text = Annotated[
 Head = Annotated[
     str | None, typer.Option(help="Name of the head.", show_default="the only one; to fine-tune, the task's name")
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Model that an adapter is for: a transformers directory or hf:ORG/NAME.",
+        show_default="the one that the adapter names",
+    ),
+]
 HeadName = Annotated[
     str | None,
     typer.Option(
@@ -101,7 +109,7 @@ Precision = Annotated[
 ]
 Attention = Annotated[
     str | None,
-    typer.Option(metavar="xla|chunked|cudnn", help="Implementation of attention.", show_default="by the device"),
+    typer.Option(metavar="xla|chunked|cudnn|flash", help="Implementation of attention.", show_default="by the device"),
 ]
 Quantize = Annotated[
     str | None,
@@ -192,13 +200,6 @@ class ModelOptions(TokenizerOptions, NumericsOptions):
         from roberta_flax.convert.cache import resolve
 
         return resolve(self.model, **self.files())
-
-    def note(self) -> dict[str, Any]:
-        """Which model it is, and that it has not changed, for a run that may be resumed."""
-        from roberta_flax.checkpoint import converted
-
-        stat = (self.directory() / converted.PARAMS_FILE).stat()
-        return {"model": self.model, "parameters": [stat.st_size, stat.st_mtime_ns]}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from roberta_flax.tasks.embed import Embed
 from roberta_flax.tasks.entities import Tag
 from roberta_flax.tasks.fill_mask import FillMask
 from roberta_flax.tasks.rank import Rank
-from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
+from roberta_flax.tasks.sentence_embedding import SentenceEmbedding, SparseEmbedding
 from roberta_flax.tasks.sentence_scores import SentenceScores
 from roberta_flax.tasks.zero_shot import ZeroShot
 from roberta_flax.text.encoding import Rejected
@@ -611,6 +611,8 @@ def _make_writer(job: Job, predictor: Predictor, metadata: Mapping[str, str]) ->
 def _vector_size(predictor: Predictor) -> int | None:
     """The width of a result that is one vector; None for any other result."""
     match predictor.task:
+        case SparseEmbedding():
+            return None
         case SentenceEmbedding(embedding):
             return embedding.vector_size(predictor.config.hidden_size)
         case Embed(pooling) if pooling != "tokens":
@@ -656,6 +658,11 @@ def result_format(predictor: Predictor) -> tuple[Schema, Callable[[Any], dict[st
     match predictor.task:
         case Embed("tokens"):
             return {_FEATURES: "vectors"}, lambda features: {_FEATURES: features}
+        case SparseEmbedding():
+            token_name = predictor.tokenizer.token_name
+            return {"weights": "scores"}, lambda weights: {
+                "weights": {token_name(token_id): weight for token_id, weight in weights.items()}
+            }
         case Embed() | SentenceEmbedding():
             return {_FEATURES: "floats"}, lambda features: {_FEATURES: features}
         case SentenceScores(head):

@@ -26,12 +26,14 @@ from roberta_flax.hub import Roberta
 from roberta_flax.inference.compilations import Compilations
 from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.meshes import own_mesh
 from roberta_flax.nn.quantize import is_quantized
 from roberta_flax.prefetch import prefetched
 from roberta_flax.tasks.base import NOT_FINITE, Task, TaskOfModel, as_done_by, is_finite, sequences_per_input
 from roberta_flax.text import batching
 from roberta_flax.text.batching import Strategy, TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
+from roberta_flax.text.tokenizer import Tokenizer
 
 WINDOW = 8192  # inputs
 # Roughly where throughput levels off: on CPUs as measured by `python -m benchmarks.inference --sweep`, on TPU as
@@ -255,6 +257,11 @@ class Predictor:
         return other
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._roberta.tokenizer
+
+    @property
     def config(self) -> RobertaConfig:
         """The model's configuration."""
         return self._roberta.config
@@ -386,13 +393,13 @@ class Predictor:
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
         placed = [sharding.place_rows(array, self._mesh) for array in arrays]
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
-        with self.stats.compilations.counted():
+        with own_mesh(self._mesh), self.stats.compilations.counted():
             return self.task.run(self._roberta, self._params, batch, placed, sequences)
 
     def _results(self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any) -> list[Any]:
         """Waits for the outputs of a batch, and returns the result of each of its sequences."""
         begin = time.perf_counter()
-        arrays = jax.tree.map(lambda array: _widen(np.asarray(array)), outputs)
+        arrays = jax.tree.map(lambda array: _widen(jax.device_get(array)), outputs)
         self.stats.device_seconds += time.perf_counter() - begin
         return self.task.unpack(batch, sequences, arrays, self._roberta.config)
 

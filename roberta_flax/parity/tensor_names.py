@@ -35,28 +35,18 @@ import numpy.typing as npt
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.forward import abstract_params
+from roberta_flax.nn.forward import abstract_params, intermediate_names
 from roberta_flax.nn.tree import flatten
 from roberta_flax.parity.inputs import ParityBatch
 
-_ATTENTION = tuple(f"attention.{part}" for part in ("query", "key", "value", "scores", "weights", "context", "output"))
-_FEED_FORWARD = tuple(f"feed_forward.{part}" for part in ("intermediate", "activation", "output"))
 GRADIENTS = "gradients."
 
 
 def all_names(config: RobertaConfig, gradients: bool = False) -> list[str]:
     """All tensor names of a network, in order of computation."""
-    norms = ("attention_layer_norm",), ("feed_forward_layer_norm",)
-    if config.normalize_before:
-        layer = (*norms[0], *_ATTENTION, *norms[1], *_FEED_FORWARD, "output")
-    else:
-        layer = (*_ATTENTION, *norms[0], *_FEED_FORWARD, *norms[1], "output")
-    names = ["embeddings.sum", "embeddings.output"]
-    names += [f"layers.{i}.{part}" for i in range(config.num_layers) for part in layer]
-    names += ["features"]
-    if config.lm_head:
-        names += ["lm_head.layer_norm", "lm_head.logits", "lm_head.loss"]
-    names += [f"heads.{head.name}.{part}" for head in config.heads for part in _parts(head)]
+    names: list[str] = []
+    for name in intermediate_names(config):
+        names += [name, *_after(name, config)]
     if gradients:
         names += [GRADIENTS + path for path in _backwards(flatten(abstract_params(config)), names)]
     return names
@@ -120,8 +110,14 @@ def _computed_by(module: str) -> str:
     return module
 
 
-def _parts(head: HeadConfig) -> list[str]:
-    parts = ["dense"] if head.has_dense else []
-    parts += ["logits"]
-    parts += ["log_probabilities"] if has_log_probabilities(head) else []
-    return parts + (["loss"] if head.kind == "sentence" else [])
+def _after(name: str, config: RobertaConfig) -> list[str]:
+    """What is computed of a head's logits."""
+    module, _, part = name.rpartition(".")
+    if part != "logits":
+        return []
+    if module == "lm_head":
+        return [f"{module}.loss"]
+    head = config.head(module.removeprefix("heads."))
+    parts = ["log_probabilities"] if has_log_probabilities(head) else []
+    parts += ["loss"] if head.kind == "sentence" else []
+    return [f"{module}.{part}" for part in parts]

@@ -57,16 +57,24 @@ def check_tokens(tokens: Any, vocab_size: int, max_positions: int) -> npt.NDArra
     return ids.astype(np.int32)
 
 
-def collate_tokens(sequences: Iterable[npt.ArrayLike], pad_idx: int = PAD_ID) -> npt.NDArray[np.int32]:
+def collate_tokens(
+    sequences: Iterable[npt.ArrayLike], pad_idx: int = PAD_ID, *, max_positions: int | None = None
+) -> npt.NDArray[np.int32]:
     """Collates sequences of token ids, [length] each, into one batch, padded on the right.
 
-    The name and arguments are those of fairseq.data.data_utils.collate_tokens.
+    The name and the first two arguments are those of fairseq.data.data_utils.collate_tokens.
+
+    Args:
+      sequences: token ids.
+      pad_idx: the model's id of `<pad>`.
+      max_positions: the model's maximum length, to pad to one of a few lengths: the next of LENGTH_BUCKETS (16, 24, 32,
+        48, ...) up to this one. A jitted function is compiled anew for every shape. None for the longest length.
 
     Returns:
-      int32 [batch, longest].
+      int32 [batch, length].
 
     Raises:
-      InputError: there are no sequences, or one is not a sequence of integers.
+      InputError: there are no sequences, one is not a sequence of integers, or one is longer than max_positions.
     """
     rows = [np.asarray(sequence) for sequence in sequences]
     if not rows:
@@ -76,7 +84,12 @@ def collate_tokens(sequences: Iterable[npt.ArrayLike], pad_idx: int = PAD_ID) ->
             raise InputError(
                 f"collate_tokens takes sequences of integers, [length] each; got {row.dtype} of shape {row.shape}"
             )
-    return pad_rows(rows, (len(rows), max(map(len, rows))), pad_idx)
+    longest = max(map(len, rows))
+    if max_positions is None:
+        return pad_rows(rows, (len(rows), longest), pad_idx)
+    if longest > max_positions:
+        raise InputError(f"{longest} tokens exceed the model's maximum length of {max_positions}")
+    return pad_rows(rows, (len(rows), _bucket(longest, max_positions)), pad_idx)
 
 
 def pad_rows(
@@ -104,9 +117,14 @@ def pad_to_bucket(tokens: npt.NDArray[np.int32], pad_id: int, max_positions: int
     """
     batch, time = tokens.shape
     rows = 1 << (batch - 1).bit_length()
-    columns = next((length for length in LENGTH_BUCKETS if length >= time), time)
-    columns = max(time, min(columns, max_positions))
+    columns = _bucket(time, max_positions)
     return np.pad(tokens, ((0, rows - batch), (0, columns - time)), constant_values=pad_id)
+
+
+def _bucket(length: int, max_positions: int) -> int:
+    """The next of LENGTH_BUCKETS, at most max_positions."""
+    bucket = next((each for each in LENGTH_BUCKETS if each >= length), length)
+    return max(length, min(bucket, max_positions))
 
 
 @dataclass(frozen=True)

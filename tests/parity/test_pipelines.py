@@ -196,6 +196,7 @@ ENTITY_CALLS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 def test_tokens_and_entities_are_those_of_transformers(taggers):
     ours, theirs = taggers
@@ -234,6 +235,7 @@ def fillers(request, tmp_path_factory) -> tuple[Any, Any, str]:
     return pipeline("fill-mask", model=path), theirs, theirs.tokenizer.mask_token
 
 
+@pytest.mark.slow
 def test_masks_are_filled_as_by_transformers(fillers):
     ours, theirs, mask = fillers
     texts = [
