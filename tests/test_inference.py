@@ -547,7 +547,7 @@ def test_attention_to_a_whole_row_of_base_costs_a_tenth_of_its_matrix_products()
 @pytest.mark.parametrize(
     ("lengths", "cheaper"),
     [
-        ([27] * 500, "packing"),  # a bucket of 32 would be a sixth of padding
+        ([25] * 500, "packing"),  # a bucket of 32 would be a fifth of padding
         ([32] * 500, "buckets"),  # no padding in either
         ([128] * 100, "buckets"),
         ([*range(5, 256, 3)] * 5, "packing"),

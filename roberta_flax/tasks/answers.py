@@ -15,7 +15,7 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.tasks.base import Model, Task, check_count
 from roberta_flax.tasks.token_logits import TokenLogits, WindowLogits, windows_of
 from roberta_flax.text.encoding import EncodedSequence, OnLong
-from roberta_flax.text.huggingface_tokenizer import TokenWindow
+from roberta_flax.text.windows import TokenWindow
 
 _CONTEXT = 1  # the number of the context among the texts; the question's is 0
 _EXCLUDED = -10000.0  # the logit of tokens that are in no answer
