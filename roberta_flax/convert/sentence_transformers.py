@@ -112,7 +112,7 @@ def transformer_folder(path: Path) -> Path:
     return path / _entries(path / MODULES_FILE)[0].folder
 
 
-def _root(folder: Path) -> Path:
+def repository_root(folder: Path) -> Path:
     """The repository of a Transformer's folder."""
     parent = folder.parent
     if not (folder / MODULES_FILE).is_file() and (parent / MODULES_FILE).is_file():
@@ -213,7 +213,7 @@ def read(
     Raises:
       CheckpointError: the files are damaged, or ask for what nothing here computes.
     """
-    repository = _Repository(_root(folder), folder, notes)
+    repository = _Repository(repository_root(folder), folder, notes)
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{folder} has an adapter of PEFT (adapter_config.json), which its library would add to the network; merge "
