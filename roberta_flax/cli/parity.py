@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from roberta_flax.parity.model_comparison import Progress
 
 Backend = Literal["cpu", "gpu", "tpu"]
-Reference = Literal["builtin", "fairseq", "transformers"]
+Reference = Literal["builtin", "fairseq", "transformers", "sentence-transformers"]
 
 
 def _known(dtypes: list[str] | None) -> list[str] | None:
