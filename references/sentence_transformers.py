@@ -86,6 +86,32 @@ def repository(
     return directory
 
 
+def sparse_repository(
+    directory: Path,
+    network: Path,
+    strategy: str = "max",
+    activation: str = "relu",
+    *,
+    transformer: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """A directory of a sparse encoder that sentence-transformers wrote.
+
+    Args:
+      directory: to make.
+      network: what `body` made, with a masked-LM head.
+      strategy, activation: of the SpladePooling.
+      transformer: arguments of the MLMTransformer.
+      settings: arguments of the SparseEncoder.
+    """
+    modules = sentence_transformers.sparse_encoder.models
+    first = modules.MLMTransformer(str(network), **(transformer or {}))
+    pooling = modules.SpladePooling(strategy, activation, first.get_sentence_embedding_dimension())
+    built = sentence_transformers.SparseEncoder(modules=[first, pooling], device="cpu", **settings)
+    built.save(str(directory), create_model_card=False)
+    return directory
+
+
 def edit(path: Path, **changes: Any) -> None:
     """Sets keys of a JSON file, or removes them where the value is None."""
     values = json.loads(path.read_text(encoding="utf-8"))

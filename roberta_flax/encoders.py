@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse
 import scipy.spatial.distance
 
 from roberta_flax import hub
@@ -26,10 +27,10 @@ from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.inference.predictor import Predictor
 from roberta_flax.nn.config import HeadConfig
-from roberta_flax.nn.sentence import ACTIVATIONS
+from roberta_flax.nn.sentence import ACTIVATIONS, SpladePooling
 from roberta_flax.tasks.base import Task
 from roberta_flax.tasks.embed import Embed
-from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
+from roberta_flax.tasks.sentence_embedding import SentenceEmbedding, SparseEmbedding
 from roberta_flax.tasks.sentence_scores import SentenceScores
 from roberta_flax.tasks.token_vectors import TokenVectors
 
@@ -90,7 +91,7 @@ class _Encoder:
 
 
 class SentenceEncoder(_Encoder):
-    """Makes sentence vectors, as sentence_transformers.SentenceTransformer does.
+    """Makes sentence vectors, as sentence_transformers.SentenceTransformer does, and SparseEncoder for sparse vectors.
 
     >>> model = SentenceEncoder("hf:intfloat/multilingual-e5-base", dtype="bfloat16")
     >>> queries = model.encode(["how do tides work"], prompt="query: ")
@@ -209,8 +210,11 @@ class SentenceEncoder(_Encoder):
           {token id: weight}; for one text one of these.
 
         Raises:
-          InputError: a text is not a str, there is no such prompt, or an option is invalid.
+          InputError: a text is not a str, there is no such prompt, an option is invalid, or the model is a sparse
+            encoder.
         """
+        if self._embedding.is_sparse and output_value == "sentence_embedding":
+            raise InputError("this model is a sparse encoder: use encode_sparse()")
         if precision not in get_args(Precision):
             raise InputError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         if output_value not in ("sentence_embedding", *_TOKEN_OUTPUTS):
@@ -255,16 +259,114 @@ class SentenceEncoder(_Encoder):
             prompt_name = next((name for name in _DOCUMENT_PROMPTS if name in self.prompts), None)
         return self.encode(sentences, prompt_name, prompt, **options)
 
-    def similarity(self, embeddings1: npt.ArrayLike, embeddings2: npt.ArrayLike) -> npt.NDArray[Any]:
+    def encode_sparse(
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        max_active_dims: int | None = None,
+    ) -> scipy.sparse.csr_array:
+        """Makes a sparse vector of each text, with a weight for each token of the vocabulary.
+
+        These are the vectors of a sparse encoder (SPLADE), as sentence_transformers.SparseEncoder makes them, or the
+        lexical weights of BGE-M3. A masked LM whose repository says nothing gets SPLADE's maximum, as there, and a
+        warning says so. Compare them by their products, `queries @ documents.T`, or by `similarity`.
+
+        Args:
+          sentences: the texts, or one text.
+          prompt_name, prompt, batch_size, show_progress_bar: as in `encode`.
+          max_active_dims: how many weights of a text to keep, the highest; by default the repository's number, or all.
+
+        Returns:
+          float32 [texts, vocab], or [1, vocab] for one text; float64 if that is the compute dtype.
+
+        Raises:
+          InputError: the model makes no sparse vectors, or as in `encode`.
+        """
+        if batch_size is not None:
+            require_positive(batch_size=batch_size)
+        texts: Sequence[Any] = [sentences] if isinstance(sentences, str) else list(sentences)
+        settings = self._sparse_settings()
+        if max_active_dims is not None:
+            settings = dataclasses.replace(settings, max_active_dims=max_active_dims)
+        task = SparseEmbedding(settings, settings.prompt(prompt, prompt_name), max_active_dims=settings.max_active_dims)
+        if settings.is_sparse:
+            weights = self._run(task, texts, show_progress_bar)
+        else:
+            found = self._run(TokenVectors("sparse"), [task.prepared(text) for text in texts], show_progress_bar)
+            weights = [_highest(each, settings.max_active_dims) for each in found]
+        dtype = self.roberta.numerics.accumulation_dtype
+        return _sparse_rows(weights, self.roberta.config.vocab_size, np.dtype(dtype))
+
+    def _sparse_settings(self) -> Embedding:
+        settings, config = self._settings(), self.roberta.config
+        if settings.is_sparse or "sparse" in self.roberta.usage.token_params:
+            return settings
+        if self.roberta.usage.embedding is not None or not config.lm_head:
+            raise InputError(
+                "this model makes no sparse vectors: it is no sparse encoder (SpladePooling), it has no "
+                "sparse_linear.pt, and it is no masked LM without sentence vectors of its own"
+            )
+        logger.warning("the model does not say how its sparse vectors are made: SPLADE's maximum is used")
+        return dataclasses.replace(settings, modules=(SpladePooling(config.vocab_size),))
+
+    def decode(
+        self, embeddings: scipy.sparse.sparray | npt.NDArray[Any], top_k: int | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """The tokens of sparse vectors, as the vocabulary writes them, with their weights, the highest first.
+
+        Args:
+          embeddings: [n, vocab], of `encode_sparse`.
+          top_k: how many tokens of each vector; by default all.
+
+        Raises:
+          InputError: the vectors are not as wide as the vocabulary, or the tokenizer is a fairseq model's.
+        """
+        if top_k is not None:
+            require_positive(top_k=top_k)
+        rows = scipy.sparse.csr_array(embeddings)
+        if rows.shape[1:] != (self.roberta.config.vocab_size,):
+            raise InputError(f"the vectors have the shape {rows.shape}, expected [n, {self.roberta.config.vocab_size}]")
+        decoded = []
+        for begin, end in zip(rows.indptr[:-1], rows.indptr[1:], strict=True):
+            order = begin + np.argsort(-rows.data[begin:end], kind="stable")[:top_k]
+            names = [self.roberta.tokenizer.token_name(int(i)) for i in rows.indices[order]]
+            decoded.append(list(zip(names, rows.data[order].tolist(), strict=True)))
+        return decoded
+
+    def encode_multi_vector(
+        self, sentences: str | Sequence[str], prompt_name: str | None = None, prompt: str | None = None, **options: Any
+    ) -> Any:
+        """Makes a vector for each token of each text, for late interaction (`maxsim`): BGE-M3's ColBERT vectors.
+
+        Args:
+          sentences, prompt_name, prompt: as in `encode`.
+          options: batch_size and show_progress_bar of `encode`.
+
+        Returns:
+          A list of float32 [tokens - 1, size], of norm 1 and without `<s>`; for one text its array.
+
+        Raises:
+          InputError: the model has no colbert_linear.pt, or as in `encode`.
+        """
+        return self.encode(sentences, prompt_name, prompt, output_value="colbert_vecs", **options)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> npt.NDArray[Any]:
         """Compares all vectors of one set with all of another.
 
         Args:
-          embeddings1, embeddings2: [n, size] and [m, size]; one vector, [size], is a set of one.
+          embeddings1, embeddings2: [n, size] and [m, size], of numpy, JAX or scipy.sparse; one vector, [size], is a set
+            of one.
 
         Returns:
           [n, m]: the cosine, the dot product, or the negative Euclidean or Manhattan distance (similarity_fn_name).
         """
-        a, b = (np.atleast_2d(np.asarray(each)) for each in (embeddings1, embeddings2))
+        are_sparse = scipy.sparse.issparse(embeddings1) and scipy.sparse.issparse(embeddings2)
+        if are_sparse and self.similarity_fn_name == "dot":
+            return np.asarray((embeddings1 @ embeddings2.T).toarray())
+        a, b = (_dense_rows(each) for each in (embeddings1, embeddings2))
         match self.similarity_fn_name:
             case "cosine":
                 return np.asarray(_normalized(a) @ _normalized(b).T)
@@ -278,9 +380,9 @@ class SentenceEncoder(_Encoder):
             f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, got {self.similarity_fn_name!r}"
         )
 
-    def similarity_pairwise(self, embeddings1: npt.ArrayLike, embeddings2: npt.ArrayLike) -> npt.NDArray[Any]:
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> npt.NDArray[Any]:
         """Compares each vector with the one at the same place in another set: [n], with the values of `similarity`."""
-        a, b = (np.atleast_2d(np.asarray(each)) for each in (embeddings1, embeddings2))
+        a, b = (_dense_rows(each) for each in (embeddings1, embeddings2))
         match self.similarity_fn_name:
             case "cosine":
                 return np.asarray((_normalized(a) * _normalized(b)).sum(axis=-1))
@@ -471,6 +573,53 @@ def _save(roberta: Roberta, path: PathLike, max_length: int, **settings: Any) ->
     usage: Usage = dataclasses.replace(roberta.usage, max_length=max_length, **settings)
     saved = Roberta(roberta.config, roberta.params, roberta.tokenizer, numerics=roberta.numerics, usage=usage)
     saved.save(Path(path))
+
+
+def maxsim(queries: Sequence[Any], documents: Sequence[Any], *, mean: bool = False) -> npt.NDArray[Any]:
+    """Scores documents by late interaction (Khattab and Zaharia, 2020, section 3.3).
+
+    The score is the sum, over a query's vectors, of the largest dot product with any of the document's vectors.
+
+    Args:
+      queries: n arrays [tokens, size], of SentenceEncoder.encode_multi_vector.
+      documents: m arrays [tokens, size].
+      mean: whether to divide by the number of the query's vectors, as BGE-M3's own library does (colbert_score).
+
+    Returns:
+      [n, m].
+
+    Raises:
+      InputError: an array is not [tokens, size] with at least one token, or the sizes differ.
+    """
+    first, second = [np.asarray(each) for each in queries], [np.asarray(each) for each in documents]
+    shapes = {each.shape for each in (*first, *second)}
+    if any(len(shape) != 2 or not shape[0] for shape in shapes) or len({shape[1] for shape in shapes}) > 1:
+        raise InputError(f"maxsim takes lists of arrays [tokens, size] of one size, got {sorted(shapes)!r:.80}")
+    scores = np.zeros((len(first), len(second)), np.result_type(np.float32, *first, *second))
+    for row, query in zip(scores, first, strict=True):
+        for column, document in enumerate(second):
+            highest = (query @ document.T).max(axis=1)
+            row[column] = highest.mean() if mean else highest.sum()
+    return scores
+
+
+def _highest(weights: Mapping[int, float], count: int | None) -> Mapping[int, float]:
+    return weights if count is None else dict(sorted(weights.items(), key=lambda item: -item[1])[:count])
+
+
+def _sparse_rows(
+    weights: Sequence[Mapping[int, float]], vocab_size: int, dtype: np.dtype[Any]
+) -> scipy.sparse.csr_array:
+    lengths = [0, *(len(each) for each in weights)]
+    ids = np.fromiter((i for each in weights for i in each), np.int32)
+    values = np.fromiter((value for each in weights for value in each.values()), dtype)
+    rows = scipy.sparse.csr_array((values, ids, np.cumsum(lengths)), shape=(len(weights), vocab_size))
+    rows.sort_indices()
+    return rows
+
+
+def _dense_rows(vectors: Any) -> npt.NDArray[Any]:
+    return np.atleast_2d(vectors.toarray() if scipy.sparse.issparse(vectors) else np.asarray(vectors))
 
 
 def quantize_embeddings(embeddings: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:

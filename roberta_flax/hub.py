@@ -89,7 +89,7 @@ class Roberta:
         numerics: Numerics = Numerics(),
         usage: Usage = Usage(),
     ) -> None:
-        usage.check(config.hidden_size)
+        usage.check(config)
         if tokenizer.vocab_size != config.vocab_size:
             raise CheckpointError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, but the model has {config.vocab_size}; use the "
@@ -433,8 +433,8 @@ def load(
 
     Args:
       name_or_path: a released name of checkpoint.download.MODELS, such as "roberta.large.mnli"; a fairseq directory, a
-        .tar.gz of one, or a checkpoint file; a directory saved by Transformers, or "hf:org/name" for one on the Hugging
-        Face Hub; or a directory made by `roberta-flax convert`.
+        .tar.gz of one, or a checkpoint file; a directory saved by Transformers or PEFT, or "hf:org/name" for one on the
+        Hugging Face Hub; or a directory made by `roberta-flax convert`.
       dtype: compute dtype: float32, bfloat16, float16, or float64 with jax_enable_x64.
       param_dtype: dtype of the parameters in memory.
       precision: precision of matrix products, as in jax.lax.Precision. Use "highest" for float32 parity on TPU and GPU.
@@ -453,6 +453,8 @@ def load(
     numerics = Numerics(dtype, precision=precision, attention=attention)
     if attention == "cudnn" and jax.default_backend() != "gpu":
         raise InputError(f"attention 'cudnn' needs an NVIDIA GPU, but JAX's backend is {jax.default_backend()}")
+    if attention == "flash" and jax.default_backend() != "tpu":
+        raise InputError(f"attention 'flash' needs a TPU, but JAX's backend is {jax.default_backend()}")
     parameters = Numerics(param_dtype=param_dtype).param_dtype
     if quantize is not None:
         check_method(quantize)
@@ -470,7 +472,7 @@ def load(
         tokenizer,
         trained_on=converted.read_trained_on(directory),
         numerics=numerics,
-        usage=usages.read(directory, config.hidden_size),
+        usage=usages.read(directory, config),
     )
 
 

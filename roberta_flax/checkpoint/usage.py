@@ -20,7 +20,17 @@ import numpy as np
 from roberta_flax.checkpoint.tensors import Values, read_tensors, write_tensors
 from roberta_flax.errors import CheckpointError, InputError, require_positive, shortened
 from roberta_flax.files import read_text, write_bytes
-from roberta_flax.nn.sentence import MODULES, Module, ModuleParams, Pooling, check_activation, param_shapes, vector_size
+from roberta_flax.nn.config import NO_LM_HEAD, RobertaConfig
+from roberta_flax.nn.sentence import (
+    MODULES,
+    Module,
+    ModuleParams,
+    Pooling,
+    SpladePooling,
+    check_activation,
+    param_shapes,
+    vector_size,
+)
 
 USAGE_FILE = "usage.json"
 MODULES_FILE = "modules.safetensors"
@@ -33,12 +43,14 @@ class Embedding:
     """How sentence vectors are made.
 
     Attributes:
-      modules: a Pooling, and then any modules of nn.sentence.
+      modules: a Pooling or a SpladePooling, and then any modules of nn.sentence.
       lower_case: whether texts are lowercased before they are encoded.
       prompts: the text to put before each text, by name.
       default_prompt: the name of the prompt to use if none is chosen.
       similarity: how two vectors are compared, one of SIMILARITIES.
       truncate_dim: how many numbers of each vector are kept; None for all.
+      max_active_dims: how many weights of a sparse vector are kept, the highest; None for all.
+      strip: whether whitespace at both ends of a text is removed before it is encoded.
     """
 
     modules: tuple[Module, ...] = (Pooling(),)
@@ -47,20 +59,29 @@ class Embedding:
     default_prompt: str | None = None
     similarity: str = "cosine"
     truncate_dim: int | None = None
+    max_active_dims: int | None = None
+    strip: bool = True
 
     def __post_init__(self) -> None:
-        if not self.modules or not isinstance(self.modules[0], Pooling):
-            raise InputError("the first module of a sentence encoder must be a Pooling")
-        if any(isinstance(module, Pooling) for module in self.modules[1:]):
-            raise InputError("a sentence encoder has one Pooling")
+        if not self.modules or not isinstance(self.modules[0], Pooling | SpladePooling):
+            raise InputError("the first module of a sentence encoder must be a Pooling or a SpladePooling")
+        if any(isinstance(module, Pooling | SpladePooling) for module in self.modules[1:]):
+            raise InputError("a sentence encoder has one pooling")
         if self.default_prompt is not None and self.default_prompt not in self.prompts:
             raise InputError(f"there is no prompt {self.default_prompt!r}; there are: {', '.join(self.prompts)}")
         if not all(isinstance(text, str) for text in (*self.prompts, *self.prompts.values())):
             raise InputError("prompts must be texts by name")
         if self.truncate_dim is not None:
             require_positive(truncate_dim=self.truncate_dim)
+        if self.max_active_dims is not None:
+            require_positive(max_active_dims=self.max_active_dims)
         if self.similarity not in SIMILARITIES:
             raise InputError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {self.similarity!r}")
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether a vector has a weight for each token of the vocabulary, most of which are zero."""
+        return isinstance(self.modules[0], SpladePooling)
 
     def prompt(self, prompt: str | None = None, name: str | None = None) -> str:
         """The text to put before each text: `prompt`, or the prompt called `name`, or else the default one.
@@ -129,8 +150,17 @@ class Usage:
         """How the outputs of the head called `head` become scores; None if the source does not say."""
         return self.scoring if self.scoring is not None and self.scoring.head == head else None
 
-    def check(self, hidden_size: int) -> None:
-        """Raises InputError unless there are the parameters that the modules need."""
+    def check(self, config: RobertaConfig) -> None:
+        """Raises InputError unless the network and the parameters are there that the modules need."""
+        pooling = None if self.embedding is None else self.embedding.modules[0]
+        if isinstance(pooling, SpladePooling):
+            if not config.lm_head:
+                raise InputError(f"a SpladePooling is over the logits of a masked LM, but {NO_LM_HEAD}")
+            if pooling.vocab_size != config.vocab_size:
+                raise InputError(
+                    f"a SpladePooling of {pooling.vocab_size} tokens does not fit a vocabulary of {config.vocab_size}"
+                )
+        hidden_size = config.hidden_size
         expected = [] if self.embedding is None else param_shapes(self.embedding.modules, hidden_size)
         found = [{name: tuple(value.shape) for name, value in each.items()} for each in self.module_params]
         if found != expected:
@@ -160,7 +190,7 @@ def write(usage: Usage, directory: Path) -> None:
         write_tensors(directory / MODULES_FILE, tensors)
 
 
-def read(directory: Path, hidden_size: int) -> Usage:
+def read(directory: Path, config: RobertaConfig) -> Usage:
     """Reads what `write` wrote. Raises CheckpointError if the files are damaged."""
     path = directory / USAGE_FILE
     if not path.is_file():
@@ -168,7 +198,7 @@ def read(directory: Path, hidden_size: int) -> Usage:
     try:
         settings = json.loads(read_text(path))
         usage = _parse(settings)
-        shapes = param_shapes(usage.embedding.modules, hidden_size) if usage.embedding is not None else []
+        shapes = param_shapes(usage.embedding.modules, config.hidden_size) if usage.embedding is not None else []
         heads = settings.get("token_heads", [])
         stored = read_tensors(directory / MODULES_FILE) if any(shapes) or heads else {}
 
@@ -180,7 +210,7 @@ def read(directory: Path, hidden_size: int) -> Usage:
             module_params=tuple(parameters(number, names) for number, names in enumerate(shapes)),
             token_params={head: parameters(head, ("kernel", "bias")) for head in heads},
         )
-        usage.check(hidden_size)
+        usage.check(config)
     except CheckpointError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

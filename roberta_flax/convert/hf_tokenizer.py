@@ -47,6 +47,7 @@ TokenizerFiles = dict[str, Path | str | bytes]
 # SpecialTokensMixin.SPECIAL_TOKENS_ATTRIBUTES, in its order
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ADDITIONAL = "additional_special_tokens"
+_EXTRA = "extra_special_tokens"  # the same since transformers 5, as a list; before, more roles, as a dict
 _ROBERTA_TOKENS = dict(zip(_ROLES, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
 _BERT_TOKENS = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
@@ -267,7 +268,7 @@ class _Source:
         from tokenizers import AddedToken
 
         settings = {**(rules.tokens if rules else {}), **self.settings}
-        if rules and _ADDITIONAL not in settings:
+        if rules and _ADDITIONAL not in settings and not isinstance(settings.get(_EXTRA), list):
             settings[_ADDITIONAL] = list(rules.additional)
         if rules and rules.build is vocabularies.t5:
             settings[_ADDITIONAL] = _with_extra_ids(settings)
@@ -387,7 +388,7 @@ def _with_special_tokens(settings: Mapping[str, Any], special_tokens: Mapping[st
 
 def _special_tokens(settings: Mapping[str, Any]) -> list[Any]:
     """All special tokens that settings name, as strings and AddedTokens."""
-    extra = settings.get("extra_special_tokens") or []  # a list since transformers 5, names and tokens before
+    extra = settings.get(_EXTRA) or []
     tokens = [
         *(settings.get(role) for role in _ROLES),
         *(settings.get(_ADDITIONAL) or []),

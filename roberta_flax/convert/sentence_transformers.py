@@ -29,7 +29,7 @@ from roberta_flax.convert import torch_file
 from roberta_flax.convert.source import check_fits_files, is_floating, read_json
 from roberta_flax.errors import CheckpointError, InputError, shortened
 from roberta_flax.files import read_text
-from roberta_flax.nn.config import HeadConfig
+from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
 from roberta_flax.nn.sentence import (
     ACTIVATIONS,
     POOLING_MODES,
@@ -39,6 +39,7 @@ from roberta_flax.nn.sentence import (
     ModuleParams,
     Normalize,
     Pooling,
+    SpladePooling,
 )
 
 MODULES_FILE = "modules.json"
@@ -58,6 +59,7 @@ PATTERNS = (
     "[0-9]*_*/config.json", *(f"[1-9]*_*/{name}" for name in _WEIGHT_FILES),
 )  # fmt: skip
 _OWN_MODULES = "sentence_transformers."
+_EARLY_TRANSFORMERS = ("BERT", "RoBERTa", "XLMRoBERTa", "CamemBERT")  # the Transformer's names before version 0.3
 _MAX_MODULES = 32
 _POOLING_KEYS = {  # Pooling.config_keys until version 5
     "pooling_mode_cls_token": "cls",
@@ -74,9 +76,17 @@ _HARMLESS_ARGUMENTS = (
 )  # fmt: skip
 _ARGUMENTS = ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs")
 _TOKENIZER_ARGUMENTS = ("tokenizer_args", "processor_kwargs")
-_TASKS = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "sequence-classification"}
-_OUTPUTS = {"SentenceTransformer": ("last_hidden_state", "token_embeddings"), "CrossEncoder": ("logits", "scores")}
+_KINDS = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
+_MASKED_LM = "MLMTransformer"  # the class of a Transformer with its masked-LM head, until version 5.4
+# By the task of a Transformer, the method's output that it takes and what it calls it (TRANSFORMER_TASK_DEFAULTS)
+_FEATURES_TASK, _LM_TASK, _SCORES_TASK = "feature-extraction", "fill-mask", "sequence-classification"
+_OUTPUTS = {
+    _FEATURES_TASK: ("last_hidden_state", "token_embeddings"),
+    _LM_TASK: ("logits", "token_embeddings"),
+    _SCORES_TASK: ("logits", "scores"),
+}
 _HARMLESS_SETTINGS = ("unpad_inputs",)
+_FIRST_WITHOUT_STRIP = (5, 4)  # Transformer.preprocess; Transformer.tokenize stripped texts until 5.3
 _DEFAULT_PROMPTS = {"query": "", "document": ""}  # SentenceTransformer.__init__
 _TORCH_CLASSES = {
     "celu": "CELU", "elu": "ELU", "gelu": "GELU", "hardsigmoid": "Hardsigmoid", "hardswish": "Hardswish",
@@ -140,7 +150,8 @@ def _entries(path: Path) -> list[_Entry]:
                 f"{path} has a module of its own code, {shortened(kind)}, which is never run; without {MODULES_FILE} "
                 "the network alone can be converted"
             )
-        found.append(_Entry(kind.rpartition(".")[2], folder))
+        name = kind.rpartition(".")[2]
+        found.append(_Entry("Transformer" if name in _EARLY_TRANSFORMERS else name, folder))
     return found
 
 
@@ -188,8 +199,7 @@ def read(
     folder: Path,
     settings: Mapping[str, Any],
     *,
-    hidden_size: int,
-    max_positions: int,
+    config: RobertaConfig,
     head: HeadConfig | None,
     notes: list[str],
 ) -> Reading:
@@ -198,7 +208,7 @@ def read(
     Args:
       folder: the directory of its weights and config.json.
       settings: the content of config.json, with Transformers' defaults.
-      hidden_size, max_positions: of the network.
+      config: of the network.
       head: its sentence head; None if it has none.
       notes: a list to which messages for the user are appended.
 
@@ -206,55 +216,58 @@ def read(
       CheckpointError: the files are damaged, or ask for what nothing here computes.
     """
     repository = _Repository(_root(folder), folder, notes)
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} has an adapter of PEFT (adapter_config.json), which its library would add to the network; merge "
-            "it with merge_and_unload() and save the model"
-        )
     model = repository.json(repository.root / SETTINGS_FILE)
     entries = _entries(repository.root / MODULES_FILE) if (repository.root / MODULES_FILE).is_file() else []
     kind = str(model.get("model_type", "SentenceTransformer"))
     if entries:
         repository.files.append(repository.root / MODULES_FILE)
-        if kind not in _TASKS:
+        if kind not in _KINDS:
             raise CheckpointError(
                 f"{repository.root} is a {shortened(kind)} of sentence-transformers; only "
-                f"{' and '.join(_TASKS)} are supported"
+                f"{', '.join(_KINDS)} are supported"
             )
-        if entries[0].kind != "Transformer":
+        if entries[0].kind not in ("Transformer", _MASKED_LM):
             raise _unsupported(repository, entries[0])
-    transformer = _transformer(repository, kind) if entries else {}
+    task = _task(kind, entries)
+    transformer = _transformer(repository, task) if entries else {}
     tokenizer = repository.json(folder / TOKENIZER_CONFIG_FILE)
     limit = _max_length(settings, tokenizer, transformer)
     scoring = None if head is None else _scoring(settings, model, head, notes)
     embedding: Embedding | None = None
     params: tuple[ModuleParams, ...] = ()
-    if entries and kind == "SentenceTransformer":
-        modules, params = _modules(repository, entries[1:], hidden_size)
+    if entries and kind != "CrossEncoder":
+        modules, params = _modules(repository, entries[1:], config, task)
         embedding = _embedding(repository, modules, transformer, model)
     elif len(entries) > 1:
         raise _unsupported(repository, entries[1])
     elif model.get("default_prompt_name"):
         raise CheckpointError(f"{repository.root} is a cross-encoder with a default prompt, which is not supported")
     token_params = {
-        head: _linear(repository, path, hidden_size)
+        head: _linear(repository, path, config.hidden_size)
         for head, name in _TOKEN_HEAD_FILES.items()
         if (path := repository.root / name).is_file()
     }
     files = sorted({os.path.relpath(path, repository.root) for path in repository.files})
-    length = None if math.isinf(limit) else min(int(limit), max_positions)
+    length = None if math.isinf(limit) else min(int(limit), config.max_positions)
     return Reading(Usage(length, embedding, scoring, params, token_params), tuple(files), repository.root)
 
 
 def _unsupported(repository: _Repository, entry: _Entry) -> CheckpointError:
     return CheckpointError(
         f"{repository.root / MODULES_FILE} has a module {shortened(entry.kind)} that nothing here computes; "
-        "supported are Transformer, Pooling and then Dense, LayerNorm, Normalize and Dropout. Without "
-        f"{MODULES_FILE} the network alone can be converted"
+        "supported are Transformer, Pooling or SpladePooling, and then Dense, LayerNorm, Normalize and Dropout. "
+        f"Without {MODULES_FILE} the network alone can be converted"
     )
 
 
-def _transformer(repository: _Repository, kind: str) -> dict[str, Any]:
+def _task(kind: str, entries: Sequence[_Entry]) -> str:
+    """What the Transformer gives, a key of _OUTPUTS."""
+    if kind == "CrossEncoder":
+        return _SCORES_TASK
+    return _LM_TASK if any(entry.kind == "SpladePooling" for entry in entries) else _FEATURES_TASK
+
+
+def _transformer(repository: _Repository, task: str) -> dict[str, Any]:
     """The settings of the Transformer: max_seq_length, do_lower_case, model_max_length."""
     path = next((path for name in TRANSFORMER_FILES if (path := repository.folder / name).is_file()), None)
     settings = {} if path is None else repository.json(path)
@@ -271,9 +284,9 @@ def _transformer(repository: _Repository, kind: str) -> dict[str, Any]:
         if key in _TOKENIZER_ARGUMENTS and "model_max_length" in given:
             found["model_max_length"] = given.pop("model_max_length")
         refused += [f"{key}.{name}" for name in given if name not in _HARMLESS_ARGUMENTS]
-    if settings.pop("transformer_task", _TASKS[kind]) != _TASKS[kind]:
+    if settings.pop("transformer_task", task) != task:
         refused.append("transformer_task")
-    method_output, output = _OUTPUTS[kind]
+    method_output, output = _OUTPUTS[task]
     if settings.pop("module_output_name", output) != output:
         refused.append("module_output_name")
     expected = {"method": "forward", "method_output_name": method_output}
@@ -306,7 +319,8 @@ def _max_length(settings: Mapping[str, Any], tokenizer: Mapping[str, Any], trans
 def _embedding(
     repository: _Repository, modules: tuple[Module, ...], transformer: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Embedding:
-    similarity = model.get("similarity_fn_name") or SIMILARITIES[0]
+    is_sparse = isinstance(modules[0], SpladePooling)
+    similarity = model.get("similarity_fn_name") or ("dot" if is_sparse else SIMILARITIES[0])
     prompts = model.get("prompts") or {}
     try:
         return Embedding(
@@ -316,9 +330,18 @@ def _embedding(
             default_prompt=model.get("default_prompt_name"),
             similarity=similarity,
             truncate_dim=model.get("truncate_dim"),
+            max_active_dims=model.get("max_active_dims") if is_sparse else None,
+            strip=_version(model) < _FIRST_WITHOUT_STRIP,
         )
     except (InputError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{repository.root / SETTINGS_FILE}: {error}") from None
+
+
+def _version(model: Mapping[str, Any]) -> tuple[int, ...]:
+    """The version of sentence-transformers that wrote a repository; () if it does not say."""
+    versions = model.get("__version__")
+    named = versions.get("sentence_transformers") if isinstance(versions, dict) else None
+    return tuple(int(number) for number in re.findall("[0-9]{1,9}", str(named or ""))[:2])
 
 
 def _scoring(settings: Mapping[str, Any], model: Mapping[str, Any], head: HeadConfig, notes: list[str]) -> Scoring:
@@ -352,18 +375,21 @@ def _activation(path: Any) -> str:
 
 
 def _modules(
-    repository: _Repository, entries: Sequence[_Entry], hidden_size: int
+    repository: _Repository, entries: Sequence[_Entry], config: RobertaConfig, task: str
 ) -> tuple[tuple[Module, ...], tuple[ModuleParams, ...]]:
-    if not entries or entries[0].kind != "Pooling":
-        raise CheckpointError(f"{repository.root / MODULES_FILE} should have a Pooling after the Transformer")
+    expected = "SpladePooling" if task == _LM_TASK else "Pooling"
+    if not entries or entries[0].kind != expected:
+        raise CheckpointError(f"{repository.root / MODULES_FILE} should have a {expected} after the Transformer")
+    if task == _LM_TASK and not config.lm_head:
+        raise CheckpointError(f"{repository.root / MODULES_FILE} has a SpladePooling, but {NO_LM_HEAD}")
     modules: list[Module] = []
     params: list[ModuleParams] = []
-    size = hidden_size
+    size = config.vocab_size if task == _LM_TASK else config.hidden_size
     for entry in entries:
         if entry.kind == "Dropout":  # without effect in evaluation
             repository.json(repository.root / entry.folder / _CONFIG_FILE)
             continue
-        if entry.kind not in _READERS or (entry.kind == "Pooling" and modules):
+        if entry.kind not in _READERS or (entry.kind.endswith("Pooling") and modules):
             raise _unsupported(repository, entry)
         folder = repository.root / entry.folder
         try:
@@ -391,6 +417,16 @@ def _pooling(folder: Path, settings: Mapping[str, Any], size: int) -> Pooling:
     return Pooling(tuple(str(mode).lower() for mode in modes), bool(include_prompt))
 
 
+def _splade_pooling(folder: Path, settings: Mapping[str, Any], size: int) -> SpladePooling:
+    given = dict(settings)
+    sizes = [given.pop(key, None) for key in ("word_embedding_dimension", "embedding_dimension")]
+    _require_size(folder, [each for each in sizes if each is not None], size)
+    strategy, activation = given.pop("pooling_strategy", "max"), given.pop("activation_function", "relu")
+    if given:
+        raise InputError(f"the setting {shortened(min(given))} is not supported")
+    return SpladePooling(size, strategy, activation)
+
+
 def _dense(folder: Path, settings: Mapping[str, Any], size: int) -> Dense:
     _require_size(folder, [settings.get("in_features")], size)
     _require_sentence_embedding(settings)
@@ -414,6 +450,7 @@ def _normalize(folder: Path, settings: Mapping[str, Any], size: int) -> Normaliz
 
 _READERS: dict[str, Callable[[Path, Mapping[str, Any], int], Module]] = {
     "Pooling": _pooling,
+    "SpladePooling": _splade_pooling,
     "Dense": _dense,
     "LayerNorm": _layer_norm,
     "Normalize": _normalize,
@@ -530,7 +567,8 @@ def _reason(name: str) -> str:
 # Writing
 
 
-_WRITTEN_VERSION = "5.1.2"
+_WRITTEN_VERSION, _WRITTEN_WITHOUT_STRIP = "5.1.2", "5.4.0"
+_DENSE_MODULES, _SPARSE_MODULES = "sentence_transformers.models", "sentence_transformers.sparse_encoder.models"
 
 
 def write_limits(usage: Usage, directory: Path, head: HeadConfig | None, max_positions: int) -> None:
@@ -559,7 +597,7 @@ def write_limits(usage: Usage, directory: Path, head: HeadConfig | None, max_pos
         _update(directory / _CONFIG_FILE, sentence_transformers=own)
 
 
-def write(usage: Usage, directory: Path, hidden_size: int) -> None:
+def write(usage: Usage, directory: Path, config: RobertaConfig) -> None:
     """Adds a sentence encoder's files, as version 5.1 writes them, to a directory that Transformers can load."""
     embedding = usage.embedding or Embedding()
     _write_json(
@@ -568,16 +606,18 @@ def write(usage: Usage, directory: Path, hidden_size: int) -> None:
     _write_json(
         directory / SETTINGS_FILE,
         {
-            "model_type": "SentenceTransformer",
-            "__version__": {"sentence_transformers": _WRITTEN_VERSION},
+            "model_type": "SparseEncoder" if embedding.is_sparse else "SentenceTransformer",
+            "__version__": {"sentence_transformers": _WRITTEN_VERSION if embedding.strip else _WRITTEN_WITHOUT_STRIP},
             "prompts": dict(embedding.prompts),
             "default_prompt_name": embedding.default_prompt,
             "similarity_fn_name": embedding.similarity,
             **({} if embedding.truncate_dim is None else {"truncate_dim": embedding.truncate_dim}),
+            **({} if embedding.max_active_dims is None else {"max_active_dims": embedding.max_active_dims}),
         },
     )
-    entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
-    size = hidden_size
+    first = f"{_SPARSE_MODULES}.{_MASKED_LM}" if embedding.is_sparse else f"{_DENSE_MODULES}.Transformer"
+    entries = [{"idx": 0, "name": "0", "path": "", "type": first}]
+    size = config.hidden_size
     for number, (module, params) in enumerate(zip(embedding.modules, usage.module_params or ({},), strict=True), 1):
         kind = type(module).__name__
         folder = directory / f"{number}_{kind}"
@@ -588,9 +628,8 @@ def write(usage: Usage, directory: Path, hidden_size: int) -> None:
             names = _tensor_names(module)
             tensors = {names[name]: Values(np.ascontiguousarray(np.asarray(value).T)) for name, value in params.items()}
             write_tensors(folder / _WEIGHT_FILES[0], tensors, metadata={"format": "pt"})
-        entries.append(
-            {"idx": number, "name": str(number), "path": folder.name, "type": f"sentence_transformers.models.{kind}"}
-        )
+        home = _SPARSE_MODULES if isinstance(module, SpladePooling) else _DENSE_MODULES
+        entries.append({"idx": number, "name": str(number), "path": folder.name, "type": f"{home}.{kind}"})
         size = module.size(size)
     _write_json(directory / MODULES_FILE, entries)
 
@@ -605,6 +644,9 @@ def _settings(module: Module, size: int) -> dict[str, Any]:
                 )
             flags = {key: mode in modes for key, mode in _POOLING_KEYS.items()}
             return {"word_embedding_dimension": size, **flags, "include_prompt": include_prompt}
+        case SpladePooling(vocab_size, strategy, activation):
+            settings = {"pooling_strategy": strategy, "activation_function": activation}
+            return {**settings, "word_embedding_dimension": vocab_size}
         case Dense(outputs, activation, bias, residual):
             if residual:
                 raise CheckpointError("sentence-transformers 5.1 has no Dense with a residual connection")

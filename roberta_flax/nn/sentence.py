@@ -1,7 +1,8 @@
 """The modules that turn the features of a sequence's tokens into one vector, as sentence-transformers has them.
 
-Each class is a module's settings, without its parameters; `sentence_vectors` computes a chain of them in one jitted
-function. The computations are those of sentence-transformers 5.1 (sentence_transformers/models).
+The vector is as wide as the features or the last Dense; a sparse encoder's, as the vocabulary. Each class is a module's
+settings, without its parameters; `sentence_vectors` computes a chain of them in one jitted function. The computations
+are those of sentence-transformers 5.1 (sentence_transformers/models).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from roberta_flax.errors import InputError, require_positive
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
-from roberta_flax.nn.model import FIRST_TOKEN
+from roberta_flax.nn.model import FIRST_TOKEN, RobertaModel
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import is_quantized
 
@@ -32,6 +33,9 @@ _MASKED = -1e9  # Pooling.forward, the value of a token that "max" leaves out
 _FEWEST_TOKENS = 1e-9  # Pooling.forward, where a mean is over no token
 _NORMALIZE_EPSILON = 1e-12  # torch.nn.functional.normalize
 _LAYER_NORM_EPSILON = 1e-5  # torch.nn.LayerNorm
+SPLADE_STRATEGIES = ("max", "sum")  # SpladePooling.SPLADE_POOLING_MODES
+SPLADE_LOGARITHMS = {"relu": 1, "log1p_relu": 2}  # SpladePooling.SPLADE_ACTIVATION: how often log1p is applied
+_LOGITS_AT_ONCE = 1 << 26  # numbers; 256 MB in float32
 
 # torch.nn's modules without arguments, by the names of their classes in lower case
 ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
@@ -142,8 +146,38 @@ class Normalize:
         return {}
 
 
-Module = Pooling | Dense | LayerNorm | Normalize
-MODULES: Mapping[str, type[Module]] = {kind.__name__: kind for kind in (Pooling, Dense, LayerNorm, Normalize)}
+@dataclass(frozen=True)
+class SpladePooling:
+    """Pools the masked LM's logits of a sequence's tokens to a weight for each token of the vocabulary.
+
+    Attributes:
+      vocab_size: of the masked LM.
+      strategy: "max" or "sum", over the sequence's tokens.
+      activation: "relu" for log(1 + relu(logit)), or "log1p_relu" for log(1 + log(1 + relu(logit))).
+    """
+
+    vocab_size: int
+    strategy: str = "max"
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        require_positive(vocab_size=self.vocab_size)
+        if self.strategy not in SPLADE_STRATEGIES:
+            raise InputError(f"strategy must be one of {', '.join(SPLADE_STRATEGIES)}, got {self.strategy!r:.80}")
+        if self.activation not in SPLADE_LOGARITHMS:
+            raise InputError(f"activation must be one of {', '.join(SPLADE_LOGARITHMS)}, got {self.activation!r:.80}")
+
+    def size(self, size: int) -> int:
+        return self.vocab_size
+
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        return {}
+
+
+Module = Pooling | SpladePooling | Dense | LayerNorm | Normalize
+MODULES: Mapping[str, type[Module]] = {
+    kind.__name__: kind for kind in (Pooling, SpladePooling, Dense, LayerNorm, Normalize)
+}
 
 
 def vector_size(modules: Sequence[Module], hidden_size: int) -> int:
@@ -182,7 +216,7 @@ def sentence_vectors(
       params, tokens, segments, starts: see nn.forward.
       module_params: for each module its parameters by name (`param_shapes`).
       prompt_length: how many tokens at the beginning of each sequence a Pooling without include_prompt leaves out.
-      modules: a Pooling, and then any modules.
+      modules: a Pooling or a SpladePooling, and then any modules. A SpladePooling takes one sequence a row.
       config, numerics: see nn.forward.
 
     Returns:
@@ -190,9 +224,13 @@ def sentence_vectors(
     """
     network = forward.network(params, config, dataclasses.replace(numerics, quantized=is_quantized(params)))
     pooling, *others = modules
-    if not isinstance(pooling, Pooling):
+    if isinstance(pooling, SpladePooling):
+        if starts is not None:
+            raise InputError("a SpladePooling takes one sequence a row")
+        x = _token_weights(pooling, network, network.features(tokens), tokens != config.pad_id)[:, None]
+    elif not isinstance(pooling, Pooling):
         raise InputError(f"the first module must be a Pooling, got {type(pooling).__name__}")
-    if pooling.modes == ("cls",):
+    elif pooling.modes == ("cls",):
         x = network.features(tokens, segments, None, FIRST_TOKEN if starts is None else starts)
     else:
         features = network.features(tokens, segments)
@@ -230,6 +268,34 @@ def token_vectors(
     dense = Dense(head_params["kernel"].shape[1], "relu" if head == "sparse" else "identity")
     y = _applied(dense, x, {name: value.astype(x.dtype) for name, value in head_params.items()})
     return y if head == "sparse" else _applied(Normalize(), y, {})
+
+
+def _token_weights(
+    pooling: SpladePooling,
+    network: RobertaModel,
+    features: Float[Array, "batch time hidden"],
+    is_token: Bool[Array, "batch time"],
+) -> Float[Array, "batch vocab"]:
+    """The logits are there for some positions at a time only: those of all would be [batch, time, vocab]."""
+    batch, time, hidden = features.shape
+    length = min(time, max(1, _LOGITS_AT_ONCE // (batch * pooling.vocab_size)))
+    padding = -time % length
+    parts = jnp.pad(features, ((0, 0), (0, padding), (0, 0))).reshape(batch, -1, length, hidden).swapaxes(0, 1)
+    kept = jnp.pad(is_token, ((0, 0), (0, padding))).reshape(batch, -1, length, 1).swapaxes(0, 1)
+
+    def logarithms(x: Array) -> Array:
+        for _ in range(SPLADE_LOGARITHMS[pooling.activation]):
+            x = jnp.log1p(x)
+        return x
+
+    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        positive = jnp.where(part[1], jax.nn.relu(network.lm_logits(part[0])), 0)
+        if pooling.strategy == "max":  # of what grows with the logit, so the logarithms are those of the maximum
+            return jnp.maximum(total, positive.max(axis=1)), None
+        return total + logarithms(positive).sum(axis=1), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((batch, pooling.vocab_size), features.dtype), (parts, kept))
+    return logarithms(total) if pooling.strategy == "max" else total
 
 
 def _pooled(

@@ -1,10 +1,16 @@
-"""Sentence vectors, as sentence-transformers makes them: prompts, truncation, pooling and the modules after it."""
+"""Sentence vectors, as sentence-transformers makes them: prompts, truncation, pooling and the modules after it.
+
+Those of a sparse encoder, with a weight for each token of the vocabulary, are dicts of the weights that are not zero.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from roberta_flax.checkpoint.usage import Embedding
 from roberta_flax.errors import InputError
@@ -52,8 +58,10 @@ class SentenceEmbedding:
             return text
         if not isinstance(text, str):
             return Rejected(f"a sentence encoder takes one text an input, got {type(text).__name__}: {text!r:.60}")
-        stripped = (self.prompt + text).strip()
-        return stripped.lower() if self.embedding.lower_case else stripped
+        whole = self.prompt + text
+        if self.embedding.strip:
+            whole = whole.strip()
+        return whole.lower() if self.embedding.lower_case else whole
 
     def run(
         self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
@@ -87,3 +95,43 @@ class SentenceEmbedding:
 
     def can_pack(self) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class SparseEmbedding(SentenceEmbedding):
+    """Makes a sparse vector of each text: {token id: weight}, by id, without the weights that are zero.
+
+    Attributes:
+      max_active_dims: how many weights to keep, the highest; None for all.
+    """
+
+    max_active_dims: int | None = None
+
+    def unpack(
+        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
+    ) -> list[Any]:
+        return [self._weights(vector) for vector in unpack_vectors(batch, outputs)]
+
+    def _weights(self, vector: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        ids = np.flatnonzero(vector)
+        if self.max_active_dims is not None and len(ids) > self.max_active_dims:
+            ids = np.sort(ids[np.argsort(-vector[ids], kind="stable")[: self.max_active_dims]])
+        return ids, vector[ids]
+
+    def result(
+        self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
+    ) -> Any:
+        ids, weights = results[0]
+        return dict(zip(ids.tolist(), weights.tolist(), strict=True))
+
+    def can_pack(self) -> bool:
+        return False
+
+
+def sentence_task(
+    embedding: Embedding, prompt: str = "", max_length: int | None = None
+) -> SentenceEmbedding | SparseEmbedding:
+    """The task that makes vectors as `embedding` says, dense or sparse."""
+    if embedding.is_sparse:
+        return SparseEmbedding(embedding, prompt, max_length, embedding.max_active_dims)
+    return SentenceEmbedding(embedding, prompt, max_length)

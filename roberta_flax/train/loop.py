@@ -12,6 +12,7 @@ Only validations and checkpoints wait for the devices. The results of a step are
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 from collections import deque
@@ -448,6 +449,7 @@ class _Loop:
         recorded = Recorded() if self.records is None else self.records.sync()  # only the first process's is saved
         saved = {**asdict(self.state), "data": self.batches.get_state(), "recorded": asdict(recorded)}
         self.checkpoints.save(step, self.params, self.opt_state, json.loads(json.dumps(saved)))
+        _return_freed_memory()
 
     def _require_finite(self, step: int) -> None:
         """Raises DivergedError if the parameters or the optimizer's state are not finite, even if the loss was."""
@@ -481,6 +483,12 @@ class _Loop:
             f"{where}. The same command would diverge again; start in another directory with a lower learning rate, a "
             "longer warmup, or clipped gradients"
         )
+
+
+def _return_freed_memory() -> None:
+    """Has glibc return to the system what it keeps of freed memory, which grows with every checkpoint otherwise."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _jax_settings() -> dict[str, Any]:

@@ -6,6 +6,7 @@ are right.
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -19,6 +20,9 @@ from typing import Any
 import tokenizers
 import transformers
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors, trainers
+
+from roberta_flax.text.encoding import encode_batch
+from roberta_flax.text.tokenizer import Tokenizer
 
 CORPUS = [
     "A man is playing a guitar on the stage, and two dogs are running across a field of grass.",
@@ -338,6 +342,7 @@ AWKWARD = [
 ]  # fmt: skip
 
 
+@functools.cache
 def texts(count: int, seed: int = 0) -> list[str]:
     """Awkward texts, and random ones: of any characters, of one script, of words, and of special tokens among them."""
     generate = random.Random(seed)
@@ -366,3 +371,28 @@ def texts(count: int, seed: int = 0) -> list[str]:
             case _:
                 found.append("".join(generate.choices([*characters, " "], k=3 * length)))
     return found[:count]
+
+
+# Beside transformers
+
+
+def auto(folder: Path) -> Any:
+    """AutoTokenizer's tokenizer; a directory without settings is a RoBERTa's."""
+    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json")):
+        (folder / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def assert_same_ids(theirs: Any, ours: Tokenizer, count: int) -> None:
+    """One by one, and in batches, which are padded and truncated elsewhere; alone, and in pairs."""
+    first, second = texts(count), texts(count, seed=1)[::-1]
+    alone = [sequence.ids.tolist() for (sequence,) in encode_batch(ours, first, 100_000, "error")]
+    assert alone == theirs(first)["input_ids"]
+    pairs = [
+        sequence.ids.tolist()
+        for (sequence,) in encode_batch(ours, list(zip(first, second, strict=True)), 100_000, "error")
+    ]
+    assert pairs == theirs(first, second)["input_ids"]
+    for a, b in list(zip(first, second, strict=True))[:200]:
+        assert ours.encode(a).tolist() == theirs(a)["input_ids"], a
+        assert ours.encode(a, b).tolist() == theirs(a, b)["input_ids"], (a, b)

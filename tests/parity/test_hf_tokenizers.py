@@ -22,6 +22,7 @@ from roberta_flax.convert.conversion import write_files
 from roberta_flax.text.encoding import encode_batch
 from roberta_flax.text.tokenizer import Tokenizer
 from tests.conftest import skip_or_fail
+from tests.marks import slow_but
 from tests.parity.test_huggingface import build
 from tests.references import torch
 
@@ -30,6 +31,7 @@ try:
     from tokenizers import normalizers, pre_tokenizers, processors
 
     from tests.parity import layouts
+    from tests.parity.layouts import assert_same_ids, auto
 except ImportError as error:
     skip_or_fail(f"tokenizers, the reference, cannot be imported ({error}); the README's test command installs it")
     pytest.skip("no tokenizers", allow_module_level=True)
@@ -115,14 +117,6 @@ def refused(message: str, folder: Path, family: str, reader: Any = read, **optio
 # AutoTokenizer
 
 
-def auto(folder: Path) -> Any:
-    import transformers
-
-    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json")):
-        (folder / "config.json").write_text(json.dumps({"model_type": "roberta"}))
-    return transformers.AutoTokenizer.from_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory) -> Any:
     """Makes the directory of a layout, its tokenizer by transformers, and ours, once."""
@@ -140,22 +134,7 @@ def repositories(tmp_path_factory) -> Any:
     return made
 
 
-def assert_same_ids(theirs: Any, ours: Tokenizer, count: int) -> None:
-    """One by one, and in batches, which are padded and truncated elsewhere; alone, and in pairs."""
-    first, second = layouts.texts(count), layouts.texts(count, seed=1)[::-1]
-    alone = [sequence.ids.tolist() for (sequence,) in encode_batch(ours, first, 100_000, "error")]
-    assert alone == theirs(first)["input_ids"]
-    pairs = [
-        sequence.ids.tolist()
-        for (sequence,) in encode_batch(ours, list(zip(first, second, strict=True)), 100_000, "error")
-    ]
-    assert pairs == theirs(first, second)["input_ids"]
-    for a, b in list(zip(first, second, strict=True))[:200]:
-        assert ours.encode(a).tolist() == theirs(a)["input_ids"], a
-        assert ours.encode(a, b).tolist() == theirs(a, b)["input_ids"], (a, b)
-
-
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but([*layouts.LAYOUTS][::4], layouts.LAYOUTS))
 def test_ids_are_autotokenizers(layout, repositories):
     _, theirs, ours = repositories(layout)
     assert_same_ids(theirs, ours, 200)
@@ -170,6 +149,7 @@ def test_ids_are_autotokenizers_on_10000_strings(layout, repositories):
     assert_same_ids(theirs, ours, 10_000)
 
 
+@pytest.mark.slow
 def test_ids_of_robertas_own_vocabulary_are_autotokenizers(tmp_path, gpt2_bpe, gpt2_tokenizer):
     source = roberta_vocabulary(tmp_path / "source", gpt2_bpe, gpt2_tokenizer)
     ours, _ = read(source, "Roberta", tmp_path / "converted", 50265)
@@ -263,7 +243,7 @@ def model_of(layout: str, tmp_path: Path, **settings: Any) -> tuple[Path, Any]:
     return folder, theirs
 
 
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but([*layouts.LAYOUTS][::6], layouts.LAYOUTS))
 def test_files_go_back_byte_for_byte_and_autotokenizer_reads_them(layout, tmp_path):
     folder, theirs = model_of(layout, tmp_path)
     directory = convert(folder, tmp_path / "converted")

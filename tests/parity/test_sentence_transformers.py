@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -19,8 +20,11 @@ import pytest
 import roberta_flax
 from roberta_flax import CheckpointError, CrossEncoder, InputError, SentenceEncoder
 from roberta_flax.convert import convert, export
+from roberta_flax.nn import forward, sentence
+from roberta_flax.nn.sentence import SpladePooling, sentence_vectors
 from roberta_flax.tasks.sentence_scores import kept_lengths
 from tests.conftest import skip_or_fail
+from tests.marks import slow_but
 
 if find_spec("sentence_transformers") is None:
     skip_or_fail("sentence-transformers, the reference, is not installed; the README's test command installs it")
@@ -28,7 +32,7 @@ if find_spec("sentence_transformers") is None:
 import sentence_transformers
 import torch
 
-from references.sentence_transformers import HIDDEN_SIZE, TEXTS, body, edit, repository
+from references.sentence_transformers import HIDDEN_SIZE, TEXTS, body, edit, repository, sparse_repository
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 ROUNDING = 1e-6  # the same weights in torch twice: its sums depend on where an array begins in memory
@@ -48,7 +52,7 @@ def precision(dtype: str) -> Iterator[dict[str, str]]:
 
 
 def modules_of_version_6(path: Path) -> None:
-    """Rewrites the files of version 5.1 as version 6.2 writes them."""
+    """Rewrites the files of version 5.1 as version 6.2 writes them, but for the version: tests/newest reads its own."""
     classes = {
         "Transformer": "base.modules.transformer", "Pooling": "sentence_transformer.modules.pooling",
         "Dense": "base.modules.dense", "Normalize": "base.modules.normalize",
@@ -75,7 +79,6 @@ def modules_of_version_6(path: Path) -> None:
     new = {"transformer_task": "feature-extraction", "modality_config": {"text": text}}
     (path / "sentence_bert_config.json").write_text(json.dumps({**new, "module_output_name": "token_embeddings"}))
     edit(path / "tokenizer_config.json", model_max_length=old["max_seq_length"])
-    edit(path / "config_sentence_transformers.json", __version__={"sentence_transformers": "6.2.0"})
 
 
 def modules_of_version_2(path: Path) -> None:
@@ -203,7 +206,7 @@ def made(name: str, network: Path, folder: Path) -> tuple[Path, sentence_transfo
 
 
 @each_dtype
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", slow_but([*LAYOUTS][::6], LAYOUTS))
 def test_vectors_are_those_of_sentence_transformers(name, dtype, network, tmp_path):
     path, theirs = made(name, network, tmp_path)
     layout = LAYOUTS[name]
@@ -302,7 +305,8 @@ def test_tokens_have_the_weights_and_the_vectors_of_bge_m3(network, tmp_path):
     model.save(tmp_path / "saved")
     for ours in (model, SentenceEncoder(tmp_path / "saved")):
         weights = ours.encode(TEXTS, output_value="lexical_weights")
-        vectors = ours.encode(TEXTS, output_value="colbert_vecs")
+        rows = ours.encode_sparse(TEXTS).toarray()
+        vectors = ours.encode_multi_vector(TEXTS)
         for number, features in enumerate(theirs.encode(TEXTS, output_value="token_embeddings")):
             ids = theirs.tokenize([TEXTS[number]])["input_ids"][0].tolist()
             with torch.no_grad():
@@ -311,12 +315,168 @@ def test_tokens_have_the_weights_and_the_vectors_of_bge_m3(network, tmp_path):
             highest = {i: max(value for other, value in zip(ids, values, strict=True) if other == i) for i in ids}
             highest = {i: value for i, value in highest.items() if value > 0 and i not in (0, 1, 2, 3)}
             assert weights[number] == pytest.approx(highest, abs=1e-5)
+            assert {i: rows[number, i] for i in np.flatnonzero(rows[number])} == pytest.approx(highest, abs=1e-5)
             np.testing.assert_allclose(vectors[number], expected, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="the model has no sparse_linear.pt, as BGE-M3's repository has"):
         SentenceEncoder(network).encode(TEXTS, output_value="lexical_weights")
     torch.save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, path / "sparse_linear.pt")
     with pytest.raises(CheckpointError, match="should have a weight of 32 columns and a bias"):
         convert(path, tmp_path / "converted")
+
+
+# Sparse encoders
+
+
+@pytest.fixture(scope="module")
+def masked_lm(tmp_path_factory) -> Path:
+    return body(tmp_path_factory.mktemp("masked lm") / "network", "RobertaForMaskedLM")
+
+
+def sparse_modules_of_version_6(path: Path) -> None:
+    """Rewrites the files of version 5.1 as version 6.2 writes them."""
+    entries = json.loads((path / "modules.json").read_text())
+    entries[0]["type"] = "sentence_transformers.base.modules.transformer.Transformer"
+    entries[1]["type"] = "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling"
+    (path / "modules.json").write_text(json.dumps(entries))
+    pooling = path / "1_SpladePooling" / "config.json"
+    size = json.loads(pooling.read_text())["word_embedding_dimension"]
+    edit(pooling, word_embedding_dimension=None, embedding_dimension=size)
+    text = {"method": "forward", "method_output_name": "logits"}
+    new = {"transformer_task": "fill-mask", "modality_config": {"text": text}}
+    (path / "sentence_bert_config.json").write_text(json.dumps({**new, "module_output_name": "token_embeddings"}))
+    edit(path / "config_sentence_transformers.json", max_active_dims=20)
+
+
+SPARSE: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Path], None] | None]] = {
+    # arguments of references.sentence_transformers.sparse_repository and of encode(), changes after 5.1 has read the files
+    "max": ({}, {}, None),
+    "sum": ({"strategy": "sum"}, {}, None),
+    "max, two logarithms": ({"activation": "log1p_relu"}, {}, None),
+    "sum, two logarithms": ({"strategy": "sum", "activation": "log1p_relu"}, {}, None),
+    "max_seq_length": ({"transformer": {"max_seq_length": 9}}, {}, None),
+    "a prompt, lowercased": (
+        {"transformer": {"do_lower_case": True}, "prompts": {"query": "query: "}}, {"prompt_name": "query"}, None,
+    ),
+    "the highest weights": ({}, {"max_active_dims": 5}, None),
+    "version 6": ({}, {"max_active_dims": 20}, sparse_modules_of_version_6),
+    "no modules.json": ({}, {}, drop_modules),
+}  # fmt: skip
+
+
+@each_dtype
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparse_vectors_are_those_of_sentence_transformers(name, dtype, masked_lm, tmp_path):
+    built, options, rewrite = SPARSE[name]
+    path = sparse_repository(tmp_path / "repository", masked_lm, **built)
+    theirs = sentence_transformers.SparseEncoder(str(path), device="cpu")
+    if dtype == "float64":
+        theirs.double()
+    expected = theirs.encode(TEXTS, convert_to_sparse_tensor=False, **options).numpy()
+    if rewrite is not None:
+        rewrite(path)
+        options = {} if name == "version 6" else options  # which has the number in its files
+    with precision(dtype) as numerics:
+        ours = SentenceEncoder(path, **numerics)
+        found = ours.encode_sparse(TEXTS, **options)
+        assert found.dtype == dtype
+        tolerance = TOLERANCES[dtype]  # of one token's weight; a sum over tokens rounds in its own last place
+        np.testing.assert_allclose(found.toarray(), expected, rtol=tolerance, atol=tolerance)
+        assert found.nnz == np.count_nonzero(expected)
+        assert ours.max_seq_length == theirs.max_seq_length
+        if rewrite is not drop_modules:
+            assert ours.get_sentence_embedding_dimension() == theirs.get_sentence_embedding_dimension()
+            assert ours.similarity_fn_name == theirs.similarity_fn_name == "dot"
+            np.testing.assert_allclose(ours.similarity(found, found), expected @ expected.T, rtol=1e-5)
+        ours.save(tmp_path / "saved")
+        if rewrite is not drop_modules:
+            again = SentenceEncoder(tmp_path / "saved", **numerics).encode_sparse(TEXTS, **options)
+            np.testing.assert_array_equal(again.toarray(), found.toarray())
+
+
+def test_sparse_vectors_are_decoded_as_in_sentence_transformers(masked_lm, tmp_path):
+    path = sparse_repository(tmp_path / "repository", masked_lm)
+    theirs = sentence_transformers.SparseEncoder(str(path), device="cpu")
+    ours = SentenceEncoder(path)
+    expected = theirs.decode(theirs.encode(TEXTS[:2]), top_k=6)
+    found = ours.decode(ours.encode_sparse(TEXTS[:2]), top_k=6)
+    assert [[token for token, _ in each] for each in found] == [[token for token, _ in each] for each in expected]
+    weights = [[weight for _, weight in each] for each in found]
+    np.testing.assert_allclose(weights, [[weight for _, weight in each] for each in expected], rtol=0, atol=1e-5)
+
+
+def test_an_exported_sparse_encoder_has_the_same_vectors_in_sentence_transformers(masked_lm, tmp_path):
+    path = sparse_repository(tmp_path / "repository", masked_lm, "sum", prompts={"query": "query: "})
+    theirs = sentence_transformers.SparseEncoder(str(path), device="cpu")
+    exported = export(convert(path, tmp_path / "converted"), tmp_path / "exported", to="sentence-transformers")
+    again = sentence_transformers.SparseEncoder(str(exported), device="cpu")
+    assert (again.prompts, again.similarity_fn_name) == (theirs.prompts, theirs.similarity_fn_name)
+    expected = theirs.encode(TEXTS, convert_to_sparse_tensor=False)
+    found = again.encode(TEXTS, convert_to_sparse_tensor=False)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["max", "sum"])
+def test_the_logits_of_a_batch_are_not_there_all_at_once(strategy):
+    """A sequence of 512 tokens and a vocabulary of 50,000 have 100 MB of them."""
+    config = roberta_flax.RobertaConfig(num_layers=1, hidden_size=8, num_heads=1, intermediate_size=8)
+    params = forward.abstract_params(config)
+    tokens = jax.ShapeDtypeStruct((16, 512), np.int32)
+    modules = (SpladePooling(config.vocab_size, strategy),)
+    program = sentence_vectors.lower(params, ({},), tokens, modules=modules, config=config).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4 * 16 * 512 * config.vocab_size / 2
+
+
+def test_weights_in_parts_are_those_at_once(masked_lm, monkeypatch):
+    ours = SentenceEncoder(masked_lm)
+    for settings in itertools.product(("max", "sum"), ("relu", "log1p_relu")):
+        modules = (SpladePooling(ours.roberta.config.vocab_size, *settings),)
+        tokens = np.full((2, 11), ours.roberta.tokenizer.pad_id)
+        tokens[0], tokens[1, :7] = np.arange(11) + 2, np.arange(7) + 20
+        found = []
+        for limit in (1 << 26, 2 * 420 * 4):
+            monkeypatch.setattr(sentence, "_LOGITS_AT_ONCE", limit)
+            jax.clear_caches()
+            found.append(
+                sentence_vectors(ours.roberta.params, ({},), tokens, modules=modules, config=ours.roberta.config)
+            )
+        np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def test_a_file_of_texts_gets_the_weights_of_its_tokens(masked_lm, run, tmp_path):
+    path = sparse_repository(tmp_path / "repository", masked_lm)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    arguments = ("features", tmp_path / "texts.jsonl", "--model", path, "-o")
+    status, _, err = run(*arguments, tmp_path / "weights.jsonl")
+    assert status == 0, err
+    model = SentenceEncoder(path)
+    expected = [dict(pairs) for pairs in model.decode(model.encode_sparse(TEXTS))]
+    rows = [json.loads(line) for line in (tmp_path / "weights.jsonl").read_text().splitlines()]
+    assert [row["weights"] for row in rows] == [pytest.approx(weights, abs=1e-5) for weights in expected]
+    status, _, err = run(*arguments, tmp_path / "weights.npy")
+    assert status == 1
+    assert "a .npy file holds one vector per row" in err
+
+
+def test_vectors_of_another_form_are_refused(network, masked_lm, tmp_path):
+    sparse = SentenceEncoder(sparse_repository(tmp_path / "sparse", masked_lm))
+    with pytest.raises(InputError, match="this model is a sparse encoder: use encode_sparse"):
+        sparse.encode(TEXTS)
+    with pytest.raises(InputError, match="this model makes no sparse vectors"):
+        SentenceEncoder(network).encode_sparse(TEXTS)
+    with pytest.raises(InputError, match="the model has no colbert_linear.pt"):
+        sparse.encode_multi_vector(TEXTS)
+    with pytest.raises(InputError, match=r"the vectors have the shape \(2, 3\), expected \[n, "):
+        sparse.decode(np.zeros((2, 3)))
+
+
+def test_late_interaction_is_that_of_colbert():
+    """By hand: each of the query's vectors takes the most similar of the document's."""
+    query = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
+    documents = [np.array([[0.5, 0.1], [0.2, 0.3]], np.float32), np.array([[-1.0, 0.0]], np.float32)]
+    np.testing.assert_allclose(roberta_flax.maxsim([query], documents), [[0.8, -1.0]], rtol=1e-6)
+    np.testing.assert_allclose(roberta_flax.maxsim([query], documents, mean=True), [[0.4, -0.5]], rtol=1e-6)
+    with pytest.raises(InputError, match=r"maxsim takes lists of arrays \[tokens, size\] of one size"):
+        roberta_flax.maxsim(query, documents)
 
 
 # Cross-encoders
@@ -464,7 +624,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: put_module(p, "sentence_transformers.models.WeightedLayerPooling", place=1), "should have a Pooling",
     ),
     "a kind": (
-        lambda p: edit(p / "config_sentence_transformers.json", model_type="SparseEncoder"), "is a SparseEncoder of",
+        lambda p: edit(p / "config_sentence_transformers.json", model_type="MultiVectorEncoder"), "is a MultiVectorEncoder of",
     ),
     "a similarity": (
         lambda p: edit(p / "config_sentence_transformers.json", similarity_fn_name="maxsim"), "similarity must be one of",
@@ -502,7 +662,28 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights of another width": (
         lambda p: edit(p / "2_Dense" / "config.json", out_features=12), "expected floating point of shape",
     ),
-    "an adapter": (lambda p: (p / "adapter_config.json").write_text("{}"), "has an adapter of PEFT"),
+    "an adapter without tensors": (
+        lambda p: (p / "adapter_config.json").write_text('{"peft_type": "LORA"}'), "not adapter_model.safetensors",
+    ),
+    "an encoder without inference": (
+        lambda p: put_module(p, "sentence_transformers.models.Router", place=0), "a module Router that nothing here",
+    ),
+    "static weights": (
+        lambda p: put_module(p, "sentence_transformers.sparse_encoder.models.SparseStaticEmbedding", place=0),
+        "a module SparseStaticEmbedding that nothing here",
+    ),
+    "an autoencoder": (
+        lambda p: put_module(p, "sentence_transformers.sparse_encoder.models.SparseAutoEncoder"),
+        "a module SparseAutoEncoder that nothing here",
+    ),
+    "two ways of pooling": (
+        lambda p: put_module(p, "sentence_transformers.sparse_encoder.models.SpladePooling", "1_Pooling"),
+        "should have a SpladePooling after the Transformer",
+    ),
+    "SPLADE without a masked LM": (
+        lambda p: put_module(p, "sentence_transformers.sparse_encoder.models.SpladePooling", "1_Pooling", 1),
+        "has a SpladePooling, but this model has no masked-LM head",
+    ),
     "no list": (lambda p: (p / "modules.json").write_text("{}"), "modules"),
     "a maximum length": (lambda p: edit(p / "sentence_bert_config.json", max_seq_length="long"), "a positive number"),
 }  # fmt: skip
@@ -559,6 +740,7 @@ def test_features_of_a_file_are_the_repositorys_vectors(run, with_dense, tmp_pat
         assert message in err
 
 
+@pytest.mark.slow
 def test_predict_gives_the_score_of_a_cross_encoder_but_a_regressions_value(run, tmp_path):
     path = body(tmp_path / "repository", "RobertaForSequenceClassification", num_labels=1)
     theirs = sentence_transformers.CrossEncoder(str(path), device="cpu")
