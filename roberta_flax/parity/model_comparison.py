@@ -98,6 +98,8 @@ def compare(
       CheckpointError, DownloadError: as in roberta_flax.load.
     """
     _check_arguments(dtypes, reference, gradients)
+    if replay is None:
+        require("torch", "parity", "replay what was recorded elsewhere")  # before anything is downloaded or converted
     directory = resolve(source, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir, cache_dir=cache_dir)
     config = converted.read_config(directory)
     usage = usages.read(directory, config)
@@ -204,7 +206,6 @@ def _make_torch_reference(
     checkpoint_file: str,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Reference:
-    require("torch", "parity", "replay what was recorded elsewhere")
     from roberta_flax.parity.torch_reference import make_torch_reference
 
     made: Reference = make_torch_reference(
