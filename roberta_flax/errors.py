@@ -6,9 +6,12 @@ where the machine is at fault (cli/__init__.py). Any other exception is a bug an
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
+_MAX_COMPARED = 100  # characters of an unknown name
 _JOINERS = "\u200c\u200d"  # of Persian, Indic scripts and emoji; they change how their neighbors look, and no more
 
 
@@ -75,3 +78,10 @@ def require_positive(**numbers: Any) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise InputError(f"{name} must be a positive integer, got {number!r}")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Ends a message about an unknown name: "; did you mean 'x'?" if one of the known names is close, or else ""."""
+    by_key = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(given[:_MAX_COMPARED].casefold(), by_key, n=1, cutoff=0.7)
+    return f"; did you mean {by_key[close[0]]!r}?" if close else ""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -59,7 +62,7 @@ def draw():
         given.append((file, drawing, copies))
 
     app = typer.Typer(add_completion=False)
-    groups.add(app, "draw", command)
+    groups.add(app, "draw", command, "draw a.png")
 
     def draw(*arguments: str) -> Any:
         given.clear()
@@ -208,10 +211,100 @@ def test_files_that_are_read_come_first_as_input():
         ("features", "-i a.txt -o b", "a.txt -o b"),
         ("fill-mask", "--input=a.txt -o b --column x", "a.txt -o b --text-column x"),
         ("parity", "a --texts b --column x", "a --texts b --text-column x"),
+        ("parity", "a --device cpu", "a --backend cpu"),
+        ("finetune", "a --validation b --task rte -o c --max_steps 3 --num_train_epochs 2 --learning_rate 1e-5",
+         "a --valid b --task rte -o c --steps 3 --epochs 2 --learning-rate 1e-5"),
     ],
 )  # fmt: skip
 def test_commands_of_yesterday_are_understood(command, former, now):
     assert parsed(command, *former.split()) == parsed(command, *now.split())
+
+
+def test_help_comes_in_a_page_of_60_lines_before_what_few_people_need():
+    for name in ["", *COMMANDS]:
+        page = CliRunner().invoke(cli.app, [*name.split(), "-h"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+        assert page.exit_code == 0
+        lines = page.output.splitlines()
+        assert next((n for n, line in enumerate(lines) if " (advanced) " in line), len(lines)) <= 60, name
+        assert not name or f"Example: roberta-flax {name}" in page.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_is_one_that_it_takes(name):
+    _, command, *arguments = shlex.split(COMMANDS[name].help.rpartition("Example: ")[2].replace("\\[", "["))
+    assert command == name
+    parsed(command, *arguments)
+
+
+def test_help_shows_the_hyperparameters_of_the_task_that_is_named():
+    def page(*task: str) -> str:
+        result = CliRunner().invoke(cli.app, ["finetune", *task, "--help"], env={"COLUMNS": "200"})
+        return " ".join(result.output.split())
+
+    assert "Peak learning rate. [default: (2e-05)]" in page("--task", "rte")  # config/finetuning/rte.yaml: lr [2e-05]
+    assert "Number of steps. [default: (2036)]" in page("--task=RTE")
+    for task in ((), ("--task", "none")):
+        assert "Peak learning rate. [default: (the recipe's)]" in page(*task)
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "meant"),
+    [
+        ("predict", "a --dtype bf16", {"dtype": "bfloat16"}),
+        ("predict", "a --dtype FP32 --precision HIGHEST", {"dtype": "float32", "precision": "highest"}),
+        ("finetune", "a --valid b --task custom -o c --kind multi_label", {"kind": "multi-label"}),
+        ("parity", "a --dtype bf16 --dtype fp32", {"dtype": ["bfloat16", "float32"]}),
+        ("features", "a --on_long=Truncate", {"on_long": "truncate"}),
+    ],
+)
+def test_choices_are_taken_in_any_spelling(command, given, meant):
+    shown = parsed(command, *given.split())
+    assert {name: shown[name] for name in meant} == meant
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "predict a --dtype bflot16",
+            "'bflot16' is not one of float32, bfloat16, float16, float64; did you mean 'bfloat16'?",
+        ),
+        ("predict a --strategy x", "'x' is not one of auto, buckets, packing, fixed"),
+        ("predict a --quantize int4", "'int4' can only be int8; did you mean 'int8'?"),
+        ("predict a --batch-size 4", "No such option: --batch-size"),
+        ("predict a --batch-size 4", "Batches are laid out by tokens: use --tokens-per-batch."),
+    ],
+)
+def test_what_is_no_choice_and_no_option_is_wrong_usage_that_says_what_is(command, message):
+    result = CliRunner().invoke(cli.app, command.split(), env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_choices_are_completed():
+    (dtype,) = (param for param in COMMANDS["predict"].params if param.name == "dtype")
+    context = COMMANDS["predict"].make_context("predict", ["a"])
+    assert [item.value for item in dtype.shell_complete(context, "b")] == ["bfloat16"]
+
+
+def test_a_device_is_chosen_before_jax_opens_any(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setattr(jax.config, "update", lambda *setting: settings.append(setting))
+    settings: list[tuple[str, str]] = []
+    assert parsed("predict", "a", "--device", "gpu")["device"] == "gpu"
+    assert (os.environ["JAX_PLATFORMS"], settings) == ("cuda", [("jax_platforms", "cuda")])
+
+
+def test_the_version_is_that_of_the_package_and_python_m_runs_the_program(monkeypatch, capsys):
+    for arguments, shown in (
+        (["--version"], f"roberta-flax {roberta_flax.__version__}\n"),
+        (["decode", "-h"], "ID..."),
+    ):
+        monkeypatch.setattr(sys, "argv", ["roberta-flax", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module("roberta_flax", run_name="__main__")
+        assert not stopped.value.code
+        assert shown in capsys.readouterr().out
 
 
 def test_help_names_every_task_attention_and_hyperparameter_as_the_code_has_them():

@@ -19,9 +19,15 @@ from roberta_flax import cli, hub
 from roberta_flax.convert.parameters import markdown
 from tests.conftest import ROOT
 
-PATHS = {path.name: path for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))}
+PATHS = {
+    path.name: path
+    for path in (
+        *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")),
+        *sorted((ROOT / "docs").glob("*.md")),
+    )
+}
 PAGES = {name: path.read_text(encoding="utf-8") for name, path in PATHS.items()}
-README = PAGES["README.md"]
+README, USAGE = PAGES["README.md"], PAGES["usage.md"]
 each_page = pytest.mark.parametrize("page", PAGES)
 
 # Options that the pages name and that other programs have
@@ -74,14 +80,20 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_readmes_python_runs(tiny, monkeypatch, tmp_path):
-    """Every line of its examples, on the embedded model in the place of the released one."""
-    examples = blocks(README, "python")
-    assert len(examples) == 2
-    monkeypatch.setattr("roberta_flax.load", lambda *_, **__: tiny)
+@pytest.mark.parametrize("page", ["README.md", "usage.md"])
+def test_the_first_examples_run(page, tiny_directory, monkeypatch, tmp_path):
+    """Every line of them, on the embedded model in the place of released ones."""
+    monkeypatch.setattr(hub, "resolve", lambda *_, **__: tiny_directory)
     monkeypatch.chdir(tmp_path)
-    exec("".join(examples), {})  # noqa: S102 -- the README's own text
-    assert "new_task" in tiny.params["heads"]
+    names: dict[str, Any] = {}
+    for example in blocks(PAGES[page], "python"):
+        exec(example, names)  # noqa: S102 -- the page's own text
+    assert names["roberta"].config.head("mnli").num_classes == 3
+
+
+def test_the_readme_is_short_and_begins_with_the_two_commands():
+    assert len(README.split()) < 900
+    assert re.findall(r"^## (.*)$", README, re.MULTILINE)[:2] == ["Run the demo", "Run the tests"]
 
 
 @each_page
@@ -157,14 +169,14 @@ def test_programs_of_the_repository_that_a_page_runs_are_there(page):
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), name
 
 
-def test_the_readme_lists_the_arguments_of_load():
+def test_usage_md_lists_the_arguments_of_load():
     for name in hub.load.__kwdefaults__:
-        assert f"`{name}`" in README, name
+        assert f"`{name}`" in USAGE, name
 
 
-def test_the_readme_shows_every_command_and_conversion_md_every_option_of_convert():
+def test_usage_md_shows_every_command_and_conversion_md_every_option_of_convert():
     for command in cli.app.registered_commands:
-        assert re.search(rf"roberta-flax {command.name}\b", README), command.name
+        assert re.search(rf"roberta-flax {command.name}\b", USAGE), command.name
     for name in inspect.signature(cli.convert.command).parameters:
         if name not in ("source", "dest", "as_json"):
             assert f"`--{name.replace('_', '-')}`" in PAGES["conversion.md"], name

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from roberta_flax.errors import CheckpointError, InputError
+
+logger = logging.getLogger(__name__)
 
 STORED_DTYPES: dict[str, np.dtype[Any]] = {  # the dtypes of parameters, by their names in safetensors
     "F64": np.dtype(np.float64),
@@ -33,6 +37,7 @@ _READ_DTYPES: dict[str, np.dtype[Any]] = {  # also those of buffers, which are n
 }
 
 _ALIGNMENT = 64  # bytes; XLA's CPU backend uses an array without a copy if it begins at a multiple of this
+_REPORT_SECONDS = 5  # between two lines about a file that takes long to write
 _CHUNK = 1 << 22  # elements written at a time
 MAX_AXES = 8  # the most axes of a tensor in a file; a RoBERTa's tensors have two
 _MAX_HEADER = 1 << 24  # bytes of a safetensors file's header, which has about 120 per tensor
@@ -139,9 +144,13 @@ def write_tensors(
     non_finite: dict[str, NonFinite] = {}
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
+        last = time.monotonic()
+        for number, name in enumerate(names, 1):
             if counts := _write_values(file, tensors[name].read(), dtype):
                 non_finite[name] = counts
+            if time.monotonic() - last >= _REPORT_SECONDS:
+                last = time.monotonic()
+                logger.info("%s: %d of %d tensors are written", path.name, number, len(names))
         file.flush()
         os.fsync(file.fileno())
     return non_finite

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli import jobs
-from roberta_flax.cli.groups import grouped
+from roberta_flax.cli.groups import ADVANCED, grouped
 from roberta_flax.cli.options import (
     STRIDE,
     TOPK,
@@ -27,11 +27,11 @@ def command(
     inputs: jobs.Inputs = None,
     text: Text = None,
     topk: Annotated[int, TOPK] = 1,
-    max_answer_length: Annotated[int, typer.Option(help="Maximum length of an answer in tokens.")] = 15,
+    max_answer_length: Annotated[int, typer.Option(help="Maximum length of an answer in tokens."), ADVANCED] = 15,
     impossible: Annotated[
         bool, typer.Option("--impossible", help="No answer, the empty text, is an answer too.")
     ] = False,
-    stride: Annotated[int | None, STRIDE] = None,
+    stride: Annotated[int | None, STRIDE, ADVANCED] = None,
     head: Head = None,
     input: jobs.InputOptions = jobs.InputOptions(),
     output: jobs.OutputOptions = jobs.OutputOptions(),

@@ -40,7 +40,10 @@ def command(
     files: FileOptions = FileOptions(),
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint to a Flax parameter tree, once. No torch is needed, and nothing in the file is executed."""
+    """Convert a checkpoint to a Flax parameter tree, once.
+
+    No torch is needed, and nothing in the file is executed.
+    """
     from roberta_flax.checkpoint import converted
     from roberta_flax.convert import convert
 

@@ -16,7 +16,10 @@ def command(
     model: TokenizerOptions = TokenizerOptions(),
     as_json: Json = False,
 ) -> None:
-    """Print the text of token ids: a line for each text of the input."""
+    """Print the text of token ids.
+
+    There is a line for each text of the input.
+    """
     decoded = model.tokenizer().decode(tokens)
     texts = [decoded] if isinstance(decoded, str) else decoded
     if as_json:

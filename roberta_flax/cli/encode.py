@@ -17,7 +17,10 @@ def command(
     model: TokenizerOptions = TokenizerOptions(),
     as_json: Json = False,
 ) -> None:
-    """Print the token ids of a text: <s> a </s>, or of a pair: <s> a </s></s> b </s>."""
+    """Print the token ids of a text, or of several.
+
+    A text is <s> a </s>, a pair <s> a </s></s> b </s>.
+    """
     ids = model.tokenizer().encode(*texts, no_separator=no_separator).tolist()
     if as_json:
         print_json({"tokens": ids})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from roberta_flax.cli import jobs
-from roberta_flax.cli.groups import grouped
+from roberta_flax.cli.groups import ADVANCED, grouped
 from roberta_flax.cli.options import BatchingOptions, InferenceOptions, Json, Text, print_json, print_line
 from roberta_flax.errors import InputError
 
@@ -23,24 +23,28 @@ def command(
         str | None,
         typer.Option(
             metavar="mean|first|tokens",
-            help="Features of a row of INPUT: mean, first token, or one vector a token.",
-            show_default="the sentence vectors that the model's repository defines, or mean",
+            help="Mean or first token of each row, or one vector a token.",
+            show_default="as the model's repository says, or mean",
         ),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="Text to put before each row of INPUT, for a sentence encoder.", show_default="the model's"),
+        typer.Option(help="Text to put before each row, for a sentence encoder.", show_default="the model's"),
     ] = None,
     prompt_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Prompt of the model's repository to put before each row.")
+        str | None,
+        typer.Option(metavar="NAME", help="Prompt of the model's repository to put before each row."),
+        ADVANCED,
     ] = None,
     all_layers: Annotated[
-        bool, typer.Option(help="With one text: features of the embeddings and of every layer, not of the last alone.")
+        bool,
+        typer.Option(help="With one text: features of the embeddings and of every layer, not of the last alone."),
+        ADVANCED,
     ] = False,
     by_word: Annotated[
         bool,
         typer.Option(
-            "--words", help="With one text: one vector a word, of spaCy's words. Without --output they are printed."
+            "--words", help="With one text: one vector a word, of spaCy's words, printed if there is no --output."
         ),
     ] = False,
     input: jobs.InputOptions = jobs.InputOptions(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from roberta_flax.cli.groups import Formerly, grouped
+from roberta_flax.cli.groups import ADVANCED, Formerly, grouped, value_of
 from roberta_flax.cli.options import (
     TASK,
     Head,
@@ -22,6 +23,23 @@ from roberta_flax.cli.options import (
     print_json,
     print_lines,
 )
+from roberta_flax.errors import InputError
+
+
+def shown_defaults(arguments: list[str]) -> dict[str, Any]:
+    """The hyperparameters of the task that arguments name, which `--help` then shows as defaults."""
+    from roberta_flax.datasets.readers import task_name
+    from roberta_flax.datasets.recipes import recipe_of
+
+    task = value_of("--task", arguments)
+    if task is None:
+        return {}
+    try:
+        recipe = recipe_of(task_name(task))
+    except InputError:
+        return {}
+    values = {**asdict(recipe), "steps": recipe.total_steps}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @grouped
@@ -41,11 +59,14 @@ def command(
             help="With --task custom: what the head is for.",
             show_default="classification",
         ),
+        ADVANCED,
     ] = None,
     head: Head = None,
     labeled: LabeledOptions = LabeledOptions(),
     epochs: Annotated[
-        int | None, typer.Option(help="Number of passes over INPUT, in place of --steps.", show_default="the recipe's")
+        int | None,
+        typer.Option(help="Passes over INPUT, in place of --steps.", show_default="the recipe's"),
+        Formerly(("--num-epochs", "--num-train-epochs", "--max-epoch")),
     ] = None,
     freeze: Annotated[
         list[str] | None,
@@ -54,8 +75,11 @@ def command(
             "parameter paths. Repeat it for several.",
             show_default="nothing",
         ),
+        ADVANCED,
     ] = None,
-    layer_decay: Annotated[float, typer.Option(help="Learning rate of each layer, relative to the one above.")] = 1.0,
+    layer_decay: Annotated[
+        float, typer.Option(help="Learning rate of each layer, relative to the one above."), ADVANCED
+    ] = 1.0,
     seeds: Annotated[
         list[int] | None,
         typer.Option(
@@ -63,10 +87,12 @@ def command(
             help="Random seed of the head, the order and dropout. Repeat it for one run each, their median and best.",
             show_default="1",
         ),
+        ADVANCED,
     ] = None,
     best_metric: Annotated[
         str | None,
         typer.Option(help="Metric that chooses the best model: one of the task's, or loss.", show_default="the first"),
+        ADVANCED,
     ] = None,
     training: TrainingOptions = TrainingOptions(),
     run: RunOptions = RunOptions(),
@@ -76,7 +102,7 @@ def command(
 ) -> None:
     """Train a head, and the model with it, on a labeled file, by fairseq's recipe for the task.
 
-    Rerun the command to resume.
+    With --task, --help shows the recipe's values. Rerun the command to resume.
     """
     from roberta_flax.datasets.readers import task_name
     from roberta_flax.datasets.recipes import recipe_of

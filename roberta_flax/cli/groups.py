@@ -7,14 +7,18 @@
 ... def command(devices: DeviceOptions = DeviceOptions(tensor_parallel=2)) -> None:
 ...     run(devices.tensor_parallel)
 
-`--help` shows a group's options under its panel. A command that wants other defaults gives an instance with them. What
-`show_default=` says of an option is what None stands for.
+`--help` shows a group's options under its panel, and in panels at the end those that few people need: `advanced`
+groups, and options marked ADVANCED. A command that wants other defaults gives an instance with them. What
+`show_default=` says of an option is what None stands for. An option whose metavar lists its values, "a|b|c", takes no
+others; completion offers them.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
@@ -23,9 +27,11 @@ import typer
 from typer.core import TyperCommand
 from typer.models import OptionInfo, ParameterInfo
 
-from roberta_flax.errors import printable
+from roberta_flax.errors import did_you_mean, printable
 
 _UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it in newer versions of typer
+ADVANCED = object()  # marks an option that few people need
+_ADVANCED = " (advanced)"  # ends the title of a panel with such options
 
 
 class Group:
@@ -33,9 +39,9 @@ class Group:
 
     panel: ClassVar[str]
 
-    def __init_subclass__(cls, *, panel: str | None = None) -> None:
+    def __init_subclass__(cls, *, panel: str | None = None, advanced: bool = False) -> None:
         if panel is not None:
-            cls.panel = panel
+            cls.panel = f"{panel}{_ADVANCED}" if advanced else panel
 
     def given(self, *names: str) -> dict[str, Any]:
         """The options that are not None, all or those named, as arguments of a function with defaults of its own."""
@@ -48,30 +54,82 @@ class Formerly(tuple[str, ...]):
 
 
 class Command(TyperCommand):
-    """A command of the program; an option's former names are read as its name, and an argument's are left out."""
+    """A command of the program; an option's former names are read as its name, and an argument's are left out.
+
+    Attributes:
+      former: the name now of each former name.
+      defaults: the defaults that help shows, by the parameters' names, for these arguments.
+      hints: what to use in place of options that other programs have.
+    """
 
     former: ClassVar[dict[str, str | None]] = {}
+    defaults: ClassVar[Callable[[list[str]], dict[str, Any]] | None] = None
+    hints: ClassVar[dict[str, str]] = {}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
         renamed = [part for arg in args[:end] for part in self._renamed(arg)] + args[end:]
         try:
-            return super().parse_args(ctx, renamed)
+            with self._defaults_shown(renamed[:end]):
+                return super().parse_args(ctx, renamed)
         except _UsageError as error:
-            error.message = printable(error.message)
+            hint = self.hints.get(getattr(error, "option_name", None) or "", "")
+            error.message = printable(f"{error.message}{hint and f' {hint}'}")
             raise
 
     def _renamed(self, arg: str) -> list[str]:
         name, equals, value = arg.partition("=")
+        if name.startswith("--") and "_" in name:
+            name = name.replace("_", "-")
+            arg = f"{name}{equals}{value}"
         if name not in self.former:
             return [arg]
         now = self.former[name]
         return [f"{now}{equals}{value}"] if now else [value] if equals else []
 
+    @contextmanager
+    def _defaults_shown(self, args: list[str]) -> Iterator[None]:
+        """While arguments ask for help: the defaults that they lead to, in place of what is said in general."""
+        params = self.params
+        if type(self).defaults is not None and {"-h", "--help"} & set(args):
+            shown = type(self).defaults(args)
+            self.params = [copy(param) for param in params]
+            for param in self.params:
+                if param.name in shown:
+                    param.show_default = str(shown[param.name])  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            self.params = params
 
-def add(app: typer.Typer, name: str, command: Callable[..., None]) -> None:
-    """Adds what `grouped` has made to a program."""
-    app.command(name, cls=type("Command", (Command,), {"former": vars(command)["former"]}))(command)
+
+def add(
+    app: typer.Typer,
+    name: str,
+    command: Callable[..., None],
+    example: str,
+    *,
+    panel: str | None = None,
+    defaults: Callable[[list[str]], dict[str, Any]] | None = None,
+    hints: Mapping[str, str] | None = None,
+) -> None:
+    """Adds what `grouped` has made to a program, with an example for its help; other arguments as in Command."""
+    attributes = {
+        "former": vars(command)["former"],
+        "defaults": None if defaults is None else staticmethod(defaults),
+        "hints": dict(hints or {}),
+    }
+    text = f"{command.__doc__}\n\nExample: {_escaped(example)}"
+    app.command(name, cls=type("Command", (Command,), attributes), help=text, rich_help_panel=panel)(command)
+
+
+def value_of(option: str, arguments: list[str]) -> str | None:
+    """The value of an option among arguments that are not parsed; None where it is not there."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else next(iter(arguments[place + 1 :]), None)
+    return None
 
 
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
@@ -90,6 +148,7 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
             former |= dict.fromkeys(others, info.default if isinstance(info, OptionInfo) else None)
             annotation = Annotated[kind, info]  # type: ignore[valid-type]
             shown.append(inspect.Parameter(name, parameter.KEYWORD_ONLY, annotation=annotation, default=default))
+    shown.sort(key=_is_advanced)  # stable: help shows panels in this order
 
     def command(**values: Any) -> None:
         of = {owner: {name: values[name] for name in values if owners[name] == owner} for owner in owners.values()}
@@ -117,6 +176,11 @@ def _options(parameter: inspect.Parameter, hint: Any) -> Iterator[tuple[str, Any
         yield name, annotations[name], default, panel
 
 
+def _is_advanced(parameter: inspect.Parameter) -> bool:
+    panel = get_args(parameter.annotation)[1].rich_help_panel
+    return isinstance(panel, str) and panel.endswith(_ADVANCED)
+
+
 def _is_group(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Group)
 
@@ -127,11 +191,48 @@ def _split(name: str, hint: Any, panel: str | None, default: Any) -> tuple[Any, 
     info = copy(next(mark for mark in marks if isinstance(mark, ParameterInfo)))
     info.help = _escaped(info.help)
     info.rich_help_panel = info.rich_help_panel or panel
+    if ADVANCED in marks and not (panel or "").endswith(_ADVANCED):
+        info.rich_help_panel = f"{panel or 'Options'}{_ADVANCED}"
+    if re.fullmatch(r"[\w-]+(\|[\w-]+)+|[a-z]\w*", info.metavar or ""):
+        _limit_to_choices(info, str(info.metavar).split("|"))
     if isinstance(info.show_default, str) and default is not None:
         info.show_default = True
     if isinstance(info, OptionInfo) and info.default is ...:
         info.default = f"--{name.replace('_', '-')}"  # of flags too, which would have a --no-... otherwise
     return kind, info, next((mark for mark in marks if isinstance(mark, Formerly)), Formerly())
+
+
+def _limit_to_choices(info: ParameterInfo, choices: list[str]) -> None:
+    """Has an option take only the choices, however they are spelled: capitals, underscores, and "bf16" for a dtype."""
+    by_key = {_key(choice): choice for choice in choices}
+    then = info.callback
+
+    def chosen(given: str) -> str:
+        if (choice := by_key.get(_key(given)) or by_key.get(_of_dtype(given))) is None:
+            known = f"is not one of {', '.join(choices)}" if len(choices) > 1 else f"can only be {choices[0]}"
+            raise typer.BadParameter(f"{given!r} {known}{did_you_mean(given, choices)}")
+        return choice
+
+    def convert(value: Any) -> Any:
+        if value is not None:
+            value = chosen(value) if isinstance(value, str) else [chosen(each) for each in value]
+        return value if then is None else then(value)
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    info.callback, info.autocompletion = convert, complete
+
+
+def _key(text: str) -> str:
+    return re.sub(r"[\s_-]", "", text).casefold()
+
+
+def _of_dtype(text: str) -> str:
+    """The name of the dtype that has this short name ("bf16"), or else the text."""
+    from roberta_flax.nn.numerics import DTYPE_NAMES
+
+    return DTYPE_NAMES.get(text.casefold(), text)
 
 
 def _escaped(text: str | None) -> str | None:

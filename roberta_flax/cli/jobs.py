@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from roberta_flax.cli.groups import Formerly, Group
+from roberta_flax.cli.groups import ADVANCED, Formerly, Group
 from roberta_flax.cli.options import (
     DISTRIBUTED,
     OUTPUT,
@@ -46,11 +46,13 @@ class InputOptions(TextOptions):
             help="How to handle inputs over the maximum length.",
             show_default="truncate; for questions and their contexts window",
         ),
+        ADVANCED,
     ] = None
 
     format: Annotated[
         str | None,
         typer.Option(metavar="jsonl|csv|tsv|txt|parquet", help="Format of INPUT.", show_default="by its name"),
+        ADVANCED,
     ] = None
 
 
@@ -106,8 +108,7 @@ class OutputOptions(Group, panel="Output"):
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column to copy to the output. Repeat it for several. One that has the name of a result column is "
-            "called input_NAME there.",
+            help="Column to copy to the output. Repeat it for several. One named like a result is called input_NAME.",
             show_default=False,
         ),
     ] = None
@@ -117,8 +118,11 @@ class OutputOptions(Group, panel="Output"):
             help="Rows in a part; a run resumes after its last whole part.",
             show_default="8192, divided by the labels or documents of a row",
         ),
+        ADVANCED,
     ] = None
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")] = False
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used."), ADVANCED] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class JobDevices(LayerDevices):
 
 
 @dataclass(frozen=True)
-class EngineOptions(Group, panel="Devices"):
+class EngineOptions(Group, panel="Devices", advanced=True):
     """What runs a file."""
 
     engine: Annotated[

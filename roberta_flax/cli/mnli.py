@@ -25,7 +25,10 @@ def command(
     model: InferenceOptions = InferenceOptions(model="roberta.large.mnli"),
     as_json: Json = False,
 ) -> None:
-    """Tell whether a hypothesis follows from a premise: contradiction, neutral or entailment, with probabilities."""
+    """Tell whether a hypothesis follows from a premise.
+
+    The answer is contradiction, neutral or entailment, with probabilities.
+    """
     from roberta_flax.inference.answers import entailment
 
     found = entailment(model.load(), premise, hypothesis, labels=labels.split(",") if labels else ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from roberta_flax.cli.groups import Formerly, Group
+from roberta_flax.cli.groups import ADVANCED, Formerly, Group
 from roberta_flax.datasets.recipes import Recipe
 from roberta_flax.errors import InputError, is_printable, printable
 
@@ -27,6 +28,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
+def _use_device(kind: str | None) -> str | None:
+    """Has JAX use devices of this kind alone, from before it opens any."""
+    if kind is not None:
+        platform = {"gpu": "cuda"}.get(kind, kind)
+        os.environ["JAX_PLATFORMS"] = platform
+        if "jax" in sys.modules:
+            import jax
+
+            jax.config.update("jax_platforms", platform)  # type: ignore[no-untyped-call]
+    return kind
+
+
 # What several groups or commands have, with types of their own
 
 MODEL = typer.Option(
@@ -38,13 +52,13 @@ MODEL = typer.Option(
 OUTPUT = typer.Option(
     "--output",
     "-o",
-    help="File to write: .jsonl, .csv, .tsv or .parquet; of features also .npy, and of one text .npy or .npz.",
+    help="File to write: .jsonl, .csv, .tsv or .parquet; or of features .npy or .npz.",
 )
 TEXT_COLUMN = typer.Option(
     "--text-column",
     "-c",
-    help="Column with text. Repeat it for a pair. With token and choice heads: the key of the words, or of the text.",
-    show_default="the task's, or the usual names: text, sentence1 and sentence2, ...",
+    help="Column with text. Repeat it for a pair. With token heads: the words.",
+    show_default="the task's, or a usual name such as text",
 )
 TASK = typer.Option(
     help="Task, which says how files are laid out: mnli, snli, qnli, qqp, rte, wnli, sst-2, mrpc, cola, sts-b, sick, "
@@ -66,13 +80,10 @@ Text = Annotated[
     list[str] | None,
     typer.Option(
         "--text",
-        help="Text, in place of INPUT. Repeat it for a pair, or for a choice head: first what stands before the "
-        "choices, then each choice.",
+        help="Text, in place of INPUT. Repeat it for a pair; for a choice head, first the question, then each choice.",
     ),
 ]
-Head = Annotated[
-    str | None, typer.Option(help="Name of the head.", show_default="the only one; to fine-tune, the task's name")
-]
+Head = Annotated[str | None, typer.Option(help="Name of the head.", show_default="the only one, or the task's name")]
 BaseModel = Annotated[
     str | None,
     typer.Option(
@@ -89,14 +100,18 @@ HeadName = Annotated[
 ]
 RunDirectory = Annotated[
     Path,
-    typer.Option("--output", "-o", metavar="DIR", help="Directory of the run. Its best/ is the best model."),
+    typer.Option("--output", "-o", metavar="DIR", help="Directory of the run. best/ in it is the best model."),
 ]
-Valid = Annotated[Path, typer.Option(metavar="FILE", help="Validation file, of the same layout as INPUT.")]
+Valid = Annotated[
+    Path,
+    typer.Option("--valid", metavar="FILE", help="Validation file, of the same layout as INPUT."),
+    Formerly(("--validation", "--validation-file", "--valid-file", "--dev")),
+]
 Seed = Annotated[int, typer.Option(help="Random seed of initialization, order, masks and dropout.")]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        metavar="float32|bfloat16|float16", help="Dtype of the computation's operands.", show_default="float32"
+        metavar="float32|bfloat16|float16|float64", help="Dtype of the computation's operands.", show_default="float32"
     ),
 ]
 Precision = Annotated[
@@ -111,6 +126,15 @@ Attention = Annotated[
     str | None,
     typer.Option(metavar="xla|chunked|cudnn|flash", help="Implementation of attention.", show_default="by the device"),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        callback=_use_device,
+        metavar="cpu|gpu|cuda|tpu",
+        help="Kind of device to compute on.",
+        show_default="$JAX_PLATFORMS, or the fastest",
+    ),
+]
 Quantize = Annotated[
     str | None,
     typer.Option(metavar="int8", help="Compute the layers' products in int8, in a quarter of float32's memory."),
@@ -121,7 +145,7 @@ Quantize = Annotated[
 
 
 @dataclass(frozen=True)
-class FileOptions(Group, panel="Model"):
+class FileOptions(Group, panel="Files of the model", advanced=True):
     """The files of a model, and where what is made of them is kept."""
 
     checkpoint_file: Annotated[
@@ -151,7 +175,7 @@ class FileOptions(Group, panel="Model"):
 
 
 @dataclass(frozen=True)
-class TokenizerOptions(FileOptions):
+class TokenizerOptions(FileOptions, panel="Model"):
     """A model of which the tokenizer is needed."""
 
     model: Annotated[str, MODEL] = "roberta.base"
@@ -164,12 +188,13 @@ class TokenizerOptions(FileOptions):
 
 
 @dataclass(frozen=True)
-class NumericsOptions(Group, panel="Computation"):
+class NumericsOptions(Group, panel="Computation", advanced=True):
     """How a network computes."""
 
     dtype: Dtype = None
     precision: Precision = None
     attention: Attention = None
+    device: Device = None
 
     def numerics(self, **others: Any) -> Numerics:
         """The same as a value."""
@@ -203,7 +228,7 @@ class ModelOptions(TokenizerOptions, NumericsOptions):
 
 
 @dataclass(frozen=True)
-class QuantizeOptions(Group, panel="Computation"):
+class QuantizeOptions(Group, panel="Computation", advanced=True):
     """How a network may compute that is not trained."""
 
     quantize: Quantize = None
@@ -219,7 +244,7 @@ class InferenceOptions(ModelOptions, QuantizeOptions):
 
 
 @dataclass(frozen=True)
-class VocabularyOptions(FileOptions):
+class VocabularyOptions(FileOptions, panel="Model"):
     """A model, or the files of a tokenizer."""
 
     model: Annotated[str | None, MODEL] = None
@@ -273,7 +298,9 @@ class TextOptions(Group, panel="Input"):
 
     text_column: Annotated[list[str] | None, TEXT_COLUMN, Formerly(("--column",))] = None
     no_header: Annotated[
-        bool, typer.Option("--no-header", help="CSV and TSV files have no header: columns are numbers, from 0.")
+        bool,
+        typer.Option("--no-header", help="CSV and TSV files have no header: columns are numbers, from 0."),
+        ADVANCED,
     ] = False
     max_length: Annotated[
         int | None, typer.Option(help="Maximum length of an input in tokens, at least 8.", show_default="the model's")
@@ -289,8 +316,7 @@ class LabeledOptions(TextOptions):
         list[str] | None,
         typer.Option(
             "--label-column",
-            help="Column with the label. With several labels, repeat it for the column of each, which holds 0 or 1. "
-            "With token heads: the key of the tags.",
+            help="Column with the label. Repeat it for several labels of a row (0 or 1). With token heads: the tags.",
             show_default="the task's",
         ),
         Formerly(("--label",)),
@@ -301,10 +327,11 @@ class LabeledOptions(TextOptions):
             help="Classes in the order of the head, as INPUT spells them, separated by commas.",
             show_default="the task's",
         ),
+        ADVANCED,
     ] = None
-    choices: Annotated[str, typer.Option(help="With --task custom and a choice head: the key of the choices.")] = (
-        "choices"
-    )
+    choices: Annotated[
+        str, typer.Option(help="With --task custom and a choice head: the key of the choices."), ADVANCED
+    ] = "choices"
 
     def columns(self) -> Columns:
         """The same as a value."""
@@ -321,7 +348,7 @@ class LabeledOptions(TextOptions):
 
 
 @dataclass(frozen=True)
-class LongTextOptions(Group, panel="Input"):
+class LongTextOptions(Group, panel="Input", advanced=True):
     """What to do about texts that are too long."""
 
     on_long: Annotated[
@@ -330,7 +357,7 @@ class LongTextOptions(Group, panel="Input"):
 
 
 @dataclass(frozen=True)
-class BatchingOptions(Group, panel="Batching"):
+class BatchingOptions(Group, panel="Batching", advanced=True):
     """How texts are laid out in batches."""
 
     strategy: Annotated[
@@ -353,7 +380,7 @@ class BatchingOptions(Group, panel="Batching"):
 
 
 @dataclass(frozen=True)
-class LayerDevices(Group, panel="Devices"):
+class LayerDevices(Group, panel="Devices", advanced=True):
     """How many devices share a layer."""
 
     tensor_parallel: Annotated[int, TENSOR_PARALLEL] = 1
@@ -409,35 +436,42 @@ class TrainingOptions(Group, panel="Training"):
     steps: Annotated[
         int | None,
         typer.Option(help="Number of steps.", show_default="the recipe's"),
-        Formerly(("--updates", "--max-update")),
+        Formerly(("--updates", "--max-update", "--max-steps", "--num-steps")),
     ] = None
     warmup_steps: Annotated[
         int | None,
         typer.Option(help="Number of steps over which the learning rate rises.", show_default="the recipe's"),
         Formerly(("--warmup-updates",)),
+        ADVANCED,
     ] = None
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.", show_default="the recipe's")
     ] = None
     end_learning_rate: Annotated[
-        float | None, typer.Option(help="Learning rate after the last step.", show_default="the recipe's")
+        float | None, typer.Option(help="Learning rate after the last step.", show_default="the recipe's"), ADVANCED
     ] = None
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Number of examples or samples in a batch, over all devices.", show_default="the recipe's"),
+        typer.Option(help="Examples or samples in a batch, over all devices.", show_default="the recipe's"),
     ] = None
     update_freq: Annotated[
         int | None,
         typer.Option(help="Number of batches whose gradients make one step.", show_default="the recipe's"),
+        ADVANCED,
     ] = None
     adam_betas: Annotated[
-        tuple[float, float] | None, typer.Option(help="Adam's decay rates.", show_default="the recipe's")
+        tuple[float, float] | None, typer.Option(help="Adam's decay rates.", show_default="the recipe's"), ADVANCED
     ] = None
-    adam_eps: Annotated[float | None, typer.Option(help="Adam's epsilon.", show_default="the recipe's")] = None
-    weight_decay: Annotated[float | None, typer.Option(help="Adam's weight decay.", show_default="the recipe's")] = None
+    adam_eps: Annotated[float | None, typer.Option(help="Adam's epsilon.", show_default="the recipe's"), ADVANCED] = (
+        None
+    )
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Adam's weight decay.", show_default="the recipe's"), ADVANCED
+    ] = None
     clip_norm: Annotated[
         float | None,
         typer.Option(help="Maximum norm of all gradients; 0 for no clipping.", show_default="the recipe's"),
+        ADVANCED,
     ] = None
     dropout: Annotated[
         float | None,
@@ -445,14 +479,17 @@ class TrainingOptions(Group, panel="Training"):
             help="Dropout of the embeddings and of each block's output.",
             show_default="the recipe's, or else the model's",
         ),
+        ADVANCED,
     ] = None
     attention_dropout: Annotated[
         float | None,
         typer.Option(help="Dropout of the attention weights.", show_default="the recipe's, or else the model's"),
+        ADVANCED,
     ] = None
     remat: Annotated[
         bool,
         typer.Option("--remat", help="Recompute layers for their gradients: less memory, a third more computation."),
+        ADVANCED,
     ] = False
 
     @classmethod
@@ -467,7 +504,7 @@ class TrainingOptions(Group, panel="Training"):
 
 
 @dataclass(frozen=True)
-class RunOptions(Group, panel="Run"):
+class RunOptions(Group, panel="Run", advanced=True):
     """What a run leaves on its way, and when it ends before its last step."""
 
     validate_every: Annotated[
@@ -492,7 +529,7 @@ class RunOptions(Group, panel="Run"):
 
 
 @dataclass(frozen=True)
-class SampleOptions(Group, panel="Samples"):
+class SampleOptions(Group, panel="Samples", advanced=True):
     """How a corpus becomes samples, and what is masked."""
 
     sample_break_mode: Annotated[

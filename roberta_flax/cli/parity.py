@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from roberta_flax.cli.accelerators import open_devices
-from roberta_flax.cli.groups import Formerly, grouped
+from roberta_flax.cli.groups import ADVANCED, Formerly, grouped
 from roberta_flax.cli.options import TEXT_COLUMN, Attention, FileOptions, Json, Precision, keep_programs
-from roberta_flax.errors import printable
+from roberta_flax.cli.progress import spoken
+from roberta_flax.errors import InputError, ParityError, printable
 
 if TYPE_CHECKING:
-    from roberta_flax.parity.model_comparison import Progress
+    from roberta_flax.parity.report import Report
 
 Backend = Literal["cpu", "gpu", "tpu"]
-Reference = Literal["builtin", "fairseq", "transformers"]
-
-
-def _known(dtypes: list[str] | None) -> list[str] | None:
-    """Wrong usage where one of them is none."""
-    from roberta_flax.parity.rounding import DTYPES
-
-    for dtype in dtypes or ():
-        if dtype not in DTYPES:
-            raise typer.BadParameter(f"{dtype!r} is not one of {', '.join(DTYPES)}")
-    return dtypes
+Reference = Literal["builtin", "fairseq", "transformers", "sentence-transformers"]
 
 
 @grouped
 def command(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Model: any name or path that roberta_flax.load takes.")
-    ],
+        str | None, typer.Argument(metavar="SOURCE", help="Model: any name or path that roberta_flax.load takes.")
+    ] = None,
     texts: Annotated[
         Path | None,
         typer.Option(
@@ -49,16 +38,18 @@ def command(
     dtype: Annotated[
         list[str] | None,
         typer.Option(
-            callback=_known,
             metavar="float64|float32|bfloat16|float16|int8",
             help="Dtype of the Flax side. Repeat it for several.",
             show_default="float32",
         ),
     ] = None,
-    precision: Precision = None,
-    attention: Attention = None,
+    precision: Annotated[Precision, ADVANCED] = None,
+    attention: Annotated[Attention, ADVANCED] = None,
     backend: Annotated[
-        Backend | None, typer.Option(help="Where the Flax side runs.", show_default="JAX's default")
+        Backend | None,
+        typer.Option(help="Where the Flax side runs.", show_default="JAX's default"),
+        Formerly(("--device",)),
+        ADVANCED,
     ] = None,
     reference: Annotated[
         Reference | None, typer.Option(help="The torch side, which computes in float64.", show_default="builtin")
@@ -73,21 +64,36 @@ def command(
             help="Activations to compare, such as 'layers.*.output'. Repeat it for several.",
             show_default="all",
         ),
+        ADVANCED,
     ] = None,
     record: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Record the torch side in this directory, to be replayed.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Record the torch side in this directory, to be replayed."),
+        ADVANCED,
     ] = None,
     replay: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Compare with a recorded torch side. torch is not needed.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Compare with a recorded torch side. torch is not needed."),
+        ADVANCED,
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Write report.json and report.html there, in place of a report."
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Write report.json, report.html and plots there, in place of a report.",
         ),
     ] = None,
+    render: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Show a report.json; with -o, write its page. Nothing is compared."),
+    ] = None,
     all_tensors: Annotated[
-        bool, typer.Option(help="Print one line for each tensor, not for each layer."), Formerly(("--all-points",))
+        bool,
+        typer.Option(help="Print one line for each tensor, not for each layer."),
+        Formerly(("--all-points",)),
+        ADVANCED,
     ] = False,
     files: FileOptions = FileOptions(),
     as_json: Json = False,
@@ -96,15 +102,12 @@ def command(
 
     The exit status is 0 where rounding explains every difference and all decisions agree; otherwise 1.
     """
-    from rich.console import Console
-
     from roberta_flax import parity
-    from roberta_flax.errors import ParityError
     from roberta_flax.parity.inputs import read_texts
-    from roberta_flax.parity.output import PAGE, REPORT, check_destination, write
-    from roberta_flax.parity.report import divergence
-    from roberta_flax.parity.report_terminal import print_report
+    from roberta_flax.parity.output import check_destination
 
+    if (source is None) == (render is None):
+        raise typer.BadParameter("give a model, or --render and a report.json", param_hint="SOURCE")
     if text_column and texts is None:
         raise typer.BadParameter("it names columns of --texts; give --texts too", param_hint="--text-column")
     if replay is not None and (texts is not None or record is not None or reference is not None or gradients):
@@ -115,11 +118,17 @@ def command(
         )
     if output is not None:
         check_destination(output)
+    if render is not None:
+        _show(parity.read_report(render), output, all_tensors, as_json)
+        return
+    missing = False
+    if output is not None:
+        missing = _say_without_matplotlib(output)
     keep_programs(files.cache_dir)
     open_devices()
-    with _progress() as progress:
+    with spoken("reading the model") as speak:
         report = parity.compare(
-            source,
+            str(source),
             texts=None if texts is None else read_texts(texts, text_column or ()),
             dtypes=tuple(dtype or ("float32",)),
             precision=precision,
@@ -130,10 +139,35 @@ def command(
             only=tuple(only or ()),
             record=record,
             replay=replay,
-            progress=progress,
+            progress=lambda batch, batches, what: speak(f"batch {batch} of {batches}: {what}"),
             **files.files(),
         )
-    if output is not None and (problem := write(report, output)) is not None:
+    _show(report, output, all_tensors, as_json, said=missing)
+
+
+def _say_without_matplotlib(output: Path) -> bool:
+    """Says before the comparison that there will be no page, and what writes it later; whether it had to."""
+    from roberta_flax.extras import require
+    from roberta_flax.parity.output import PAGE, REPORT
+
+    try:
+        require("matplotlib.figure", "parity")
+    except InputError as error:
+        later = f"then run roberta-flax parity --render {output / REPORT} -o DIR"
+        print(printable(f"{output / PAGE} will not be written, {REPORT} will: {error}; {later}"), file=sys.stderr)
+        return True
+    return False
+
+
+def _show(report: Report, output: Path | None, all_tensors: bool, as_json: bool, said: bool = False) -> None:
+    """Writes and prints a report; ParityError where it says that the two sides differ."""
+    from rich.console import Console
+
+    from roberta_flax.parity.output import PAGE, REPORT, write
+    from roberta_flax.parity.report import divergence
+    from roberta_flax.parity.report_terminal import print_report
+
+    if output is not None and (problem := write(report, output)) is not None and not said:
         print(printable(f"{output / PAGE} was not written, {REPORT} was: {problem}"), file=sys.stderr)
     if as_json:
         sys.stdout.write(report.to_json())
@@ -141,16 +175,3 @@ def command(
         print_report(report, Console(), all_tensors=all_tensors)
     if not report.passed:
         raise ParityError("; ".join(line for run in report.runs if (line := divergence(run)) is not None))
-
-
-@contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """On a terminal a line on stderr that says which batch is computed by what; else nothing."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status("reading the model") as status:
-        yield lambda batch, batches, what: status.update(Text(f"batch {batch} of {batches}: {printable(what)}"))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from roberta_flax.cli import jobs
-from roberta_flax.cli.groups import grouped
+from roberta_flax.cli.groups import ADVANCED, grouped
 from roberta_flax.cli.options import BatchingOptions, Head, InferenceOptions, Json, Text, print_json
 from roberta_flax.errors import InputError, printable
 
@@ -29,6 +29,7 @@ def command(
             help="With a choice head: how question and choice become one input.",
             show_default="the head's name, or choice",
         ),
+        ADVANCED,
     ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Write logits in place of log-probabilities.")] = False,
     input: jobs.InputOptions = jobs.InputOptions(),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli import jobs
-from roberta_flax.cli.groups import grouped
+from roberta_flax.cli.groups import ADVANCED, grouped
 from roberta_flax.cli.options import (
     STRIDE,
     BatchingOptions,
@@ -34,9 +34,9 @@ def command(
         ),
     ] = "simple",
     ignore: Annotated[
-        list[str] | None, typer.Option(help="Label to leave out. Repeat it for several.", show_default="O")
+        list[str] | None, typer.Option(help="Label to leave out. Repeat it for several.", show_default="O"), ADVANCED
     ] = None,
-    stride: Annotated[int | None, STRIDE] = None,
+    stride: Annotated[int | None, STRIDE, ADVANCED] = None,
     head: Head = None,
     input: jobs.InputOptions = jobs.InputOptions(),
     output: jobs.OutputOptions = jobs.OutputOptions(),

@@ -9,20 +9,28 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, did_you_mean
 from roberta_flax.nn.attention import IMPLEMENTATIONS
 from roberta_flax.nn.products import accumulation_dtype
 
 DTypeLike = jax.typing.DTypeLike
 PrecisionLike = str | lax.Precision | None
+# Short names, as PyTorch, Transformers and command lines have them
+DTYPE_NAMES = {
+    "bf16": "bfloat16",
+    "fp16": "float16", "f16": "float16", "half": "float16",
+    "fp32": "float32", "f32": "float32",
+    "fp64": "float64", "f64": "float64", "double": "float64",
+}  # fmt: skip
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True, init=False)
 class Numerics:
     """How a network computes; a static argument of the jitted functions.
 
-    Takes every spelling that JAX takes: "bfloat16" or jnp.bfloat16, "highest" or Precision.HIGHEST. Equal settings
-    compare equal however they were spelled.
+    Takes every spelling that JAX takes, "bfloat16" or jnp.bfloat16, "highest" or Precision.HIGHEST, and "bf16" and the
+    like. Equal settings compare equal however they were spelled.
 
     >>> Numerics("bfloat16").dtype
     dtype(bfloat16)
@@ -63,10 +71,11 @@ class Numerics:
         observed: bool = False,
     ) -> None:
         try:
-            dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
+            dtype, param_dtype = _dtype(dtype), _dtype(param_dtype)
             precision = None if precision is None else lax.Precision(precision)
         except (TypeError, ValueError) as error:
-            raise InputError(f"not a dtype or precision that JAX knows: {error}") from None
+            close = did_you_mean(str(dtype), _DTYPES)
+            raise InputError(f"not a dtype or precision that JAX knows: {error}{close}") from None
         for given in (dtype, param_dtype):
             if not jnp.issubdtype(given, jnp.floating):
                 raise InputError(f"dtype and param_dtype must be floating point (float32, bfloat16, ...), got {given}")
@@ -86,3 +95,12 @@ class Numerics:
     def accumulation_dtype(self) -> jnp.dtype:
         """The dtype that products return, and of everything between them: float32, or float64 for a float64 `dtype`."""
         return accumulation_dtype(self.dtype)
+
+
+def _dtype(name: DTypeLike) -> jnp.dtype:
+    """A dtype by any of its names; "torch.bfloat16", a dtype of PyTorch, is one."""
+    text = name if isinstance(name, str) else str(name) if type(name).__module__ == "torch" else None
+    if text is None:
+        return jnp.dtype(name)
+    text = text.removeprefix("torch.").casefold()
+    return jnp.dtype(DTYPE_NAMES.get(text, text))

@@ -1,4 +1,4 @@
-"""A report as a directory: report.json, and report.html for people."""
+"""A report as a directory: report.json; report.html for people, and its plots as files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.files import new_directory, write_bytes
 from roberta_flax.parity import report_html
 from roberta_flax.parity.report import Report
+from roberta_flax.parity.report_plots import draw_plots
 
 REPORT, PAGE = "report.json", "report.html"
 
@@ -19,7 +20,8 @@ def check_destination(output: Path) -> None:
         found = {path.name for path in output.iterdir()}
         if not found:
             return
-        is_report = found <= {REPORT, PAGE} and "schema" in json.loads((output / REPORT).read_text("utf-8"))
+        others = {name for name in found if not name.endswith(".svg")}  # plots
+        is_report = others <= {REPORT, PAGE} and "schema" in json.loads((output / REPORT).read_text("utf-8"))
     except FileNotFoundError:
         if not output.exists() and not output.is_symlink():
             return
@@ -31,7 +33,7 @@ def check_destination(output: Path) -> None:
 
 
 def write(report: Report, output: Path) -> str | None:
-    """Writes both files, in place of those that were there.
+    """Writes the files, in place of those that were there.
 
     Returns:
       Why there is no page, which needs matplotlib; None where there is one. report.json is
@@ -41,11 +43,13 @@ def write(report: Report, output: Path) -> str | None:
     with new_directory(output, replace=True) as folder:
         write_bytes(folder / REPORT, report.to_json().encode())
         try:
-            page = report_html.render(report)
+            plots = draw_plots(report)
+            page = report_html.render(report, plots)
         except InputError as error:
             problem = str(error)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         else:
-            write_bytes(folder / PAGE, page.encode("utf-8", "backslashreplace"))
+            for name, text in {PAGE: page, **{plot.file_name: plot.to_file() for plot in plots}}.items():
+                write_bytes(folder / name, text.encode("utf-8", "backslashreplace"))
     return problem

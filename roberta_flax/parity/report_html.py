@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from roberta_flax.errors import printable
 from roberta_flax.parity.report import DecisionResult, Report, Run, TensorResult, TokenError, divergence, failures
-from roberta_flax.parity.report_plots import draw_plots
+from roberta_flax.parity.report_plots import Plot, draw_plots
 from roberta_flax.parity.report_terminal import (
     EXPLANATION,
     describe_computation,
     describe_failures,
+    describe_reference,
     format_cosine_distance,
     format_number,
     format_ratio,
@@ -50,7 +51,7 @@ th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(-
 th { font-weight: 600; vertical-align: bottom; } thead th { background: var(--shade); white-space: normal; }
 .left, tbody th { text-align: left; } tbody th { font-weight: 400; } td.break { white-space: normal; min-width: 14rem; }
 tr.fails td, tr.fails th { background: color-mix(in srgb, var(--fail) 11%, transparent); }
-figure { margin: 1rem 0; } figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
+figure { margin: 1rem 0; } figure svg { display: block; width: 100%; height: auto; }
 .bar { min-width: 5rem; width: 30%; } .bar span { display: block; height: .7rem; background: var(--bar); }
 .controls { display: none; gap: 1rem; flex-wrap: wrap; align-items: center; margin: .5rem 0; }
 .scripted .controls { display: flex; } input[type=search] { font: inherit; padding: .25rem .5rem; min-width: 16rem; }
@@ -63,7 +64,7 @@ dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 @media print { :root { --ink: #000; --paper: #fff; --quiet: #444; --line: #bbb; --shade: #f3f3f3; --pass: #116329;
   --fail: #b3161d; } body { max-width: none; padding: 0; font-size: 11pt; } .controls { display: none !important; }
   .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .1rem .3rem; }
-  figure, tr, pre { break-inside: avoid; } figure svg { min-width: 0; } h2, h3, summary { break-after: avoid; }
+  figure, tr, pre { break-inside: avoid; } h2, h3, summary { break-after: avoid; }
   thead { display: table-header-group; } }
 """.strip()
 
@@ -95,14 +96,18 @@ def escape(text: str) -> str:
     return html.escape(printable(text))
 
 
-def render(report: Report) -> str:
+def render(report: Report, plots: Sequence[Plot] | None = None) -> str:
     """Returns the page.
+
+    Args:
+      report: the report.
+      plots: the plots in it; by default those of draw_plots.
 
     Raises:
       InputError: matplotlib is not installed.
     """
     title = f"Parity of {report.source}: {verdict(report.passed)}"
-    body = "\n".join(_body(report))
+    body = "\n".join(_body(report, draw_plots(report) if plots is None else plots))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -111,10 +116,10 @@ def render(report: Report) -> str:
     )
 
 
-def _body(report: Report) -> Iterator[str]:
+def _body(report: Report, plots: Sequence[Plot]) -> Iterator[str]:
     yield f"<header><h1>Parity of <code>{escape(report.source)}</code> with torch</h1></header>\n<main>"
     yield from _summary(report)
-    yield from _plots(report)
+    yield from _plots(plots)
     yield from _worst_tokens(report)
     yield from _decisions(report)
     yield from _tensors(report)
@@ -146,14 +151,14 @@ def _verdict(report: Report) -> str:
 
 
 def _description(report: Report) -> str:
-    model, reference = report.model, report.reference
+    model = report.model
     lengths = [length for batch in report.inputs["lengths"] for length in batch]
     heads = ", ".join(model["classification_heads"]) or "none"
     return _list(
         {
             "model": f"{model['layers']} layers of {model['hidden_size']}, {model['heads']} attention heads, "
             f"{model['parameters']:,} parameters; classification heads: {heads}",
-            "reference": f"{reference['name']} in float64 ({reference['version']}; {reference['parameters']})",
+            "reference": describe_reference(report),
             "inputs": f"{len(lengths)} {'built-in ' if report.inputs['built_in'] else ''}rows of {min(lengths)} to "
             f"{max(lengths)} tokens, in {len(report.inputs['lengths'])} batches",
             "gradients": "compared" if report.gradients else "not compared",
@@ -174,11 +179,10 @@ def _run_row(run: Run) -> str:
     return _row(cells, run.passed)
 
 
-def _plots(report: Report) -> Iterator[str]:
-    drawn = draw_plots(report)
-    if drawn:
+def _plots(plots: Sequence[Plot]) -> Iterator[str]:
+    if plots:
         yield "<h2>Errors</h2>"
-    for plot in drawn:
+    for plot in plots:
         yield f"<figure>\n<h3>{escape(plot.title)}</h3>"
         yield f'<div class="wide" tabindex="0" role="region" aria-label="{escape(plot.title)}">{plot.svg}</div>'
         yield f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"

@@ -29,6 +29,8 @@ _STYLES = {
     "int8": ("#8466d6", ":"),
 }
 _INK = "#010203"  # a placeholder for the text color of the page
+_DARK, _LIGHT = "#1b1f24", "#e3e8ee"  # those of the page
+_NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 _WIDTH, _HEIGHT = 9.0, 3.6  # inches
 _MAX_LABELS = 50  # that fit on an axis, if they are vertical
 _MAX_HORIZONTAL_LABELS = 8
@@ -50,6 +52,18 @@ class Plot:
     title: str
     caption: str
     svg: str
+
+    @property
+    def file_name(self) -> str:
+        """The name of the plot as a file."""
+        return f"{_hyphenated(self.title)}.svg"
+
+    def to_file(self) -> str:
+        """Returns the plot as a document of its own, with dark text, or light text in dark mode."""
+        dark_mode = f"@media (prefers-color-scheme: dark) {{ svg {{ color: {_LIGHT} }} }}"
+        style = f"<style>svg {{ color: {_DARK} }} {dark_mode}</style>"
+        begin, end = self.svg.split(">", 1)
+        return f"{begin} {_NAMESPACES}>{style}{end}"
 
 
 def draw_plots(report: Report) -> list[Plot]:
@@ -220,13 +234,17 @@ def _embeddable(svg: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML needs no namespace for <svg>
-    prefix = re.sub(r"\W+", "-", title.lower())
+    prefix = _hyphenated(title)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = svg.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
     svg = svg.replace(_INK, "currentColor")
     svg = re.sub(r'(<svg [^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
     return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+
+
+def _hyphenated(title: str) -> str:
+    return re.sub(r"\W+", "-", title.lower())
 
 
 def _nan_if_not_drawable(value: float) -> float:

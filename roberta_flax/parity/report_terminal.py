@@ -73,12 +73,20 @@ def print_report(report: Report, console: Console, *, all_tensors: bool = False)
 
 def _header(report: Report) -> Iterator[str]:
     """Yields lines about the model, the reference and the inputs."""
-    model, reference = report.model, report.reference
+    model = report.model
     lengths = [length for batch in report.inputs["lengths"] for length in batch]
     kind = "built-in rows" if report.inputs["built_in"] else "rows"
     yield f"{report.source}: {model['layers']} layers of {model['hidden_size']}, {model['parameters']:,} parameters"
-    yield f"reference: {reference['name']} in float64 ({reference['version']}; parameters: {reference['parameters']})"
+    yield f"reference: {describe_reference(report)}"
     yield f"inputs: {len(lengths)} {kind} of {min(lengths)} to {max(lengths)} tokens"
+
+
+def describe_reference(report: Report) -> str:
+    """Describes the torch side, such as "builtin in float64 (torch 2.13), its parameters: torch.load of the ..."."""
+    reference = report.reference
+    parameters = {"the converted model's": "those of the converted model, as roberta-flax read them"}
+    whose = parameters.get(reference["parameters"], reference["parameters"])
+    return f"{reference['name']} in float64 ({reference['version']}); its parameters: {whose}"
 
 
 def describe_computation(run: Run) -> str:

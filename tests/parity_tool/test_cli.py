@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.conftest import TINY
 from tests.parity_tool.conftest import BROKEN, ONLY, TEXTS
 
 FEATURES = ("--only", "features")
+PLOTS = ("histogram-of-errors.svg",)  # of the features alone
 
 WITHOUT_TORCH = """
 import sys
@@ -54,7 +56,8 @@ def test_agreement_exits_with_0_and_writes_a_report_of_every_dtype(run, texts, t
     assert (status, err) == (0, "")
     assert "float64 on cpu: pass" in out
     assert "float32 on cpu: pass" in out
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.html"}
+    files = {path.name for path in (tmp_path / "report").iterdir()}
+    assert files == {"report.json", "report.html", *PLOTS}
     report = parity.read_report(tmp_path / "report" / "report.json")
     assert report.passed
     errors = {dtype: report.run(dtype).tensor("features").max_abs for dtype in ("float64", "float32")}
@@ -157,8 +160,35 @@ def test_without_matplotlib_only_report_json_is_written(run, texts, tmp_path, mo
     status, _, err = run(TINY, "--texts", texts, *FEATURES, "-o", tmp_path / "report")
     assert status == 0
     assert err.count("\n") == 1
+    assert "report.html will not be written" in err
     assert "pip install 'roberta-flax[parity]'" in err
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.json"]
+
+
+def test_a_report_is_shown_again_and_its_page_written_without_a_model(run, texts, tmp_path, monkeypatch):
+    status, out, _ = run(TINY, "--texts", texts, *FEATURES, "-o", tmp_path / "report")
+    assert status == 0
+    monkeypatch.setattr(parity, "compare", lambda *_, **__: pytest.fail("compared"))
+    saved = tmp_path / "report" / "report.json"
+    assert run("--render", saved, "-o", tmp_path / "page") == (0, out, "")
+    for name in ("report.json", "report.html", *PLOTS):
+        assert (tmp_path / "page" / name).read_bytes() == (tmp_path / "report" / name).read_bytes()
+    for name in PLOTS:
+        assert ElementTree.parse(tmp_path / "page" / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    status, _, err = run("--render", tmp_path / "absent.json")
+    assert (status, err.count("\n")) == (1, 1)
+    for arguments in ((), (TINY, "--render", saved)):
+        status, _, err = run(*arguments)
+        assert status == 2
+        assert "give a model, or --render and a report.json" in " ".join(err.replace("│", " ").split())
+
+
+def test_without_torch_nothing_is_converted(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status, _, err = run(TINY, "--cache-dir", tmp_path / "cache")
+    assert status == 1
+    assert "pip install 'roberta-flax[parity]'" in assert_one_line(err)
+    assert not (tmp_path / "cache" / "converted").exists()
 
 
 def measurements(report: parity.Report) -> list[dict]:
