@@ -42,7 +42,7 @@ OTHERS_OPTIONS = {
     "--rounds": "the benchmarks",
     "--shapes": "benchmarks.train",
     "--sweep": "benchmarks.inference",
-    "--tokenizing": "benchmarks.inference",
+    "--tokenizing": "benchmarks.encoders, benchmarks.inference",
 }
 
 
