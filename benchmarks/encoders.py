@@ -4,7 +4,9 @@ sentence-transformers embeds and transformers' pipeline classifies. The model is
 encoder with mean pooling, and a classifier of entailment. All run from text to result in one process and take turns;
 the benchmark prints medians as lines of JSON. Each peer has its best of several batch sizes, and sentence-transformers
 sorts texts by length. Workloads are a mix of lengths (log-normal, median 40 tokens, from 5 to 500), texts of 32 tokens
-each, and ten labels for some of the mixed texts. Every program is compiled before the first round.
+each, and ten labels for some of the mixed texts. Every program is compiled before the first round. The ratios in CPU
+time of all threads hold where other programs disturb the clock; set OMP_WAIT_POLICY=passive for these, as torch's
+threads otherwise wait by spinning.
 
 Before that, the benchmark times the tokenization of pairs that share a text, which is done once, and that of the same
 pairs one at a time. (For questions, five about each context, of a hundred words.)
@@ -16,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -61,10 +65,28 @@ def compare(
     """Times all runners, of which the first is ours, and prints their speeds."""
     for run in runners.values():
         run()
-    medians = median_seconds(rounds, runners)
-    ours, *others = medians.values()
-    speeds = {name: round(count / seconds, 2) for name, seconds in medians.items()}
-    print_record(what=what, workload=workload, dtype=dtype, texts_per_second=speeds, over_best_peer=min(others) / ours)
+    elapsed: dict[str, list[float]] = {name: [] for name in runners}
+    busy: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, run in runners.items():
+            begin, begin_busy = time.perf_counter(), time.process_time()
+            run()
+            elapsed[name].append(time.perf_counter() - begin)
+            busy[name].append(time.process_time() - begin_busy)
+    print_record(
+        what=what,
+        workload=workload,
+        dtype=dtype,
+        texts_per_second={name: round(count / statistics.median(seconds), 2) for name, seconds in elapsed.items()},
+        over_best_peer=over_best_peer(elapsed),
+        over_best_peer_in_cpu_time=over_best_peer(busy),
+    )
+
+
+def over_best_peer(seconds: dict[str, list[float]]) -> float:
+    """How many times as fast the first runner is as the fastest of the others, by medians."""
+    ours, *others = map(statistics.median, seconds.values())
+    return min(others) / ours
 
 
 def compare_embedding(directory: Path, workloads: dict[str, list[str]], dtype: str, rounds: int) -> None:

@@ -177,18 +177,18 @@ class ZeroShotClassificationPipeline(Pipeline):
     """Classifies texts by labels that are chosen in the call, with a head that knows entailment.
 
     Arguments of a call: candidate_labels (a list, or a text with commas), hypothesis_template ("This example is {}."),
-    multi_label (whether any number of labels may apply). A text over the maximum length is truncated, a hypothesis is
-    not.
+    multi_label (whether any number of labels may apply), entailment (number of the head's class of entailment, where
+    no name says which it is). A text over the maximum length is truncated, a hypothesis is not.
 
     Returns {"sequence", "labels", "scores"} of each text, the likeliest label first.
     """
 
-    arguments = ("candidate_labels", "hypothesis_template", "multi_label")
+    arguments = ("candidate_labels", "hypothesis_template", "multi_label", "entailment")
 
     def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
         super().__init__(model, **options)
         self._head = self._one_head("sentence")
-        entailment_class(self._head)
+        entailment_class(self._head, self._defaults.get("entailment"))
 
     def __call__(self, inputs: Any, candidate_labels: Any = None, **arguments: Any) -> Any:
         if candidate_labels is not None:
@@ -202,7 +202,8 @@ class ZeroShotClassificationPipeline(Pipeline):
         if not labels:
             raise InputError("candidate_labels must have at least one label")
         template = arguments.get("hypothesis_template", "This example is {}.")
-        task = ZeroShot(tuple(labels), template, bool(arguments.get("multi_label")), self._head.name)
+        multi_label, entailment = bool(arguments.get("multi_label")), arguments.get("entailment")
+        task = ZeroShot(tuple(labels), template, multi_label, self._head.name, entailment)
         given, texts = itertools.tee(inputs)
         for scores, text in zip(self._run(task, given, {"truncation": True}), texts, strict=True):
             order = scores.argsort()[::-1]

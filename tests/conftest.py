@@ -107,6 +107,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     keep_programs(folder)  # the command line, in this process, keeps its own elsewhere
 
 
+# Modules whose tests run as research code may set JAX: neither ranks nor dtypes are promoted implicitly. (Flax models of
+# other libraries promote both, and optax promotes dtypes; of training see test_strictness.)
+STRICT = ("test_forward", "test_inference", "test_products", "test_quantize")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _strict(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.module.__name__.removeprefix("tests.") in STRICT:
+        with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+            yield
+    else:
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _no_programs_left() -> Iterator[None]:
     """Frees a module's compiled programs: each holds memory mappings, of which a process may have some 65,000."""

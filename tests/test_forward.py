@@ -63,8 +63,8 @@ def test_a_head_on_the_first_token_has_the_same_logits_and_gradients_as_on_all_f
     def of_all_features(params):
         x = forward.features(params, tokens, **options)[:, 0]
         head = params["heads"]["mnli"]
-        inner = jnp.tanh(x @ head["dense"]["kernel"] + head["dense"]["bias"])
-        return inner @ head["output"]["kernel"] + head["output"]["bias"]
+        inner = jnp.tanh(x @ head["dense"]["kernel"] + head["dense"]["bias"][None])
+        return inner @ head["output"]["kernel"] + head["output"]["bias"][None]
 
     def of_the_first(params):
         return forward.head_logits(params, tokens, head="mnli", **options)

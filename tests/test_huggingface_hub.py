@@ -141,6 +141,18 @@ def test_the_only_weights_of_a_repository_are_downloaded_whatever_their_name_is(
     assert (directory / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
 
 
+def test_a_variant_that_another_program_left_in_the_cache_does_not_hide_the_model(hub, tmp_path):
+    import huggingface_hub
+
+    hub.files["model.fp16.safetensors"] = b"not wanted"
+    huggingface_hub.snapshot_download(
+        "org/tiny", cache_dir=tmp_path / "cache" / "huggingface", allow_patterns=["*.fp16.*", "config.json"]
+    )
+    hub.files["pytorch_model.bin"] = hub.files.pop("model.safetensors")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin"):  # whose content it is not
+        convert("hf:org/tiny", tmp_path / "converted", cache_dir=tmp_path / "cache")
+
+
 def test_a_repository_with_several_files_that_may_be_the_model_is_refused(hub, tmp_path):
     weights = hub.files.pop("model.safetensors")
     hub.files |= {"first.safetensors": weights, "second.safetensors": weights}

@@ -90,6 +90,13 @@ def test_nnx_optimizer_and_jit_take_the_step_that_optax_takes_of_a_tree(module, 
     np.testing.assert_allclose(found, features, rtol=0, atol=1e-5)
 
 
+def test_values_inside_are_there_after_nnx_tabulate_too(module, params):
+    """It leaves methods in classes, among them one that capturing the values would replace by a call of itself."""
+    nnx.tabulate(module, TOKENS, depth=1)
+    found = forward.intermediates(params, TOKENS[:2], names=["features"], config=CONFIG)
+    np.testing.assert_allclose(found["features"], module(TOKENS[:2]), rtol=0, atol=1e-5)
+
+
 def test_a_part_of_the_network_says_what_turns_its_dropout_on(module):
     with pytest.raises(InputError, match=r"call train\(\) of the RobertaModel, or pass key="):
         module.layers[0].train()

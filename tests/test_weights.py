@@ -102,6 +102,14 @@ def test_prefixes_of_wrappers_are_removed(source, expected, tmp_path, rename, pr
     assert assert_converts_to(expected, source, tmp_path)["repository"].get("prefix", "") == prefix
 
 
+@pytest.mark.parametrize("name", ["criterion.weight", "model.loss_fn.weight", "loss.weight"])
+def test_tensors_of_a_loss_are_left_out(source, expected, tmp_path, name):
+    prefix = "model." if name.startswith("model.") else ""
+    state = {f"{prefix}{each}": tensor for each, tensor in state_of(source).items()}
+    torch.save({**state, name: torch.ones(3)}, source / "pytorch_model.bin")
+    assert assert_converts_to(expected, source, tmp_path)["tensors"][name] == "of a loss"
+
+
 def test_a_network_that_wraps_another_of_the_same_name_is_found(plain, expected, tmp_path):
     """The attribute that holds a model may have the name that a part of the model has."""
     source = shutil.copytree(plain, tmp_path / "source")
@@ -289,6 +297,9 @@ def runs(source: Path) -> Path:
     """What a Trainer leaves: models in folders."""
     for step in (500, 1000):
         shutil.copytree(source, source / f"checkpoint-{step}", ignore=lambda *_: ["checkpoint-500"])
+    (source / "eval").mkdir()
+    (source / "lora").mkdir()
+    (source / "lora" / "adapter_config.json").write_text("{}")
     state_of(source)
     return source
 
@@ -302,7 +313,7 @@ def runs(source: Path) -> Path:
             ("model.safetensors is a state dict of Transformers without a config.json",),
         ),
         (tensorflow, ("tf_model.h5 is TensorFlow's", "save_pretrained()")),
-        (runs, ("in its folders checkpoint-1000, checkpoint-500; name one of them",)),
+        (runs, ("in its folders checkpoint-1000, checkpoint-500, lora; name one of them",)),
     ],
 )
 def test_weights_that_are_not_read_are_named_with_what_to_do(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from roberta_flax.parity.report import Report
 
 Backend = Literal["cpu", "gpu", "tpu"]
-Reference = Literal["builtin", "fairseq", "transformers"]
+Reference = Literal["builtin", "fairseq", "transformers", "sentence-transformers"]
 
 
 @grouped

@@ -95,21 +95,28 @@ class Adapter:
         """The adapter in a directory, or that a file is the tensors of; None if there is none.
 
         Raises:
-          CheckpointError: there is an adapter_config.json, but it is damaged or there are no tensors.
+          CheckpointError: there is an adapter_config.json, but it is damaged or another library's, or there are no
+            tensors.
         """
         folder = path if path.is_dir() else path.parent
         if not (folder / CONFIG_FILE).is_file() or not (path.is_dir() or path.name in WEIGHT_FILES):
             return None
+        settings = read_json(folder / CONFIG_FILE)
+        if "peft_type" not in settings:
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE} has no peft_type, so it is not PEFT's; merge the adapter with the library "
+                "that wrote it, and save the model"
+            )
         files = [path] if path.is_file() else [folder / name for name in WEIGHT_FILES]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             raise CheckpointError(f"{folder} has {CONFIG_FILE} but not {' or '.join(WEIGHT_FILES)}: copy it there")
-        return cls(folder, file, read_json(folder / CONFIG_FILE))
+        return cls(folder, file, settings)
 
     def base_model(self) -> str:
         """The path of the network, or "hf:org/name"; raises CheckpointError if the adapter does not name one."""
         name = self.settings.get("base_model_name_or_path")
-        what_to_do = "name the model that it is for with base_model (--base-model)"
+        what_to_do = "convert it with base_model (--base-model), which names the model that it is for"
         if not isinstance(name, str) or not name:
             raise CheckpointError(f"{self.folder / CONFIG_FILE} has no base_model_name_or_path: {what_to_do}")
         if os.path.isdir(name):

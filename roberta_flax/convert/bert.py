@@ -70,7 +70,7 @@ def check_token_types(source_name: str, files: TokenizerFiles, tokenizer_class: 
         return
     tokenizer = parse(str(files[EFFECTIVE_FILE]))
     types = {each for texts in ((_TEXT,), (_TEXT, _TEXT)) for each in tokenizer.encode(*texts).type_ids}
-    if HF_TOKEN_TYPES not in modern:
+    if HF_TOKEN_TYPES not in modern or len(modern[HF_TOKEN_TYPES][1].shape) != 2:
         return
     embedding = modern[HF_TOKEN_TYPES][1].read()
     for each in sorted(types):

@@ -168,7 +168,7 @@ def _fetch(name: str, download: Callable[[Sequence[str]], Path], listed: Callabl
                 if (download([adapter_file]) / adapter_file).is_file():
                     break
             return directory
-        if weight_files(folder):
+        if weights.own_files(folder) and weight_files(folder):
             return directory
     inside = folder.relative_to(directory).as_posix()
     names = [each for each in listed() if Path(each).parent.as_posix() == inside]
@@ -323,12 +323,15 @@ def _fold_bert(
 ) -> tuple[TokenizerFiles | None, dict[str, Any], dict[str, tuple[str, LazyTensor]]]:
     """The tokenizer of a BERT, if it can be read, and settings and tensors of the RoBERTa that computes the same."""
     vocab_size = (*modern[HF_WORD_EMBEDDINGS][1].shape, 0)[0]
+    said = len(notes)
     try:
         tokenizer_files = read_tokenizer(vocab_size, None)
     except CheckpointError:
         if with_tokenizer:
             raise
         tokenizer_files = None
+    if not with_tokenizer:  # which is read for the id of padding alone
+        del notes[said:]
     if with_tokenizer and tokenizer_files is not None:
         named = settings.get("tokenizer_class") or bert.TOKENIZER_CLASS
         bert.check_token_types(source_name, tokenizer_files, str(named), modern)

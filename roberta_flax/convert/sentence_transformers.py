@@ -113,7 +113,7 @@ def transformer_folder(path: Path) -> Path:
     return path / _entries(path / MODULES_FILE)[0].folder
 
 
-def _root(folder: Path) -> Path:
+def repository_root(folder: Path) -> Path:
     """The repository of a Transformer's folder."""
     parent = folder.parent
     if not (folder / MODULES_FILE).is_file() and (parent / MODULES_FILE).is_file():
@@ -215,7 +215,7 @@ def read(
     Raises:
       CheckpointError: the files are damaged, or ask for what nothing here computes.
     """
-    repository = _Repository(_root(folder), folder, notes)
+    repository = _Repository(repository_root(folder), folder, notes)
     model = repository.json(repository.root / SETTINGS_FILE)
     entries = _entries(repository.root / MODULES_FILE) if (repository.root / MODULES_FILE).is_file() else []
     kind = str(model.get("model_type", "SentenceTransformer"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from roberta_flax.checkpoint.tensors import LazyTensor, read_tensors
-from roberta_flax.convert import msgpack_file, torch_file
+from roberta_flax.convert import adapters, msgpack_file, torch_file
 from roberta_flax.convert.source import check_fits_files, read_json
 from roberta_flax.errors import CheckpointError, shortened
 
@@ -22,6 +22,7 @@ CONFIG_FILE = "config.json"
 INDEX_SUFFIX = ".index.json"  # of a file that lists the parts of a model saved in several files
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")  # in the order of preference
 INDEX_FILES = tuple(f"{name}{INDEX_SUFFIX}" for name in WEIGHT_FILES)
+_OWN_FILES = (*WEIGHT_FILES, *INDEX_FILES)
 _MAX_PARTS = 1000  # weights files; the largest model has nine
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _SUFFIXES = (".safetensors", ".msgpack", *_TORCH_SUFFIXES)
@@ -91,17 +92,28 @@ def find(folder: Path, checkpoint_file: Path | None = None) -> list[Path]:
       CheckpointError: an index lists files that are missing or in another folder, or there are several files of which
         each may be the model.
     """
-    for name in WEIGHT_FILES:
-        if (index := folder / f"{name}{INDEX_SUFFIX}").is_file():
-            return parts_of(index)
-        if (folder / name).is_file():
-            return [folder / name]
+    if own := own_files(folder):
+        return own
     if checkpoint_file is not None and os.path.isfile(checkpoint_file):
         return [] if is_fairseq(checkpoint_file) else [checkpoint_file]
     chosen = choose(str(folder), [path.name for path in folder.iterdir() if path.is_file()])
     for name in filter(_INDEX.fullmatch, chosen):
         return parts_of(folder / name)
     return [folder / name for name in chosen]
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The weights files in a directory that have the names that Transformers gives them; may be empty.
+
+    Raises:
+      CheckpointError: an index lists files that are missing or in another folder.
+    """
+    for name in WEIGHT_FILES:
+        if (index := folder / f"{name}{INDEX_SUFFIX}").is_file():
+            return parts_of(index)
+        if (folder / name).is_file():
+            return [folder / name]
+    return []
 
 
 def choose(source_name: str, names: Sequence[str]) -> list[str]:
@@ -173,7 +185,8 @@ def no_weights(folder: Path, what: str) -> CheckpointError:
 
 
 def _has_weights(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() and any((folder / name).is_file() for name in (*WEIGHT_FILES, *INDEX_FILES))
+    is_network = (folder / CONFIG_FILE).is_file() and any(map(os.path.isfile, map(folder.joinpath, _OWN_FILES)))
+    return is_network or (folder / adapters.CONFIG_FILE).is_file()
 
 
 def _some(names: Sequence[str]) -> str:
@@ -240,11 +253,10 @@ def read(source_name: str, files: Sequence[Path], roots: Sequence[str]) -> Netwo
     outside = []
     for name, tensor in parts:
         inner = plain[name].removeprefix(prefix)
-        if not plain[name].startswith(prefix):
-            if _OF_A_LOSS.fullmatch(plain[name]):
-                left_out[name] = "of a loss"
-            else:
-                outside.append(name)
+        if _OF_A_LOSS.fullmatch(inner):
+            left_out[name] = "of a loss"
+        elif not plain[name].startswith(prefix):
+            outside.append(name)
         elif inner in found:
             raise CheckpointError(
                 f"{source_name}: {shortened(found[inner][0])} and {shortened(name)} are two names of the same tensor"

@@ -5,6 +5,7 @@ They are what the network's methods return (nnx.capture), and the scores and wei
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from roberta_flax.nn.model import RobertaModel
 if TYPE_CHECKING:
     from jaxtyping import Array
 
+_CAPTURE_LOCK = threading.Lock()  # nnx.capture replaces methods of classes as long as it runs
 _ATTENTION = tuple(f"attention.{part}" for part in ("query", "key", "value", "scores", "weights", "context", "output"))
 _FEED_FORWARD = tuple(f"feed_forward.{part}" for part in ("intermediate", "activation", "output"))
 
@@ -53,12 +55,27 @@ def check_names(config: RobertaConfig, names: Collection[str] | None) -> tuple[s
 
 def values(model: RobertaModel, run: Callable[[RobertaModel], None], names: Collection[str]) -> dict[str, Array]:
     """The values of these names in a run of the model, which computes all of them once."""
-    _, captured = nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)(model)
+    with _CAPTURE_LOCK:
+        _remove_copies_of_inherited_methods(model)
+        _, captured = nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)(model)
     outputs = {
         ".".join(str(part.key) for part in path[:-1]): value  # the last part numbers the calls, of which there is one
         for path, value in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(captured))[0]
     }
     return {name: outputs[_captured_as(name)] for name in names}
+
+
+def _remove_copies_of_inherited_methods(model: RobertaModel) -> None:
+    """Restores what nnx.tabulate changes for good: it gives each class its inherited methods as its own.
+
+    nnx.capture replaces a class's own methods. With `sow` among them, which the replacements call, it would never end.
+    (Seen in flax 0.12.8.)
+    """
+    for cls in {type(module) for _, module in nnx.iter_modules(model)}:
+        inherited = {name: value for base in reversed(cls.__mro__[1:]) for name, value in vars(base).items()}
+        for name, value in [*vars(cls).items()]:
+            if not name.startswith("__") and callable(value) and inherited.get(name) is value:
+                delattr(cls, name)
 
 
 def _captured_as(name: str) -> str:

@@ -34,7 +34,12 @@ from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.products import broadcast_like, product
 from roberta_flax.nn.quantize import QuantizedLinear
-from roberta_flax.nn.residuals import RecomputedLayerNorm, optimization_barrier, with_low_precision_residual
+from roberta_flax.nn.residuals import (
+    LayerNorm,
+    RecomputedLayerNorm,
+    optimization_barrier,
+    with_low_precision_residual,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key, Shaped
@@ -586,7 +591,7 @@ def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx
     the square of the mean): what that loses is far below what rounding the operands loses, and an accelerator reads the
     features once.
     """
-    kind = RecomputedLayerNorm if numerics.dtype.itemsize == 2 else nnx.LayerNorm
+    kind = RecomputedLayerNorm if numerics.dtype.itemsize == 2 else LayerNorm
     return kind(
         config.hidden_size,
         epsilon=config.layer_norm_epsilon,

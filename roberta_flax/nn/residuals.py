@@ -55,7 +55,16 @@ def with_low_precision_residual(function: Activation, dtype: jnp.dtype) -> Activ
     return cast("Activation", low_precision)
 
 
-class RecomputedLayerNorm(nnx.LayerNorm):
+class LayerNorm(nnx.LayerNorm):
+    """Flax's LayerNorm, which in float64 asks JAX to promote float32, where JAX is set to promote nothing too."""
+
+    def __call__(self, x: Float[Array, "... n"], *, mask: Array | None = None) -> Float[Array, "... n"]:
+        with jax.numpy_dtype_promotion("standard"):
+            normalized: Array = super().__call__(x, mask=mask)
+        return normalized
+
+
+class RecomputedLayerNorm(LayerNorm):
     """A LayerNorm that keeps only its input for the gradient, and recomputes the mean, the variance and the rest."""
 
     def __call__(self, x: Float[Array, "... n"], *, mask: Array | None = None) -> Float[Array, "... n"]:

@@ -15,9 +15,11 @@ import jax
 import numpy.typing as npt
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint import usage as usages
 from roberta_flax.convert.cache import resolve
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
+from roberta_flax.metrics import marks_entities
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import abstract_params
 from roberta_flax.parity import inputs, tensor_names
@@ -28,7 +30,14 @@ from roberta_flax.parity.reference import REFERENCES, Reference, ReferenceValues
 from roberta_flax.parity.report import Element, Report, Run, TensorResult, TokenError
 from roberta_flax.parity.rounding import BACKENDS, DTYPES, rounding_of
 from roberta_flax.parity.subject import WITHOUT_LOSS, Subject
-from roberta_flax.parity.tensor_comparison import DecisionStatistics, TensorStatistics, ValuePair, worst_tokens
+from roberta_flax.parity.tensor_comparison import (
+    AnswerStatistics,
+    DecisionStatistics,
+    EntityStatistics,
+    TensorStatistics,
+    ValuePair,
+    worst_tokens,
+)
 from roberta_flax.text.tokenizer import Tokenizer
 
 WORST_TOKENS = 20  # in a report
@@ -67,7 +76,9 @@ def compare(
       dtypes: compute dtypes of the Flax model, from rounding.DTYPES.
       precision, attention: as in roberta_flax.load.
       backend: "cpu", "gpu" or "tpu"; the default is JAX's.
-      reference: "builtin" (roberta_flax.parity.torch_network), or "fairseq" or "transformers", which must be installed.
+      reference: "builtin" (roberta_flax.parity.torch_network), or "fairseq", "transformers" or "sentence-transformers",
+        which must be installed. The latter gives sentence vectors and scores; what is inside the network is then
+        compared with "builtin".
       gradients: whether to compare the gradient of the sum of all losses with respect to every parameter as well.
         float16 and int8 have no gradients, because models are not trained in them.
       only: patterns of the tensors to compare, such as "layers.*.output"; all tensors if empty.
@@ -91,6 +102,7 @@ def compare(
         require("torch", "parity", "replay what was recorded elsewhere")  # before anything is downloaded or converted
     directory = resolve(source, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir, cache_dir=cache_dir)
     config = converted.read_config(directory)
+    usage = usages.read(directory, config)
     tokenizer = Tokenizer.from_directory(directory)
     subjects: list[Subject] = []
     for dtype in dtypes:
@@ -104,9 +116,9 @@ def compare(
             )
         expected = recording = Recording(Path(replay), directory)
         gradients, is_built_in = recording.gradients, recording.built_in
-        names, num_batches = tensor_names.matching_names(config, gradients, only), recording.num_batches
+        names, num_batches = tensor_names.matching_names(config, gradients, only, usage), recording.num_batches
     else:
-        names = tensor_names.matching_names(config, gradients, only)
+        names = tensor_names.matching_names(config, gradients, only, usage)
         batches, is_built_in = _make_batches(texts, tokens, tokenizer, config)
         num_batches = len(batches)
         expected = _make_torch_reference(source, directory, reference, batches, names, checkpoint_file, cache_dir)
@@ -245,7 +257,7 @@ class _Comparison:
     subject: Subject
     names: Sequence[str]
     tensors: dict[str, TensorStatistics] = field(default_factory=dict)
-    decisions: dict[str, DecisionStatistics] = field(default_factory=dict)
+    decisions: dict[tuple[str, str], DecisionStatistics] = field(default_factory=dict)
     worst_tokens: list[TokenError] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -270,8 +282,8 @@ class _Comparison:
             errors = self.tensors.setdefault(name, TensorStatistics(name, subject.dtype)).add(pair)
             if name == "features":
                 self.worst_tokens += worst_tokens(pair, errors, WORST_TOKENS)
-            if name.endswith(".logits") and (name.startswith("lm_head.") or _is_classifier(name, subject.config)):
-                self.decisions.setdefault(name, DecisionStatistics(name)).add(pair)
+            for statistics in _decisions(name, subject.config):
+                self.decisions.setdefault((name, statistics.decision), statistics).add(pair)
 
     def result(self, tokenizer: Tokenizer | None) -> Run:
         """Returns the run for the report."""
@@ -322,10 +334,19 @@ class _TokenTexts:
         )
 
 
-def _is_classifier(logits: str, config: RobertaConfig) -> bool:
-    """Whether the head with these logits chooses one of several classes."""
-    head = config.head(logits.split(".")[1])
-    return head.kind in ("sentence", "token") and head.problem == "single_label" and head.num_classes > 1
+def _decisions(name: str, config: RobertaConfig) -> Iterator[DecisionStatistics]:
+    """Empty statistics of each decision that a tensor makes."""
+    if name == "lm_head.logits":
+        yield DecisionStatistics(name)
+    if not name.startswith("heads.") or not name.endswith(".logits"):
+        return
+    head = config.head(name.split(".")[1])
+    if head.kind in ("sentence", "token") and head.problem == "single_label" and head.num_classes > 1:
+        yield DecisionStatistics(name)
+        if head.kind == "token" and marks_entities(head.labels):
+            yield EntityStatistics(name, labels=head.labels)
+    if head.kind == "span":
+        yield AnswerStatistics(name)
 
 
 def _summarize_model(config: RobertaConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.rounding import Rounding
 
-REFERENCES = ("builtin", "fairseq", "transformers")
+REFERENCES = ("builtin", "fairseq", "transformers", "sentence-transformers")
 SIMULATED_RUNS = 3  # runs with simulated rounding, whose largest deviations count
 
 

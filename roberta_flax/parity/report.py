@@ -88,17 +88,19 @@ class TensorResult:
 
 @dataclass(frozen=True)
 class DecisionResult:
-    """The decisions that logits make: the class that a head predicts, or the five most likely tokens at a position.
+    """The decisions that logits make: the class that a head predicts, the entities or the answer that it finds in a
+    row, or the five most likely tokens at a position.
 
     Attributes:
       tensor: the name of the logits.
-      decision: "argmax" or "top5".
+      decision: "argmax", "entities", "answer" or "top5".
       count: number of decisions.
       agreed: number of decisions that are the same on both sides.
       ties: number of the others with a margin in the reference so small that rounding may change the decision.
       smallest_margin: the smallest margin in the reference. A margin is the difference between the last chosen logit
-        and the first one not chosen.
-      tie_margin: the largest change of a margin that rounding explains: twice the tolerance of the logits.
+        and the first one not chosen; of an answer, the sums of two logits.
+      tie_margin: the largest change of a margin that rounding explains: twice the tolerance of the logits, or four
+        times for an answer.
       passed: whether all decisions that differ are ties.
       disagreements: the first decisions that differ and are not ties.
     """

@@ -13,15 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.checkpoint import usage as usages
+from roberta_flax.checkpoint.usage import Embedding, Usage
 from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import quantize
+from roberta_flax.nn.sentence import sentence_vectors
 from roberta_flax.nn.tree import flatten
 from roberta_flax.parity.inputs import ParityBatch
-from roberta_flax.parity.tensor_names import GRADIENTS, has_log_probabilities
+from roberta_flax.parity.tensor_names import (
+    GRADIENTS,
+    SENTENCE_VECTOR,
+    cross_encoder_activation,
+    has_log_probabilities,
+)
+from roberta_flax.tasks.sentence_scores import activated
 from roberta_flax.train.losses import head_loss, masked_lm_loss
 
 if TYPE_CHECKING:
@@ -37,6 +46,7 @@ class Subject:
       dtype: one of rounding.DTYPES.
       precision, attention: as in roberta_flax.forward.
       backend: "cpu", "gpu" or "tpu".
+      usage: what the model's repository makes of the network's outputs.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class Subject:
             own = next((one for one in sharing if one.dtype != "int8" and one.stored == stored), None)
             config, params = (own.config, own.params) if own else converted.read(directory, stored)
             self.config: RobertaConfig = config
+            self.usage: Usage = own.usage if own else usages.read(directory, config)
             self.params: Params = quantize(params) if dtype == "int8" else params
             self.stored: str = stored
 
@@ -81,8 +92,10 @@ class Subject:
         parts = None if names is None else {name.rpartition(".")[2] for name in names}
         with self._computing():
             found = self._intermediates(batch)
-            if parts is None or parts & {"logits", "log_probabilities"}:
+            if parts is None or parts & {"logits", "log_probabilities", "score"}:
                 found |= self._results(batch)
+            if self.usage.embedding is not None and (parts is None or SENTENCE_VECTOR in parts):
+                found[SENTENCE_VECTOR] = self._sentence_vectors(self.usage.embedding, batch)
             if self.dtype not in WITHOUT_LOSS and (parts is None or gradients or "loss" in parts):
                 found |= self._losses(batch, gradients)
             return {name: np.asarray(value) for name, value in found.items()}
@@ -112,7 +125,20 @@ class Subject:
                     self.params, batch.tokens, head=head.name, config=config, numerics=numerics
                 )
                 found[f"{name}.log_probabilities"] = log_probabilities
+            if activation := cross_encoder_activation(head, self.usage):
+                found[f"{name}.score"] = activated(found[f"{name}.logits"], activation)
         return found
+
+    def _sentence_vectors(self, embedding: Embedding, batch: ParityBatch) -> Array:
+        vectors: Array = sentence_vectors(
+            self.params,
+            self.usage.module_params,
+            batch.tokens,
+            modules=embedding.modules,
+            config=self.config,
+            numerics=self._numerics,
+        )
+        return vectors[:, : embedding.truncate_dim]
 
     def _losses(self, batch: ParityBatch, gradients: bool) -> dict[str, Array]:
         given = {

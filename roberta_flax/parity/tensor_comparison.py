@@ -9,17 +9,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.special
 
+from roberta_flax.metrics import entities
 from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.reference import SIMULATED_RUNS, Deviation
 from roberta_flax.parity.report import DecisionResult, Element, TensorResult, TokenError
 from roberta_flax.parity.rounding import significand_bits
 from roberta_flax.parity.tensor_names import GRADIENTS
+from roberta_flax.tasks.answers import EXCLUDED, likeliest_spans
+from roberta_flax.tasks.entities import label_groups
 
 MIN_TOLERANCE_FACTOR = 3.0  # a tolerance is at least this many times the largest simulated deviation
 _FALSE_ALARM_PROBABILITY = 1e-6  # with which normal errors exceed a tolerance
 TOP_TOKENS = 5  # the most likely tokens at a position, which are compared as a set
 _LOWEST_EXPONENT = -60  # of the histogram, which counts smaller errors there
+_MAX_ANSWER_LENGTH = 15  # tokens, the default of pipeline("question-answering")
 
 
 def tolerances(deviation: Deviation) -> tuple[float, float]:
@@ -217,10 +222,20 @@ class DecisionStatistics:
         """How many of the logits a decision chooses."""
         return TOP_TOKENS if self.tensor.startswith("lm_head.") else 1
 
-    def add(self, pair: ValuePair) -> None:
-        """Adds a batch. A margin may shrink by twice the tolerance, since each of its two logits may move by it."""
+    @property
+    def decision(self) -> str:
+        """What is decided, in the report."""
+        return "argmax" if self.num_chosen == 1 else f"top{TOP_TOKENS}"
+
+    def margin_of_ties(self, pair: ValuePair) -> float:
+        """How much a margin may shrink: by twice the tolerance, since each of its two logits may move by it."""
         tie_margin = 2 * tolerances(pair.deviation)[0]
         self.tie_margin = max(self.tie_margin, tie_margin)
+        return tie_margin
+
+    def add(self, pair: ValuePair) -> None:
+        """Adds a batch."""
+        tie_margin = self.margin_of_ties(pair)
         for index in zip(*np.nonzero(pair.compared), strict=True):
             expected_logits, logits = pair.reference[index].astype(np.float64), pair.actual[index].astype(np.float64)
             if expected_logits.size <= self.num_chosen:
@@ -241,7 +256,7 @@ class DecisionStatistics:
         """Returns the result for the report."""
         return DecisionResult(
             tensor=self.tensor,
-            decision="argmax" if self.num_chosen == 1 else f"top{TOP_TOKENS}",
+            decision=self.decision,
             count=self.count,
             agreed=self.agreed,
             ties=self.ties,
@@ -250,6 +265,97 @@ class DecisionStatistics:
             passed=self.agreed + self.ties == self.count,
             disagreements=tuple(self.disagreements[:TOP_TOKENS]),
         )
+
+
+@dataclass
+class EntityStatistics(DecisionStatistics):
+    """Accumulates the entities that a token head finds in each row: their tokens and types.
+
+    Those of the reference follow from its labels as CoNLL-2003 has it (metrics.entities), those of the Flax model as
+    its users get them (tasks.entities).
+    """
+
+    labels: tuple[str, ...] = ()
+
+    @property
+    def decision(self) -> str:
+        return "entities"
+
+    def add(self, pair: ValuePair) -> None:
+        """Adds a batch. Entities differ by a tie if all labels that differ do."""
+        tie_margin = self.margin_of_ties(pair)
+        for row in range(len(pair.reference)):
+            tokens = np.flatnonzero(pair.compared[row])
+            expected_logits, logits = pair.reference[row, tokens], pair.actual[row, tokens]
+            classes, actual_classes = expected_logits.argmax(-1), logits.argmax(-1)
+            agree = self._expected(classes) == self._found(actual_classes)
+            ordered = np.sort(expected_logits, axis=-1)
+            margins = (ordered[:, -1] - ordered[:, -2]).astype(np.float64)
+            differing = np.flatnonzero(classes != actual_classes)
+            self.count += 1
+            self.agreed += agree
+            self.smallest_margin = min(self.smallest_margin, float(margins.min(initial=math.inf)))
+            if not agree and differing.size and margins[differing].max() <= tie_margin:
+                self.ties += 1
+            elif not agree:
+                token = tokens[differing[margins[differing].argmax()]] if differing.size else tokens[0]
+                self.disagreements.append(pair.element((row, int(token), int(pair.reference[row, token].argmax()))))
+
+    def _expected(self, classes: npt.NDArray[Any]) -> set[tuple[str, int, int]]:
+        return entities([self.labels[i] for i in classes])
+
+    def _found(self, classes: npt.NDArray[Any]) -> set[tuple[str, int, int]]:
+        labels = [self.labels[i] for i in classes]
+        groups = [(labels[group.start], group) for group in label_groups(labels)]
+        return {(label.split("-", 1)[-1], group.start, group.stop) for label, group in groups if label != "O"}
+
+
+@dataclass
+class AnswerStatistics(DecisionStatistics):
+    """Accumulates the likeliest answer in each row: the tokens from its start to its end, but never the first token.
+
+    The reference's is found among all spans by the sum of their two logits, the Flax model's as its users get it
+    (tasks.answers).
+    """
+
+    @property
+    def decision(self) -> str:
+        return "answer"
+
+    def add(self, pair: ValuePair) -> None:
+        """Adds a batch. Each of the four logits of two answers may move by the tolerance."""
+        tie_margin = 2 * self.margin_of_ties(pair)
+        self.tie_margin = max(self.tie_margin, tie_margin)
+        for row in range(len(pair.reference)):
+            allowed = pair.compared[row] & (np.arange(pair.compared.shape[1]) > 0)
+            if not allowed.any():
+                continue
+            sums = _sums_of_answers(pair.reference[row].astype(np.float64), allowed)
+            best = np.unravel_index(int(sums.argmax()), sums.shape)
+            found = self._found(pair.actual[row], allowed)
+            agree = (int(best[0]), int(best[1])) == found
+            margin = math.inf if found is None else float(sums[best] - sums[found])
+            others = np.delete(sums.ravel(), int(sums.argmax()))
+            self.count += 1
+            self.agreed += agree
+            self.smallest_margin = min(self.smallest_margin, float(sums[best] - others.max(initial=-math.inf)))
+            if not agree and margin <= tie_margin:
+                self.ties += 1
+            elif not agree:
+                self.disagreements.append(pair.element((row, int(best[0]), 0)))
+
+    def _found(self, logits: npt.NDArray[Any], allowed: npt.NDArray[np.bool_]) -> tuple[int, int] | None:
+        kept = np.where(allowed[:, None], logits.astype(np.float64), EXCLUDED)
+        starts, ends = scipy.special.softmax(kept, axis=0).T
+        spans = likeliest_spans(starts, ends, allowed, 1, _MAX_ANSWER_LENGTH)  # none where logits are not finite
+        return spans[0][:2] if spans else None
+
+
+def _sums_of_answers(logits: npt.NDArray[np.float64], allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """The sum of the logits of each start and each end, [time, time]; -inf where they are no answer."""
+    length = np.arange(len(logits))[None, :] - np.arange(len(logits))[:, None]
+    is_answer = allowed[:, None] & allowed[None, :] & (length >= 0) & (length < _MAX_ANSWER_LENGTH)
+    return np.where(is_answer, logits[:, None, 0] + logits[None, :, 1], -np.inf)
 
 
 def worst_tokens(pair: ValuePair, errors: npt.NDArray[np.float64], count: int) -> list[TokenError]:

@@ -16,7 +16,11 @@
   lm_head.layer_norm, lm_head.logits                  at selected positions                 [batch, selected, ...]
   lm_head.loss                                        mean of the masked-LM loss            []
   heads.NAME.dense, logits, log_probabilities         of each head                          [batch, ...]
+  heads.NAME.score                                    of a cross-encoder, where its activation changes the logits
+                                                                                            [batch, classes]
   heads.NAME.loss                                     mean loss of a sentence head          []
+  sentence_vector                                     of a sentence encoder, after all of its modules
+                                                                                            [batch, size]
   gradients.PATH                                      of the sum of all losses with respect to each parameter
                                                       (docs/parameters.md)
 
@@ -33,6 +37,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import abstract_params, intermediate_names
@@ -40,25 +45,30 @@ from roberta_flax.nn.tree import flatten
 from roberta_flax.parity.inputs import ParityBatch
 
 GRADIENTS = "gradients."
+SENTENCE_VECTOR = "sentence_vector"
 
 
-def all_names(config: RobertaConfig, gradients: bool = False) -> list[str]:
-    """All tensor names of a network, in order of computation."""
+def all_names(config: RobertaConfig, gradients: bool = False, usage: Usage = Usage()) -> list[str]:
+    """All tensor names of a network and of what its repository makes of its outputs, in order of computation."""
     names: list[str] = []
     for name in intermediate_names(config):
-        names += [name, *_after(name, config)]
+        names += [name, *_after(name, config, usage)]
+    if usage.embedding is not None:
+        names.append(SENTENCE_VECTOR)
     if gradients:
         names += [GRADIENTS + path for path in _backwards(flatten(abstract_params(config)), names)]
     return names
 
 
-def matching_names(config: RobertaConfig, gradients: bool, patterns: Sequence[str]) -> list[str]:
+def matching_names(
+    config: RobertaConfig, gradients: bool, patterns: Sequence[str], usage: Usage = Usage()
+) -> list[str]:
     """Names that match at least one glob pattern ("layers.*.output"), in order; all names if there are no patterns.
 
     Raises:
       InputError: a pattern matches no name.
     """
-    names = all_names(config, gradients)
+    names = all_names(config, gradients, usage)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(f"no tensor matches {pattern!r}; this model's are {', '.join(names[:12])}, ...")
@@ -70,12 +80,23 @@ def has_log_probabilities(head: HeadConfig) -> bool:
     return head.kind not in ("choice", "pooler") and head.problem != "regression"
 
 
+def cross_encoder_activation(head: HeadConfig, usage: Usage) -> str | None:
+    """The activation that a cross-encoder applies to a head's outputs, of nn.sentence.ACTIVATIONS; None for none."""
+    scoring = usage.scoring_of(head.name)
+    if scoring is None or head.kind != "sentence":
+        return None
+    activation = scoring.activation or ("sigmoid" if head.num_classes == 1 else "identity")
+    return None if activation == "identity" else activation
+
+
 def compared_mask(name: str, batch: ParityBatch, config: RobertaConfig) -> npt.NDArray[np.bool_]:
     """Mask of the elements to compare. Its axes are the leading axes of the tensor."""
     is_token: npt.NDArray[np.bool_] = np.not_equal(batch.tokens, config.pad_id)
     part = name.rpartition(".")[2]
     if part == "loss" or name.startswith(GRADIENTS):
         return np.array(True)
+    if name == SENTENCE_VECTOR:
+        return np.ones(len(batch.tokens), bool)
     if name.startswith("lm_head."):
         return np.asarray(batch.weights > 0)
     if name.startswith("heads."):
@@ -110,7 +131,7 @@ def _computed_by(module: str) -> str:
     return module
 
 
-def _after(name: str, config: RobertaConfig) -> list[str]:
+def _after(name: str, config: RobertaConfig, usage: Usage) -> list[str]:
     """What is computed of a head's logits."""
     module, _, part = name.rpartition(".")
     if part != "logits":
@@ -119,5 +140,6 @@ def _after(name: str, config: RobertaConfig) -> list[str]:
         return [f"{module}.loss"]
     head = config.head(module.removeprefix("heads."))
     parts = ["log_probabilities"] if has_log_probabilities(head) else []
+    parts += ["score"] if cross_encoder_activation(head, usage) else []
     parts += ["loss"] if head.kind == "sentence" else []
     return [f"{module}.{part}" for part in parts]

@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from roberta_flax.checkpoint import download
+from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.converted import read_config, read_stored
+from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.convert.conversion import open_source
 from roberta_flax.convert.huggingface import HUB_PREFIX
 from roberta_flax.convert.names import TRANSPOSE, from_fairseq
@@ -30,7 +32,13 @@ from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.reference import SIMULATED_RUNS, Deviation, ReferenceValues
 from roberta_flax.parity.rounding import Rounding
-from roberta_flax.parity.tensor_names import GRADIENTS, compared_mask, has_log_probabilities
+from roberta_flax.parity.tensor_names import (
+    GRADIENTS,
+    SENTENCE_VECTOR,
+    compared_mask,
+    cross_encoder_activation,
+    has_log_probabilities,
+)
 from roberta_flax.parity.torch_model import LM_HEAD, TorchModel
 from roberta_flax.parity.torch_network import (
     FUNCTION_UNITS,
@@ -40,6 +48,7 @@ from roberta_flax.parity.torch_network import (
     TorchRoberta,
     log_softmax,
 )
+from roberta_flax.parity.torch_sentence import activate, sentence_vectors
 from roberta_flax.parity.torch_simulated_rounding import SimulatedRounding
 
 logger = logging.getLogger(__name__)
@@ -96,6 +105,7 @@ class TorchReference:
       config: configuration of the model.
       batches: the inputs.
       names: names of the tensors to compute.
+      usage: what the model's repository makes of the network's outputs.
     """
 
     def __init__(
@@ -105,9 +115,10 @@ class TorchReference:
         config: RobertaConfig,
         batches: Sequence[ParityBatch],
         names: Sequence[str],
+        usage: Usage = Usage(),
     ) -> None:
         self.description = model.description
-        self._model, self._builtin, self._config = model, builtin, config
+        self._model, self._builtin, self._config, self._usage = model, builtin, config, usage
         self._batches, self._names = batches, frozenset(names)
 
     def evaluate(self) -> Iterator[ReferenceValues]:
@@ -183,8 +194,16 @@ class TorchReference:
             parameter.requires_grad_(True)
         tokens, positions = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.positions).long()
         with torch.set_grad_enabled(wants_gradients):
-            outputs = model.run(tokens, positions, on_value)
+            seen: dict[str, Tensor] = {}
+
+            def on_network_value(name: str, value: Tensor) -> None:
+                if name in ("features", SENTENCE_VECTOR) or name.endswith(".score"):
+                    seen[name] = value
+                on_value(name, value)
+
+            outputs = model.run(tokens, positions, on_network_value)
             losses = self._losses(outputs, tokens, batch, on_value, arithmetic)
+            self._use(model, outputs, seen, tokens, on_value, arithmetic)
         if wants_gradients:
             total = torch.stack([loss.mean() for loss in losses]).sum()
             gradients = torch.autograd.grad(
@@ -192,6 +211,34 @@ class TorchReference:
             )
             for (path, (_, is_transposed)), gradient in zip(parameters.items(), gradients, strict=True):
                 on_value(GRADIENTS + path, gradient.T if is_transposed else gradient)
+
+    def _use(
+        self,
+        model: TorchModel,
+        outputs: Mapping[str, Tensor],
+        seen: Mapping[str, Tensor],
+        tokens: Tensor,
+        on_value: OnValue,
+        arithmetic: Arithmetic,
+    ) -> None:
+        """Passes scores and sentence vectors to `on_value`, but for those that a library has given itself.
+
+        Args:
+          model: the network.
+          outputs: what its heads gave.
+          seen: the features, and what a library has given.
+          tokens, on_value, arithmetic: as in `_run`.
+        """
+        for head in self._config.heads:
+            activation, name = cross_encoder_activation(head, self._usage), f"heads.{head.name}.score"
+            if activation is not None and name not in seen:
+                on_value(name, activate(activation, outputs[head.name], arithmetic))
+        embedding = self._usage.embedding
+        if embedding is not None and SENTENCE_VECTOR in self._names - seen.keys():
+            network = (model if isinstance(model, BuiltinModel) else self._builtin).network
+            is_token, params = tokens != self._config.pad_id, self._usage.module_params
+            vectors = sentence_vectors(embedding, params, seen["features"], is_token, network.lm_logits, arithmetic)
+            on_value(SENTENCE_VECTOR, vectors)
 
     def _losses(
         self,
@@ -281,6 +328,7 @@ def make_torch_reference(
       CheckpointError: the model cannot be loaded in the reference's format.
     """
     config = read_config(directory)
+    usage = usages.read(directory, config)
     builtin = _load_builtin(source, directory, checkpoint_file, cache_dir)
     model: TorchModel = builtin
     if reference == "fairseq":
@@ -297,7 +345,11 @@ def make_torch_reference(
                 "fairseq"
             )
         model = TransformersModel(source, directory, config, cache_dir)
-    return TorchReference(model, builtin, config, batches, names)
+    elif reference == "sentence-transformers":
+        from roberta_flax.parity.torch_sentence_transformers import SentenceTransformersModel
+
+        model = SentenceTransformersModel(source, directory, builtin, config, usage, cache_dir)
+    return TorchReference(model, builtin, config, batches, names, usage)
 
 
 def _load_builtin(

@@ -59,7 +59,7 @@ class TransformersModel:
         if config.normalize_before:
             raise InputError("the reference transformers supports post-norm models only; use builtin or fairseq")
         self._config = config
-        native = _native_directory(source, directory, cache_dir)
+        native = native_directory(source, directory, cache_dir)
         heads = [head for head in config.heads if head.kind != "pooler"]
         if native is not None:
             self._models = {heads[0].name if heads else LM_HEAD: _load(transformers, native)}
@@ -163,7 +163,7 @@ def _attention_hook(on_value: OnValue, prefix: str) -> Hook:
     return hook
 
 
-def _native_directory(
+def native_directory(
     source: str | os.PathLike[str], directory: Path, cache_dir: str | os.PathLike[str] | None
 ) -> Path | None:
     """Returns the directory that transformers itself would load, or None if the source has another format."""

@@ -15,10 +15,10 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.tasks.base import Model, Task, check_count
 from roberta_flax.tasks.token_logits import TokenLogits, WindowLogits, windows_of
 from roberta_flax.text.encoding import EncodedSequence, OnLong
-from roberta_flax.text.huggingface_tokenizer import TokenWindow
+from roberta_flax.text.windows import TokenWindow
 
 _CONTEXT = 1  # the number of the context among the texts; the question's is 0
-_EXCLUDED = -10000.0  # the logit of tokens that are in no answer
+EXCLUDED = -10000.0  # the logit of tokens that are in no answer
 _MAX_LENGTH = 384  # of a window, as in Transformers' question-answering pipeline
 
 
@@ -107,10 +107,10 @@ def find_answers(
     candidates = top_k * 2 + 10 if align_to_words else top_k
     for tokens, logits in windows:
         allowed = (tokens.texts == _CONTEXT) | (tokens.ids == first_id)
-        starts, ends = scipy.special.softmax(np.where(allowed[:, None], logits, _EXCLUDED), axis=0).T
+        starts, ends = scipy.special.softmax(np.where(allowed[:, None], logits, EXCLUDED), axis=0).T
         lowest_null_score = min(lowest_null_score, float(starts[0] * ends[0]))
         starts[0] = ends[0] = 0.0
-        for first, last, score in _likeliest_spans(starts, ends, allowed, candidates, max_answer_length):
+        for first, last, score in likeliest_spans(starts, ends, allowed, candidates, max_answer_length):
             start, end = _characters(tokens, first, last, align_to_words)
             answer: dict[str, Any] = {"score": score, "start": start, "end": end, "answer": context[start:end]}
             known = answers.setdefault(answer["answer"].lower(), answer)
@@ -122,7 +122,7 @@ def find_answers(
     return sorted(found, key=lambda answer: float(answer["score"]), reverse=True)[:top_k]
 
 
-def _likeliest_spans(
+def likeliest_spans(
     starts: npt.NDArray[Any], ends: npt.NDArray[Any], allowed: npt.NDArray[np.bool_], count: int, max_length: int
 ) -> list[tuple[int, int, float]]:
     """The first token, the last token and the probability of the `count` likeliest spans, the likeliest first.

@@ -109,7 +109,9 @@ def find_entities(
             key, entities = "entity", [_entity_of_token(token, labels) for token in tokens]
         else:
             words = tokens if aggregation == "simple" else _words(tokenizer, tokens, aggregation)
-            key, entities = "entity_group", [_entity(tokenizer, group, labels) for group in _groups(words, labels)]
+            groups = label_groups([_label(word, labels) for word in words])
+            key = "entity_group"
+            entities = [_entity(tokenizer, words[group], labels) for group in groups]
         found += [entity for entity in entities if entity[key] not in ignored]
     return _without_overlaps(found) if len(windows) > 1 else found
 
@@ -156,19 +158,11 @@ def _word_scores(scores: Sequence[npt.NDArray[Any]], aggregation: str) -> npt.ND
     return scores[0] if aggregation == "first" else max(scores, key=lambda each: float(each.max()))
 
 
-def _groups(parts: Sequence[_Part], labels: Sequence[str]) -> list[list[_Part]]:
+def label_groups(labels: Sequence[str]) -> list[slice]:
     """Groups neighbors with the same tag; `B-` begins a group."""
-    groups: list[list[_Part]] = []
-    tag_before = None
-    for part in parts:
-        label = _label(part, labels)
-        tag = label[2:] if label.startswith(("B-", "I-")) else label
-        if groups and tag == tag_before and not label.startswith("B-"):
-            groups[-1].append(part)
-        else:
-            groups.append([part])
-        tag_before = tag
-    return groups
+    tags = [label[2:] if label.startswith(("B-", "I-")) else label for label in labels]
+    begins = [i for i, label in enumerate(labels) if i == 0 or tags[i] != tags[i - 1] or label.startswith("B-")]
+    return [slice(begin, end) for begin, end in zip(begins, [*begins[1:], len(labels)], strict=True)]
 
 
 def _label(part: _Part, labels: Sequence[str]) -> str:

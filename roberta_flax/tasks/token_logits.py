@@ -21,8 +21,8 @@ from roberta_flax.text.encoding import (
     one_or_two_texts,
     too_long,
 )
-from roberta_flax.text.huggingface_tokenizer import TokenWindow
 from roberta_flax.text.tokenizer import Tokenizer
+from roberta_flax.text.windows import TokenWindow
 
 
 class WindowLogits(NamedTuple):

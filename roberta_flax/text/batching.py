@@ -284,7 +284,8 @@ def _plan_packing(
     rows = _best_fit(order[num_unpacked:], lengths)
     for first in range(0, len(rows), full):
         chosen = rows[first : first + full]
-        yield _Plan(chosen, (_row_bucket(len(chosen), full, rows_multiple), PACK_LENGTH), is_packed=True)
+        num_rows = _row_bucket(len(chosen), full, rows_multiple, step=2)  # finer, because the length is always the same
+        yield _Plan(chosen, (num_rows, PACK_LENGTH), is_packed=True)
 
 
 def length_bucket(length: int, max_positions: int) -> int:
@@ -300,10 +301,10 @@ def rows_per_batch(length: int, tokens_per_batch: int, rows_multiple: int) -> in
     return max(rows // multiple * multiple, rows_multiple)
 
 
-def _row_bucket(rows: int, full: int, rows_multiple: int) -> int:
+def _row_bucket(rows: int, full: int, rows_multiple: int, step: int = 4) -> int:
     """The number of rows to pad a batch to: `full`, or the smallest of a quarter, a sixteenth, ... of it that fits."""
-    while full // 4 >= rows and full // 4 >= rows_multiple:
-        full //= 4
+    while full // step >= rows and full // step >= rows_multiple:
+        full //= step
     return -(-full // rows_multiple) * rows_multiple
 
 

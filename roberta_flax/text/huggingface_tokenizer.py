@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from roberta_flax.errors import CheckpointError, InputError, RobertaFlaxError, shortened
 from roberta_flax.files import read_text, reading
 from roberta_flax.text.truncation import longest_first, longest_first_of_two
+from roberta_flax.text.windows import TokenWindow, check_windows_advance
 
 EFFECTIVE_FILE = "effective_tokenizer.json"
 SETTINGS_FILE = "tokenizer_settings.json"
@@ -106,22 +107,6 @@ class HuggingFaceSettings:
     def file_names(self) -> tuple[str, ...]:
         """The names of all files of the tokenizer."""
         return (SETTINGS_FILE, *((EFFECTIVE_FILE, *self.source_files) if self.has_tokenizer else ()))
-
-
-class TokenWindow(NamedTuple):
-    """The tokens of an input, or of a window of an input over the maximum length, with their places in its texts.
-
-    Attributes:
-      ids: int32 [length], special tokens included.
-      texts: int64 [length], the number of the text that each token is of; -1 for special tokens around texts.
-      spans: int64 [length, 2], the begin (inclusive) and the end (exclusive) of each token in its text, in characters.
-      words: int64 [length], the number of each token's word in its text; -1 where it is in none.
-    """
-
-    ids: npt.NDArray[np.int32]
-    texts: npt.NDArray[np.int64]
-    spans: npt.NDArray[np.int64]
-    words: npt.NDArray[np.int64]
 
 
 class HuggingFaceTokenizer:
@@ -220,12 +205,7 @@ class HuggingFaceTokenizer:
         sides = list(map(self._encoded_side, texts))
         others = sides[:-1]
         room = max_length - sum(map(len, self.around(len(texts)))) - sum(len(side.ids) for side in others)
-        if stride >= room:
-            before = " beside the texts before the last" if others else ""
-            raise InputError(
-                f"windows that overlap by {stride} tokens do not advance, because the maximum length of {max_length} "
-                f"leaves room for {max(room, 0)} tokens{before}; use a smaller stride or a larger maximum length"
-            )
+        check_windows_advance(room, stride, max_length, len(texts))
         encoding = self._truncating_to(len(texts), max_length, stride).post_process(*sides)
         return [self._window(each) for each in (encoding, *encoding.overflowing)]
 

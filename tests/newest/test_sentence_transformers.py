@@ -16,8 +16,10 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling
 from references.sentence_transformers import HIDDEN_SIZE, TEXTS, body, shaken
 from roberta_flax import CheckpointError, CrossEncoder, SentenceEncoder
 from roberta_flax.convert import convert, export
+from roberta_flax.parity import assert_parity
 
 TOLERANCE = 1e-5
+LIBRARY = {"texts": TEXTS[:2], "dtypes": ["float64"], "reference": "sentence-transformers"}
 PAIRS = [("who lives in Berlin", "Berlin has people"), ("a man", "a dog runs"), ("", ""), (TEXTS[1], TEXTS[4])]
 
 
@@ -42,6 +44,7 @@ def test_sentence_vectors_are_the_same_on_both_sides(network, modes, tmp_path):
     expected = theirs.encode(TEXTS)
     ours = SentenceEncoder(tmp_path / "repository")
     np.testing.assert_allclose(ours.encode(TEXTS), expected, rtol=0, atol=TOLERANCE)
+    assert_parity(tmp_path / "repository", only=["sentence_vector"], **LIBRARY)
     assert ours.prompts == theirs.prompts
     assert ours.max_seq_length == theirs.max_seq_length == 21
     again = sentence_transformers.SentenceTransformer(str(exported(tmp_path / "repository", tmp_path)), device="cpu")
@@ -59,6 +62,8 @@ def test_scores_are_the_same_on_both_sides(labels, tmp_path):
     expected = theirs.predict(PAIRS)
     ours = CrossEncoder(tmp_path / "repository")
     np.testing.assert_allclose(ours.predict(PAIRS), expected, rtol=0, atol=TOLERANCE)
+    if labels == 1:
+        assert_parity(tmp_path / "repository", only=["heads.*.score"], **LIBRARY)
     assert ours.max_length == 21
     again = sentence_transformers.CrossEncoder(str(exported(tmp_path / "repository", tmp_path)), device="cpu")
     np.testing.assert_allclose(again.predict(PAIRS), expected, rtol=0, atol=TOLERANCE)
@@ -77,6 +82,7 @@ def test_sparse_vectors_are_the_same_on_both_sides(strategy, tmp_path):
     expected = theirs.encode(TEXTS, convert_to_sparse_tensor=False).numpy()
     found = SentenceEncoder(tmp_path / "repository").encode_sparse(TEXTS)
     np.testing.assert_allclose(found.toarray(), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert_parity(tmp_path / "repository", only=["sentence_vector"], **LIBRARY)
     again = sentence_transformers.SparseEncoder(str(exported(tmp_path / "repository", tmp_path)), device="cpu")
     vectors = again.encode(TEXTS, convert_to_sparse_tensor=False).numpy()
     np.testing.assert_allclose(vectors, expected, rtol=TOLERANCE, atol=TOLERANCE)

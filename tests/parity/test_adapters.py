@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,8 @@ from tests.parity.test_huggingface import (  # skips where transformers is missi
 from tests.parity.test_network import FLOAT64
 from tests.references import random_tokens, torch
 
-try:
-    import peft
-    import transformers
-except ImportError as error:
-    skip_or_fail(f"PEFT, the reference, cannot be imported ({error})")
+if find_spec("peft") is None:
+    skip_or_fail("PEFT, the reference, is not installed")
     pytest.skip("no PEFT", allow_module_level=True)
 
 __all__ = ["tokenizers"]  # a fixture
@@ -100,6 +98,9 @@ def tokenizer_of_bert(folder: Path) -> None:
 
 def save_adapter(base: Path, folder: Path, class_name: str, safe: bool = True, **settings: Any) -> Path:
     """An adapter as if trained: none of its numbers are those that it began with."""
+    import peft
+    import transformers
+
     model_class = getattr(transformers, class_name)
     kind = {} if class_name == "RobertaModel" or "MaskedLM" in class_name else {"num_labels": 3}
     kind = {} if class_name.endswith(("MultipleChoice", "QuestionAnswering")) else kind
@@ -117,6 +118,9 @@ def save_adapter(base: Path, folder: Path, class_name: str, safe: bool = True, *
 
 def with_peft(base: Path, adapter: Path, class_name: str) -> Any:
     """PEFT's model of an adapter's files."""
+    import peft
+    import transformers
+
     kind = (
         {} if class_name.endswith(("Model", "MaskedLM", "MultipleChoice", "QuestionAnswering")) else {"num_labels": 3}
     )
@@ -244,6 +248,7 @@ def test_labels_are_the_networks_where_their_number_is_that_of_the_classes(saved
 
 
 def test_a_float16_network_is_merged_in_more_bits_and_rounded_once(saved, adapter, tmp_path):
+    import transformers
     from safetensors.torch import load_file
 
     base = tmp_path / "half"
@@ -324,6 +329,13 @@ def test_tensors_that_are_no_lora_of_the_network_are_named(adapter, tmp_path, ch
         convert(edit_tensors(adapter, change), tmp_path / "refused")
 
 
+def test_an_adapter_of_another_library_is_refused(adapter, tmp_path):
+    """adapter-transformers has a file of the same name."""
+    (adapter / "adapter_config.json").write_text('{"config": {"architecture": "lora"}, "model_type": "roberta"}')
+    with pytest.raises(CheckpointError, match="has no peft_type, so it is not PEFT's; merge the adapter"):
+        convert(adapter, tmp_path / "refused")
+
+
 def test_an_adapter_without_its_tensors_says_which_file_is_missing(adapter, tmp_path):
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"not adapter_model.safetensors or adapter_model.bin: copy it there"):
@@ -334,6 +346,8 @@ def test_an_adapter_without_its_tensors_says_which_file_is_missing(adapter, tmp_
 def test_a_sentence_encoder_with_an_adapter_gives_the_vectors_of_sentence_transformers(
     tmp_path, tokenizers, sentencepiece_model
 ):
+    import peft
+
     sentence_transformers = pytest.importorskip("sentence_transformers")
     vocab = vocab_size("XLMRobertaModel", sentencepiece_model)
     base = write(build("XLMRobertaForMaskedLM", vocab, torch.float32, **SIZES), tmp_path / "base", tokenizers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from roberta_flax import InputError, pipeline
+from roberta_flax import HeadConfig, InputError, Roberta, convert, forward, load, pipeline
 from tests.conftest import skip_or_fail
 
 if find_spec("sentence_transformers") is None:
@@ -110,10 +112,13 @@ def test_a_class_of_entailment_that_is_the_first_is_compared_with_the_last(nli):
     edit(nli / "config.json", id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
     theirs = transformers.pipeline("zero-shot-classification", model=str(nli), device="cpu")
     arguments = {"candidate_labels": ["music", "animals"], "multi_label": True}
-    assert same(pipeline("zero-shot-classification", model=nli)(TEXTS[0], **arguments), theirs(TEXTS[0], **arguments))
+    expected = theirs(TEXTS[0], **arguments)
+    assert same(pipeline("zero-shot-classification", model=nli)(TEXTS[0], **arguments), expected)
     edit(nli / "config.json", id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
     with pytest.raises(InputError, match="needs a head with a class entailment; this one's are a, b, c"):
         pipeline("zero-shot-classification", model=nli)
+    given = pipeline("zero-shot-classification", model=nli, entailment=0)
+    assert same(given(TEXTS[0], **arguments), expected)
 
 
 def test_features_are_those_of_transformers(tmp_path):
@@ -352,6 +357,48 @@ def test_answers_with_tokenizers_in_python_are_the_likeliest_words(layout, tmp_p
         assert found["answer"] == context[found["start"] : found["end"]]
         assert found["answer"].split() == words[start : end + 1]
         assert found["score"] == pytest.approx(score, abs=TOLERANCE)
+
+
+FAIRSEQ_TEXTS = ["Barack Obama's  dog, it's 12,345!", "L'été à 東京都 👍🏽 \n a", "naïve", "a dog sleeps. " * 30]
+
+
+@pytest.fixture(scope="module")
+def of_fairseq(tiny_directory, tmp_path_factory) -> Any:
+    """A model of fairseq's tokenizer with one head, and the same model in Transformers' files."""
+
+    def make(head: HeadConfig) -> tuple[Roberta, Path]:
+        tiny = load(tiny_directory)
+        config = dataclasses.replace(tiny.config, heads=(head,))
+        heads = forward.init_params(config, jax.random.key(1))["heads"]
+        model = Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+        folder = tmp_path_factory.mktemp("fairseq")
+        model.save(folder / "saved")
+        return model, convert.export(folder / "saved", folder / "transformers", to="huggingface")
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+def test_entities_by_fairseqs_tokenizer_are_those_by_the_tokenizer_of_its_export(of_fairseq):
+    labels = ("O", "B-PER", "I-PER", "MISC")
+    model, exported = of_fairseq(HeadConfig("tags", 4, 0, "token", labels=labels))
+    theirs = transformers.pipeline("token-classification", model=str(exported), device="cpu")
+    ours = pipeline("token-classification", model=model)
+    for arguments in ({"ignore_labels": []}, {"aggregation_strategy": "simple"}, {"aggregation_strategy": "max"}):
+        for text, one, other in zip(
+            FAIRSEQ_TEXTS, ours(FAIRSEQ_TEXTS, **arguments), theirs(FAIRSEQ_TEXTS, **arguments), strict=True
+        ):
+            assert same(one, plain(other)), (text, arguments, one, other)
+
+
+def test_answers_by_fairseqs_tokenizer_are_those_by_the_tokenizer_of_its_export(of_fairseq):
+    model, exported = of_fairseq(HeadConfig("span", 2, 0, "span"))
+    theirs = transformers.pipeline("question-answering", model=str(exported), device="cpu")
+    ours = pipeline("question-answering", model=model)
+    for text in FAIRSEQ_TEXTS:
+        for arguments in ({"max_seq_len": 48, "doc_stride": 7, "top_k": 2}, {"align_to_words": False}):
+            inputs = {"question": "Who?", "context": text}
+            assert same(ours(**inputs, **arguments), plain(theirs(**inputs, **arguments))), (text, arguments)
 
 
 CONTEXTS = [text for text in MANY_TEXTS if text] + [LONG]

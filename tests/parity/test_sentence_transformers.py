@@ -663,7 +663,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: edit(p / "2_Dense" / "config.json", out_features=12), "expected floating point of shape",
     ),
     "an adapter without tensors": (
-        lambda p: (p / "adapter_config.json").write_text("{}"), "has adapter_config.json but not adapter_model.safetensors",
+        lambda p: (p / "adapter_config.json").write_text('{"peft_type": "LORA"}'), "not adapter_model.safetensors",
     ),
     "an encoder without inference": (
         lambda p: put_module(p, "sentence_transformers.models.Router", place=0), "a module Router that nothing here",

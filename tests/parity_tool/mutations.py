@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.interpreters import ad
 
 from roberta_flax.nn import attention, forward, model, products
 from roberta_flax.nn.tree import flatten, unflatten
@@ -463,9 +464,8 @@ def each_loss(problem: str, of: Callable[[Any, Any], Any]) -> Change:
     return replaced(losses, "_item_losses", wrong)
 
 
-def _half_gradient_of_products(*args: Any) -> Any:
-    *others, gradient = args
-    return products._backward(*others, gradient / 2)
+def _half_gradient_of_products(gradient: Any, *operands: Any, **options: Any) -> Any:
+    return products._transpose(gradient / 2, *operands, **options)
 
 
 def _layer_exchanged_heads(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -815,7 +815,7 @@ MUTATIONS = [
     Mutation(
         "half a gradient of 16-bit products",
         "gradients.heads.topic.output.kernel",
-        value(products._in_16_bits, "bwd", _half_gradient_of_products),
+        lambda patch, subject: patch.setitem(ad.primitive_transposes, products._primitive, _half_gradient_of_products),
         ("bfloat16",),
     ),
 ]
