@@ -58,7 +58,7 @@ TEXT_COLUMN = typer.Option(
     "--text-column",
     "-c",
     help="Column with text. Repeat it for a pair. With token heads: the words.",
-    show_default="the task's, or as usual: text, ...",
+    show_default="the task's, or text and such",
 )
 TASK = typer.Option(
     help="Task, which says how files are laid out: mnli, snli, qnli, qqp, rte, wnli, sst-2, mrpc, cola, sts-b, sick, "
@@ -316,7 +316,7 @@ class LabeledOptions(TextOptions):
         list[str] | None,
         typer.Option(
             "--label-column",
-            help="Column with the label; of token heads, the tags. Repeat it for several of 0 or 1.",
+            help="Column with the label, or the tags. Repeat it for a multi-label head.",
             show_default="the task's",
         ),
         Formerly(("--label",)),
