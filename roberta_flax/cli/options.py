@@ -46,8 +46,7 @@ def _use_device(kind: str | None) -> str | None:
 MODEL = typer.Option(
     "--model",
     "-m",
-    help="Model: a released name, hf:ORG/NAME, a fairseq or transformers directory, a .tar.gz or .pt file, or a "
-    "converted directory.",
+    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file.",
 )
 OUTPUT = typer.Option(
     "--output",
