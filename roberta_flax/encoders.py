@@ -144,6 +144,13 @@ class SentenceEncoder(_Encoder):
         self.truncate_dim = self._embedding.truncate_dim if truncate_dim is None else truncate_dim
         self._settings()
 
+    def __repr__(self) -> str:
+        prompts = ", ".join(self.prompts) or "none"
+        return (
+            f"<SentenceEncoder: vectors of {self.get_sentence_embedding_dimension()}, max_seq_length "
+            f"{self.max_seq_length}, similarity {self.similarity_fn_name}, prompts: {prompts}; {self.roberta!r}>"
+        )
+
     def _settings(self) -> Embedding:
         """The settings as they are now. Raises InputError if they contradict each other."""
         return dataclasses.replace(
@@ -450,6 +457,12 @@ class CrossEncoder(_Encoder):
         named = None if scoring is None else scoring.activation
         default = named or ("sigmoid" if self.num_labels == 1 else "identity")
         self.activation_fn = default if activation_fn is None else activation_fn
+
+    def __repr__(self) -> str:
+        return (
+            f"<CrossEncoder: head {self.head.name!r}, num_labels {self.num_labels}, max_length {self.max_length}, "
+            f"activation {self.activation_fn}; {self.roberta!r}>"
+        )
 
     def _head(self, name: str | None) -> HeadConfig:
         heads = [head for head in self.roberta.config.heads if head.kind == "sentence"]

@@ -25,7 +25,7 @@ from roberta_flax.checkpoint.tensors import NonFinite
 from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.convert.cache import resolve
 from roberta_flax.datasets.readers import TrainedOn
-from roberta_flax.errors import CheckpointError, InputError
+from roberta_flax.errors import CheckpointError, InputError, did_you_mean, shortened
 from roberta_flax.files import PathLike
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
@@ -47,6 +47,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_NAMED = 5  # parameters named in a warning
+# Attributes that scripts use of fairseq's hub interface and of torch's modules, and what there is in their place
+_LOADED_SO = "give load() what to compute with: load(..., dtype=...)"
+_ON_DEVICES = "JAX computes on its default device; choose another with JAX_PLATFORMS or jax.default_device"
+_IN_PLACE_OF = {
+    "model": "the network is functions of roberta.params: roberta_flax.forward, or RobertaModel as a Flax NNX module",
+    "task": "roberta.tokenizer has the ids: vocab_size, bos_id, pad_id, eos_id, unk_id, mask_id",
+    "bpe": "use roberta.tokenizer: encode_text(text) encodes without special tokens, and decode(ids) decodes",
+    "args": "use roberta.config",
+    "cfg": "use roberta.config",
+    "parameters": "use roberta.params, a tree of arrays",
+    "named_parameters": "use roberta.params, a tree of arrays",
+    "state_dict": "use roberta.params, a tree of arrays, or save()",
+    "load_state_dict": "assign a tree of arrays to roberta.params",
+    **dict.fromkeys(("half", "float", "bfloat16", "double"), _LOADED_SO),
+    **dict.fromkeys(("cuda", "cpu", "to", "device"), _ON_DEVICES),
+    "forward": "use extract_features() or predict(), or the functions of roberta_flax.forward",
+    "generate": "an encoder does not generate; fill_mask() fills a mask",
+    "predict_proba": "use predict(), which gives log-probabilities",
+    "embed": "use extract_features(), or roberta_flax.SentenceEncoder",
+}
 _DROPOUT_KEY_LOCK = threading.Lock()  # of all models: a lock of its own would keep a model from being pickled
 
 
@@ -77,6 +97,7 @@ class Roberta:
         columns, classes and the maximum length from it.
       numerics: how the model computes: dtype, precision, attention implementation.
       usage: how the model's repository says that it is used: pooling, prompts, activation of scores.
+      source: the name or path that it was loaded from, if it was.
     """
 
     def __init__(
@@ -88,6 +109,7 @@ class Roberta:
         trained_on: TrainedOn | None = None,
         numerics: Numerics = Numerics(),
         usage: Usage = Usage(),
+        source: str | None = None,
     ) -> None:
         usage.check(config)
         if tokenizer.vocab_size != config.vocab_size:
@@ -101,7 +123,32 @@ class Roberta:
         self.trained_on = trained_on
         self.numerics = numerics
         self.usage = usage
+        self.source = source
         self._dropout_key: jax.Array | None = None
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.params)
+        size = sum(leaf.size for leaf in leaves)
+        stored = ", ".join(dict.fromkeys(str(leaf.dtype) for leaf in leaves))
+        heads = ", ".join(f"{head.name} ({head.num_classes})" for head in self.config.heads) or "none"
+        devices = {device.platform for leaf in leaves if isinstance(leaf, jax.Array) for device in leaf.devices()}
+        where = f" on {', '.join(sorted(devices))}" if devices else ""
+        return (
+            f"<Roberta {shortened(self.source or '', 100)!r}: {self.config.num_layers} layers of "
+            f"{self.config.hidden_size}, {size / 1e6:.1f} M parameters in {stored}, {self.max_positions} positions; "
+            f"heads: {heads}; computes in {self.numerics.dtype}{where}{', training' if self.training else ''}>"
+        )
+
+    if not TYPE_CHECKING:  # which would let every name pass
+
+        def __getattr__(self, name: str) -> Any:
+            """Says what there is in place of an attribute of fairseq's or torch's models, or of a misspelled one."""
+            if name in _IN_PLACE_OF:
+                raise AttributeError(f"Roberta has no {name!r}, as other libraries' models have; {_IN_PLACE_OF[name]}")
+            close = "" if name.startswith("_") else did_you_mean(name, dir(type(self)))
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}{close}", name=name, obj=self
+            )
 
     def encode(self, text: str, *more: str, no_separator: bool = False) -> npt.NDArray[np.int32]:
         """Encodes a sentence, or several, as token ids, int32 [length]. See Tokenizer.encode."""
@@ -121,6 +168,8 @@ class Roberta:
     ) -> list[Float[Array, "batch time hidden"]]: ...
     def extract_features(self, tokens: npt.ArrayLike, return_all_hiddens: bool = False) -> Any:
         """Extracts the features of each token from the last layer or, with return_all_hiddens, from all layers.
+
+        A text, or a list of texts or of pairs of them, stands for its token ids, padded on the right to one length.
 
         Returns:
           [batch, time, hidden] in the compute dtype; with return_all_hiddens, a list of num_layers + 1 such arrays, the
@@ -201,6 +250,8 @@ class Roberta:
     ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
         """Predicts with a head: log-probabilities for each row or, with return_logits, the head's outputs.
 
+        A text, or a list of texts or of pairs of them, stands for its token ids, padded on the right to one length.
+
         The result depends on the head's kind and problem (see HeadConfig):
           sentence  [batch, classes]: log-probabilities of the classes, independent of each other in a multi-label head.
             A regression returns its values; fairseq returns the logarithm of a softmax over one number, zero.
@@ -272,25 +323,37 @@ class Roberta:
         self.config = self.config.with_head(head)
         self.params = {**self.params, "heads": {**self.params.get("heads", {}), name: params}}
 
-    def fill_mask(self, masked_input: str, topk: int = 5) -> list[tuple[str, float, str]]:
+    @overload
+    def fill_mask(
+        self, masked_input: str, topk: int = 5, *, top_k: int | None = None
+    ) -> list[tuple[str, float, str]]: ...
+    @overload
+    def fill_mask(
+        self, masked_input: list[str], topk: int = 5, *, top_k: int | None = None
+    ) -> list[list[tuple[str, float, str]]]: ...
+    def fill_mask(self, masked_input: str | list[str], topk: int = 5, *, top_k: int | None = None) -> Any:
         """Finds the most likely tokens for the one `<mask>` in a text. Never uses dropout.
 
         As in fairseq, whitespace before `<mask>` and at the end of the text is removed before the model sees it, and a
         space before `<mask>` is replaced together with it, because a token includes the space before it.
 
         Args:
-          masked_input: a text with exactly one `<mask>`.
+          masked_input: a text with exactly one `<mask>`, or a list of them.
           topk: how many tokens to find.
+          top_k: the same, as Transformers spells it.
 
         Returns:
           (filled text, probability, token's text) for each token, the most likely first. There may be fewer than topk,
-          because `<s>`, `</s>` and `<pad>`, which have no text, are left out.
+          because `<s>`, `</s>` and `<pad>`, which have no text, are left out. Of a list of texts, a list of such lists.
 
         Raises:
           InputError: the text does not have exactly one `<mask>` or is too long, topk is not from 1 to the size of the
             vocabulary, or the probabilities are NaN.
         """
+        topk = topk if top_k is None else top_k
         check_topk(topk, self.config)
+        if isinstance(masked_input, list):
+            return [self.fill_mask(text, topk) for text in masked_input]
         tokens, position = encode_masked(self.tokenizer, masked_input)
         padded, _ = self._padded(tokens)
         positions = np.full((len(padded), 1), position, np.int32)
@@ -393,11 +456,22 @@ class Roberta:
         return self.config.max_positions
 
     def _padded(self, tokens: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], tuple[int, int]]:
-        ids = batching.check_tokens(tokens, self.config.vocab_size, self.config.max_positions)
+        ids = batching.check_tokens(self._encoded(tokens), self.config.vocab_size, self.config.max_positions)
         return batching.pad_to_bucket(ids, self.config.pad_id, self.config.max_positions), (
             ids.shape[0],
             ids.shape[1],
         )
+
+    def _encoded(self, tokens: Any) -> Any:
+        """The token ids of a text, or of a list of texts or of tuples of texts; anything else is token ids already."""
+        if isinstance(tokens, str):
+            return self.encode(tokens)
+        if isinstance(tokens, list | tuple) and tokens and all(isinstance(each, str) for each in tokens):
+            return batching.collate_tokens([self.encode(text) for text in tokens], self.config.pad_id)
+        pairs = isinstance(tokens, list) and all(isinstance(each, tuple) and each for each in tokens)
+        if pairs and tokens and all(isinstance(text, str) for pair in tokens for text in pair):
+            return batching.collate_tokens([self.encode(*pair) for pair in tokens], self.config.pad_id)
+        return tokens
 
     def _computed(self, function: Callable[..., Any], *arrays: npt.NDArray[Any], **options: Any) -> Any:
         """Computes a function of nn.forward for arrays of the host, which are sent as jax.transfer_guard asks."""
@@ -473,6 +547,7 @@ def load(
         trained_on=converted.read_trained_on(directory),
         numerics=numerics,
         usage=usages.read(directory, config),
+        source=str(name_or_path),
     )
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import scipy.special
 
 from roberta_flax.encoders import load_with_predictor
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, did_you_mean
 from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.nn.config import HeadConfig
@@ -55,7 +55,8 @@ def pipeline(task: str, model: PathLike | Roberta, **options: Any) -> Pipeline:
       CheckpointError, DownloadError: as roberta_flax.load.
     """
     if task not in PIPELINES:
-        raise InputError(f"task must be one of {', '.join(PIPELINES)}, got {task!r}")
+        close = did_you_mean(str(task).replace("_", "-"), PIPELINES)
+        raise InputError(f"task must be one of {', '.join(PIPELINES)}, got {task!r}{close}")
     return PIPELINES[task](model, **options)
 
 
@@ -68,6 +69,9 @@ class Pipeline:
         self._defaults = {name: value for name, value in options.items() if name in self._known}
         others = {name: value for name, value in options.items() if name not in self._known}
         self.model, self._predictor = load_with_predictor(model, others, type(self).__name__)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}>"
 
     @property
     def _known(self) -> tuple[str, ...]:

@@ -107,12 +107,7 @@ def test_export_writes_programs_that_load(run, tiny_directory, tmp_path):
     np.testing.assert_allclose(program(tokens), roberta.predict("mnli", tokens), atol=0.02)  # int8: a step of 127
     for arguments, message in (
         ((tiny_directory, out, "--to", "stablehlo"), "exists already"),
-        ((tiny_directory, tmp_path / "x", "--to", "stablehlo", "--platform", "abacus"), "platforms must be among"),
         ((tiny_directory, tmp_path / "x", "--to", "huggingface", "--dtype", "bfloat16"), "for --to stablehlo"),
-        (
-            (tiny_directory, tmp_path / "x", "--to", "onnx"),
-            "fairseq, huggingface, sentence-transformers or stablehlo, got 'onnx'",
-        ),
         ((tmp_path, tmp_path / "x", "--to", "stablehlo"), "is not a converted model: it lacks config.json"),
     ):
         status, _, err = run("export", *arguments)
@@ -193,8 +188,6 @@ def test_predict_frames_a_question_as_the_heads_task_does(run, tiny, head, optio
     status, _, err = run("predict", *arguments[: 2 * len(texts) + 2], *option, "-m", tmp_path / "m")
     assert (status, err.count("\n")) == (1, 1)
     assert f"and at least two choices, got {len(texts) + 1} texts" in err
-    status, _, err = run("predict", *arguments, "--framing", "swag", "-m", tmp_path / "m")
-    assert (status, "framing must be one of choice, commonsenseqa, race, got 'swag'" in err) == (1, True)
 
 
 def test_a_question_that_is_too_long_says_how_many_of_its_sequences_were_truncated(run, tiny, tmp_path):
@@ -204,14 +197,11 @@ def test_a_question_that_is_too_long_says_how_many_of_its_sequences_were_truncat
     assert (status, json.loads(out)["truncated"]) == (0, 2)
 
 
-def test_quantised_layers_answer_nearly_the_same_and_a_method_that_is_not_there_is_refused(run, tiny_directory):
+def test_quantised_layers_answer_nearly_the_same(run, tiny_directory):
     ask = ("mnli", "A man is sleeping.", "Nobody is awake.", "--model", tiny_directory, "--json")
     exact, rough = (json.loads(run(*ask, *more)[1])["log_probabilities"] for more in ((), ("--quantize", "int8")))
     assert exact != rough
     assert rough == pytest.approx(exact, abs=0.05)
-    status, _, err = run(*ask, "--quantize", "int4")
-    assert (status, err.count("\n")) == (1, 1)
-    assert "quantize must be one of int8, got 'int4'" in err
 
 
 def test_a_file_of_pairs_is_predicted_by_its_usual_columns(run, tiny, tmp_path):
@@ -290,10 +280,7 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, si
         (["predict", "in.csv", "-o", "o.jsonl", "-c", "z", "-m", TINY], "has no column 'z'"),
         (["predict", "in.csv", "-o", "o.xml", "-c", "x", "-m", TINY], "o.xml: predictions are written to"),
         (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--share", "3/3"], "--share is I/N"),
-        (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--engine", "spark"], "engine must be local or ray"),
-        (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--on-long", "cut"], "on_long must be one of"),
         (["predict", "in.csv", "-o", "o.csv", "-c", "x", "-m", TINY, "--tensor-parallel", "3"], "must divide the number of devices"),
-        (["features", "-i", "in.csv", "-o", "o.npy", "-c", "x", "-m", TINY, "--pooling", "max"], "pooling must be one of"),
         (["fill-mask", "-m", TINY], "give INPUT, a file of texts, or one text with --text"),
         (["predict", "--text", "a", "--framing", "race", "-m", TINY], "framing (--framing) is for choice heads; 'mnli' is of kind sentence"),
         (["evaluate", "in.csv", "-m", TINY], "in.csv"),
@@ -431,7 +418,6 @@ def test_wrong_usage_exits_with_2(run, arguments):
         (["decode", str(10**30), "-m", TINY], "integers"),
         (["encode", "a", "-m", "nowhere"], "neither a file or directory, nor hf:org/name, nor a released model"),
         (["encode", "a", "-m", __file__], "is not a PyTorch checkpoint"),
-        (["mnli", "a", "b", "-m", TINY, "--dtype", "int4"], "floating point"),
         (["mnli", "a", "b"], "roberta.large.mnli.tar.gz to"),
         (["convert", "nowhere", "m"], "does not exist"),
     ],

@@ -180,3 +180,8 @@ def test_usage_md_shows_every_command_and_conversion_md_every_option_of_convert(
     for name in inspect.signature(cli.convert.command).parameters:
         if name not in ("source", "dest", "as_json"):
             assert f"`--{name.replace('_', '-')}`" in PAGES["conversion.md"], name
+
+
+def test_the_reference_has_every_public_name():
+    shown = set(re.findall(r"^::: roberta_flax\.(\w+)", PAGES["reference.md"], re.MULTILINE))
+    assert shown == set(roberta_flax.__all__)

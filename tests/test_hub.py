@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from roberta_flax import CheckpointError, DownloadError, InputError
 from roberta_flax.checkpoint import download
 from roberta_flax.nn.model import dropout
 from roberta_flax.text import words
+from roberta_flax.text.batching import collate_tokens
 from tests.conftest import TINY
 
 TEXTS = ("A man is playing a guitar.", "Nobody sleeps.")
@@ -38,7 +41,6 @@ TEXTS = ("A man is playing a guitar.", "Nobody sleeps.")
         (np.zeros((0, 5), np.int32), "no token ids"),
         (np.zeros((1, 1, 5), np.int32), r"got shape \(1, 1, 5\)"),
         ([[0, 2], [0, 5, 2]], "collate_tokens"),
-        ("text", "got shape"),
         (None, "one sequence or rows"),
     ],
 )
@@ -330,6 +332,123 @@ def test_a_name_that_is_neither_a_file_nor_released_is_refused_with_those_that_a
         CheckpointError, match=r"neither a file or directory, nor hf:org/name, nor a released model \(roberta.base"
     ):
         roberta_flax.load("roberta.huge")
+
+
+@pytest.mark.parametrize(
+    ("given", "close"),
+    [
+        ("robreta.base", "roberta.base"),
+        ("roberta.lrage.mnli", "roberta.large.mnli"),
+        ("XLM-Roberta-bse", "xlm-roberta-base"),
+    ],
+)
+def test_a_misspelled_name_is_answered_with_the_one_that_is_meant(given, close):
+    with pytest.raises(CheckpointError, match=re.escape(f"did you mean {close!r}?")):
+        roberta_flax.load(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "fetched"),
+    [
+        ("roberta-base", "hf:FacebookAI/roberta-base"),
+        ("FacebookAI/roberta-base", "hf:FacebookAI/roberta-base"),
+        ("org/name@v1", "hf:org/name@v1"),
+        ("hf:org/name", "hf:org/name"),
+    ],
+)
+def test_a_name_that_is_only_one_on_the_hub_needs_no_prefix(given, fetched, monkeypatch, tmp_path):
+    def fetch(name: str, cache_dir: object = None) -> Path:
+        raise DownloadError(f"cannot fetch {name}: no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("roberta_flax.convert.huggingface.fetch", fetch)
+    with pytest.raises(DownloadError, match=f"cannot fetch {fetched}: no network") as error:
+        roberta_flax.load(given, cache_dir=tmp_path)
+    assert (f"{given!r} is no file or directory" in str(error.value)) == (given != fetched)
+
+
+def test_a_path_below_a_directory_that_exists_is_no_name_on_the_hub(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(CheckpointError, match="'models/mnli' is neither a file or directory"):
+        roberta_flax.load("models/mnli")
+
+
+def test_texts_stand_for_their_token_ids(tiny):
+    one = tiny.extract_features("A man is sleeping.")
+    np.testing.assert_array_equal(one, tiny.extract_features(tiny.encode("A man is sleeping.")))
+    texts = ["A man is sleeping.", "Nobody is awake at night."]
+    rows = collate_tokens([tiny.encode(text) for text in texts])
+    np.testing.assert_array_equal(tiny.predict("mnli", texts), tiny.predict("mnli", rows))
+    pairs = [("A man is sleeping.", "Nobody is awake."), ("A dog runs.", "A dog is running.")]
+    rows = collate_tokens([tiny.encode(*pair) for pair in pairs])
+    np.testing.assert_array_equal(tiny.predict("mnli", pairs), tiny.predict("mnli", rows))
+    filled = tiny.fill_mask("A man is <mask>.", topk=2)
+    assert tiny.fill_mask("A man is <mask>.", top_k=2) == filled
+    assert tiny.fill_mask(["A man is <mask>."], 2) == [filled]
+
+
+def test_a_misspelled_head_or_attribute_is_answered_with_the_one_that_is_meant(tiny):
+    with pytest.raises(InputError, match=r"did you mean 'mnli'\?"):
+        tiny.predict("mlni", [0, 2])
+    with pytest.raises(AttributeError, match=r"no attribute 'extract_feature'; did you mean 'extract_features'\?"):
+        tiny.extract_feature("a")
+    with pytest.raises(InputError, match=r"did you mean 'text-classification'\?"):
+        roberta_flax.pipeline("text_clasification", tiny)
+    with pytest.raises(InputError, match=r"did you mean 'bfloat16'\?"):
+        roberta_flax.Numerics("bflot16")
+
+
+def test_attributes_of_fairseqs_models_are_there_or_say_what_is_in_their_place(tiny):
+    assert tiny.max_positions == tiny.config.max_positions
+    for name, ours in (
+        ("model", "roberta_flax.forward"),
+        ("task", "roberta.tokenizer"),
+        ("bpe", "encode_text"),
+        ("cuda", "JAX_PLATFORMS"),
+    ):
+        assert not hasattr(tiny, name)
+        with pytest.raises(AttributeError, match=ours):
+            getattr(tiny, name)
+    copied = pickle.loads(pickle.dumps(tiny))  # noqa: S301 -- our own bytes
+    assert copied.config == tiny.config
+
+
+@pytest.mark.parametrize(
+    ("short", "dtype"), [("bf16", "bfloat16"), ("FP16", "float16"), ("fp32", "float32"), ("torch.bfloat16", "bfloat16")]
+)
+def test_dtypes_are_taken_by_their_short_names(short, dtype):
+    assert roberta_flax.Numerics(short) == roberta_flax.Numerics(dtype)
+
+
+def test_objects_show_what_they_are(tiny_directory):
+    roberta = roberta_flax.load(tiny_directory)
+    shown = repr(roberta)
+    size = sum(leaf.size for leaf in jax.tree.leaves(roberta.params))
+    for part in (
+        str(tiny_directory)[:100],
+        f"{roberta.config.num_layers} layers of {roberta.config.hidden_size}",
+        "mnli (3)",
+        f"{size / 1e6:.1f} M parameters in float32",
+        "computes in float32 on cpu",
+    ):
+        assert part in shown
+    assert "training" in repr(roberta.train())
+    roberta.eval()
+    assert repr(roberta.tokenizer) == f"<Tokenizer: FairseqTokenizer, {roberta.config.vocab_size} ids>"
+    for text, parts in (
+        (
+            repr(roberta_flax.Predictor(roberta, roberta_flax.Classify("mnli"))),
+            ("Classify(", "on_long truncate", "cpu"),
+        ),
+        (
+            repr(roberta_flax.SentenceEncoder(roberta)),
+            (f"vectors of {roberta.config.hidden_size}", "similarity cosine"),
+        ),
+        (repr(roberta_flax.CrossEncoder(roberta)), ("head 'mnli'", "num_labels 3")),
+    ):
+        for part in (*parts, shown):
+            assert part in text
 
 
 def test_without_network_a_released_name_says_which_file_to_put_where(tmp_path):

@@ -100,6 +100,25 @@ def test_blank_lines_of_jsonl_are_not_rows_and_lines_count_them(tmp_path: Path) 
     assert list(read_rows(path, ["text"])) == [Row(0, 2, ("a",)), Row(1, 5, ("b",))]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "header"),
+    [
+        ("a.csv", 'text,id\n"two\nlines",1\n"a ""quoted\n"" word",2\nplain,3\n', None),
+        ("a.csv", "a,b\nc,d", False),
+        ("a.tsv", 'text\n"one quote\nno end', None),
+        ("a.txt", "one\ntwo\n", None),
+        ("a.jsonl", '{"text": "\\"a"}\n{"text": "b"}', None),
+    ],
+)
+def test_rows_are_counted_as_they_are_read(tmp_path: Path, monkeypatch, name, content, header) -> None:
+    (tmp_path / name).write_text(content)
+    columns = ("0",) if header is False else ("text",)
+    read = len(list(tables.read_rows(tmp_path / name, columns, header=header)))
+    for size in (1, 7, 1 << 16):
+        monkeypatch.setattr(tables, "_BLOCK", size)
+        assert tables.count_rows(tmp_path / name, header) == read
+
+
 def test_texts_come_before_what_is_passed_through(tmp_path: Path) -> None:
     path = file(tmp_path, "a.jsonl", '{"id": 7, "text": "a", "pair": "b", "gold": null, "ok": true, "more": [1]}')
     assert list(read_rows(path, ["text", "pair"], keep=["ok", "id", "gold"])) == [Row(0, 1, ("a", "b", True, 7, None))]

@@ -30,6 +30,7 @@ def command(
     prompt: Annotated[
         str | None,
         typer.Option(help="Text to put before each row, for a sentence encoder.", show_default="the model's"),
+        ADVANCED,
     ] = None,
     prompt_name: Annotated[
         str | None,

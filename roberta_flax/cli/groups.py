@@ -91,8 +91,7 @@ class Command(TyperCommand):
     def _defaults_shown(self, args: list[str]) -> Iterator[None]:
         """While arguments ask for help: the defaults that they lead to, in place of what is said in general."""
         params = self.params
-        defaults = type(self).defaults
-        if defaults is not None and {"-h", "--help"} & set(args):
+        if (defaults := type(self).defaults) is not None and {"-h", "--help"} & set(args):
             shown = defaults(args)
             self.params = [copy(param) for param in params]
             for param in self.params:

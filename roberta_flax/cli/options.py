@@ -46,8 +46,7 @@ def _use_device(kind: str | None) -> str | None:
 MODEL = typer.Option(
     "--model",
     "-m",
-    help="Model: a released name, hf:ORG/NAME, a fairseq or transformers directory, a .tar.gz or .pt file, or a "
-    "converted directory.",
+    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file.",
 )
 OUTPUT = typer.Option(
     "--output",
@@ -58,7 +57,7 @@ TEXT_COLUMN = typer.Option(
     "--text-column",
     "-c",
     help="Column with text. Repeat it for a pair. With token heads: the words.",
-    show_default="the task's, or a usual name such as text",
+    show_default="the task's, or text and such",
 )
 TASK = typer.Option(
     help="Task, which says how files are laid out: mnli, snli, qnli, qqp, rte, wnli, sst-2, mrpc, cola, sts-b, sick, "
@@ -316,7 +315,7 @@ class LabeledOptions(TextOptions):
         list[str] | None,
         typer.Option(
             "--label-column",
-            help="Column with the label. Repeat it for several labels of a row (0 or 1). With token heads: the tags.",
+            help="Column with the label, or the tags. Repeat it for a multi-label head.",
             show_default="the task's",
         ),
         Formerly(("--label",)),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from roberta_flax.checkpoint import checksums, converted
-from roberta_flax.errors import CheckpointError
+from roberta_flax.errors import CheckpointError, DownloadError, InputError, did_you_mean
 from roberta_flax.files import PathLike, reading, remove_partial
 
 # The suffixes of files that a conversion may read in addition to the checkpoint itself.
@@ -25,6 +27,16 @@ _READ_SUFFIXES = (
     ".ckpt",
     ".msgpack",
 )
+# Names of repositories that Transformers and sentence-transformers also know without an organization
+_HUB_NAMES = {
+    **{
+        name: f"FacebookAI/{name}"
+        for name in ("roberta-base", "roberta-large", "roberta-large-mnli", "xlm-roberta-base", "xlm-roberta-large")
+    },
+    "distilroberta-base": "distilbert/distilroberta-base",
+    "roberta-base-openai-detector": "openai-community/roberta-base-openai-detector",
+    "roberta-large-openai-detector": "openai-community/roberta-large-openai-detector",
+}
 _VERSION = 3  # of what a conversion makes of a source; directories of earlier versions stay unused in the cache
 
 
@@ -43,7 +55,8 @@ def resolve(
     from roberta_flax.checkpoint import download
 
     converted.check_directory(bpe_dir)
-    if (name := str(name_or_path)) in download.MODELS:
+    name = _canonical(str(name_or_path))
+    if name in download.MODELS:
         cache = download.cache_dir(cache_dir)
         directory = cache / "converted" / download.archive_name(name)
 
@@ -63,7 +76,7 @@ def resolve(
         if not name or not os.path.exists(path):  # False for names that are too long, too
             raise CheckpointError(
                 f"{name[:200]!r} is neither a file or directory, nor hf:org/name, nor a released model "
-                f"({', '.join(download.MODELS)})"
+                f"({', '.join(download.MODELS)}){did_you_mean(name, (*download.MODELS, *_HUB_NAMES))}"
             )
         if path.is_dir() and converted.is_converted(path):
             return _check_sha256(path, sha256)
@@ -81,15 +94,37 @@ def resolve(
         with download.locked(directory):
             if not directory.is_dir():
                 remove_partial(directory)
-                convert(
-                    get_source(),
-                    directory,
-                    checkpoint_file=checkpoint_file,
-                    bpe_dir=bpe_dir,
-                    cache_dir=cache_dir,
-                    sha256=sha256,
-                )
+                with _as_given(str(name_or_path), name):
+                    convert(
+                        get_source(),
+                        directory,
+                        checkpoint_file=checkpoint_file,
+                        bpe_dir=bpe_dir,
+                        cache_dir=cache_dir,
+                        sha256=sha256,
+                    )
     return _check_sha256(directory, sha256)
+
+
+def _canonical(name: str) -> str:
+    """A name that can only be one of the Hub's, as hf:org/name: "org/name", or "roberta-base"; others as they are."""
+    if name in _HUB_NAMES and not os.path.exists(name):
+        return f"hf:{_HUB_NAMES[name]}"
+    is_on_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,100})?", name)
+    if is_on_hub and not os.path.exists(name) and not os.path.isdir(name.partition("/")[0]):
+        return f"hf:{name}"
+    return name
+
+
+@contextmanager
+def _as_given(given: str, name: str) -> Iterator[None]:
+    """Says of an error that what was given is no file, where it was taken for a name on the Hub."""
+    try:
+        yield
+    except (DownloadError, InputError) as error:
+        if given == name or not name.startswith("hf:"):
+            raise
+        raise type(error)(f"{given!r} is no file or directory, and as {name}: {error}") from None
 
 
 def _check_sha256(directory: Path, sha256: str | None) -> Path:

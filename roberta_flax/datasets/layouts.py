@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from roberta_flax import metrics
-from roberta_flax.errors import InputError
+from roberta_flax.errors import InputError, did_you_mean
 from roberta_flax.metrics import VALUE_METRICS
 from roberta_flax.nn.config import HeadConfig
 
@@ -126,7 +126,12 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 
 
 # Names that occur in the paths of released files. A dash also matches "_", a space or nothing.
-_PATH_NAMES = {name: name for name in LAYOUTS} | {"multi-nli": "mnli", "msr-paraphrase": "mrpc"}
+_PATH_NAMES = {name: name for name in LAYOUTS} | {
+    "multi-nli": "mnli",
+    "msr-paraphrase": "mrpc",
+    "sick-e": "sick",  # SentEval's names
+    "sick-r": "sick-relatedness",
+}
 
 
 _PATH_NAMES |= {"dev-matched": "mnli", "dev-mismatched": "mnli"}
@@ -154,7 +159,8 @@ def layout_of(name_or_path: str | os.PathLike[str]) -> Layout:
             return LAYOUTS[found.pop()]
         if found:
             break
-    raise InputError(f"{text!r} does not name exactly one task; name one of {', '.join(LAYOUTS)}")
+    close = did_you_mean(text, LAYOUTS)
+    raise InputError(f"{text!r} does not name exactly one task; name one of {', '.join(LAYOUTS)}{close}")
 
 
 def class_of(label: str, names: Sequence[str], match: Match = "number") -> int | None:

@@ -7,6 +7,7 @@ names the kind and the columns.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -141,11 +142,12 @@ def task_name(task: str) -> str:
     Raises:
       InputError: there is no such task. The message lists the names.
     """
-    name = task.casefold()
+    name = re.sub(r"[\s_-]", "", task.casefold())
+    name = {"csqa": "commonsenseqa", "racemiddle": "race", "racehigh": "race"}.get(name, name)
     if name in (*CHOICE_TASKS, CUSTOM):
         return name
     try:
-        return layout_of(name).name
+        return layout_of(task).name
     except InputError as error:
         raise InputError(f"{error}; or {', '.join((*CHOICE_TASKS, CUSTOM))}") from None
 

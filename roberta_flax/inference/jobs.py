@@ -293,28 +293,17 @@ def _input_of(row: tables.Row | tables.BadRow, num_texts: int) -> Any:
 
 
 def rows_in(job: Job) -> int | None:
-    """Estimates the number of rows in this process's share of a job, or None if that would take long."""
-    rows = _lines_in(job.input)
+    """Counts the rows in this process's share of a job, or returns None if that would take long."""
+    try:
+        rows = tables.count_rows(job.input, job.header, job.format)
+    except (OSError, ImportError, ValueError):
+        return None  # reading the rows will raise an error with a better message
     if rows is None:
         return None
     process, processes = job.share
     whole_parts, rest = divmod(rows, job.rows_per_part)
     own_parts = len(range(process, whole_parts, processes))
     return own_parts * job.rows_per_part + (rest if whole_parts % processes == process else 0)
-
-
-def _lines_in(path: Path) -> int | None:
-    try:
-        if path.suffix == ".parquet" and path.is_file():
-            import pyarrow.parquet
-
-            return int(pyarrow.parquet.read_metadata(path).num_rows)
-        if path.is_file() and path.suffix != ".gz" and not tables.is_gzip(path):
-            with path.open("rb") as file:
-                return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-    except (OSError, ImportError, ValueError):
-        pass  # reading the rows will raise an error with a better message
-    return None
 
 
 class _Input:

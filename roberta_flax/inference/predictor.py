@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.errors import InputError, require_positive
+from roberta_flax.errors import InputError, require_positive, shortened
 from roberta_flax.hub import Roberta
 from roberta_flax.inference.compilations import Compilations
 from roberta_flax.nn import forward, sharding
@@ -255,6 +255,14 @@ class Predictor:
         other._take(task, on_long, max_length)
         other.stats = Stats()
         return other
+
+    def __repr__(self) -> str:
+        devices = self._mesh.devices
+        layout = f"{self._strategy}, {self._layout['tokens_per_batch']} tokens a batch"
+        return (
+            f"<Predictor: {shortened(repr(self.task), 200)}; on_long {self._on_long}, max_length {self._max_length}; "
+            f"{layout}, on {devices.size} x {devices.flat[0].platform}; {self._roberta!r}>"
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from roberta_flax.errors import CheckpointError, InputError, require_positive
+from roberta_flax.errors import CheckpointError, InputError, did_you_mean, require_positive
 
 # fairseq.utils.get_available_activation_fns, and relu_squared, which get_activation_fn also takes
 ACTIVATIONS = ("relu", "relu_squared", "gelu", "gelu_fast", "gelu_accurate", "tanh", "linear")
@@ -196,6 +196,7 @@ class RobertaConfig:
         known = ", ".join(repr(head.name) for head in self.heads) or "none"
         raise InputError(
             f"no head called {name!r}; this model has: {known}. register_classification_head() makes a new one"
+            f"{did_you_mean(name, [head.name for head in self.heads])}"
         )
 
     def with_head(self, head: HeadConfig) -> Self:

@@ -51,7 +51,7 @@ th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(-
 th { font-weight: 600; vertical-align: bottom; } thead th { background: var(--shade); white-space: normal; }
 .left, tbody th { text-align: left; } tbody th { font-weight: 400; } td.break { white-space: normal; min-width: 14rem; }
 tr.fails td, tr.fails th { background: color-mix(in srgb, var(--fail) 11%, transparent); }
-figure { margin: 1rem 0; } figure svg { display: block; width: 100%; height: auto; }
+figure { margin: 1rem 0; } figure svg { display: block; width: 100%; max-width: 52rem; height: auto; }
 .bar { min-width: 5rem; width: 30%; } .bar span { display: block; height: .7rem; background: var(--bar); }
 .controls { display: none; gap: 1rem; flex-wrap: wrap; align-items: center; margin: .5rem 0; }
 .scripted .controls { display: flex; } input[type=search] { font: inherit; padding: .25rem .5rem; min-width: 16rem; }

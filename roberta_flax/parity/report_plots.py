@@ -31,7 +31,7 @@ _STYLES = {
 _INK = "#010203"  # a placeholder for the text color of the page
 _DARK, _LIGHT = "#1b1f24", "#e3e8ee"  # those of the page
 _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-_WIDTH, _HEIGHT = 9.0, 3.6  # inches
+_WIDTH, _HEIGHT = 7.0, 3.3  # inches: labels of 9 points can still be read where a phone shrinks them
 _MAX_LABELS = 50  # that fit on an axis, if they are vertical
 _MAX_HORIZONTAL_LABELS = 8
 _MAX_MARKERS = 60  # on a line
@@ -135,6 +135,7 @@ def _plot_errors(
         if failed:
             axes.plot(*zip(*failed, strict=True), "x", color=color, markersize=9, markeredgewidth=2.2)
     axes.set_yscale("log")
+    _label_powers_of_ten(axes.yaxis)
     axes.set_ylabel("rms error")
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xticks(*_ticks(names), rotation=0 if len(names) <= _MAX_HORIZONTAL_LABELS else 90)
@@ -174,6 +175,7 @@ def _plot_histograms(report: Report) -> Plot | None:
         for run in report.runs:
             _draw_histogram(axes, run, name)
         axes.set_xscale("log")
+        _label_powers_of_ten(axes.xaxis)
         axes.set_title(printable(name), fontsize=10, loc="left")
         axes.set_ylabel("share of elements")
     panels[-1].set_xlabel("absolute error")
@@ -197,6 +199,13 @@ def _draw_histogram(axes: Any, run: Run, name: str) -> None:
     axes.stairs(shares, edges, color=color, linestyle=dashes, linewidth=1.4, label=run.dtype)
     if 0 < tensor.max_abs_tolerance < math.inf:
         axes.axvline(tensor.max_abs_tolerance, color=color, linestyle=dashes, linewidth=1.4, alpha=0.7)
+
+
+def _label_powers_of_ten(axis: Any) -> None:
+    """Labels a logarithmic axis 1e-03, 1e-02, ...; matplotlib's default is formulas, which are not parsed here."""
+    formatter = require("matplotlib.ticker", "parity").LogFormatter
+    axis.set_major_formatter(formatter())
+    axis.set_minor_formatter(formatter())  # labels where there are few powers of ten
 
 
 def _figure(panels: int) -> tuple[Any, Sequence[Any]]:

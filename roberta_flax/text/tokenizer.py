@@ -183,6 +183,9 @@ class Tokenizer:
         self.vocab_size = backend.vocab_size
         self._special_lengths: dict[tuple[int, bool], tuple[int, int, int]] = {}
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer: {type(self.backend).__name__}, {self.vocab_size} ids>"
+
     @classmethod
     def from_files(
         cls,

@@ -161,6 +161,7 @@ def test_the_page_is_valid_and_self_contained(report, failing_report):
         assert len(page.ids) == len(set(page.ids))
         assert not re.search(r"https?:|url\((?!#)|@import", text)
         assert page.scripts == 1
+        assert "mathdefault" not in text, "a label is a formula that nothing parses"
 
 
 def test_the_page_shows_plots_tensors_decisions_tokens_and_the_divergence(failing_report):

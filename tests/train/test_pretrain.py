@@ -347,11 +347,9 @@ def test_what_cannot_be_done_is_said_in_one_line(run, data, tiny_directory, tiny
     for data_file, options, message in (
         (data, (), "say where to begin: --model"),
         (data, ("--model", tiny_directory, *start), "--model has a tokenizer and sizes of its own"),
-        (data, (*start, "--size", "huge"), "size must be one of base, large, got 'huge'"),
         (data, (*start, "--heads", 3), "hidden_size must be a multiple of num_heads, got 32 and 3"),
         (data, ("--tokenizer", gpt2_bpe, *SMALL), "was encoded with another tokenizer, with 581 ids"),
         (tmp_path / "cut.bin", start, "is not a complete file from roberta-flax preprocess"),
-        (data, (*start, "--sample-break-mode", "doc"), "break mode must be one of none, complete"),
         (
             data,
             (*start, "--tokens-per-sample", 49),
