@@ -120,6 +120,15 @@ def test_checksums_that_are_none_are_damage(checksums, copy):
         roberta_flax.load(copy)
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "\ud800"], ids=["too long", "null", "surrogate"])
+def test_a_file_that_no_disk_could_have_is_missing(name, copy):
+    conversion = json.loads((copy / "conversion.json").read_text())
+    conversion["checksums"][name] = {"bytes": 1, "sha256": "0"}
+    (copy / "conversion.json").write_text(json.dumps(conversion))
+    with pytest.raises(CheckpointError, match="is not the file that was written: it is missing"):
+        roberta_flax.load(copy)
+
+
 def test_options_for_a_source_need_a_source(tiny_directory, tmp_path):
     with pytest.raises(InputError, match=r"are for a source; name it with against \(--against\)"):
         verify(tiny_directory, head_name="mnli")

@@ -204,6 +204,7 @@ def test_quantised_layers_answer_nearly_the_same(run, tiny_directory):
     assert rough == pytest.approx(exact, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_file_of_pairs_is_predicted_by_its_usual_columns(run, tiny, tmp_path):
     rows = ["premise\thypothesis\tid", 'A "dog" runs.\tNobody runs.\tx1', "only one column", "a\tb\tx3"]
     (tmp_path / "in.tsv").write_text("\n".join(rows) + "\n")

@@ -145,6 +145,7 @@ def written_help(command: Any) -> list[str]:
     return [text.replace("\\[", "[") for text in texts if text]
 
 
+@pytest.mark.slow
 def test_every_help_page_shows_what_is_written_and_waits_for_no_jax(tmp_path):
     program = """
 import json, sys

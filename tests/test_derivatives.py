@@ -123,6 +123,7 @@ def test_second_derivatives_along_a_direction_are_the_difference_quotient_of_gra
     assert largest_difference(found, quotient_of_gradients) < 2 * rounding(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_of_each_row_are_those_of_the_row_alone(dtype, params):
     """jax.vmap of jax.grad: what a mapped axis changes is the order of sums."""
@@ -147,6 +148,7 @@ def test_a_jacobian_is_the_same_by_columns_and_by_rows(params):
     assert largest_difference(by_columns, by_rows) < rounding("bfloat16")
 
 
+@pytest.mark.slow
 def test_layers_that_are_computed_again_have_the_same_derivatives(params, direction):
     (kept, again) = (
         jax.jvp(jax.grad(partial(total, dtype="bfloat16", remat=remat)), (params,), (direction,))[1]

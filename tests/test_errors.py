@@ -340,6 +340,7 @@ def test_a_heads_name_is_no_formula_in_a_plot(name, report):
     assert f">heads.{name}.logits</text>" in page
 
 
+@pytest.mark.slow
 def test_a_plot_that_fails_loses_no_report(report, tmp_path, monkeypatch, caplog):
     def fail(*_: object) -> None:
         raise ValueError("no font")

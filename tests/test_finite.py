@@ -220,6 +220,7 @@ def test_loading_names_the_parameters_that_a_cast_makes_infinite(overflowing, ca
             roberta.predict_labels("mnli", roberta.encode("a dog"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

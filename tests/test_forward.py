@@ -76,6 +76,7 @@ def test_a_head_on_the_first_token_has_the_same_logits_and_gradients_as_on_all_f
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1.0, float(np.abs(b).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_lm_logits_at_positions_are_those_of_all_tokens_there(name, x64):
     config = CONFIGS[name]
@@ -415,6 +416,7 @@ def test_operands_that_are_cast_beforehand_give_the_same_bits(tiny, dtype):
 # JAX's strictness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "numerics", [Numerics(), Numerics("bfloat16"), Numerics("float16")], ids=lambda n: str(n.dtype)
 )

@@ -540,6 +540,7 @@ def test_stretched_tensors_in_the_parts_of_a_model(source, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_metadata_of_shards_that_repeat_themselves(source, tmp_path):
     """One list of names in one dictionary of tensors in one module, a thousand times each: a billion names in 10 kB."""
     saved = torch.load(source / "model.pt", weights_only=False)

@@ -246,6 +246,7 @@ def test_what_is_kept_fits_and_no_text_is_truncated_below_a_shorter_one(lengths,
     assert not truncated or max(kept) - min(truncated) <= 1
 
 
+@pytest.mark.slow
 def test_windows_slide_over_the_last_text_by_half_and_are_joined(roberta):
     long, given = " ".join(f"w{i}" for i in range(400)), "a question"
     tokenizer, max_length = roberta.tokenizer, roberta.config.max_positions

@@ -406,6 +406,7 @@ def test_two_runs_of_the_same_job_do_not_write_into_each_other(tiny, pairs, tmp_
 # how far it is
 
 
+@pytest.mark.slow
 def test_progress_is_of_rows_that_the_device_has_done_while_a_part_is_under_way(tiny, pairs, tmp_path):
     told: list[int] = []
     parts_there: list[int] = []

@@ -75,6 +75,7 @@ def test_features_and_answers_stay_near_the_float_ones(tiny_directory, sick_pair
     assert rough.fill_mask("The capital of France is <mask>.", topk=3)
 
 
+@pytest.mark.slow
 def test_a_predictor_runs_quantised_parameters_and_says_so(tiny_directory, sick_pairs):
     roberta = roberta_flax.load(tiny_directory, quantize="int8")
     predictor = Predictor(roberta, Classify("mnli"))

@@ -60,6 +60,7 @@ def module(params) -> RobertaModel:
     return forward.network(params, CONFIG, Numerics())
 
 
+@pytest.mark.slow
 def test_a_module_in_train_mode_draws_dropout_from_its_rngs_and_none_in_eval_mode(module, params):
     features = forward.features(params, TOKENS, config=CONFIG)
     np.testing.assert_allclose(module(TOKENS), features, rtol=0, atol=1e-5)

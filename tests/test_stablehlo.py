@@ -116,6 +116,7 @@ def test_programs_of_all_functions_give_forwards_results(programs, prefix):
             check(program, 3, 12)
 
 
+@pytest.mark.slow
 def test_padding_does_not_change_what_a_program_gives(programs):
     tokens = ragged_tokens(1, 9)
     padded = np.pad(tokens, ((0, 3), (0, 4)), constant_values=CONFIG.pad_id)

@@ -264,6 +264,7 @@ def test_results_are_columns_that_tables_can_be_joined_by(models, tmp_path):
     assert settings["task"][1]["documents"]["count"] == len(ROWS)
 
 
+@pytest.mark.slow
 def test_a_ray_worker_does_each_task(models, tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from roberta_flax.inference.ray import Predict

@@ -80,6 +80,7 @@ def test_embeddings_in_place_of_tokens_token_types_and_head_masks_are_transforme
     assert_same(pooled, np.asarray(expected.hidden_states[-1]).mean(axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_tokens_own_embedding_is_the_token(ours):
     """With the tokens beside it, which say what is padding; in the masked LM too, and in its gradient."""

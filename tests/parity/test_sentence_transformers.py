@@ -363,6 +363,7 @@ SPARSE: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Path], None] |
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @each_dtype
 @pytest.mark.parametrize("name", SPARSE)
 def test_sparse_vectors_are_those_of_sentence_transformers(name, dtype, masked_lm, tmp_path):
@@ -426,6 +427,7 @@ def test_the_logits_of_a_batch_are_not_there_all_at_once(strategy):
     assert program.memory_analysis().temp_size_in_bytes < 4 * 16 * 512 * config.vocab_size / 2
 
 
+@pytest.mark.slow
 def test_weights_in_parts_are_those_at_once(masked_lm, monkeypatch):
     ours = SentenceEncoder(masked_lm)
     for settings in itertools.product(("max", "sum"), ("relu", "log1p_relu")):

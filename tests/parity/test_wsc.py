@@ -105,6 +105,7 @@ def test_candidates_masks_scores_and_answers_are_fairseqs(both, sentence):
     assert type(answer) is (bool if schema.query else str)
 
 
+@pytest.mark.slow
 def test_some_queries_are_right_and_some_are_wrong(both):
     _, _, ours, nlp = both
     asked = [sentence for sentence in winograd.SENTENCES if "_" in sentence]

@@ -216,6 +216,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(forked, t
     assert during_a_save >= 5
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_beyond_the_newest_few_is_deleted_when_the_run_is_opened(undisturbed, tmp_path):
     """Killed between its last checkpoint and the deletion of the oldest, a run has nothing more to save."""
     shutil.copytree(undisturbed, tmp_path / "run")

@@ -108,6 +108,7 @@ def test_a_checkpoint_whose_files_are_others_is_named_and_the_one_before_is_used
     assert (stopped / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_checksums_that_are_gone_or_damaged_are_damage_too_and_the_only_checkpoint_is_to_be_removed(stopped):
     shutil.rmtree(stopped / "checkpoints" / "4")
     sums = stopped / "checkpoints" / "8" / "SHA256SUMS"
