@@ -44,7 +44,7 @@ OTHERS_OPTIONS = {
     "--rounds": "the benchmarks",
     "--shapes": "benchmarks.train",
     "--sweep": "benchmarks.inference",
-    "--tokenizing": "benchmarks.inference",
+    "--tokenizing": "benchmarks.encoders, benchmarks.inference",
 }
 
 

@@ -240,7 +240,7 @@ def intermediates(
     found: dict[str, Array] = _intermediates(
         params, tokens, positions, names=wanted, config=config, numerics=numerics, key=key, **inputs
     )
-    return {name: found[name] for name in wanted}  # jit sorts them
+    return {name: found[name] for name in wanted if name in found}  # jit sorts them
 
 
 @partial(jax.jit, static_argnames=("names", *_STATIC))

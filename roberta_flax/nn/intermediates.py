@@ -54,7 +54,7 @@ def check_names(config: RobertaConfig, names: Collection[str] | None) -> tuple[s
 
 
 def values(model: RobertaModel, run: Callable[[RobertaModel], None], names: Collection[str]) -> dict[str, Array]:
-    """The values of these names in a run of the model, which computes all of them once."""
+    """The values of these names that a run of the model computes, once each."""
     with _CAPTURE_LOCK:
         _remove_copies_of_inherited_methods(model)
         _, captured = nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)(model)
@@ -62,7 +62,7 @@ def values(model: RobertaModel, run: Callable[[RobertaModel], None], names: Coll
         ".".join(str(part.key) for part in path[:-1]): value  # the last part numbers the calls, of which there is one
         for path, value in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(captured))[0]
     }
-    return {name: outputs[_captured_as(name)] for name in names}
+    return {name: outputs[_captured_as(name)] for name in names if _captured_as(name) in outputs}
 
 
 def _remove_copies_of_inherited_methods(model: RobertaModel) -> None:

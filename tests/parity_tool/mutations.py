@@ -171,12 +171,12 @@ def table(name: str, of: Callable[[Callable[[Any], Any], Any], Any]) -> Change:
     return replaced(model.Embeddings, "_rows", wrong)
 
 
-def _without_norm(right: Any, self: Any, ids: jax.Array, segments: Any, key: Any) -> jax.Array:
-    return jnp.where((ids == self.config.pad_id)[..., None], 0, self.sum(ids, segments))
+def _without_norm(right: Any, self: Any, ids: jax.Array, segments: Any, key: Any, *others: Any) -> jax.Array:
+    return jnp.where((ids == self.config.pad_id)[..., None], 0, self.sum(ids, segments, *others))
 
 
-def _padding_kept(right: Any, self: Any, ids: jax.Array, segments: Any, key: Any) -> jax.Array:
-    return self.layer_norm(self.sum(ids, segments))
+def _padding_kept(right: Any, self: Any, ids: jax.Array, segments: Any, key: Any, *others: Any) -> jax.Array:
+    return self.layer_norm(self.sum(ids, segments, *others))
 
 
 def _dropout_without_key(right: Any, x: jax.Array, rate: float, key: Any) -> jax.Array:
@@ -245,9 +245,9 @@ def context(
 ) -> Change:
     """Attention of other queries, keys and values, with another result, or with dropout."""
 
-    def wrong(right: Any, self: Any, q: Any, k: Any, v: Any, mask: Any, random: Any) -> Any:
+    def wrong(right: Any, self: Any, q: Any, k: Any, v: Any, mask: Any, random: Any, *others: Any) -> Any:
         random = random if dropout_key is None else jax.random.key(dropout_key)
-        return result(right(self, query(q), key(k), value(v), mask, random))
+        return result(right(self, query(q), key(k), value(v), mask, random, *others))
 
     return replaced(model.SelfAttention, "context", wrong)
 
@@ -860,13 +860,13 @@ def _fused(parts: Any, x: jax.Array) -> list[jax.Array]:
     return jnp.split(result + bias.astype(result.dtype), len(parts), axis=-1)
 
 
-def _fused_projections(right: Any, self: Any, x: jax.Array, tokens: jax.Array, mask: Any, key: Any) -> jax.Array:
+def _fused_projections(right: Any, self: Any, x: jax.Array, tokens: jax.Array, *others: Any) -> jax.Array:
     """What is compared of them is what follows: nothing returns queries, keys and values by themselves."""
     if x is tokens:
         projected = _fused((self.query, self.key, self.value), x)
     else:
         projected = [self.query(x), *_fused((self.key, self.value), tokens)]
-    return self.output(self.context(*projected, mask, key))
+    return self.output(self.context(*projected, *others))
 
 
 EQUIVALENTS = [
