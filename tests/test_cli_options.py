@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 import roberta_flax
 from roberta_flax import cli
-from roberta_flax.cli import groups, options
+from roberta_flax.checkpoint import tensors
+from roberta_flax.cli import groups, options, progress
 from roberta_flax.datasets import readers
 from roberta_flax.datasets.layouts import LAYOUTS
 from roberta_flax.datasets.recipes import PRETRAINING
@@ -374,3 +375,25 @@ def test_every_public_name_is_there_when_it_is_asked_for():
         assert getattr(roberta_flax, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         roberta_flax.laod  # noqa: B018
+
+
+# --- long work --------------------------------------------------------------------------------------------------------
+
+
+def test_where_stderr_is_no_terminal_long_work_says_a_line_now_and_then(capsys, monkeypatch):
+    moments = iter([0.0, 10.0, 31.0, 31.0, 40.0, 62.0, 62.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(moments))
+    with progress.spoken("begins") as speak:
+        for number in range(4):
+            speak(f"batch {number}\x1b[2J")
+    assert capsys.readouterr().err == "batch 1\\x1b[2J\nbatch 3\\x1b[2J\n"
+
+
+def test_a_file_of_parameters_that_takes_long_to_write_says_how_far_it_is(tiny, tmp_path, monkeypatch, caplog):
+    tiny.save(tmp_path / "soon")
+    assert caplog.messages == []
+    monkeypatch.setattr(tensors, "_REPORT_SECONDS", 0)
+    caplog.set_level("INFO", "roberta_flax")
+    tiny.save(tmp_path / "late")
+    count = len(jax.tree.leaves(tiny.params))
+    assert caplog.messages == [f"model.safetensors: {n} of {count} tensors are written" for n in range(1, count + 1)]
