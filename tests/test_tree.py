@@ -177,13 +177,6 @@ def test_the_gradient_through_int8_is_that_of_float32_but_for_rounding(tiny):
     assert (exact * rough).sum() / np.linalg.norm(exact) / np.linalg.norm(rough) > 0.95
 
 
-def test_a_modules_train_mode_says_what_turns_dropout_on(params):
-    module = forward.network(params, CONFIG, Numerics())
-    with pytest.raises(InputError, match=r"pass key=jax.random.key\(...\)"):
-        module.train()
-    module.eval()
-
-
 def test_threads_that_share_a_model_in_train_mode_draw_different_keys(tiny):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import cli
 from roberta_flax.checkpoint import converted
+from roberta_flax.cli import finetune as finetune_command
 from roberta_flax.datasets import readers
 from roberta_flax.datasets.readers import Columns, TrainedOn
 from roberta_flax.datasets.recipes import CUSTOM, RECIPES
@@ -786,6 +786,6 @@ def test_the_documentation_names_every_option():
     hyper_parameters = {field.name for field in dataclasses.fields(CUSTOM)}
     # of every command
     elsewhere = {"checkpoint_file", "bpe_dir", "cache_dir", "precision", "attention", "as_json", "model", "train"}
-    for name in inspect.signature(cli.finetune.command).parameters.keys() - hyper_parameters - elsewhere:
+    for name in inspect.signature(finetune_command.command).parameters.keys() - hyper_parameters - elsewhere:
         option = {"output": "-o", "seeds": "--seed"}.get(name, f"--{name.replace('_', '-')}")
         assert option in page, name
