@@ -85,6 +85,7 @@ _OUTPUTS = {
     _LM_TASK: ("logits", "token_embeddings"),
     _SCORES_TASK: ("logits", "scores"),
 }
+_WITH_SETTINGS = ("Pooling", "Dense", "LayerNorm")  # modules that sentence-transformers does not make without
 _HARMLESS_SETTINGS = ("unpad_inputs",)
 _FIRST_WITHOUT_STRIP = (5, 4)  # Transformer.preprocess; Transformer.tokenize stripped texts until 5.3
 _DEFAULT_PROMPTS = {"query": "", "document": ""}  # SentenceTransformer.__init__
@@ -392,6 +393,8 @@ def _modules(
         if entry.kind not in _READERS or (entry.kind.endswith("Pooling") and modules):
             raise _unsupported(repository, entry)
         folder = repository.root / entry.folder
+        if entry.kind in _WITH_SETTINGS and not (folder / _CONFIG_FILE).is_file():
+            raise CheckpointError(f"{folder / _CONFIG_FILE} is missing, which says what {entry.kind} does; copy it too")
         try:
             module = _READERS[entry.kind](folder, repository.json(folder / _CONFIG_FILE), size)
         except (InputError, TypeError, ValueError) as error:

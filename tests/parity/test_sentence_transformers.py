@@ -686,6 +686,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: put_module(p, "sentence_transformers.sparse_encoder.models.SpladePooling", "1_Pooling", 1),
         "has a SpladePooling, but this model has no masked-LM head",
     ),
+    "no settings of pooling": (
+        lambda p: (p / "1_Pooling" / "config.json").unlink(), "config.json is missing, which says what Pooling does",
+    ),
     "no list": (lambda p: (p / "modules.json").write_text("{}"), "modules"),
     "a maximum length": (lambda p: edit(p / "sentence_bert_config.json", max_seq_length="long"), "a positive number"),
 }  # fmt: skip
