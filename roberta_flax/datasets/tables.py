@@ -925,7 +925,8 @@ def arrow_table(what: object, records: Iterable[Mapping[str, Any]], schema: Mapp
             columns.append(pa.array(values, arrow.field(field).type))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             problem = (str(error).splitlines() or ["?"])[0]
-            wanted = kind if isinstance(kind, str) else "what its schema says"
+            of_names = "a float for each name" if isinstance(kind, Named) else "a list of records"
+            wanted = kind if isinstance(kind, str) else of_names
             raise InputError(f"cannot write {what}: field {field!r} is not {wanted} in every row: {problem}") from None
     return pa.table(columns, schema=arrow)
 
