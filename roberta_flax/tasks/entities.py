@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -162,7 +163,7 @@ def label_groups(labels: Sequence[str]) -> list[slice]:
     """Groups neighbors with the same tag; `B-` begins a group."""
     tags = [label[2:] if label.startswith(("B-", "I-")) else label for label in labels]
     begins = [i for i, label in enumerate(labels) if i == 0 or tags[i] != tags[i - 1] or label.startswith("B-")]
-    return [slice(begin, end) for begin, end in zip(begins, [*begins[1:], len(labels)], strict=True)]
+    return [slice(begin, end) for begin, end in itertools.pairwise([*begins, len(labels)])]
 
 
 def _label(part: _Part, labels: Sequence[str]) -> str:
