@@ -5,12 +5,14 @@ Everything is traced and nothing is computed: shapes are known then.
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jaxtyping import TypeCheckError
 
 from tests import shapes
@@ -77,6 +79,7 @@ def run_forward(nn, params, config, numerics) -> None:
                 trace("head_log_probs", head=head.name, **packed)
     trace("top_tokens", POSITIONS, topk=3)
     trace("token_log_probs", POSITIONS, POSITIONS)
+    assert list(trace("intermediates", POSITIONS)) == sorted(nn.forward.intermediate_names(config))
 
 
 def run_gradients(nn, params, config, numerics) -> None:
@@ -104,6 +107,8 @@ def run_network(nn, config, dtype: str) -> None:
     quantized = jax.eval_shape(nn.quantize.quantize, params)
     jax.eval_shape(partial(nn.forward.features, config=config, numerics=numerics), quantized, TOKENS)
     jax.eval_shape(partial(nn.forward.operands, dtype=dtype), params)
+    features = jax.eval_shape(lambda: nn.model.RobertaModel(config, numerics, nnx.Rngs(0))(jnp.asarray(TOKENS)))
+    assert features.shape == (*TOKENS.shape, config.hidden_size)
     head = config.heads[0]
     of_head = jax.eval_shape(lambda: nn.model.Head.init_params(config, head, numerics, jax.random.key(0)))
     assert jax.tree.map(jnp.shape, of_head) == jax.tree.map(jnp.shape, params["heads"][head.name])
@@ -121,6 +126,8 @@ def run_sentence(nn, config) -> None:
     vectors = partial(nn.sentence.sentence_vectors, modules=modules, config=config)
     assert jax.eval_shape(vectors, params, given, TOKENS).shape == (BATCH, 6)
     assert jax.eval_shape(vectors, params, given, TOKENS, SEGMENTS, STARTS).shape == (BATCH, STARTS.shape[1], 6)
+    sparse = partial(vectors, modules=(nn.sentence.SpladePooling(config.vocab_size),))
+    assert jax.eval_shape(sparse, params, [{}], TOKENS).shape == (BATCH, config.vocab_size)
     head = {"kernel": np.ones((config.hidden_size, 5), np.float32), "bias": np.ones(5, np.float32)}
     of_tokens = partial(nn.sentence.token_vectors, head="colbert", config=config)
     assert jax.eval_shape(of_tokens, params, head, TOKENS).shape == (*TOKENS.shape, 5)
@@ -130,10 +137,12 @@ def run_attention(nn, patch: pytest.MonkeyPatch) -> None:
     """Every implementation, of all queries and of one, with a mask for each query and with one for all."""
     patch.setattr(nn.attention, "_WHOLE_BYTES", 0)
     patch.setattr(nn.attention, "_TPU_BYTES", 0)
-    patch.setattr(nn.attention, "_CHUNK_BYTES", 2 * 4 * TIME**2)
     # cuDNN's takes what XLA's takes, and is not on every machine
     patch.setattr(jax.nn, "dot_product_attention", partial(_without_cudnn, jax.nn.dot_product_attention))
-    for implementation in (None, *nn.attention.IMPLEMENTATIONS):
+    of_two_heads, of_five_queries = 2 * 4 * TIME**2, 5 * 4 * TIME
+    chunks = itertools.product((of_two_heads, of_five_queries), (None, *nn.attention.IMPLEMENTATIONS))
+    for chunk, implementation in chunks:
+        patch.setattr(nn.attention, "_CHUNK_BYTES", chunk)
         for queries in (TIME, 1):
             for rows in {1, queries}:
                 query, x = (jax.ShapeDtypeStruct((BATCH, n, 4, 8), jnp.bfloat16) for n in (queries, TIME))
