@@ -37,7 +37,7 @@ from roberta_flax.text.encoding import encode_batch
 
 FAIRSEQ_BATCH_SIZE = 32
 PIPELINE_BATCH_SIZES = (1, 8, 32)
-STRATEGIES = ("buckets", "packing")
+STRATEGIES = ("auto", "buckets", "packing")
 # All of SICK, and as many mixed pairs as take some hundredths of a second in a round.
 TOKENIZING_ROUNDS, TOKENIZING_MIXED = 15, 2000
 SHOWN_STATISTICS = (
@@ -125,7 +125,7 @@ def time_tokenization(tokenizer: Tokenizer, workloads: dict[str, Pairs]) -> None
 
 
 def sweep_batch_sizes(directory: Path, workloads: dict[str, Pairs]) -> None:
-    """Tries numbers of tokens per batch and both strategies, and prints a line for each."""
+    """Tries numbers of tokens per batch and all strategies, and prints a line for each."""
     for dtype in ("float32", "bfloat16"):
         roberta = load(directory, dtype=dtype)
         for workload, pairs in workloads.items():
@@ -172,8 +172,7 @@ def compare_throughput(workload: str, pairs: Pairs, dtype: str, roberta: Any, hu
     for strategy in predictors:
         run_predictor(strategy)  # compiles
     functions: dict[str, Callable[[], Any]] = {
-        "roberta-flax, buckets": partial(run_predictor, "buckets"),
-        "roberta-flax, packing": partial(run_predictor, "packing"),
+        **{f"roberta-flax, {strategy}": partial(run_predictor, strategy) for strategy in STRATEGIES},
         "fairseq, batches of 32": partial(run_fairseq, FAIRSEQ_BATCH_SIZE),
         "fairseq, one at a time": partial(run_fairseq, 1),
         **{f"transformers' pipeline, batches of {n}": partial(run_pipeline, n) for n in PIPELINE_BATCH_SIZES},
@@ -199,9 +198,7 @@ def main() -> None:
     parser.add_argument("--mixed", type=int, default=192, help="number of pairs of mixed lengths")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokenizing", action="store_true", help="only time tokenization")
-    parser.add_argument(
-        "--sweep", action="store_true", help="only try numbers of tokens per batch, and both strategies"
-    )
+    parser.add_argument("--sweep", action="store_true", help="only try numbers of tokens per batch, and all strategies")
     options = parser.parse_args()
 
     logging.disable(logging.WARNING)  # fairseq and hydra log a lot

@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
 from jax.sharding import PartitionSpec
 
 from references.tpu import FAST, Program, Update, costs, figures, flax_compiled
@@ -47,7 +46,8 @@ OURS = (
 )
 UPDATES = (Update("v5e:1x1", rows=32),)
 BATCH_SHAPES = ((8, 128), (16, 128), (32, 128), (64, 128), (128, 128), (4, 512), (16, 512))  # rows, length; one chip
-ATTENTION_SHAPES = ((64, 128), (16, 512))  # rows, length
+ATTENTION_SHAPES = ((64, 128), (16, 512), (1, 8192))  # rows, length
+LONG = Program("v5e:1x1", wanted="features", rows=1, length=8192, max_positions=8192)
 COMPARED = ("estimated_cycles", "bytes_accessed", "flops")
 
 
@@ -77,24 +77,19 @@ def compare(program: Program, options: dict[str, Any] | None, operations: int) -
     print(json.dumps({**asdict(program), **ratios}), flush=True)
 
 
-def attention_functions(rows: int, length: int) -> Iterator[tuple[str, Callable[..., Any]]]:
+def attention_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yields functions of bfloat16 queries (scaled), keys and values, [rows, length, heads, depth]."""
 
-    def model_attention(query: Any, key: Any, value: Any, mask: Any) -> Any:
-        return attend(query, key, value, mask[:, None], implementation="xla").astype(jnp.bfloat16)
+    def model_attention(query: Any, key: Any, value: Any, mask: Any, implementation: str) -> Any:
+        return attend(query, key, value, mask[:, None], implementation=implementation).astype(jnp.bfloat16)
 
     def jax_attention(query: Any, key: Any, value: Any, mask: Any) -> Any:
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None], scale=1.0)
 
-    def pallas_attention(query: Any, key: Any, value: Any, mask: Any) -> Any:
-        segments = SegmentIds(q=jnp.ones((rows, length), jnp.int32), kv=mask.astype(jnp.int32))
-        query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-        return flash_attention(query, key, value, segment_ids=segments).transpose(0, 2, 1, 3)
-
     # "chunked" is missing because the compiler counts the body of a loop once.
-    yield "xla", model_attention
+    yield "xla", partial(model_attention, implementation="xla")
     yield "jax.nn.dot_product_attention", jax_attention
-    yield "pallas flash attention", pallas_attention
+    yield "flash", partial(model_attention, implementation="flash")
 
 
 def print_attention_figures(rows: int, length: int, options: dict[str, Any] | None) -> None:
@@ -104,7 +99,7 @@ def print_attention_figures(rows: int, length: int, options: dict[str, Any] | No
     depth = program.config.hidden_size // heads
     operand = program.placed((rows, length, heads, depth), jnp.bfloat16, PartitionSpec())
     mask = program.placed((rows, length), jnp.bool_, PartitionSpec())
-    for name, function in attention_functions(rows, length):
+    for name, function in attention_functions():
         compiled = jax.jit(function).lower(operand, operand, operand, mask).compile(compiler_options=options)
         hand_count = 4 * rows * length**2 * heads * depth
         counted = {"hand_count": hand_count, **figures(compiled)}
@@ -116,7 +111,7 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="compile with less effort")
     parser.add_argument("--layers", type=int, default=24, help="number of layers to compile")
     parser.add_argument("--operations", action="store_true", help="print the costliest operations too")
-    parser.add_argument("--only", choices=("programs", "rows", "attention", "train"), help="the part to run")
+    parser.add_argument("--only", choices=("programs", "rows", "attention", "long", "train"), help="the part to run")
     arguments = parser.parse_args()
     options = FAST if arguments.fast else None
     operations = 40 if arguments.operations else 0
@@ -137,6 +132,8 @@ def main() -> None:
     ours_alone = [*(OURS if arguments.only in (None, "programs") else ())]
     if arguments.only in (None, "rows"):
         ours_alone += [Program("v5e:1x1", rows=rows, length=length) for rows, length in BATCH_SHAPES]
+    if arguments.only in (None, "long"):
+        ours_alone.append(LONG)
     for program in of_layers(ours_alone):
         print_figures(partial(program.compiled, options), program, "roberta-flax", operations)
 

@@ -68,6 +68,7 @@ class Program:
         position.
       num_layers: of the network.
       dtype: "bfloat16", or "int8" for the layers' products in it and the others in bfloat16.
+      max_positions: of the network; XLM-R models for long texts have 8,192.
     """
 
     topology: str
@@ -77,10 +78,11 @@ class Program:
     wanted: str = "head"
     num_layers: int = 24
     dtype: str = "bfloat16"
+    max_positions: int = 512
 
     @property
     def config(self) -> RobertaConfig:
-        return large(num_layers=self.num_layers)
+        return large(num_layers=self.num_layers, max_positions=self.max_positions)
 
     @property
     def mesh(self) -> jax.sharding.Mesh:
@@ -143,17 +145,12 @@ class Update(Program):
     Attributes:
       fully_sharded: whether sharding.DATA divides parameters and moments too.
       remat: whether layers' insides are computed again for their gradients.
-      dropout: whether there is any.
+      generator: of dropout's random numbers, as jax.random.key takes it.
     """
 
     fully_sharded: bool = False
     remat: bool = True
-    dropout: bool = True
-
-    @property
-    def config(self) -> RobertaConfig:
-        none = {} if self.dropout else {"dropout": 0.0, "attention_dropout": 0.0}
-        return large(num_layers=self.num_layers, **none)
+    generator: str | None = None
 
     def held(self, path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         name = path_name(path)
@@ -183,7 +180,7 @@ class Update(Program):
         }
 
     def key(self) -> jax.ShapeDtypeStruct:
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(lambda: jax.random.key(0, impl=self.generator))
         return self.placed(key.shape, key.dtype, PartitionSpec())
 
     def hand_count(self) -> float:

@@ -25,15 +25,23 @@ if TYPE_CHECKING:
     from roberta_flax.nn.model import RobertaModel
     from roberta_flax.nn.numerics import Numerics
     from roberta_flax.pipelines import pipeline
+    from roberta_flax.tasks.answers import Answer
+    from roberta_flax.tasks.choose import Choose
     from roberta_flax.tasks.classify import Classify
     from roberta_flax.tasks.embed import Embed
+    from roberta_flax.tasks.entities import Tag
     from roberta_flax.tasks.fill_mask import FillMask
+    from roberta_flax.tasks.rank import Rank
+    from roberta_flax.tasks.sentence_scores import Score
+    from roberta_flax.tasks.zero_shot import ZeroShot
     from roberta_flax.text.batching import collate_tokens
     from roberta_flax.text.encoding import Rejected
     from roberta_flax.text.tokenizer import Tokenizer
 
 __all__ = [
+    "Answer",
     "CheckpointError",
+    "Choose",
     "Classify",
     "CrossEncoder",
     "DownloadError",
@@ -43,13 +51,17 @@ __all__ = [
     "InputError",
     "Numerics",
     "Predictor",
+    "Rank",
     "Rejected",
     "Roberta",
     "RobertaConfig",
     "RobertaFlaxError",
     "RobertaModel",
+    "Score",
     "SentenceEncoder",
+    "Tag",
     "Tokenizer",
+    "ZeroShot",
     "collate_tokens",
     "convert",
     "datasets",
@@ -67,7 +79,9 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Answer": "tasks.answers",
     "CheckpointError": "errors",
+    "Choose": "tasks.choose",
     "Classify": "tasks.classify",
     "CrossEncoder": "encoders",
     "DownloadError": "errors",
@@ -77,13 +91,17 @@ _HOMES = {
     "InputError": "errors",
     "Numerics": "nn.numerics",
     "Predictor": "inference.predictor",
+    "Rank": "tasks.rank",
     "Rejected": "text.encoding",
     "Roberta": "hub",
     "RobertaConfig": "nn.config",
     "RobertaFlaxError": "errors",
     "RobertaModel": "nn.model",
+    "Score": "tasks.sentence_scores",
     "SentenceEncoder": "encoders",
+    "Tag": "tasks.entities",
     "Tokenizer": "text.tokenizer",
+    "ZeroShot": "tasks.zero_shot",
     "collate_tokens": "text.batching",
     "forward": "nn.forward",
     "load": "hub",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
@@ -515,7 +515,7 @@ class CrossEncoder(_Encoder):
         if apply_softmax:
             if self.num_labels == 1:
                 raise InputError("apply_softmax is for a head with several outputs; this one has one")
-            scores = np.asarray(ACTIVATIONS["softmax"](jnp.asarray(scores)))
+            scores = jax.device_get(ACTIVATIONS["softmax"](jax.device_put(scores)))
         if self.num_labels == 1:
             scores = scores[:, 0]
         return _converted(scores, single, convert_to_numpy, convert_to_tensor)
@@ -655,9 +655,9 @@ def _normalized(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _converted(results: npt.NDArray[Any], single: bool, as_numpy: bool, as_jax: bool) -> Any:
     if single:
-        return jnp.asarray(results[0]) if as_jax else results[0]
+        return jax.device_put(results[0]) if as_jax else results[0]
     if as_jax:
-        return jnp.asarray(results)
+        return jax.device_put(results)
     return results if as_numpy else list(results)
 
 

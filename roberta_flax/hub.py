@@ -131,13 +131,9 @@ class Roberta:
         """
         padded, (batch, time) = self._padded(tokens)
         if return_all_hiddens:
-            states = forward.hidden_states(
-                self.params, padded, config=self.config, numerics=self.numerics, key=self._next_key()
-            )
-            return [state[:batch, :time] for state in states]
-        return forward.features(self.params, padded, config=self.config, numerics=self.numerics, key=self._next_key())[
-            :batch, :time
-        ]
+            states = self._computed(forward.hidden_states, padded, key=self._next_key())
+            return [_first(state, (batch, time)) for state in states]
+        return _first(self._computed(forward.features, padded, key=self._next_key()), (batch, time))
 
     def word_features(
         self, text: str, spans: npt.ArrayLike | None = None, return_all_hiddens: bool = False
@@ -158,7 +154,7 @@ class Roberta:
         """
         borders, features = self._word_features(text, spans, return_all_hiddens)
         before, after = self._special_words()
-        return WordFeatures((*before, *(text[begin:end] for begin, end in borders), *after), jnp.asarray(features))
+        return WordFeatures((*before, *(text[begin:end] for begin, end in borders), *after), jax.device_put(features))
 
     def extract_features_aligned_to_words(self, sentence: str, return_all_hiddens: bool = False) -> Any:
         """Extracts the features of each word of a sentence, as split by spaCy's English tokenizer, as a spaCy Doc.
@@ -197,7 +193,7 @@ class Roberta:
         word_spans = words.spans(text) if spans is None else alignment.check_spans(spans, text)
         weights = alignment.word_weights(word_spans, token_spans)
         before = self.tokenizer.special_lengths(1)[0]
-        features = alignment.features_of_words(np.asarray(outputs).squeeze(-3), weights, before)
+        features = alignment.features_of_words(jax.device_get(outputs).squeeze(-3), weights, before)
         return [(begin, end) for begin, end in word_spans.tolist()], features
 
     def predict(
@@ -223,14 +219,13 @@ class Roberta:
             tokens, choices = _flatten_choices(tokens)
         padded, (batch, time) = self._padded(tokens)
         function = forward.head_logits if return_logits else forward.head_log_probs
-        predicted: Array = function(
-            self.params, padded, head=head, config=self.config, numerics=self.numerics, key=self._next_key()
-        )
+        predicted: Array = self._computed(function, padded, head=head, key=self._next_key())
         if choices is not None:
-            is_choice = jnp.asarray((padded[:batch] != self.config.pad_id).any(axis=-1))
-            scores = jnp.where(is_choice, predicted[:batch, 0], -jnp.inf).reshape(-1, choices)
-            return scores if return_logits else jax.nn.log_softmax(scores, axis=-1)
-        return predicted[:batch] if predicted.ndim == 2 else predicted[:batch, :time]
+            is_choice = jax.device_put((padded[:batch] != self.config.pad_id).any(axis=-1).reshape(-1, choices))
+            scores: Array = _of_choices(_first(predicted, (batch,)), is_choice, as_log_probs=not return_logits)
+            return scores
+        first: Array = _first(predicted, (batch,) if predicted.ndim == 2 else (batch, time))
+        return first
 
     def predict_labels(self, head: str, tokens: npt.ArrayLike) -> list[Any]:
         """Predicts with a sentence or token head, and returns the names of the predicted classes of each row.
@@ -249,7 +244,7 @@ class Roberta:
         if config.kind not in ("sentence", "token") or config.problem == "regression":
             what = "is a regression" if config.kind == "sentence" else f"is of kind {config.kind}"
             raise InputError(f"head {head!r} {what} and has no classes; use predict()")
-        scores = np.asarray(self.predict(head, tokens))
+        scores = jax.device_get(self.predict(head, tokens))
         check_finite(scores)
         return [predicted_labels(config, row) for row in scores]
 
@@ -299,11 +294,9 @@ class Roberta:
         tokens, position = encode_masked(self.tokenizer, masked_input)
         padded, _ = self._padded(tokens)
         positions = np.full((len(padded), 1), position, np.int32)
-        probabilities, ids = forward.top_tokens(
-            self.params, padded, positions, topk=topk, config=self.config, numerics=self.numerics
-        )
+        probabilities, ids = jax.device_get(self._computed(forward.top_tokens, padded, positions, topk=topk))
         check_finite(probabilities)
-        return filled_texts(self.tokenizer, masked_input, np.asarray(probabilities)[0, 0], np.asarray(ids)[0, 0])
+        return filled_texts(self.tokenizer, masked_input, probabilities[0, 0], ids[0, 0])
 
     def disambiguate_pronoun(
         self,
@@ -376,7 +369,8 @@ class Roberta:
 
         Every call of extract_features and predict then draws new random numbers, in a sequence that `seed` determines.
         """
-        self._dropout_key = jax.random.key(seed) if mode else None
+        with jax.transfer_guard("allow"):  # the seed goes to the device
+            self._dropout_key = jax.random.key(seed) if mode else None
         return self
 
     @property
@@ -404,6 +398,10 @@ class Roberta:
             ids.shape[0],
             ids.shape[1],
         )
+
+    def _computed(self, function: Callable[..., Any], *arrays: npt.NDArray[Any], **options: Any) -> Any:
+        """Computes a function of nn.forward for arrays of the host, which are sent as jax.transfer_guard asks."""
+        return function(self.params, *jax.device_put(arrays), config=self.config, numerics=self.numerics, **options)
 
     def _next_key(self) -> jax.Array | None:
         with _DROPOUT_KEY_LOCK:  # threads that share a model draw different keys
@@ -435,8 +433,8 @@ def load(
 
     Args:
       name_or_path: a released name of checkpoint.download.MODELS, such as "roberta.large.mnli"; a fairseq directory, a
-        .tar.gz of one, or a checkpoint file; a directory saved by Transformers, or "hf:org/name" for one on the Hugging
-        Face Hub; or a directory made by `roberta-flax convert`.
+        .tar.gz of one, or a checkpoint file; a directory saved by Transformers or PEFT, or "hf:org/name" for one on the
+        Hugging Face Hub; or a directory made by `roberta-flax convert`.
       dtype: compute dtype: float32, bfloat16, float16, or float64 with jax_enable_x64.
       param_dtype: dtype of the parameters in memory.
       precision: precision of matrix products, as in jax.lax.Precision. Use "highest" for float32 parity on TPU and GPU.
@@ -455,6 +453,8 @@ def load(
     numerics = Numerics(dtype, precision=precision, attention=attention)
     if attention == "cudnn" and jax.default_backend() != "gpu":
         raise InputError(f"attention 'cudnn' needs an NVIDIA GPU, but JAX's backend is {jax.default_backend()}")
+    if attention == "flash" and jax.default_backend() != "tpu":
+        raise InputError(f"attention 'flash' needs a TPU, but JAX's backend is {jax.default_backend()}")
     parameters = Numerics(param_dtype=param_dtype).param_dtype
     if quantize is not None:
         check_method(quantize)
@@ -487,6 +487,19 @@ def load_tokenizer(
     directory = resolve(name_or_path, cache_dir=cache_dir, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir)
     converted.check_files(directory)
     return Tokenizer.from_directory(directory)
+
+
+@partial(jax.jit, static_argnames="sizes")
+def _first(x: Array, sizes: tuple[int, ...]) -> Array:
+    """The first elements along the first axes. (Outside of jit, x[:2] sends its bounds to the device.)"""
+    return jax.lax.slice(x, [0] * x.ndim, [*sizes, *x.shape[len(sizes) :]])
+
+
+@partial(jax.jit, static_argnames="as_log_probs")
+def _of_choices(outputs: Array, is_choice: Array, *, as_log_probs: bool) -> Array:
+    """The scores of choices, or their log-probabilities, [batch, choices], of a choice head's outputs for each row."""
+    scores = jnp.where(is_choice, outputs.reshape(is_choice.shape), -jnp.inf)
+    return jax.nn.log_softmax(scores, axis=-1) if as_log_probs else scores
 
 
 def _warn_if_not_finite(directory: Path, params: Params, dtype: np.dtype[Any]) -> None:

@@ -24,13 +24,13 @@ from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.nn.config import HeadConfig
-from roberta_flax.tasks.answers import find_answers
-from roberta_flax.tasks.base import Task
+from roberta_flax.tasks.answers import Answer
+from roberta_flax.tasks.base import Task, check_count
 from roberta_flax.tasks.embed import Embed
-from roberta_flax.tasks.entities import AGGREGATIONS, find_entities
+from roberta_flax.tasks.entities import AGGREGATIONS, Tag
 from roberta_flax.tasks.fill_mask import Fillings, FillMasks
 from roberta_flax.tasks.sentence_scores import SentenceScores
-from roberta_flax.tasks.token_logits import TokenLogits
+from roberta_flax.tasks.zero_shot import ZeroShot, entailment_class
 from roberta_flax.text.encoding import OnLong
 
 _FUNCTIONS = ("sigmoid", "softmax", "none")  # ClassificationFunction
@@ -184,14 +184,7 @@ class ZeroShotClassificationPipeline(Pipeline):
     def __init__(self, model: PathLike | Roberta, **options: Any) -> None:
         super().__init__(model, **options)
         self._head = self._one_head("sentence")
-        labels = [label.lower() for label in label_names(self._head)]
-        found = [number for number, label in enumerate(labels) if label.startswith("entail")]
-        if not found:
-            raise InputError(
-                f"zero-shot classification needs a head with a class entailment; this one's are {', '.join(labels)}"
-            )
-        self._entailment = found[0]
-        self._contradiction = -1 if self._entailment == 0 else 0  # as in Transformers
+        entailment_class(self._head)
 
     def __call__(self, inputs: Any, candidate_labels: Any = None, **arguments: Any) -> Any:
         if candidate_labels is not None:
@@ -202,36 +195,14 @@ class ZeroShotClassificationPipeline(Pipeline):
         labels = arguments.get("candidate_labels") or []
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",") if label.strip()]
-        template = arguments.get("hypothesis_template", "This example is {}.")
         if not labels:
             raise InputError("candidate_labels must have at least one label")
-        if template.format(labels[0]) == template:
-            raise InputError(f"hypothesis_template must have {{}} where the label goes, got {template!r}")
-        hypotheses = [template.format(label) for label in labels]
-        texts: list[str] = []
-
-        def pairs() -> Iterator[tuple[str, str]]:
-            for text in inputs:
-                if not isinstance(text, str):
-                    raise InputError(f"zero-shot classification takes texts, got {type(text).__name__}")
-                texts.append(text)
-                yield from ((text, hypothesis) for hypothesis in hypotheses)
-
-        logits: list[npt.NDArray[Any]] = []
-        task = SentenceScores(self._head.name, truncation="only_first")
-        for outputs in self._run(task, pairs(), {"truncation": True}):
-            logits.append(outputs)
-            if len(logits) == len(labels):
-                yield self._ranked(texts.pop(0), labels, np.stack(logits), bool(arguments.get("multi_label")))
-                logits = []
-
-    def _ranked(self, text: str, labels: Sequence[str], logits: npt.NDArray[Any], multi_label: bool) -> dict[str, Any]:
-        if multi_label or len(labels) == 1:
-            scores = scipy.special.softmax(logits[:, [self._contradiction, self._entailment]], axis=-1)[:, 1]
-        else:
-            scores = scipy.special.softmax(logits[:, self._entailment])
-        order = scores.argsort()[::-1]
-        return {"sequence": text, "labels": [labels[i] for i in order], "scores": scores[order].tolist()}
+        template = arguments.get("hypothesis_template", "This example is {}.")
+        task = ZeroShot(tuple(labels), template, bool(arguments.get("multi_label")), self._head.name)
+        given, texts = itertools.tee(inputs)
+        for scores, text in zip(self._run(task, given, {"truncation": True}), texts, strict=True):
+            order = scores.argsort()[::-1]
+            yield {"sequence": text, "labels": [labels[i] for i in order], "scores": scores[order].tolist()}
 
 
 class FeatureExtractionPipeline(Pipeline):
@@ -276,19 +247,17 @@ class TokenClassificationPipeline(Pipeline):
         if isinstance(ignored, str):
             raise InputError(f"ignore_labels must be a list of labels, got {ignored!r}")
         stride = arguments.get("stride")
-        if stride is not None:
-            _check_count("stride", stride, smallest=0)
-            if aggregation.lower() == "none":
-                raise InputError("stride is for entities: choose an aggregation_strategy other than none")
-        task = TokenLogits(self._head.name, stride or 0)
+        if stride is not None and aggregation.lower() == "none":
+            raise InputError("stride is for entities: choose an aggregation_strategy other than none")
+        task = Tag(
+            self._head.name,
+            stride,
+            aggregation.lower(),
+            ("O",) if ignored is None else tuple(ignored),
+            tuple(label_names(self._head)),
+        )
         on_long: OnLong = "truncate" if stride is None else "window"
-        texts, given = itertools.tee(map(_text_alone, inputs))
-        results = self._predictor.with_task(task, on_long=on_long, max_length=self._max_length)(given)
-        labels = label_names(self._head)
-        for windows, text in zip(results, texts, strict=True):
-            yield find_entities(
-                self.model.tokenizer, text, windows, labels, aggregation.lower(), ("O",) if ignored is None else ignored
-            )
+        return self._predictor.with_task(task, on_long=on_long, max_length=self._max_length)(inputs)
 
 
 class FillMaskPipeline(Pipeline):
@@ -314,7 +283,7 @@ class FillMaskPipeline(Pipeline):
             raise InputError(f"tokenizer_kwargs has {', '.join(unknown)}; it takes truncation, max_length and padding")
         top_k = arguments.get("top_k")
         top_k = 5 if top_k is None else top_k
-        _check_count("top_k", top_k)
+        check_count("top_k", top_k)
         targets = arguments.get("targets")
         task = FillMasks(top_k, () if targets is None else self._target_ids(targets))
         for fillings in self._run(task, inputs, settings):
@@ -390,26 +359,19 @@ class QuestionAnsweringPipeline(Pipeline):
 
     def _results(self, inputs: Iterator[Any], arguments: Mapping[str, Any]) -> Iterator[Any]:
         given = {name: value for name, value in arguments.items() if value is not None}
-        max_length = given.get("max_seq_len", min(self._max_length, 384))
-        _check_count("max_seq_len", max_length)
-        stride = given.get("doc_stride", min(max_length // 2, 128))
-        _check_count("doc_stride", stride, smallest=0)
-        top_k, longest = given.get("top_k", 1), given.get("max_answer_len", 15)
-        _check_count("top_k", top_k)
-        _check_count("max_answer_len", longest)
-        task = TokenLogits(self._head.name, stride)
-        pairs, of_answers = itertools.tee(map(_question_and_context, inputs))
-        results = self._predictor.with_task(task, on_long="window", max_length=max_length)(pairs)
-        for windows, (_, context) in zip(results, of_answers, strict=True):
-            answers = find_answers(
-                context,
-                windows,
-                first_id=self.model.tokenizer.backend.bos_id,
-                top_k=top_k,
-                max_answer_length=longest,
-                handle_impossible_answer=bool(given.get("handle_impossible_answer", False)),
-                align_to_words=bool(given.get("align_to_words", True)),
-            )
+        for name in ("max_seq_len", "top_k", "max_answer_len"):
+            check_count(name, given.get(name, 1))
+        check_count("doc_stride", given.get("doc_stride", 0), smallest=0)
+        task = Answer(
+            self._head.name,
+            given.get("doc_stride"),
+            given.get("top_k", 1),
+            given.get("max_answer_len", 15),
+            bool(given.get("handle_impossible_answer", False)),
+            bool(given.get("align_to_words", True)),
+            given.get("max_seq_len"),
+        )
+        for answers in self._predictor.with_task(task)(map(_question_and_context, inputs)):
             yield answers[0] if len(answers) == 1 else answers
 
 
@@ -444,21 +406,7 @@ def _questions(question: Any, context: Any) -> Any:
 def _question_and_context(given: Any) -> tuple[str, str]:
     if not isinstance(given, Mapping) or given.keys() != {"question", "context"}:
         raise InputError(f'expected {{"question": ..., "context": ...}}, got {given!r:.80}')
-    for name, text in given.items():
-        if not isinstance(text, str) or not text:
-            raise InputError(f"the {name} must be a text that is not empty, got {text!r:.80}")
     return given["question"], given["context"]
-
-
-def _text_alone(given: Any) -> str:
-    if not isinstance(given, str):
-        raise InputError(f"expected a text, got {type(given).__name__}: {given!r:.80}")
-    return given
-
-
-def _check_count(name: str, value: Any, *, smallest: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-        raise InputError(f"{name} must be an integer of at least {smallest}, got {value!r}")
 
 
 PIPELINES: dict[str, type[Pipeline]] = {

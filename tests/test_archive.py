@@ -144,6 +144,7 @@ def test_very_many_small_headers_are_refused(tmp_path, kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("", tarfile.DIRTYPE), ("", tarfile.REGTYPE), ("/a" * 40, tarfile.DIRTYPE)])
 def test_very_many_members_are_refused(tmp_path, name, kind):
     """Empty ones of 70 bytes each, those with forty folders of their own among them."""

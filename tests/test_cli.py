@@ -39,6 +39,7 @@ def test_convert_writes_a_directory_that_loads(run, tmp_path):
     assert err.strip().endswith("exists already; remove it or choose another name")
 
 
+@pytest.mark.slow
 def test_convert_stores_what_it_is_told_and_refuses_what_is_not_finite(run, tiny_source, tmp_path):
     status, out, _ = run("convert", TINY, tmp_path / "half", "--dtype", "bfloat16", "--json")
     assert (status, json.loads(out)["bytes"] < 400_000) == (0, True)
@@ -251,6 +252,7 @@ def test_features_and_masks_of_a_file(run, tiny, tmp_path):
     assert filled[1]["tokens"] == [token for _, _, token in tiny.fill_mask("c <mask>", 2)]
 
 
+@pytest.mark.slow
 def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, tiny, tmp_path, sick_pairs):
     folder = tmp_path / "MNLI"
     folder.mkdir()

@@ -189,7 +189,8 @@ def test_every_command_that_loads_a_model_says_how_it_computes():
 
 
 def test_files_that_are_read_come_first_as_input():
-    for name in ("predict", "evaluate", "features", "fill-mask", "finetune", "preprocess", "pretrain", "perplexity"):
+    for name in ("predict", "evaluate", "zero-shot", "tag", "answer", "rank", "features", "fill-mask", "finetune", "preprocess",
+                 "pretrain", "perplexity"):  # fmt: skip
         first = COMMANDS[name].params[0]
         assert str(first.metavar).startswith("INPUT"), name
 

@@ -645,6 +645,7 @@ def test_what_cannot_be_read_or_written_is_what_is_named(source, tmp_path, monke
             verify(directory, source)
 
 
+@pytest.mark.slow
 def test_conversion_needs_no_torch(tiny_source, tiny_directory, tmp_path):
     """Where torch is not installed, the same files come out, byte for byte."""
     program = (

@@ -156,6 +156,7 @@ def test_the_name_of_a_download_is_text_on_its_progress_bar(monkeypatch):
 # Streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["encode", "hi"], ["encode", "hi", "--json"], ["verify"]])
 def test_a_closed_or_full_stdout_is_one_line(arguments, tiny_directory):
     model = [tiny_directory] if arguments == ["verify"] else ["-m", tiny_directory]
@@ -331,6 +332,7 @@ def of_head(report: parity.Report, name: str) -> parity.Report:
     return dataclasses.replace(report, runs=tuple(map(renamed, report.runs)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["$", "$x$", "a$_b", r"\alpha$", "a[red]b"])
 def test_a_heads_name_is_no_formula_in_a_plot(name, report):
     page = report_html.render(of_head(report, name))

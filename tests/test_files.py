@@ -75,6 +75,7 @@ def test_replacing_a_file_leaves_its_neighbors_alone(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 def test_features_that_do_not_fit_on_the_disk_leave_the_file_that_was_there(tmp_path, suffix):
     """RLIMIT_FSIZE stands for the disk."""

@@ -75,6 +75,7 @@ def test_no_head_answers_where_its_scores_are_nan(broken, head):
         answer(broken, QUESTIONS[head.name], head.name)
 
 
+@pytest.mark.slow
 def test_no_method_makes_a_name_or_a_text_of_nan(broken):
     tokens = broken.encode("a dog")
     for ask in (
@@ -92,6 +93,7 @@ def test_no_method_makes_a_name_or_a_text_of_nan(broken):
             ask()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [Classify("mnli"), Classify("tags"), Embed("mean"), Embed("tokens"), FillMask(2)])
 @pytest.mark.parametrize("strategy", ["buckets", "packing"])
 def test_a_predictor_rejects_what_has_nan_and_stops_where_results_alone_are_asked_for(broken, task, strategy):
@@ -105,6 +107,7 @@ def test_a_predictor_rejects_what_has_nan_and_stops_where_results_alone_are_aske
         list(predictor(["a <mask>"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["buckets", "packing"])
 @pytest.mark.parametrize("task", [Classify("mnli"), Embed("mean"), Embed("tokens")])
 def test_one_input_that_overflows_does_not_take_the_others_with_it(tiny, strategy, task):

@@ -11,6 +11,7 @@ import pytest
 import scipy.special
 from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo
+from jax.experimental.pallas import tpu as pltpu
 
 import roberta_flax
 from roberta_flax import InputError, RobertaConfig
@@ -187,6 +188,91 @@ def test_every_attention_is_that_by_hand(implementation, masked_by, dtype, x64, 
     np.testing.assert_allclose(np.asarray(context), by_hand(query, key, value, mask), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("masked_by", ["padding", "segments"])
+@pytest.mark.parametrize("queries", [1, 13, 40])
+def test_chunks_of_queries_have_the_results_and_gradients_of_attention_at_once(masked_by, queries, x64, monkeypatch):
+    """Where the scores of one head are too many. Sums may be in another order."""
+    monkeypatch.setattr("roberta_flax.nn.attention._WHOLE_BYTES", 0)
+    monkeypatch.setattr("roberta_flax.nn.attention._CHUNK_BYTES", queries * 40 * 8)
+    *operands, mask = attention_operands("float64")
+    if masked_by == "segments":
+        segments = np.sort(np.random.default_rng(0).integers(0, 4, (3, 40)), axis=1)
+        mask = jnp.asarray(segments[:, :, None] == segments[:, None, :])
+
+    def result_and_gradients(implementation):
+        def total(*operands):
+            context = attend(*operands, mask, implementation=implementation)
+            return (context**2).sum(), context
+
+        return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*operands)
+
+    chunked, whole = result_and_gradients("chunked"), result_and_gradients("xla")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), chunked, whole)
+
+
+def test_memory_of_long_rows_on_a_cpu_is_linear_in_their_length():
+    """Of a layer's attention and its gradient, by the compiler: 16,384 tokens take twice as much as 8,192."""
+
+    def temporaries(tokens: int) -> int:
+        x = jax.ShapeDtypeStruct((1, tokens, 4, 16), jnp.float32)
+        mask = jax.ShapeDtypeStruct((1, 1, tokens), jnp.bool_)
+        gradient = jax.grad(lambda *args: attend(*args).sum(), argnums=(0, 1, 2))
+        return jax.jit(gradient).lower(x, x, x, mask).compile().memory_analysis().temp_size_in_bytes
+
+    shorter, longer = temporaries(8192), temporaries(16384)
+    assert longer < 2.2 * shorter
+    assert longer < 16384**2 * 4 / 8  # an eighth of one head's scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked_by", ["padding", "segments"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_for_long_rows_on_tpus_is_that_by_hand(masked_by, dtype, monkeypatch):
+    """The kernel, interpreted. Rows of 200 tokens, which are no multiple of a block, and one that is all padding."""
+    monkeypatch.setattr("roberta_flax.nn.attention._FLASH_BLOCK", 128)
+    random = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(random.standard_normal((3, 200, 2, 16)), dtype) for _ in range(3))
+    mask = (np.arange(200) < np.array([200, 7, 0])[:, None])[:, None]
+    if masked_by == "segments":
+        segments = np.sort(random.integers(0, 4, (3, 200)), axis=1)
+        mask = segments[:, :, None] == segments[:, None, :]
+
+    def gradients(implementation):
+        def total(*operands):
+            return (attend(*operands, jnp.asarray(mask), implementation=implementation) ** 2).sum()
+
+        return jax.grad(total, argnums=(0, 1, 2))(query, key, value)
+
+    with pltpu.force_tpu_interpret_mode():
+        context = attend(query, key, value, jnp.asarray(mask), implementation="flash")
+        found = gradients("flash")
+    assert context.dtype == jnp.float32
+    # scores of up to 16 are rounded, which makes weights of up to 16 units in the last place too much, of values of order four
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(context, by_hand(query, key, value, mask), rtol=0, atol=64 * eps)
+    for ours, expected in zip(found, gradients("xla"), strict=True):
+        scale = float(jnp.abs(expected.astype(jnp.float32)).max())
+        np.testing.assert_allclose(
+            *(np.asarray(x, np.float32) for x in (ours, expected)), rtol=0, atol=64 * eps * scale
+        )
+
+
+def test_attention_is_the_kernels_for_long_rows_on_tpus_alone(monkeypatch):
+    def operations(tokens: int, queries: int | None = None, **options) -> str:
+        query, key = (jax.ShapeDtypeStruct((1, n, 2, 64), jnp.bfloat16) for n in (queries or tokens, tokens))
+        mask = jax.ShapeDtypeStruct((1, 1, tokens), jnp.bool_)
+        return str(jax.make_jaxpr(partial(attend, **options))(query, key, key, mask))
+
+    assert "pallas_call" not in operations(2048)  # this machine has no TPU
+    monkeypatch.setattr(attention, "_is_for_tpu", lambda: True)
+    assert "pallas_call" in operations(2048)
+    assert "pallas_call" not in operations(2047)
+    assert "pallas_call" not in operations(2048, queries=1)
+    assert "pallas_call" not in operations(2048, implementation="xla")
+    assert "pallas_call" not in operations(2048, precision=jax.lax.Precision.HIGHEST)
+    assert "pallas_call" not in operations(2048, dropout=lambda weights: weights)
+
+
 def test_long_scores_are_computed_in_chunks_on_a_cpu_and_short_ones_at_once():
     def loops(batch: int, time: int, implementation: str | None) -> int:
         x = jax.ShapeDtypeStruct((batch, time, 12, 64), jnp.float32)
@@ -291,12 +377,17 @@ def test_attention_divides_after_the_product_on_tpus_for_large_scores_in_16_bits
 
 def test_attention_that_cannot_be_is_refused_in_one_line(tiny, tiny_directory):
     tokens = tiny.encode("a word")[None]
-    with pytest.raises(InputError, match="attention must be one of xla, chunked, cudnn, got 'flash'"):
-        roberta_flax.load(tiny_directory, attention="flash")
+    with pytest.raises(InputError, match="attention must be one of xla, chunked, cudnn, flash, got 'sdpa'"):
+        roberta_flax.load(tiny_directory, attention="sdpa")
     with pytest.raises(InputError, match="attention must be one of"):
-        forward.features(tiny.params, tokens, config=tiny.config, numerics=Numerics(attention="flash"))
+        forward.features(tiny.params, tokens, config=tiny.config, numerics=Numerics(attention="sdpa"))
     with pytest.raises(InputError, match="'cudnn' computes in bfloat16 or float16, not in float32"):
         roberta_flax.load(tiny_directory, attention="cudnn")
+    with pytest.raises(InputError, match="'flash' computes in 32 or 16 bits, not in float64"), jax.enable_x64(True):
+        Numerics("float64", attention="flash")
+    if jax.default_backend() != "tpu":
+        with pytest.raises(InputError, match="'flash' needs a TPU"):
+            roberta_flax.load(tiny_directory, attention="flash")
     if jax.default_backend() != "gpu":
         with pytest.raises(InputError, match="'cudnn' needs an NVIDIA GPU"):
             roberta_flax.load(tiny_directory, attention="cudnn", dtype="bfloat16")

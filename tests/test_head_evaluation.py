@@ -180,7 +180,7 @@ def test_several_labels_are_judged_by_the_column_of_each(tiny, tmp_path):
         ({"task": "nothing"}, "'nothing' does not name exactly one task"),
         ({"columns": Columns(labels=("a", "b", "c"))}, "line 2: 'contradiction' is not a label of mnli; name the head's classes"),
         ({"on_long": "error", "max_length": 8}, "over the maximum length of 8"),
-        ({"strategy": "piles"}, "strategy must be one of buckets, packing, fixed"),
+        ({"strategy": "piles"}, "strategy must be one of auto, buckets, packing, fixed"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_in_one_line(tiny, mnli, options, message):

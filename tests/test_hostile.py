@@ -420,6 +420,7 @@ def test_a_zip_member_that_leads_out(source, tmp_path, name):
     assert "leads out of it" in refusal(lambda: convert(source, tmp_path / "converted"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_zip_file_whose_members_expand_come_twice_or_are_not_what_they_say(source, tmp_path):
     def made(change: Callable[[zipfile.ZipFile], Any]) -> str:
@@ -980,12 +981,14 @@ def one_line(said: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_one_line(tiny_directory):
     with Path("/dev/full").open("w") as full:
         code, said = program("encode", "hi", "-m", tiny_directory, stdout=full)
     assert (code, said) == (1, "roberta-flax: cannot write the output: No space left on device\n")
 
 
+@pytest.mark.slow
 def test_an_output_that_nobody_reads_is_no_fault(tiny_directory):
     reading, writing = os.pipe()
     os.close(reading)

@@ -135,6 +135,7 @@ def test_unknown_head_is_refused_with_the_known_ones(tiny):
         tiny.predict("rte", [0, 2])
 
 
+@pytest.mark.slow
 def test_a_registered_head_predicts_and_leaves_the_others_alone(tiny):
     tokens = roberta_flax.collate_tokens([tiny.encode(text) for text in TEXTS])
     before = np.asarray(tiny.predict("mnli", tokens))
@@ -182,6 +183,7 @@ def test_dropout_keeps_its_share_and_the_mean():
     assert np.unique(dropped) == pytest.approx([0, 1 / 0.7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "activation_dropout", "pooler_dropout"])
 def test_each_dropout_acts_in_train_mode_and_where_it_belongs(tiny, rate):
     none = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "pooler_dropout"), 0.0)
@@ -290,6 +292,7 @@ def test_a_converted_directory_needs_nothing_else(tiny_directory, tmp_path, tiny
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_saved_loads_as_it_is(tiny, tmp_path):
     tiny.params = jax.tree.map(lambda x: x + 0.01, tiny.params)
     tiny.register_classification_head("new", num_classes=2, inner_dim=5, seed=0)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 import roberta_flax
-from roberta_flax import DownloadError, SentenceEncoder
+from roberta_flax import CheckpointError, DownloadError, SentenceEncoder
 from roberta_flax.convert import convert, export, huggingface
 
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -118,6 +119,83 @@ def test_the_modules_of_a_sentence_encoder_are_downloaded_with_it(hub, tiny, tin
     assert not any(hub.files[name] == b"not wanted" for name in hub.downloaded)
     features = np.asarray(tiny.extract_features(tiny.encode("a dog"))[0])
     np.testing.assert_allclose(encoder.encode("a dog"), features.mean(axis=0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "weights.safetensors", "0_RoBERTa/model.safetensors"])
+def test_the_only_weights_of_a_repository_are_downloaded_whatever_their_name_is(hub, tmp_path, name):
+    expected = convert("hf:org/tiny", tmp_path / "expected", cache_dir=tmp_path / "cache")
+    hub.files[name] = hub.files.pop("model.safetensors")
+    if "/" in name:
+        folder = name.split("/")[0]
+        hub.files = {f"{folder}/{Path(file).name}": content for file, content in hub.files.items()}
+        modules = [(folder, "RoBERTa"), ("1_Pooling", "Pooling")]
+        hub.files["modules.json"] = json.dumps(
+            [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
+        ).encode()
+        hub.files["1_Pooling/config.json"] = b"{}"
+    hub.files["training_args.bin"] = b"not wanted"
+    hub.downloaded.clear()
+    directory = convert("hf:org/tiny", tmp_path / "converted", cache_dir=tmp_path / "fresh")
+    assert name in hub.downloaded
+    assert "training_args.bin" not in hub.downloaded
+    assert (directory / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+
+
+def test_a_variant_that_another_program_left_in_the_cache_does_not_hide_the_model(hub, tmp_path):
+    import huggingface_hub
+
+    hub.files["model.fp16.safetensors"] = b"not wanted"
+    huggingface_hub.snapshot_download(
+        "org/tiny", cache_dir=tmp_path / "cache" / "huggingface", allow_patterns=["*.fp16.*", "config.json"]
+    )
+    hub.files["pytorch_model.bin"] = hub.files.pop("model.safetensors")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin"):  # whose content it is not
+        convert("hf:org/tiny", tmp_path / "converted", cache_dir=tmp_path / "cache")
+
+
+def test_a_repository_with_several_files_that_may_be_the_model_is_refused(hub, tmp_path):
+    weights = hub.files.pop("model.safetensors")
+    hub.files |= {"first.safetensors": weights, "second.safetensors": weights}
+    with pytest.raises(CheckpointError, match=r"hf:org/tiny has .*may be the model \(first.safetensors, second.saf"):
+        convert("hf:org/tiny", tmp_path / "converted", cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+def adapter(tiny) -> dict[str, bytes]:
+    """The files of an adapter for org/tiny, which adds 0.5 to the weight of a query's first input to its first output."""
+    first = np.eye(1, tiny.config.hidden_size, dtype=np.float32)
+    name = "base_model.model.roberta.encoder.layer.0.attention.self.query.lora_"
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 0.5, "base_model_name_or_path": "org/tiny"}
+    return {
+        "adapter_config.json": json.dumps(settings).encode(),
+        "adapter_model.safetensors": save({f"{name}A.weight": first, f"{name}B.weight": first.T.copy()}),
+    }
+
+
+def first_query(directory: Path) -> np.ndarray:
+    return load_file(directory / "model.safetensors")["layers.0.attention.query.kernel"]
+
+
+def test_an_adapter_on_disk_is_merged_into_the_model_on_the_hub_that_it_names(hub, adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name, content in adapter.items():
+        (folder / name).write_bytes(content)
+    plain = first_query(convert("hf:org/tiny", tmp_path / "plain", cache_dir=tmp_path / "cache"))
+    merged = first_query(convert(folder, tmp_path / "converted", cache_dir=tmp_path / "cache"))
+    plain[0, 0] += 0.5
+    np.testing.assert_array_equal(merged, plain)
+    assert json.loads((tmp_path / "converted" / "conversion.json").read_text())["base_model"] == "hf:org/tiny"
+
+
+def test_an_adapter_on_the_hub_is_merged_into_the_model_that_is_named(hub, adapter, tiny_directory, tmp_path):
+    base = export(tiny_directory, tmp_path / "base", to="huggingface")
+    plain = first_query(convert(base, tmp_path / "plain"))
+    hub.files = {**adapter, "README.md": b"not wanted", "checkpoint-10/adapter_model.safetensors": b"not wanted"}
+    directory = convert("hf:org/tiny", tmp_path / "converted", base_model=base, cache_dir=tmp_path / "cache")
+    plain[0, 0] += 0.5
+    np.testing.assert_array_equal(first_query(directory), plain)
+    assert sorted(hub.downloaded) == sorted(adapter)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor
+from roberta_flax import Choose, Classify, Embed, FillMask, HeadConfig, InputError, Predictor
 from roberta_flax.files import Contents
 from roberta_flax.inference import jobs
 from tests import processes
@@ -144,6 +144,7 @@ def test_bad_rows_go_to_a_file_with_line_and_reason_and_do_not_stop_a_run(tiny, 
         run(tiny, Classify("mnli"), source, tmp_path / "strict.jsonl", rows_per_part=3, strict=True)
 
 
+@pytest.mark.slow
 def test_texts_that_are_too_long_are_shortened_and_counted(tiny, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * n} for n in (5, 600, 7, 700)])
     for options in ({}, {"on_long": "truncate"}, {"on_long": "window"}):
@@ -164,6 +165,34 @@ def test_nothing_in_is_a_valid_file_with_nothing_in_it(tiny, tmp_path, content):
     assert np.load(tmp_path / "out.npy").shape == (0, 64)
 
 
+@pytest.mark.parametrize("framing", ["choice", "commonsenseqa"])
+def test_the_choice_of_a_row_is_the_one_that_the_model_predicts(tiny, tmp_path, framing):
+    head = HeadConfig("best", 1, 64, "choice")
+    config = dataclasses.replace(tiny.config, heads=(head,))
+    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+    rows = [
+        {"q": "a man", "a": "is playing", "b": "sleeps."},
+        {"q": "x", "a": "y " * 12, "b": ""},
+        {"q": "x", "a": "y"},
+    ]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    summary = run(roberta, Choose(framing=framing), source, tmp_path / "out.jsonl", ("q", "a", "b"))
+    assert (summary["rows"], summary["rejected"]) == (3, 1)
+    for row, found in zip(rows, records(tmp_path / "out.jsonl"), strict=False):
+        marks = ("Q: ", "A: ") if framing == "commonsenseqa" else ("", "")
+        pairs = [(marks[0] + row["q"], marks[1] + row[choice]) for choice in "ab"]
+        ids = [roberta.encode(*pair, no_separator=framing == "commonsenseqa") for pair in pairs]
+        expected = np.asarray(roberta.predict("best", roberta_flax.collate_tokens(ids)))[0]
+        assert found["log_probabilities"] == pytest.approx(expected.tolist(), abs=TOLERANCE)
+        assert found["choice"] == expected.argmax()
+        assert found["score"] == pytest.approx(np.exp(expected.max()), abs=TOLERANCE)
+    with pytest.raises(InputError, match="the framing choice takes a text, and at least two choices"):
+        Predictor(roberta, Choose(framing="choice")).result(["x", "y"])
+    with pytest.raises(InputError, match="framing must be one of"):
+        Predictor(roberta, Choose(framing="swag"))
+
+
 HEADS = [
     HeadConfig("one", 3, 64, labels=("A", "B", "C")),
     HeadConfig("several", 4, 64, problem="multi_label"),
@@ -172,6 +201,7 @@ HEADS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
 @pytest.mark.parametrize("logits", [False, True])
 def test_labels_in_a_file_are_those_that_the_model_gives_one_text(tiny, tmp_path, head, logits):
@@ -492,6 +522,7 @@ def test_outputs_that_cannot_be_written_say_so(tiny, pairs, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pairs.jsonl"]
 
 
+@pytest.mark.slow
 def test_processes_that_begin_at_one_moment_share_the_job(tiny, pairs, tmp_path):
     """Neither takes the other's parts for those of a stopped run, and both find the same settings."""
     run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
@@ -789,6 +820,7 @@ def test_kept_columns_of_parquet_keep_their_types(tiny, tmp_path):
     assert parquet.read_table(tmp_path / "both.parquet").column("id").to_pylist() == ["1", "x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
 @pytest.mark.parametrize("logits", [False, True])
 def test_numbers_of_a_file_are_named_by_class_and_a_score_is_the_probability_of_its_label(tiny, tmp_path, head, logits):

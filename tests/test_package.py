@@ -96,6 +96,7 @@ print(package, int(label))
 """
 
 
+@pytest.mark.slow
 def test_scripts_beside_a_users_program_may_have_any_of_the_checkouts_names(wheel, tmp_path):
     """convert.py beside a program broke the import, when the package installed a `convert` of its own."""
     wheel.extractall(tmp_path / "site")
@@ -114,21 +115,23 @@ def test_scripts_beside_a_users_program_may_have_any_of_the_checkouts_names(whee
 # What a user sees who types a name and a dot.
 OFFERED = {
     "roberta_flax": """
-        CheckpointError Classify CrossEncoder DownloadError Embed FillMask HeadConfig InputError Numerics Predictor
-        Rejected Roberta RobertaConfig RobertaFlaxError RobertaModel SentenceEncoder Tokenizer collate_tokens convert datasets forward load
-        load_tokenizer maxsim parity pipeline ray sharding stablehlo train
+        Answer CheckpointError Choose Classify CrossEncoder DownloadError Embed FillMask HeadConfig InputError Numerics
+        Predictor Rank Rejected Roberta RobertaConfig RobertaFlaxError RobertaModel Score SentenceEncoder Tag Tokenizer
+        ZeroShot collate_tokens convert datasets forward load load_tokenizer maxsim parity pipeline ray sharding stablehlo
+        train
         """,
     "roberta_flax.convert": "Comparison Verification convert export verify",
     "roberta_flax.datasets": "readers recipes",
     "roberta_flax.forward": """
-        Params abstract_params features head_log_probs head_logits head_outputs hidden_states init_params lm_logits
-        network operands pooled_features token_log_probs top_tokens
+        MoreInputs Params abstract_params features first_layers head_log_probs head_logits head_outputs hidden_states
+        init_params intermediate_names intermediates lm_logits network operands pooled_features quantize token_log_probs
+        top_tokens
         """,
     "roberta_flax.parity": """
         DecisionResult Element Report Run TensorResult TokenError assert_parity compare compare_subject read_report
         """,
     "roberta_flax.ray": "Predict predict_parquet",
-    "roberta_flax.sharding": "DATA MODEL RULES fully_sharded_spec mesh place place_batch place_rows spec",
+    "roberta_flax.sharding": "DATA MODEL RULES fully_sharded_spec mesh place place_batch place_rows rules spec",
     "roberta_flax.stablehlo": "DTYPES KNOWN_PLATFORMS PLATFORMS Program Signature export load signatures",
     "roberta_flax.train": """
         Batch Loss TrainStep adam batches corpus finetuning head_loss init_optimizer loop make_eval_step
@@ -144,6 +147,7 @@ print(json.dumps(completions))
 """
 
 
+@pytest.mark.slow
 def test_completion_offers_the_public_names():
     """As Python's own prompt completes, in a process that has imported nothing else."""
     done = subprocess.run(
@@ -154,6 +158,7 @@ def test_completion_offers_the_public_names():
         assert {each for each in names if not each.startswith("__")} == set(OFFERED[name].split()), name
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_without_the_extras():
     extras = ["fairseq", "grain", "huggingface_hub", "matplotlib", "orbax", "pyarrow", "ray", "sacremoses", "spacy"]
     extras += ["tensorboardX", "torch", "transformers"]

@@ -1,4 +1,4 @@
-"""roberta_flax.nn.products: the gradients of 16-bit products, which are written out, are those of an einsum."""
+"""roberta_flax.nn.products: the derivatives of 16-bit products, which are written out, are those of an einsum."""
 
 import re
 from functools import partial
@@ -39,6 +39,26 @@ def test_gradients_of_a_product_in_bfloat16_are_exact_where_its_sums_are(subscri
     np.testing.assert_array_equal(of_x, np.einsum(f"{result},{right}->{left}", gradient, y))
     np.testing.assert_array_equal(of_y, np.einsum(f"{left},{result}->{right}", x, gradient))
     assert value.dtype == of_x.dtype == of_y.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("subscripts", PRODUCTS.values(), ids=PRODUCTS)
+def test_tangents_and_mapped_axes_of_a_product_in_bfloat16_are_exact_where_its_sums_are(subscripts):
+    left, right, _ = re.split(",|->", subscripts)
+    sizes = dict.fromkeys("bqkhdtoiv", 4)
+    random = np.random.default_rng(0)
+    x, y, x_dot, y_dot = (
+        random.integers(-3, 4, [3, *(sizes[axis] for axis in axes)]).astype(np.float32) for axes in (left, right) * 2
+    )
+    of_bfloat16 = partial(product, subscripts, dtype="bfloat16")
+    _, tangent = jax.jvp(of_bfloat16, (x[0], y[0]), (x_dot[0], y_dot[0]))
+    einsum = partial(np.einsum, subscripts)
+    np.testing.assert_array_equal(tangent, einsum(x_dot[0], y[0]) + einsum(x[0], y_dot[0]))
+    for axes, operands, expected in (
+        ((0, 0), (x, y), [einsum(*each) for each in zip(x, y, strict=True)]),
+        ((0, None), (x, y[0]), [einsum(each, y[0]) for each in x]),
+        ((None, -1), (x[0], np.moveaxis(y, 0, -1)), [einsum(x[0], each) for each in y]),
+    ):
+        np.testing.assert_array_equal(jax.vmap(of_bfloat16, axes)(*operands), np.stack(expected))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])

@@ -122,6 +122,7 @@ def test_padding_does_not_change_what_a_program_gives(programs):
     np.testing.assert_allclose(programs["features"](padded)[:1, :9], programs["features"](tokens), atol=FLOAT32)
 
 
+@pytest.mark.slow
 def test_a_program_is_a_pure_function_of_parameters_by_their_names_in_the_file(programs, exported):
     """As somebody without this package calls it: jax.export's file, and safetensors' dict of arrays."""
     from safetensors.numpy import load_file
@@ -163,6 +164,7 @@ def test_an_int8_program_gives_what_quantised_parameters_give(model, tmp_path):
     np.testing.assert_allclose(program(tokens), wanted, atol=0.02 * float(np.abs(wanted).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stored", "taken"), [("bfloat16", "bfloat16"), ("float64", "float32")])
 def test_parameters_are_taken_in_the_dtype_that_they_are_stored_in_but_not_in_float64(model, stored, taken, tmp_path):
     roberta_flax.load(model).save(tmp_path / "stored", dtype=stored)
@@ -240,6 +242,7 @@ def test_the_bytecode_of_one_platform_runs_in_stablehlos_reference_interpreter(m
     np.testing.assert_allclose(found, expected(program, tokens), atol=FLOAT32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
 def test_an_export_for_another_platform_needs_none_and_is_not_run_here(model, platform, tmp_path):
     exported = stablehlo.export(model, tmp_path / platform, platforms=[platform], heads=[])
@@ -248,6 +251,7 @@ def test_an_export_for_another_platform_needs_none_and_is_not_run_here(model, pl
         stablehlo.load(exported)
 
 
+@pytest.mark.slow
 def test_a_model_without_lm_head_has_no_program_of_it(tiny_directory, tmp_path):
     config = dataclasses.replace(CONFIG, lm_head=False, normalize_before=True, heads=())
     params = forward.init_params(config, jax.random.key(0))
@@ -275,6 +279,7 @@ def test_a_program_gives_the_same_under_x64(exported, programs):
     np.testing.assert_allclose(found, expected(programs["features"], tokens), atol=FLOAT32)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_and_runs_it_without_torch_convert_or_tracing_the_network(exported, programs):
     program = f"""
 import sys

@@ -100,6 +100,7 @@ def test_every_generator_makes_pairs_of_its_labels():
     assert set(labels_made.values()) == {3}
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_not_among_the_training_pairs():
     with HELD_OUT.open(newline="") as file:
         held_out = {(row["sentence1"], row["sentence2"]) for row in csv.DictReader(file, delimiter="\t")}
@@ -118,6 +119,7 @@ def embedded_model(tmp_path_factory) -> Path:
     return folder / "unpacked" / NAME
 
 
+@pytest.mark.slow
 def test_embedded_model_is_small_and_the_recipe_reproduces_all_but_its_weights(embedded_model):
     assert ARCHIVE.stat().st_size <= 4_000_000
     roberta = roberta_flax.load(embedded_model)
@@ -153,6 +155,7 @@ def test_training_is_reproducible_and_learns(tmp_path, monkeypatch):
     assert np.mean(losses[8:10]) < np.mean(losses[:2]) - 0.1
 
 
+@pytest.mark.slow
 def test_embedded_model_classifies_pairs_written_by_hand(embedded_model):
     roberta = roberta_flax.load(embedded_model)
     with HELD_OUT.open(newline="") as file:

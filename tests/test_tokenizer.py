@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from roberta_flax import CheckpointError, InputError, Tokenizer
+from roberta_flax.text.fairseq_tokenizer import Dictionary, FairseqTokenizer, SentencePiece
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,33 @@ def test_filler_words_of_the_dictionary_decode_to_their_names(gpt2_tokenizer):
         "madeupword0001",
         "madeupword0002",
     ]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
+def test_windows_give_each_token_its_characters_and_its_word(tiny, sentencepiece_model, kind):
+    text = "A man is  playing the guitar and nobody listens"
+    tokenizer = tiny.tokenizer
+    if kind == "sentencepiece":
+        bpe = SentencePiece(sentencepiece_model)
+        tokenizer = Tokenizer(FairseqTokenizer(Dictionary(bpe.pieces[3:]), bpe))
+    windows = tokenizer.windows("Who?", text, max_length=16, stride=2)
+    whole = tokenizer.encode("Who?", text)
+    question = int((windows[0].texts == 0).sum())
+    assert len(windows) > 1
+    contexts = [window.ids[window.texts == 1].tolist() for window in windows]
+    assert sum(map(len, contexts)) - 2 * (len(windows) - 1) == len(whole) - question - 4
+    for window in windows:
+        np.testing.assert_array_equal(window.ids[: question + 3], whole[: question + 3])
+        for word in np.unique(window.words[window.texts == 1]):
+            tokens = (window.texts == 1) & (window.words == word)
+            begin, end = window.spans[tokens, 0].min(), window.spans[tokens, 1].max()
+            assert text[begin:end] == text[begin:end].strip()
+            is_cut = word in window.words[[question + 3, -2]]
+            assert is_cut or text[begin:end] in ("", *text.split())  # the second space between words is one
+    (alone,) = tokenizer.windows(text, max_length=100)
+    np.testing.assert_array_equal(alone.ids, tokenizer.encode(text))
+    names = [tokenizer.token_name(token_id) for token_id in alone.ids[1:-1].tolist()]
+    assert tokenizer.join_names(names).split() == text.split()
 
 
 def test_a_million_spaces_are_split_as_ten_are(gpt2_tokenizer):

@@ -60,6 +60,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_tree_is_the_same_model(params, form, tmp_path):
     other, expected = FORMS[form](params), logits(params)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import FileOptions, HeadName, Json, print_json, print_line
+from roberta_flax.cli.options import BaseModel, FileOptions, HeadName, Json, print_json, print_line
 
 
 @grouped
@@ -18,7 +18,7 @@ def command(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Fairseq directory, .tar.gz of one, checkpoint file, transformers directory, or hf:ORG/NAME.",
+            help="Fairseq directory, .tar.gz of one, checkpoint file, transformers directory, adapter, or hf:ORG/NAME.",
         ),
     ],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="Directory to make.")],
@@ -30,6 +30,7 @@ def command(
     ] = None,
     strict: Annotated[bool, typer.Option(help="Refuse parameters that are not finite.")] = False,
     head_name: HeadName = None,
+    base_model: BaseModel = None,
     no_tokenizer: Annotated[
         bool, typer.Option(help="Leave the tokenizer out: the model takes token ids only.")
     ] = False,
@@ -51,6 +52,7 @@ def command(
         dtype=dtype,
         strict=strict,
         head_name=head_name,
+        base_model=base_model,
         with_tokenizer=not no_tokenizer,
         **files.files(),
     )

@@ -47,6 +47,7 @@ def command(
     output: jobs.OutputOptions = jobs.OutputOptions(),
     batching: BatchingOptions = BatchingOptions(),
     devices: jobs.JobDevices = jobs.JobDevices(),
+    engine: jobs.EngineOptions = jobs.EngineOptions(),
     model: InferenceOptions = InferenceOptions(),
     as_json: Json = False,
 ) -> None:
@@ -66,7 +67,7 @@ def command(
     if file is not None:
         from roberta_flax.tasks.embed import Embed
 
-        options = jobs.JobOptions(input, output, batching, devices, model)
+        options = jobs.JobOptions(input, output, batching, devices, engine, model)
         jobs.run(file, lambda _: Embed(pooling, prompt, prompt_name), options, as_json=as_json)
         return
     from roberta_flax.inference.features import check_suffix, text_features

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from roberta_flax.cli import jobs
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import BatchingOptions, InferenceOptions, Json, Text, print_json, print_line
+from roberta_flax.cli.options import TOPK, BatchingOptions, InferenceOptions, Json, Text, print_json, print_line
 from roberta_flax.errors import InputError
 
 
@@ -16,11 +14,12 @@ from roberta_flax.errors import InputError
 def command(
     inputs: jobs.Inputs = None,
     text: Text = None,
-    topk: Annotated[int, typer.Option("--topk", "-k", help="Number of tokens, the likeliest first.")] = 5,
+    topk: Annotated[int, TOPK] = 5,
     input: jobs.InputOptions = jobs.InputOptions(),
     output: jobs.OutputOptions = jobs.OutputOptions(),
     batching: BatchingOptions = BatchingOptions(),
     devices: jobs.JobDevices = jobs.JobDevices(),
+    engine: jobs.EngineOptions = jobs.EngineOptions(),
     model: InferenceOptions = InferenceOptions(),
     as_json: Json = False,
 ) -> None:
@@ -32,7 +31,7 @@ def command(
     if file is not None:
         from roberta_flax.tasks.fill_mask import FillMask
 
-        options = jobs.JobOptions(input, output, batching, devices, model)
+        options = jobs.JobOptions(input, output, batching, devices, engine, model)
         jobs.run(file, lambda _: FillMask(topk), options, as_json=as_json)
         return
     if len(texts) != 1:

@@ -21,7 +21,6 @@ from roberta_flax.cli.options import (
     BatchingOptions,
     InferenceOptions,
     LayerDevices,
-    LongTextOptions,
     TextOptions,
     print_json,
     print_line,
@@ -30,15 +29,24 @@ from roberta_flax.errors import InputError
 from roberta_flax.files import require_rereadable
 
 if TYPE_CHECKING:
-    from roberta_flax.hub import Roberta
     from roberta_flax.inference.jobs import Job, Progress
     from roberta_flax.inference.predictor import Predictor
-    from roberta_flax.tasks.base import Task
+    from roberta_flax.nn.config import RobertaConfig
+    from roberta_flax.tasks.base import Task, TaskOfModel
 
 
 @dataclass(frozen=True)
-class InputOptions(TextOptions, LongTextOptions):
-    """How a file of texts is read."""
+class InputOptions(TextOptions):
+    """How a file of texts is read, and what to do about texts that are too long."""
+
+    on_long: Annotated[
+        str | None,
+        typer.Option(
+            metavar="error|truncate|window",
+            help="How to handle inputs over the maximum length.",
+            show_default="truncate; for questions and their contexts window",
+        ),
+    ] = None
 
     format: Annotated[
         str | None,
@@ -103,7 +111,13 @@ class OutputOptions(Group, panel="Output"):
             show_default=False,
         ),
     ] = None
-    rows_per_part: Annotated[int, typer.Option(help="Rows in a part; a run resumes after its last whole part.")] = 8192
+    rows_per_part: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows in a part; a run resumes after its last whole part.",
+            show_default="8192, divided by the labels or documents of a row",
+        ),
+    ] = None
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")] = False
 
 
@@ -139,6 +153,23 @@ class JobDevices(LayerDevices):
 
 
 @dataclass(frozen=True)
+class EngineOptions(Group, panel="Devices"):
+    """What runs a file."""
+
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray",
+            help="This machine; or a Ray cluster, with directories of Parquet files as INPUT and output.",
+        ),
+    ] = "local"
+    workers: Annotated[int | None, typer.Option(help="With --engine ray: number of workers that load the model.")] = (
+        None
+    )
+    gpus_per_worker: Annotated[float, typer.Option(help="With --engine ray: GPUs that each worker takes.")] = 0
+
+
+@dataclass(frozen=True)
 class JobOptions:
     """All of it."""
 
@@ -146,6 +177,7 @@ class JobOptions:
     output: OutputOptions
     batching: BatchingOptions
     devices: JobDevices
+    engine: EngineOptions
     model: InferenceOptions
 
     def destination(self) -> Path:
@@ -165,15 +197,34 @@ class JobOptions:
         }
 
 
-def run(file: Path, task_of: Callable[[Roberta], Task], options: JobOptions, *, as_json: bool) -> None:
-    """Runs a file through a model (inference.jobs), with progress on stderr and a summary on stdout.
+def result_of(given: Any, task: Task | TaskOfModel, options: JobOptions) -> Any:
+    """The result of one input."""
+    from roberta_flax.inference.predictor import Predictor
+
+    return Predictor(options.model.load(), task, **options.predictor()).result(given)
+
+
+def run(
+    file: Path, task_of: Callable[[RobertaConfig], Task | TaskOfModel], options: JobOptions, *, as_json: bool
+) -> None:
+    """Runs a file through a model, on this machine or on a Ray cluster, and prints a summary.
 
     Args:
       file: of texts.
-      task_of: makes the task from the model.
+      task_of: makes the task for a model of this configuration.
       options: how.
       as_json: whether the summary is JSON.
     """
+    if options.engine.engine not in ("local", "ray"):
+        raise InputError(f"engine must be local or ray, got {options.engine.engine!r}")
+    (_run_on_ray if options.engine.engine == "ray" else _run_here)(file, task_of, options, as_json)
+
+
+def _run_here(
+    file: Path, task_of: Callable[[RobertaConfig], Task | TaskOfModel], options: JobOptions, as_json: bool
+) -> None:
+    """Runs a file through a model (inference.jobs), with progress on stderr and a summary on stdout."""
+    from roberta_flax.checkpoint import converted
     from roberta_flax.datasets import tables
     from roberta_flax.inference import jobs
     from roberta_flax.inference.predictor import Predictor
@@ -184,12 +235,15 @@ def run(file: Path, task_of: Callable[[Roberta], Task], options: JobOptions, *, 
     texts = tuple(given.text_column or tables.usual_columns(file, header, given.format))
     job = jobs.Job(
         file, destination, texts, tuple(output.keep or ()), header, given.format,
-        rows_per_part=output.rows_per_part, strict=output.strict, share=share,
+        rows_per_part=jobs.ROWS_PER_PART if output.rows_per_part is None else output.rows_per_part,
+        strict=output.strict, share=share,
     )  # fmt: skip
     jobs.check(job)
+    task = task_of(converted.read_config(options.model.directory()))
+    if output.rows_per_part is None:
+        job = replace(job, rows_per_part=jobs.rows_per_part(task))
     job = replace(job, model=jobs.model_contents(options.model.model, options.model.directory()))
-    roberta = options.model.load()
-    predictor = Predictor(roberta, task_of(roberta), **options.predictor())
+    predictor = Predictor(options.model.load(), task, **options.predictor())
     with _progress_bar(job) as progress:
         summary = jobs.run(job, predictor, progress)
     if as_json:
@@ -214,10 +268,11 @@ def _show(summary: dict[str, Any], job: Job) -> None:
         print_line(f"{count} rejected and not in the output; reasons: {reasons}")
 
 
-def run_on_ray(
-    source: Path, task: Task, options: JobOptions, *, workers: int | None, gpus_per_worker: float, as_json: bool
+def _run_on_ray(
+    source: Path, task_of: Callable[[RobertaConfig], Task | TaskOfModel], options: JobOptions, as_json: bool
 ) -> None:
     """Runs a directory of Parquet files through a model on a Ray cluster (inference.ray)."""
+    from roberta_flax.checkpoint import converted
     from roberta_flax.datasets import tables
     from roberta_flax.inference import ray
 
@@ -228,13 +283,13 @@ def run_on_ray(
     counts = ray.predict_parquet(
         source,
         destination,
-        model=options.model.directory(),
-        task=task,
+        model=options.model.directory(),  # converted once, before workers load it
+        task=task_of(converted.read_config(options.model.directory())),
         text_columns=options.input.text_column or tables.usual_columns(source, None, "parquet"),
         keep=options.output.keep,
         load=options.model.arguments(),
-        workers=workers,
-        num_gpus=gpus_per_worker,
+        workers=options.engine.workers,
+        num_gpus=options.engine.gpus_per_worker,
         **options.predictor(),
     )
     if as_json:

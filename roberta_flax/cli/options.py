@@ -56,6 +56,11 @@ DISTRIBUTED = typer.Option(
     "--distributed", help="This process is one of several hosts (jax.distributed), as on a TPU pod or under SLURM."
 )
 
+STRIDE = typer.Option(
+    help="With windows: number of tokens that two neighbors share.", show_default="128, or half of a window"
+)
+TOPK = typer.Option("--topk", "-k", help="Number of tokens, answers or documents, the best first.")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Text = Annotated[
     list[str] | None,
@@ -67,6 +72,14 @@ Text = Annotated[
 ]
 Head = Annotated[
     str | None, typer.Option(help="Name of the head.", show_default="the only one; to fine-tune, the task's name")
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Model that an adapter is for: a transformers directory or hf:ORG/NAME.",
+        show_default="the one that the adapter names",
+    ),
 ]
 HeadName = Annotated[
     str | None,
@@ -96,7 +109,7 @@ Precision = Annotated[
 ]
 Attention = Annotated[
     str | None,
-    typer.Option(metavar="xla|chunked|cudnn", help="Implementation of attention.", show_default="by the device"),
+    typer.Option(metavar="xla|chunked|cudnn|flash", help="Implementation of attention.", show_default="by the device"),
 ]
 Quantize = Annotated[
     str | None,
@@ -187,13 +200,6 @@ class ModelOptions(TokenizerOptions, NumericsOptions):
         from roberta_flax.convert.cache import resolve
 
         return resolve(self.model, **self.files())
-
-    def note(self) -> dict[str, Any]:
-        """Which model it is, and that it has not changed, for a run that may be resumed."""
-        from roberta_flax.checkpoint import converted
-
-        stat = (self.directory() / converted.PARAMS_FILE).stat()
-        return {"model": self.model, "parameters": [stat.st_size, stat.st_mtime_ns]}
 
 
 @dataclass(frozen=True)
@@ -330,9 +336,10 @@ class BatchingOptions(Group, panel="Batching"):
     strategy: Annotated[
         str | None,
         typer.Option(
-            metavar="buckets|packing|fixed",
-            help="Rows of one text each, in a few lengths; rows of several short texts; or rows of one text each in "
-            "full batches, so that no result depends on other texts.",
+            metavar="auto|buckets|packing|fixed",
+            help="Rows of one text each, in a few lengths (buckets); rows of several short texts (packing); whichever "
+            "should be faster (auto); or rows of one text each in full batches, so that no result depends on other "
+            "texts (fixed).",
             show_default="by the device",
         ),
     ] = None

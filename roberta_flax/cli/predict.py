@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from roberta_flax.cli import jobs
-from roberta_flax.cli.groups import Group, grouped
+from roberta_flax.cli.groups import grouped
 from roberta_flax.cli.options import BatchingOptions, Head, InferenceOptions, Json, Text, print_json
 from roberta_flax.errors import InputError, printable
-
-
-@dataclass(frozen=True)
-class EngineOptions(Group, panel="Devices"):
-    """What runs a file."""
-
-    engine: Annotated[
-        str,
-        typer.Option(
-            metavar="local|ray",
-            help="This machine; or a Ray cluster, with directories of Parquet files as INPUT and output.",
-        ),
-    ] = "local"
-    workers: Annotated[int | None, typer.Option(help="With --engine ray: number of workers that load the model.")] = (
-        None
-    )
-    gpus_per_worker: Annotated[float, typer.Option(help="With --engine ray: GPUs that each worker takes.")] = 0
 
 
 @grouped
@@ -43,7 +26,7 @@ def command(
         str | None,
         typer.Option(
             metavar="choice|race|commonsenseqa",
-            help="With --text and a choice head: how question and choice become one input.",
+            help="With a choice head: how question and choice become one input.",
             show_default="the head's name, or choice",
         ),
     ] = None,
@@ -52,35 +35,27 @@ def command(
     output: jobs.OutputOptions = jobs.OutputOptions(),
     batching: BatchingOptions = BatchingOptions(),
     devices: jobs.JobDevices = jobs.JobDevices(),
-    engine: EngineOptions = EngineOptions(),
+    engine: jobs.EngineOptions = jobs.EngineOptions(),
     model: InferenceOptions = InferenceOptions(model="roberta.large.mnli"),
     as_json: Json = False,
 ) -> None:
     """Classify each row of a file, or one text: labels by name, with probabilities.
 
+    With a span head, the columns are a question and its context; with a choice head, the texts before the choices and
+    then each choice.
+
     Rerun the command to resume a run over a file.
     """
     if (file is None) == (not text):
         raise InputError("give INPUT, a file of texts, or one text with --text")
-    if engine.engine not in ("local", "ray"):
-        raise InputError(f"engine must be local or ray, got {engine.engine!r}")
     if file is None:
         _predict_text(text or [], head, framing, model, as_json)
         return
-    from roberta_flax.inference.heads import head_of
-    from roberta_flax.tasks.classify import Classify
+    from roberta_flax.inference.heads import task_of_head
 
-    options = jobs.JobOptions(_with_trained_columns(input, file, head, model), output, batching, devices, model)
-    if engine.engine == "ray":
-        from roberta_flax.checkpoint import converted
-
-        config = converted.read_config(model.directory())  # the model is converted once, before workers load it
-        jobs.run_on_ray(
-            file, Classify(head_of(config, head).name, logits), options,
-            workers=engine.workers, gpus_per_worker=engine.gpus_per_worker, as_json=as_json,
-        )  # fmt: skip
-        return
-    jobs.run(file, lambda roberta: Classify(head_of(roberta.config, head).name, logits), options, as_json=as_json)
+    given = _with_trained_columns(input, file, head, model)
+    options = jobs.JobOptions(given, output, batching, devices, engine, model)
+    jobs.run(file, lambda config: task_of_head(config, head, logits=logits, framing=framing), options, as_json=as_json)
 
 
 def _with_trained_columns(

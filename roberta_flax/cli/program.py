@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from roberta_flax.cli import (
+    answer,
     convert,
     decode,
     demo,
@@ -22,7 +23,10 @@ from roberta_flax.cli import (
     predict,
     preprocess,
     pretrain,
+    rank,
+    tag,
     verify,
+    zero_shot,
 )
 
 COMMANDS = {
@@ -33,6 +37,10 @@ COMMANDS = {
     "predict": predict,
     "evaluate": evaluate,
     "mnli": mnli,
+    "zero-shot": zero_shot,
+    "tag": tag,
+    "answer": answer,
+    "rank": rank,
     "features": features,
     "fill-mask": fill_mask,
     "disambiguate": disambiguate,
@@ -47,7 +55,8 @@ COMMANDS = {
 
 app = typer.Typer(
     name="roberta-flax",
-    help="RoBERTa in JAX: convert checkpoints, classify, extract features, fill masks, fine-tune and pretrain.",
+    help="RoBERTa in JAX: convert checkpoints, classify, tag, answer and rank, extract features, fill masks, fine-tune "
+    "and pretrain.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import FileOptions, HeadName, Json, print_json, print_line
+from roberta_flax.cli.options import BaseModel, FileOptions, HeadName, Json, print_json, print_line
 from roberta_flax.errors import CheckpointError, printable
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def command(
         ),
     ] = None,
     head_name: HeadName = None,
+    base_model: BaseModel = None,
     files: FileOptions = FileOptions(),
     as_json: Json = False,
 ) -> None:
@@ -38,7 +39,7 @@ def command(
     """
     from roberta_flax.convert import verify
 
-    result = verify(directory, against, head_name=head_name, **files.files())
+    result = verify(directory, against, head_name=head_name, base_model=base_model, **files.files())
     if as_json:
         _print_json(result)
     elif against is None:

@@ -12,7 +12,19 @@ from roberta_flax.errors import CheckpointError
 from roberta_flax.files import PathLike, reading, remove_partial
 
 # The suffixes of files that a conversion may read in addition to the checkpoint itself.
-_READ_SUFFIXES = (".txt", ".json", ".bpe", ".codes", ".model", ".safetensors", ".bin", ".msgpack")
+_READ_SUFFIXES = (
+    ".txt",
+    ".json",
+    ".bpe",
+    ".codes",
+    ".model",
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".msgpack",
+)
 _VERSION = 3  # of what a conversion makes of a source; directories of earlier versions stay unused in the cache
 
 
@@ -101,6 +113,7 @@ def _cached_name(name: str, fingerprint: str) -> str:
 def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> str:
     """A hash of the paths, sizes and modification times of all files that a conversion reads."""
     from roberta_flax.convert import shards
+    from roberta_flax.convert.adapters import Adapter
     from roberta_flax.convert.conversion import ARCHIVE_SUFFIXES
 
     folders = [] if bpe_dir is None else [Path(bpe_dir)]
@@ -110,8 +123,10 @@ def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> 
         files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
         folder_of_path = path if path.is_dir() else path.parent
         modules = sorted(folder_of_path.glob("[0-9]*_*/"))  # of sentence-transformers
+        adapter = Adapter.open(path)
+        base = [] if adapter is None or not os.path.isdir(name := adapter.base_model()) else [Path(name)]
         folders = [
-            folder_of_path, *([files[0].parent] if files[0].parent != folder_of_path else []), *modules, *folders
+            folder_of_path, *([files[0].parent] if files[0].parent != folder_of_path else []), *modules, *base, *folders
         ]  # fmt: skip
     files += [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in _READ_SUFFIXES]
     stats = [

@@ -17,9 +17,10 @@ from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.checkpoint.tensors import NonFinite, stored_dtype
-from roberta_flax.convert import fairseq, hf_tokenizer, huggingface, sentence_transformers, shards
+from roberta_flax.convert import adapters, fairseq, hf_tokenizer, huggingface, sentence_transformers, shards, weights
+from roberta_flax.convert.adapters import Adapter
 from roberta_flax.convert.source import Source
-from roberta_flax.errors import CheckpointError, printable, shortened
+from roberta_flax.errors import CheckpointError, InputError, printable, shortened
 from roberta_flax.files import file_sha256, new_directory, reading
 from roberta_flax.text.fairseq_tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE
 from roberta_flax.text.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ _MAX_SIZES = {
     **dict.fromkeys(
         (DICTIONARY_FILE, MERGES_FILE, *hf_tokenizer.VOCABULARY_FILES[1:], *fairseq.SENTENCEPIECE_NAMES), 1 << 25
     ),
-    **dict.fromkeys((huggingface.CONFIG_FILE, *huggingface.INDEX_FILES), 1 << 23),
+    **dict.fromkeys((weights.CONFIG_FILE, adapters.CONFIG_FILE, *weights.INDEX_FILES), 1 << 23),
     **dict.fromkeys(
         (hf_tokenizer.TOKENIZER_CONFIG_FILE, hf_tokenizer.SPECIAL_TOKENS_FILE, hf_tokenizer.ADDED_TOKENS_FILE), 1 << 23
     ),
@@ -54,6 +55,7 @@ def convert(
     strict: bool = False,
     head_name: str | None = None,
     with_tokenizer: bool = True,
+    base_model: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Converts a RoBERTa to a directory that roberta_flax.load() accepts and that needs nothing else.
 
@@ -63,7 +65,8 @@ def convert(
 
     Args:
       source: a fairseq directory, a .tar.gz of one, or a checkpoint file with dict.txt beside it; or a directory that
-        Transformers wrote, a weights file in one, or "hf:org/name" for a model on the Hugging Face Hub.
+        Transformers wrote, a weights file in one, or "hf:org/name" for a model on the Hugging Face Hub. If it is an
+        adapter that PEFT wrote, it is merged into its model.
       destination: the directory to create. It must not exist.
       checkpoint_file: the name of the checkpoint if `source` is a fairseq directory or archive. It may be in a
         subfolder ("sub/best.pt").
@@ -76,12 +79,15 @@ def convert(
       strict: whether to refuse NaNs and infinities.
       head_name: the name to give the head of a Transformers model, which has no name there.
       with_tokenizer: whether to convert the tokenizer too. Without it, the model takes token ids only.
+      base_model: the model that an adapter is for, in any form that `source` takes for Transformers models; by default,
+        the one that the adapter names.
 
     Returns:
       The destination.
 
     Raises:
-      InputError: parameters cannot be stored in `dtype`, or `bpe_dir` is not a readable directory.
+      InputError: parameters cannot be stored in `dtype`, `bpe_dir` is not a readable directory, or there is a
+        `base_model` but the source is no adapter.
       CheckpointError: the source is not a RoBERTa, is damaged or incomplete, or the destination exists or cannot be
         written.
       DownloadError: a file is needed but cannot be fetched.
@@ -91,7 +97,8 @@ def convert(
         _check_sizes(Path(bpe_dir))
     destination = Path(destination)
     stored = None if dtype is None else stored_dtype(dtype)
-    with new_directory(destination) as directory, open_source(source, checkpoint_file, cache_dir) as source_files:
+    opened = open_source(source, checkpoint_file, cache_dir, base_model)
+    with new_directory(destination) as directory, opened as source_files:
         hashes = {file.name: file_sha256(file) for file in source_files.hashed_files}
         digest = _combined_sha256(hashes)
         if sha256 is not None and digest != sha256.lower():
@@ -114,6 +121,7 @@ def convert(
             "files": hashes,
             "dtype": dtype,
             "head_name": head_name,
+            **({"base_model": source_files.base_model} if source_files.adapter else {}),
             "versions": converted.versions(),
             **({"repository": model.repository} if model.repository else {}),
             "tensors": model.provenance,
@@ -165,17 +173,21 @@ class SourceFiles:
       weights: the weights files.
       hashed_files: the files that the source's SHA-256 covers.
       folder: the source's directory, or the directory that contains it.
+      adapter: the adapter to merge into the model; None if there is none.
+      base_model: the name of the model that the adapter is for.
     """
 
     kind: str
     weights: Sequence[Path]
     hashed_files: Sequence[Path]
     folder: Path
+    adapter: Adapter | None = None
+    base_model: str = ""
 
     @property
     def checkpoint_file(self) -> str:
-        """The path of the first weights file, relative to `folder`."""
-        file = self.weights[0]
+        """The path of the first weights file, or of the adapter's, relative to `folder`."""
+        file = self.weights[0] if self.adapter is None else self.adapter.file
         return file.relative_to(self.folder).as_posix() if file.is_relative_to(self.folder) else str(file)
 
     def read(
@@ -188,17 +200,23 @@ class SourceFiles:
         """Reads the source. Arguments and errors are those of `convert`."""
         with reading(self.weights[0]):
             if self.kind == "huggingface":
-                return huggingface.read(self.weights, bpe_dir, head_name, with_tokenizer)
+                return huggingface.read(self.weights, bpe_dir, head_name, with_tokenizer, self.adapter)
             return fairseq.read(self.weights, bpe_dir, cache_dir, self.folder, with_tokenizer)
 
 
 @contextmanager
 def open_source(
-    source: str | os.PathLike[str], checkpoint_file: str, cache_dir: str | os.PathLike[str] | None = None
+    source: str | os.PathLike[str],
+    checkpoint_file: str,
+    cache_dir: str | os.PathLike[str] | None = None,
+    base_model: str | os.PathLike[str] | None = None,
 ) -> Iterator[SourceFiles]:
-    """Yields the files of a source. A model on the Hub is downloaded; an archive is unpacked while the block runs."""
+    """Yields the files of a source. A model on the Hub is downloaded; an archive is unpacked while the block runs.
+
+    An adapter is yielded with the files of its model: `base_model`, or by default the one that it names.
+    """
     if str(source).startswith(huggingface.HUB_PREFIX):
-        yield _source_files(huggingface.fetch(str(source), cache_dir), checkpoint_file)
+        yield _with_adapter(huggingface.fetch(str(source), cache_dir), checkpoint_file, cache_dir, base_model)
         return
     path = Path(source)
     if not str(source):
@@ -215,12 +233,46 @@ def open_source(
             folder = Path(temporary) / "archive"
             extract_archive(path, folder)
             contents = list(folder.iterdir())
-            source_files = _source_files(
-                contents[0] if len(contents) == 1 and contents[0].is_dir() else folder, checkpoint_file
-            )
-            yield dataclasses.replace(source_files, hashed_files=[path])
+            inside = contents[0] if len(contents) == 1 and contents[0].is_dir() else folder
+            source_files = _with_adapter(inside, checkpoint_file, cache_dir, base_model)
+            of_base_model = [file for file in source_files.hashed_files if not file.is_relative_to(folder)]
+            yield dataclasses.replace(source_files, hashed_files=[*of_base_model, path])
     else:
-        yield _source_files(path, checkpoint_file)
+        yield _with_adapter(path, checkpoint_file, cache_dir, base_model)
+
+
+def _with_adapter(
+    path: Path,
+    checkpoint_file: str,
+    cache_dir: str | os.PathLike[str] | None,
+    base_model: str | os.PathLike[str] | None,
+) -> SourceFiles:
+    """The files of a source; if it is an adapter, those of its model, with the adapter."""
+    with reading(path):
+        folder = sentence_transformers.transformer_folder(path)
+        _check_sizes(folder if folder.is_dir() else folder.parent)
+        adapter = Adapter.open(folder)
+    if adapter is None:
+        if base_model is not None:
+            raise InputError(f"base_model (--base-model) is for an adapter, and {path} has no {adapters.CONFIG_FILE}")
+        return _source_files(path, checkpoint_file)
+    name = adapter.base_model() if base_model is None else str(base_model)
+    what = f"{shortened(name)}, the model that {path} is for,"
+    base_path = huggingface.fetch(name, cache_dir) if name.startswith(huggingface.HUB_PREFIX) else Path(name)
+    if not os.path.exists(base_path):
+        raise CheckpointError(f"{what} does not exist")
+    if Adapter.open(base_path) is not None and not os.path.samefile(base_path, adapter.folder):
+        raise CheckpointError(f"{what} is an adapter itself: save it merged first, with merge_and_unload()")
+    base = _source_files(base_path, checkpoint_file)
+    if base.kind != "huggingface":
+        raise CheckpointError(f"{what} is not a model of Transformers")
+    return dataclasses.replace(
+        base,
+        hashed_files=[*base.hashed_files, adapter.file],
+        folder=adapter.folder,
+        adapter=adapter,
+        base_model=name,
+    )
 
 
 def _source_files(path: Path, checkpoint_file: str) -> SourceFiles:
@@ -233,13 +285,14 @@ def _source_files(path: Path, checkpoint_file: str) -> SourceFiles:
         files = shards.files_of(path / checkpoint_file if path.is_dir() else path)
         _check_sizes(files[0].parent)
         exists = os.path.isfile(files[0])
-        if weights := _weight_files(path, exists and not huggingface.is_weight_file(files[0])):
-            return SourceFiles("huggingface", weights, weights, folder)
+        if found := _weight_files(path, files[0]):
+            return SourceFiles("huggingface", found, found, folder)
         if not exists:
-            found_names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+            raise weights.no_weights(folder, shortened(checkpoint_file))
+        if files[0].suffix in (".safetensors", ".msgpack") or weights.is_state_dict(files[0]):
             raise CheckpointError(
-                f"no {shortened(checkpoint_file)} in {path} (found: {found_names}); name the checkpoint with "
-                "checkpoint_file (--checkpoint-file)"
+                f"{files[0]} is a state dict of Transformers without a {weights.CONFIG_FILE} beside it: copy the "
+                f"{weights.CONFIG_FILE} and the tokenizer's files of the model there"
             )
         return SourceFiles("fairseq", files, files, folder)
 
@@ -252,11 +305,11 @@ def _check_sizes(folder: Path) -> None:
             raise CheckpointError(f"{file} has {size} bytes, more than the {limit} allowed for such a file")
 
 
-def _weight_files(path: Path, is_fairseq: bool) -> list[Path]:
+def _weight_files(path: Path, checkpoint_file: Path) -> list[Path]:
     """The weights files of a Transformers model. An unreadable config.json beside a fairseq checkpoint is ignored."""
     try:
-        return huggingface.weight_files(path)
+        return huggingface.weight_files(path, checkpoint_file)
     except huggingface.ConfigError:
-        if not is_fairseq:
+        if not (os.path.isfile(checkpoint_file) and weights.is_fairseq(checkpoint_file)):
             raise
         return []

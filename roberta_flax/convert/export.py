@@ -21,7 +21,7 @@ from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, write_tensors
 from roberta_flax.checkpoint.usage import Usage
-from roberta_flax.convert import fairseq_files, hf_tokenizer, huggingface, sentence_transformers
+from roberta_flax.convert import fairseq_files, hf_tokenizer, huggingface, sentence_transformers, weights
 from roberta_flax.convert.conversion import write_files
 from roberta_flax.convert.names import (
     HF_DECODER_BIAS,
@@ -325,8 +325,8 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
     if token_types not in tensors:
         dtype = model.tensors["embeddings.token.embedding"].dtype
         tensors[token_types] = Values(np.zeros((1, model.config.hidden_size), dtype))
-    write_tensors(directory / huggingface.WEIGHT_FILES[0], tensors, metadata={"format": "pt"})
-    _write_json(directory / huggingface.CONFIG_FILE, config)
+    write_tensors(directory / weights.WEIGHT_FILES[0], tensors, metadata={"format": "pt"})
+    _write_json(directory / weights.CONFIG_FILE, config)
     _write_tokenizer(model, model_type, directory)
     sentence_transformers.write_limits(model.usage, directory, head, model.config.max_positions)
     for setting, value in (

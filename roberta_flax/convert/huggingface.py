@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from roberta_flax.checkpoint import converted
-from roberta_flax.checkpoint.tensors import LazyTensor, read_tensors
-from roberta_flax.convert import hf_tokenizer, msgpack_file, sentence_transformers, torch_file
+from roberta_flax.checkpoint.tensors import LazyTensor
+from roberta_flax.convert import adapters, bert, hf_tokenizer, sentence_transformers, weights
+from roberta_flax.convert.adapters import Adapter
+from roberta_flax.convert.hf_tokenizer import TokenizerFiles
 from roberta_flax.convert.names import (
     HF_DECODER_BIAS,
     HF_LM_HEAD_BIAS,
@@ -21,39 +24,35 @@ from roberta_flax.convert.names import (
     HF_TOKEN_TYPES,
     HF_WORD_EMBEDDINGS,
     from_huggingface,
+    huggingface_roots,
     modernize_huggingface,
     reason_to_ignore,
 )
 from roberta_flax.convert.source import (
     Source,
     TreeBuilder,
-    check_fits_files,
     integer,
     interpret,
     number,
     read_json,
     same_values,
-    wrapper_prefix,
 )
+from roberta_flax.convert.views import size_in_bytes
+from roberta_flax.convert.weights import CONFIG_FILE, INDEX_SUFFIX, WEIGHT_FILES
 from roberta_flax.errors import CheckpointError, DownloadError, shortened
 from roberta_flax.extras import require
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.fairseq_tokenizer import PAD_ID
 
 HUB_PREFIX = "hf:"
-CONFIG_FILE = "config.json"
-_INDEX_SUFFIX = ".index.json"  # of a file that lists the parts of a model saved in several files
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")  # in the order of preference
-_MAX_PARTS = 1000  # weights files; the largest model has nine
-INDEX_FILES = tuple(f"{name}{_INDEX_SUFFIX}" for name in WEIGHT_FILES)
-_SUFFIXES = tuple(Path(name).suffix for name in WEIGHT_FILES)
-
 CLASS_PREFIXES = {  # model_type -> the prefix of its classes' names
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
     "camembert": "Camembert",
     "xlm-roberta-xl": "XLMRobertaXL",
     "roberta-prelayernorm": "RobertaPreLayerNorm",
+    "data2vec-text": "Data2VecText",
+    bert.MODEL_TYPE: "Bert",
 }
 MODEL_TYPES = tuple(CLASS_PREFIXES)
 PRE_NORM_TYPES = ("xlm-roberta-xl", "roberta-prelayernorm")
@@ -106,6 +105,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "layer_norm_eps": 1e-5,
     },
     "roberta-prelayernorm": _BASE_DEFAULTS,
+    "data2vec-text": {**_BASE_DEFAULTS, "vocab_size": 30522},
+    bert.MODEL_TYPE: {**_BASE_DEFAULTS, "vocab_size": 30522, "pad_token_id": 0},
 }
 # Settings that would change the network in an unsupported way, and the values that are accepted.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -141,20 +142,42 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
             )
         )
 
+    def listed() -> list[str]:
+        model = huggingface_hub.HfApi().model_info(repository, revision=revision or "main")
+        return [file.rfilename for file in model.siblings or ()]
+
     try:
-        for weights in WEIGHT_FILES:
-            stem, suffix = Path(weights).stem, Path(weights).suffix
-            parts = [weights, f"{weights}{_INDEX_SUFFIX}", f"{stem}-*-of-*{suffix}"]
-            early = [f"0_Transformer/{name}" for name in (CONFIG_FILE, *hf_tokenizer.FILES, *parts)]
-            directory = download([CONFIG_FILE, *hf_tokenizer.FILES, *parts, *early, *sentence_transformers.PATTERNS])
-            if weight_files(sentence_transformers.transformer_folder(directory)):
-                return directory
-    except CheckpointError:
+        return _fetch(name, download, listed)
+    except (CheckpointError, DownloadError):
         raise
     except Exception as error:  # huggingface_hub's own, or those of requests or httpx, depending on its version
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise DownloadError(f"cannot fetch {name}: {reason}") from None
-    raise DownloadError(f"{name} has none of {', '.join(WEIGHT_FILES)}")
+
+
+def _fetch(name: str, download: Callable[[Sequence[str]], Path], listed: Callable[[], list[str]]) -> Path:
+    """Downloads what a model needs, and returns its directory. Weights by other names are looked up last."""
+    for file_name in WEIGHT_FILES:
+        stem, suffix = Path(file_name).stem, Path(file_name).suffix
+        parts = [file_name, f"{file_name}{INDEX_SUFFIX}", f"{stem}-*-of-*{suffix}"]
+        early = [f"0_*/{each}" for each in (CONFIG_FILE, *hf_tokenizer.FILES, *parts)]
+        directory = download([CONFIG_FILE, *hf_tokenizer.FILES, *parts, *early, *sentence_transformers.PATTERNS])
+        folder = sentence_transformers.transformer_folder(directory)
+        if (folder / adapters.CONFIG_FILE).is_file():
+            for adapter_file in adapters.WEIGHT_FILES:
+                if (download([adapter_file]) / adapter_file).is_file():
+                    break
+            return directory
+        if weights.own_files(folder) and weight_files(folder):
+            return directory
+    inside = folder.relative_to(directory).as_posix()
+    names = [each for each in listed() if Path(each).parent.as_posix() == inside]
+    found = weights.choose(name, [Path(each).name for each in names])
+    if not found:
+        raise DownloadError(
+            f"{name} has none of {', '.join(WEIGHT_FILES)} (found: {', '.join(names[:8]) or 'nothing'})"
+        )
+    return download([(Path(inside) / each).as_posix() for each in found])
 
 
 class ConfigError(CheckpointError):
@@ -168,42 +191,29 @@ def _config_json(folder: Path) -> dict[str, Any]:
         raise ConfigError(str(error)) from None
 
 
-def is_weight_file(path: Path) -> bool:
-    """Whether a file has the suffix of a Transformers weights file."""
-    return path.suffix in _SUFFIXES
-
-
-def weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path, checkpoint_file: Path | None = None) -> list[Path]:
     """The weights files of a Transformers model.
 
     Args:
-      path: a directory that Transformers wrote, or a weights file in one.
+      path: a directory that Transformers wrote, or a weights file in one, or the index of several.
+      checkpoint_file: the file to take if there are none by the names that Transformers gives them.
 
     Returns:
       The files, in the order of their names. An empty list if `path` is not such a directory or file.
 
     Raises:
       ConfigError: config.json cannot be read.
-      CheckpointError: an index lists files that are missing or in another folder.
+      CheckpointError: an index lists files that are missing or in another folder, or one of several files may be the
+        model.
     """
     folder = path if path.is_dir() else path.parent
     if not (folder / CONFIG_FILE).is_file() or not converted.is_transformers_config(_config_json(folder)):
         return []
     if path.is_file():
-        return [path] if is_weight_file(path) else []
-    for name in WEIGHT_FILES:
-        if (index := path / f"{name}{_INDEX_SUFFIX}").is_file():
-            weight_map = read_json(index).get("weight_map")
-            values = weight_map.values() if isinstance(weight_map, dict) else []
-            names = sorted({str(name) for name in values})
-            if not 0 < len(names) <= _MAX_PARTS or any("/" in part or "\\" in part or part == ".." for part in names):
-                raise CheckpointError(f"{index} is damaged: it should list the weights files beside it")
-            if missing := [shortened(part) for part in names if not os.path.isfile(path / part)]:
-                raise CheckpointError(f"{index} lists {', '.join(missing[:5])}, not found: copy the missing files too")
-            return [path / part for part in names]
-        if (path / name).is_file():
-            return [path / name]
-    return []
+        if weights.is_index(path):
+            return weights.parts_of(path)
+        return [path] if weights.is_weight_file(path) and not weights.is_fairseq(path) else []
+    return weights.find(path, checkpoint_file)
 
 
 def read(
@@ -211,6 +221,7 @@ def read(
     bpe_dir: str | os.PathLike[str] | None = None,
     head_name: str | None = None,
     with_tokenizer: bool = True,
+    adapter: Adapter | None = None,
 ) -> Source:
     """Reads a model that Transformers saved.
 
@@ -219,31 +230,129 @@ def read(
       bpe_dir: the directory of the tokenizer's files, if they are not beside the weights.
       head_name: the name to give the model's head; by default, the one in HEAD_NAMES.
       with_tokenizer: whether to read the tokenizer.
+      adapter: an adapter to merge into the model. Its directory's files come before those beside the weights.
 
     Raises:
       CheckpointError: the model is not a RoBERTa, or tensors are missing, unknown or misshapen (all are listed).
     """
     folder = files[0].parent
-    source_name = str(folder)
+    home = folder if adapter is None else adapter.folder
+    source_name = str(home)
+    settings, model_type = _settings(folder)
+    builder, notes = TreeBuilder(), list[str]()
+    network = weights.read(str(folder), files, huggingface_roots(model_type))
+    builder.provenance |= network.left_out
+    modern = _modernize_names(str(folder), network.tensors, model_type)
+    if adapter is not None:
+        merged = adapters.merge(adapter, modern, settings, model_type, CLASS_PREFIXES[model_type])
+        modern, settings = merged.tensors, merged.settings
+        builder.provenance |= merged.left_out
+    read_tokenizer = partial(_read_tokenizer, [bpe_dir, home, folder], settings, model_type, notes)
+    kind = _head_kind(settings, modern, model_type, notes)
+    tokenizer_files = None
+    if model_type == bert.MODEL_TYPE:
+        tokenizer_files, settings, modern = _fold_bert(
+            source_name, read_tokenizer, settings, modern, kind, notes, with_tokenizer
+        )
+    head = None if kind is None else (head_name or HEAD_NAMES[kind], kind)
+    modern = _merge_lm_head_biases(modern, builder, notes, decoder_wins=model_type != bert.MODEL_TYPE)
+    tied = settings["tie_word_embeddings"] is not False
+    _put(builder, modern, head, tied, notes)
+    config = interpret(source_name, lambda: _config(settings, model_type, builder, head, tied))
+    _note_labels(settings, config, notes)
+    builder.check(source_name, files, config, added=max(0, _size(modern) - _size(network.tensors)))
+    if not with_tokenizer:
+        tokenizer_files = hf_tokenizer.none(config.vocab_size)
+    elif tokenizer_files is None:
+        tokenizer_files = read_tokenizer(config.vocab_size, config.pad_id)
+    usage = sentence_transformers.read(
+        home,
+        settings,
+        config=config,
+        head=next((each for each in config.heads if each.kind == "sentence"), None),
+        notes=notes,
+    )
+    repository = _repository(usage, folder, files, adapter) | network.record()
+    return Source(
+        "huggingface", config, builder.parameters, builder.provenance, tokenizer_files, notes, usage.usage, repository
+    )
+
+
+def _settings(folder: Path) -> tuple[dict[str, Any], str]:
+    """The content of config.json with Transformers' defaults, and the model_type."""
     settings = read_json(folder / CONFIG_FILE)
     model_type = _model_type(settings)
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{source_name} contains a model of type {model_type[:80]!r}, not a RoBERTa: "
-            f"expected {', '.join(MODEL_TYPES)}"
+            f"{folder} contains a model of type {model_type[:80]!r}, not a RoBERTa: expected {', '.join(MODEL_TYPES)}"
         )
     for key, values in _FIXED.items():
         if settings.get(key) not in values:
-            raise CheckpointError(f"{source_name} has {key}={str(settings[key])[:80]}, which is not supported")
-    settings = {**DEFAULTS[model_type], **settings}
+            raise CheckpointError(f"{folder} has {key}={str(settings[key])[:80]}, which is not supported")
+    return {**DEFAULTS[model_type], **settings}, model_type
 
-    modern = _modernize_names(source_name, files, model_type)
-    builder, notes = TreeBuilder(), list[str]()
-    kind = _head_kind(settings, modern, notes)
-    head = None if kind is None else (head_name or HEAD_NAMES[kind], kind)
-    pooler = POOLER if kind != "choice" else None
-    tied = settings["tie_word_embeddings"] is not False
-    modern = _merge_lm_head_biases(modern, builder, notes)
+
+def _read_tokenizer(
+    folders: Sequence[str | os.PathLike[str] | None],
+    settings: Mapping[str, Any],
+    model_type: str,
+    notes: list[str],
+    vocab_size: int,
+    pad_id: int | None,
+) -> TokenizerFiles:
+    named = settings.get("tokenizer_class")
+    default = bert.TOKENIZER_CLASS if model_type == bert.MODEL_TYPE else None
+    return hf_tokenizer.read(
+        [*dict.fromkeys(Path(folder) for folder in folders if folder is not None)],
+        model_type,
+        vocab_size,
+        notes,
+        tokenizer_class=named if isinstance(named, str) else default,
+        pad_id=pad_id,
+    )
+
+
+def _fold_bert(
+    source_name: str,
+    read_tokenizer: Callable[[int, int | None], TokenizerFiles],
+    settings: Mapping[str, Any],
+    modern: Mapping[str, tuple[str, LazyTensor]],
+    kind: str | None,
+    notes: list[str],
+    with_tokenizer: bool,
+) -> tuple[TokenizerFiles | None, dict[str, Any], dict[str, tuple[str, LazyTensor]]]:
+    """The tokenizer of a BERT, if it can be read, and settings and tensors of the RoBERTa that computes the same."""
+    vocab_size = (*modern[HF_WORD_EMBEDDINGS][1].shape, 0)[0]
+    said = len(notes)
+    try:
+        tokenizer_files = read_tokenizer(vocab_size, None)
+    except CheckpointError:
+        if with_tokenizer:
+            raise
+        tokenizer_files = None
+    if not with_tokenizer:  # which is read for the id of padding alone
+        del notes[said:]
+    if with_tokenizer and tokenizer_files is not None:
+        named = settings.get("tokenizer_class") or bert.TOKENIZER_CLASS
+        bert.check_token_types(source_name, tokenizer_files, str(named), modern)
+    pad_id = bert.padding_id(source_name, tokenizer_files, settings, notes)
+    if any(name.startswith(bert.NEXT_SENTENCE) for name in modern):
+        notes.append(f"{source_name}: BERT's prediction of the next sentence is left out")
+    folded = bert.with_positions_after(pad_id, modern)
+    if kind == "sentence":
+        folded = bert.with_sentence_head(folded)
+    return tokenizer_files, {**settings, "pad_token_id": pad_id}, folded
+
+
+def _put(
+    builder: TreeBuilder,
+    modern: Mapping[str, tuple[str, LazyTensor]],
+    head: tuple[str, str] | None,
+    tied: bool,
+    notes: list[str],
+) -> None:
+    """Puts all tensors at their places in the tree, or records why they are left out."""
+    pooler = POOLER if head is None or head[1] != "choice" else None
     for name, (source, tensor) in modern.items():
         if tied and name == HF_LM_HEAD_WEIGHT:
             if not same_values(tensor, modern[HF_WORD_EMBEDDINGS][1]):
@@ -259,41 +368,25 @@ def read(
         else:
             builder.put(source, tensor, from_huggingface(name, head, pooler))
 
-    config = interpret(source_name, lambda: _config(settings, model_type, builder, head, tied))
-    builder.check(source_name, files, config)
-    folders = [Path(bpe_dir), folder] if bpe_dir is not None else [folder]
-    tokenizer_class = settings.get("tokenizer_class")
-    if with_tokenizer:
-        tokenizer_files = hf_tokenizer.read(
-            folders,
-            model_type,
-            config.vocab_size,
-            notes,
-            tokenizer_class=tokenizer_class if isinstance(tokenizer_class, str) else None,
-            pad_id=config.pad_id,
-        )
-    else:
-        tokenizer_files = hf_tokenizer.none(config.vocab_size)
-    sentence_head = next((each for each in config.heads if each.kind == "sentence"), None)
-    usage = sentence_transformers.read(
-        folder,
-        settings,
-        config=config,
-        head=sentence_head,
-        notes=notes,
-    )
-    read_files = _read_files(folder, files, usage)
-    repository = {"read": read_files, "not read": sentence_transformers.unread(usage.root, read_files)}
-    return Source(
-        "huggingface", config, builder.parameters, builder.provenance, tokenizer_files, notes, usage.usage, repository
-    )
+
+def _size(modern: Mapping[str, tuple[str, LazyTensor]]) -> int:
+    return sum(size_in_bytes(tensor) for _, tensor in modern.values())
 
 
-def _read_files(folder: Path, weights: Sequence[Path], usage: sentence_transformers.Reading) -> list[str]:
-    """The files of a repository that were read, relative to it."""
-    names = [name for name in (CONFIG_FILE, *INDEX_FILES, *hf_tokenizer.FILES) if (folder / name).is_file()]
-    paths = [*weights, *(folder / name for name in names)]
-    return sorted({*usage.files, *(path.relative_to(usage.root).as_posix() for path in paths)})
+def _repository(
+    usage: sentence_transformers.Reading, folder: Path, files: Sequence[Path], adapter: Adapter | None
+) -> dict[str, Any]:
+    """The files of a repository that were read and those that were not; with an adapter, also those of its model."""
+    names = [name for name in (CONFIG_FILE, *hf_tokenizer.FILES) if (folder / name).is_file()]
+    indices = [path for path in folder.glob("*.json") if weights.is_index(path)] if len(files) > 1 else []
+    paths = {*files, *indices, *(folder / name for name in names)}
+    others: dict[str, Any] = {}
+    if adapter is not None:
+        others["base model"] = sorted(path.name for path in paths)
+        own = [adapter.folder / name for name in hf_tokenizer.FILES if (adapter.folder / name).is_file()]
+        paths = {adapter.file, adapter.folder / adapters.CONFIG_FILE, *own}
+    read_files = sorted({*usage.files, *(path.relative_to(usage.root).as_posix() for path in paths)})
+    return {"read": read_files, "not read": sentence_transformers.unread(usage.root, read_files), **others}
 
 
 def _model_type(settings: Mapping[str, Any]) -> str:
@@ -304,13 +397,13 @@ def _model_type(settings: Mapping[str, Any]) -> str:
     return next((kind for kind, prefix in CLASS_PREFIXES.items() if re.match(f"{prefix}(For|Model)", named)), named)
 
 
-def _modernize_names(source_name: str, files: Sequence[Path], model_type: str) -> dict[str, tuple[str, LazyTensor]]:
+def _modernize_names(
+    source_name: str, tensors: Mapping[str, tuple[str, LazyTensor]], model_type: str
+) -> dict[str, tuple[str, LazyTensor]]:
     """Maps the modern name of every tensor to its name in the file and the tensor."""
-    parts = [(name, tensor) for file in files for name, tensor in _tensors(file).items()]
-    prefix = wrapper_prefix(name for name, _ in parts)
     modern: dict[str, tuple[str, LazyTensor]] = {}
-    for name, tensor in parts:
-        modern_name = modernize_huggingface(name.removeprefix(prefix), model_type)
+    for plain_name, (name, tensor) in tensors.items():
+        modern_name = modernize_huggingface(plain_name, model_type)
         if modern_name in modern:
             other = shortened(modern[modern_name][0])
             raise CheckpointError(f"{source_name}: {other} and {shortened(name)} are two names of the same tensor")
@@ -328,41 +421,28 @@ def _modernize_names(source_name: str, files: Sequence[Path], model_type: str) -
 
 
 def _merge_lm_head_biases(
-    modern: dict[str, tuple[str, LazyTensor]], builder: TreeBuilder, notes: list[str]
+    modern: dict[str, tuple[str, LazyTensor]], builder: TreeBuilder, notes: list[str], *, decoder_wins: bool
 ) -> dict[str, tuple[str, LazyTensor]]:
     """Keeps one bias of the LM head if a file contains it under both of its names.
 
-    If the two differ, the decoder's is kept, as in Transformers 4.57 (RobertaLMHead._tie_weights).
+    If the two differ, it is the decoder's in Transformers' RoBERTas (RobertaLMHead._tie_weights) and the head's in its
+    BERT (BertLMPredictionHead._tie_weights).
     """
     if HF_DECODER_BIAS not in modern:
         return modern
-    (bias_name, bias_tensor), (decoder_bias_name, decoder_tensor) = modern[HF_LM_HEAD_BIAS], modern[HF_DECODER_BIAS]
-    others = {name: part for name, part in modern.items() if name != HF_DECODER_BIAS}
-    if same_values(bias_tensor, decoder_tensor):
-        builder.leave_out(decoder_bias_name, f"the same as {HF_LM_HEAD_BIAS}")
-        return others
-    notes.append(
-        f"{shortened(bias_name)} and {shortened(decoder_bias_name)} differ; the latter is used, as in Transformers"
-    )
-    builder.leave_out(bias_name, f"not the same as {HF_DECODER_BIAS}, which Transformers uses")
-    return {**others, HF_LM_HEAD_BIAS: (decoder_bias_name, decoder_tensor)}
-
-
-def _tensors(file: Path) -> dict[str, LazyTensor]:
-    if file.suffix == ".safetensors":
-        return dict(read_tensors(file))
-    if file.suffix == ".msgpack":
-        return msgpack_file.tensors(file)
-    state = torch_file.load(file)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{file} is a PyTorch file but not a state dict")
-    tensors: dict[str, LazyTensor] = dict(torch_file.tensors(state))
-    check_fits_files(str(file), [file], tensors)
-    return tensors
+    kept, dropped = (HF_DECODER_BIAS, HF_LM_HEAD_BIAS)[:: 1 if decoder_wins else -1]
+    (kept_name, kept_tensor), (dropped_name, dropped_tensor) = modern[kept], modern[dropped]
+    others = {name: part for name, part in modern.items() if name not in (kept, dropped)}
+    if same_values(kept_tensor, dropped_tensor):
+        builder.leave_out(modern[HF_DECODER_BIAS][0], f"the same as {HF_LM_HEAD_BIAS}")
+        return {**others, HF_LM_HEAD_BIAS: modern[HF_LM_HEAD_BIAS]}
+    notes.append(f"{shortened(dropped_name)} and {shortened(kept_name)} differ; the latter is used, as in Transformers")
+    builder.leave_out(dropped_name, f"not the same as {kept}, which Transformers uses")
+    return {**others, HF_LM_HEAD_BIAS: (kept_name, kept_tensor)}
 
 
 def _head_kind(
-    settings: Mapping[str, Any], modern: Mapping[str, tuple[str, LazyTensor]], notes: list[str]
+    settings: Mapping[str, Any], modern: Mapping[str, tuple[str, LazyTensor]], model_type: str, notes: list[str]
 ) -> str | None:
     """The kind of the model's head, a key of HEAD_NAMES; None if it has no head."""
     if "classifier.dense.weight" in modern:
@@ -374,9 +454,22 @@ def _head_kind(
     architecture = _architecture(settings)
     if architecture.endswith("ForMultipleChoice"):
         return "choice"
+    has_pooler = "roberta.pooler.dense.weight" in modern
+    if model_type == bert.MODEL_TYPE and has_pooler and not architecture.endswith("ForTokenClassification"):
+        if not architecture.endswith("ForSequenceClassification"):
+            notes.append(
+                "config.json does not say what the head classifies (architectures); it has a pooler, and is taken to "
+                "classify texts"
+            )
+        return "sentence"
     # RobertaForTokenClassification has no pooler. Early versions had one, but seldom a single class.
     one_output = modern["classifier.weight"][1].shape[:1] == (1,)
-    if architecture.endswith("ForTokenClassification") or "roberta.pooler.dense.weight" not in modern or not one_output:
+    if architecture.endswith("ForTokenClassification") or not has_pooler or not one_output:
+        if architecture and not architecture.endswith("ForTokenClassification"):
+            notes.append(
+                f"config.json is that of a {shortened(architecture)}, but the weights have a classifier as "
+                "ForTokenClassification has it; it is taken to classify tokens"
+            )
         return "token"
     notes.append(
         "config.json does not say whether the head is for multiple choice or for tokens (architectures); it has a "
@@ -414,7 +507,8 @@ def _config(
         - 1,
         pad_id=pad_id,
         activation=ACTIVATIONS[activation],
-        lm_head_activation="gelu",  # RobertaLMHead, whatever hidden_act is
+        # RobertaLMHead has gelu, whatever hidden_act is
+        lm_head_activation=ACTIVATIONS[activation] if model_type == bert.MODEL_TYPE else "gelu",
         pooler_activation="tanh",
         dropout=dropout,
         attention_dropout=number(settings["attention_probs_dropout_prob"]),
@@ -456,10 +550,21 @@ def _problem(settings: Mapping[str, Any], kind: str, outputs: int) -> str:
     return "regression" if outputs == 1 and problem == "single_label" else problem
 
 
-def _labels(settings: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """The labels of id2label in order; none if they are just the numbered defaults of Transformers."""
+def _note_labels(settings: Mapping[str, Any], config: RobertaConfig, notes: list[str]) -> None:
+    """Says that config.json's labels are left out because they are those of another head."""
     id2label = settings.get("id2label")
-    if not isinstance(id2label, dict):
+    for head in config.heads:
+        if head.kind in ("sentence", "token") and isinstance(id2label, dict) and len(id2label) != head.num_classes:
+            notes.append(
+                f"config.json names {len(id2label)} labels, but the head has {head.num_classes} classes: the names are "
+                "left out"
+            )
+
+
+def _labels(settings: Mapping[str, Any], classes: int) -> tuple[str, ...]:
+    """The labels of id2label in order; none if they are another head's or the numbered defaults of Transformers."""
+    id2label = settings.get("id2label")
+    if not isinstance(id2label, dict) or len(id2label) != classes:
         return ()
     by_id = {int(key): str(label) for key, label in id2label.items() if re.fullmatch("[0-9]{1,6}", str(key))}
     labels = tuple(by_id.get(i, f"LABEL_{i}") for i in range(classes))

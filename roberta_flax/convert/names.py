@@ -71,6 +71,7 @@ def _layer_norm(path: str, fairseq: str, huggingface: str) -> list[Row]:
 EMBED_TOKENS = f"{_ENCODER}.embed_tokens.weight"
 LM_HEAD_WEIGHT = "encoder.lm_head.weight"
 HF_WORD_EMBEDDINGS = "roberta.embeddings.word_embeddings.weight"
+HF_POSITIONS = "roberta.embeddings.position_embeddings.weight"
 HF_TOKEN_TYPES = "roberta.embeddings.token_type_embeddings.weight"
 HF_LM_HEAD_WEIGHT = "lm_head.decoder.weight"
 HF_LM_HEAD_BIAS = "lm_head.bias"
@@ -81,7 +82,7 @@ TABLE: list[Row] = [
     Row(
         "embeddings.position.embedding",
         f"{_ENCODER}.embed_positions.weight",
-        "roberta.embeddings.position_embeddings.weight",
+        HF_POSITIONS,
     ),
     Row("embeddings.token_type.embedding", None, HF_TOKEN_TYPES),
     *_layer_norm("embeddings.layer_norm", f"{_ENCODER}.layernorm_embedding", "roberta.embeddings.LayerNorm"),
@@ -135,6 +136,7 @@ IGNORED_TENSORS: list[tuple[str, str]] = [
     (r"encoder\.regression_head\..*", "data2vec's regression onto its teacher, which fairseq drops too"),
     (r"encoder\._ema(\..*)?", "data2vec's teacher, which fairseq drops too"),
     (r"roberta\.embeddings\.(position|token_type)_ids", "a buffer of constant ids"),
+    (r"cls\.seq_relationship\..*", "BERT's prediction of the next sentence"),
 ]
 
 
@@ -249,15 +251,33 @@ def modernize_fairseq(name: str, tensor: LazyTensor) -> list[tuple[str, LazyTens
 
 
 _HF_ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.", "LayerNorm.")
-_HF_PREFIXES = ("roberta_prelayernorm.",)
+_HF_ROOTS = {  # model_type -> base_model_prefix of its classes, where it is not "roberta"
+    "roberta-prelayernorm": "roberta_prelayernorm",
+    "data2vec-text": "data2vec_text",
+    "bert": "bert",
+}
+_BERT_LM_HEAD = {  # names in BertForMaskedLM -> in RobertaForMaskedLM
+    "cls.predictions.transform.dense.": "lm_head.dense.",
+    "cls.predictions.transform.LayerNorm.": "lm_head.layer_norm.",
+    "cls.predictions.decoder.": "lm_head.decoder.",
+    "cls.predictions.bias": HF_LM_HEAD_BIAS,
+}
+
+
+def huggingface_roots(model_type: str) -> list[str]:
+    """What the network is called in a model of this type that has a head."""
+    return [*dict.fromkeys((_HF_ROOTS.get(model_type, "roberta"), "roberta"))]
 
 
 def modernize_huggingface(name: str, model_type: str) -> str:
     """Translates a name of any class and model type to the name in today's RobertaForX."""
     name = re.sub(r"\bgamma$", "weight", re.sub(r"\bbeta$", "bias", name))  # LayerNorms converted from TensorFlow
-    for prefix in _HF_PREFIXES:
-        if name.startswith(prefix):
-            name = "roberta." + name.removeprefix(prefix)
+    for root in huggingface_roots(model_type):
+        if name.startswith(f"{root}."):
+            name = "roberta." + name.removeprefix(f"{root}.")
+    for theirs, ours in _BERT_LM_HEAD.items() if model_type == "bert" else ():
+        if name.startswith(theirs):
+            name = ours + name.removeprefix(theirs)
     if name.startswith(_HF_ENCODER_PARTS):  # a RobertaModel alone
         name = f"roberta.{name}"
     for ours, theirs in HF_PRE_NORM_NAMES.get(model_type, {}).items():

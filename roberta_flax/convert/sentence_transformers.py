@@ -59,6 +59,7 @@ PATTERNS = (
     "[0-9]*_*/config.json", *(f"[1-9]*_*/{name}" for name in _WEIGHT_FILES),
 )  # fmt: skip
 _OWN_MODULES = "sentence_transformers."
+_EARLY_TRANSFORMERS = ("BERT", "RoBERTa", "XLMRoBERTa", "CamemBERT")  # the Transformer's names before version 0.3
 _MAX_MODULES = 32
 _POOLING_KEYS = {  # Pooling.config_keys until version 5
     "pooling_mode_cls_token": "cls",
@@ -149,7 +150,8 @@ def _entries(path: Path) -> list[_Entry]:
                 f"{path} has a module of its own code, {shortened(kind)}, which is never run; without {MODULES_FILE} "
                 "the network alone can be converted"
             )
-        found.append(_Entry(kind.rpartition(".")[2], folder))
+        name = kind.rpartition(".")[2]
+        found.append(_Entry("Transformer" if name in _EARLY_TRANSFORMERS else name, folder))
     return found
 
 
@@ -214,11 +216,6 @@ def read(
       CheckpointError: the files are damaged, or ask for what nothing here computes.
     """
     repository = _Repository(repository_root(folder), folder, notes)
-    if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{folder} has an adapter of PEFT (adapter_config.json), which its library would add to the network; merge "
-            "it with merge_and_unload() and save the model"
-        )
     model = repository.json(repository.root / SETTINGS_FILE)
     entries = _entries(repository.root / MODULES_FILE) if (repository.root / MODULES_FILE).is_file() else []
     kind = str(model.get("model_type", "SentenceTransformer"))

@@ -76,7 +76,9 @@ def join(files: Sequence[Path], checkpoints: Sequence[Mapping[str, Any]]) -> dic
     Raises:
       CheckpointError: the parts do not fit together.
     """
-    parts = [dict(torch_file.tensors(checkpoint["model"])) for checkpoint in checkpoints]
+    parts = [
+        dict(torch_file.tensors(checkpoint["model"], file)) for file, checkpoint in zip(files, checkpoints, strict=True)
+    ]
     for file, part in zip(files, parts, strict=True):
         check_fits_files(str(file), [file], part)
     if all("fsdp_metadata" in checkpoint for checkpoint in checkpoints):

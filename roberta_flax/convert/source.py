@@ -114,18 +114,19 @@ class TreeBuilder:
         """Whether a part of the tree contains parameters."""
         return any(path.startswith(f"{part}.") for path in self.parameters)
 
-    def check(self, source_name: str, files: Iterable[Path], config: RobertaConfig) -> None:
+    def check(self, source_name: str, files: Iterable[Path], config: RobertaConfig, added: int = 0) -> None:
         """Raises CheckpointError, which lists all problems, unless the parameters are those that `config` requires.
 
         Args:
           source_name: the name of the source, for the message.
           files: the files that contain the tensors, whose total size the parameters cannot exceed.
           config: the source's configuration.
+          added: bytes of parameters that are not in the files but were added to them.
         """
         self.problems += check_tensors(config, {path: each.shape for path, each in self.parameters.items()})
         if self.problems:
             raise CheckpointError(f"{source_name} does not fit a RoBERTa: {describe_problems(self.problems)}")
-        _check_total_size(source_name, self.parameters.values(), _total_file_size(files))
+        _check_total_size(source_name, self.parameters.values(), _total_file_size(files) + added)
 
 
 def check_fits_files(source_name: str, files: Iterable[Path], tensors: Mapping[str, LazyTensor]) -> None:

@@ -1,8 +1,10 @@
 """Reads files that torch.save wrote, without torch and without executing anything.
 
-A checkpoint is a pickle plus raw storages. The pickle is untrusted: only the globals named here are known, none of them
-runs code that the file chooses, and any other global is an error that names it. Classes that carry arguments
-(argparse.Namespace, OmegaConf's nodes, fairseq's enums) become inert `Record`s.
+A checkpoint is a pickle plus raw storages. The pickle is untrusted: only the globals named here are known, and none of
+them runs code that the file chooses. Classes that carry arguments (argparse.Namespace, OmegaConf's nodes, fairseq's
+enums) become inert `Record`s. So do classes of the user's own code and of other packages, which trainers put beside the
+weights (callbacks, hyperparameters, optimizers): these Records are foreign, and an error names whichever is read. Any
+other global of Python's own library or of torch is an error that names it.
 
 There are two layouts, which differ in their first bytes:
   zip     torch >= 1.6: NAME/data.pkl, and one uncompressed member NAME/data/KEY per storage
@@ -17,11 +19,13 @@ requests is charged to a `Budget` that grows with the file. tests/fuzz_reader.py
 
 from __future__ import annotations
 
+import _compat_pickle
 import io
 import math
 import pickle
 import re
 import struct
+import sys
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -95,10 +99,23 @@ _INERT_PACKAGES = (
     "pathlib",
     "typing",
 )
+# Packages of torch whose classes a trainer may put beside the weights; they are foreign, as those of users are.
+_FOREIGN_TORCH = (
+    "torch.nn",
+    "torch.optim",
+    "torch.utils.data",
+    "torch.distributed",
+    "torch.amp",
+    "torch.torch_version",
+    "torch._C._nn",
+)
+_PYTHON_2_MODULES = {name.partition(".")[0] for name in _compat_pickle.IMPORT_MAPPING}  # which protocol 2 writes
+_STANDARD_LIBRARY = sys.stdlib_module_names | _PYTHON_2_MODULES
 _INERT_NAMES = {
     ("torch", "device"),
     ("torch", "Size"),
     ("collections", "deque"),
+    ("types", "SimpleNamespace"),
     ("decimal", "Decimal"),
     ("uuid", "UUID"),
     *(("datetime", kind) for kind in ("date", "datetime", "time", "timedelta", "timezone")),
@@ -198,12 +215,16 @@ class StridedTensor:
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object of a class that is not loaded: the name of the class, and the content that the pickle gives."""
+    """An object of a class that is not loaded: the name of the class, and the content that the pickle gives.
+
+    `is_foreign` says that the class is not one of those whose content is known here: see `require_known`.
+    """
 
     class_name: str = ""
     arguments: tuple[Any, ...] = ()
     state: Any = None
     items: list[Any] = field(default_factory=list)
+    is_foreign: bool = False
 
     def append(self, item: Any) -> None:
         self.items.append(item)
@@ -254,12 +275,13 @@ def load(path: Path) -> Any:
     """Loads the object in a file that torch.save wrote, with `StridedTensor`s for tensors.
 
     Raises:
-      CheckpointError: the file is not such a file, is damaged or truncated, or requests a global that is not allowed.
+      CheckpointError: the file is not such a file, is damaged or truncated, requests a global that is not allowed, or
+        contains one object of a foreign class.
     """
     read = layout_of(path)
     try:
         with path.open("rb") as file:
-            return read(path, file)
+            return require_known(read(path, file))
     except CheckpointError as error:
         raise _with_file_name(path, error) from None
     except OSError as error:
@@ -492,18 +514,21 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         if package in _INERT_PACKAGES or (module, name) in _INERT_NAMES:
             self._budget.use(len(module) + len(name))
             return _RecordType(f"{module}.{name}")
-        raise CheckpointError(
-            f"it requests {shortened(f'{module}.{name}')}, which no RoBERTa checkpoint needs; none of its code was "
-            "run. Do not load this file with torch.load either, unless you trust its author"
-        )
+        is_of_torch = f"{module}.".startswith(tuple(f"{each}." for each in _FOREIGN_TORCH))
+        if is_of_torch or (package != "torch" and package not in _STANDARD_LIBRARY):
+            self._budget.use(len(module) + len(name))
+            return _RecordType(f"{module}.{name}", is_foreign=True)
+        raise _foreign(f"{module}.{name}")
 
-    def persistent_load(self, saved_id: Any) -> Storage:
+    def persistent_load(self, saved_id: Any) -> Storage | _RecordType:
         match saved_id:
             case ("storage", _StorageType(dtype), str() as key, str(), int() as count, *rest) if (
                 0 <= count < _MAX_COUNT and rest in ([], [None])
             ):
                 self._budget.use(len(key))
                 return self._storage_of(dtype, key, count)
+            case ("module", _RecordType() as kind, str() | None, str() | None):  # a class of modules, in a legacy file
+                return kind
         raise CheckpointError("it is damaged: it contains a reference that is not a tensor's storage")
 
     def get_extension(self, code: int) -> Any:
@@ -577,7 +602,7 @@ class _Unpickler(_Machine):  # type: ignore[misc]
             raise CheckpointError("it is damaged: it contains a call without arguments")
         self._budget.use(8 * len(arguments))  # for the copy
         if isinstance(function, _RecordType):
-            return Record(function.class_name, arguments)
+            return Record(function.class_name, arguments, is_foreign=function.is_foreign)
         if isinstance(function, FunctionType):  # find_class returns only the functions in _REBUILDERS
             return function(self._budget, *arguments)
         raise CheckpointError(f"it is damaged: it calls {type(function).__name__}, which is not a function")
@@ -657,6 +682,21 @@ class _RecordType:
     """A class whose objects become Records, whatever their arguments."""
 
     class_name: str
+    is_foreign: bool = False
+
+
+def _foreign(class_name: str) -> CheckpointError:
+    return CheckpointError(
+        f"it requests {shortened(class_name)}, which no RoBERTa checkpoint needs; none of its code was run. Do not load"
+        " this file with torch.load either, unless you trust its author; then save the model's state_dict() alone"
+    )
+
+
+def require_known(value: Any) -> Any:
+    """Returns a value that is about to be read. Raises CheckpointError if it is of a foreign class, or is the class."""
+    if isinstance(value, Record | _RecordType) and value.is_foreign:
+        raise _foreign(value.class_name)
+    return value
 
 
 def _rebuild_tensor(
@@ -820,6 +860,8 @@ def _plain(value: Any, opened: dict[int, Any], depth: int) -> Any:
 
 
 def _open_containers(value: Any, inside: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Record) and value.is_foreign:
+        return value
     if isinstance(value, Record):
         state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
         if value.class_name == "argparse.Namespace" and isinstance(state, dict):
@@ -842,8 +884,23 @@ def _plain_key(key: Any, inside: Callable[[Any], Any]) -> Any:
     return opened if isinstance(opened, str | int | float | bytes) else key
 
 
-def tensors(state: Any) -> Iterator[tuple[str, StridedTensor]]:
-    """Yields the (name, tensor) pairs of a state dict, and skips entries that are not tensors."""
+_EXTRA_STATE = "_extra_state"  # torch.nn.Module.get_extra_state, which no part of a RoBERTa has
+
+
+def tensors(state: Any, path: Path | None = None) -> Iterator[tuple[str, StridedTensor]]:
+    """Yields the (name, tensor) pairs of a state dict, and skips entries that are not tensors.
+
+    Errors name the file at `path`, from which the state dict was loaded.
+
+    Raises CheckpointError for an entry of a foreign class, which may be a tensor in a form that is not known.
+    """
     for name, value in state.items():
-        if isinstance(name, str) and isinstance(value, StridedTensor):
+        if not isinstance(name, str) or name.endswith(_EXTRA_STATE):
+            continue
+        try:
+            require_known(value)
+        except CheckpointError as error:
+            named = "" if path is None else f"{path}: "
+            raise CheckpointError(f"{named}{shortened(name)} is no tensor: {error}") from None
+        if isinstance(value, StridedTensor):
             yield name, value

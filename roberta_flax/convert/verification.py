@@ -17,6 +17,7 @@ from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.checksums import FileComparison
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor
 from roberta_flax.convert import fairseq_files
+from roberta_flax.convert.adapters import Adapter
 from roberta_flax.convert.conversion import open_source, write_files
 from roberta_flax.convert.source import Parameter
 from roberta_flax.errors import CheckpointError, InputError
@@ -75,6 +76,7 @@ def verify(
     bpe_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     head_name: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
 ) -> Verification:
     """Compares a converted model with its checksums, byte by byte; or with its source, read again.
 
@@ -87,6 +89,7 @@ def verify(
       checkpoint_file: as in convert. By default, the name in conversion.json if the model came from fairseq.
       bpe_dir, cache_dir: as in convert.
       head_name: as in convert. By default, the name of the directory's only head, or else the one in conversion.json.
+      base_model: as in convert. By default, the one in conversion.json if the source is an adapter.
 
     Returns:
       All comparisons, and all differences. A difference is not an error.
@@ -99,14 +102,16 @@ def verify(
     converted.check_directory(bpe_dir)
     folder = Path(directory)
     if against is None:
-        if checkpoint_file or bpe_dir or head_name:
+        if checkpoint_file or bpe_dir or head_name or base_model:
             raise InputError(
-                "checkpoint_file, bpe_dir and head_name are for a source; name it with against (--against)"
+                "checkpoint_file, bpe_dir, head_name and base_model are for a source; name it with against (--against)"
             )
         return _verify_files(folder)
     config, stored = converted.read_stored(folder)
     conversion = checksums.read_conversion(folder)
-    with open_source(against, checkpoint_file or _recorded_checkpoint_file(conversion), cache_dir) as source_files:
+    checkpoint_file = checkpoint_file or _recorded_checkpoint_file(conversion)
+    base_model = base_model or _recorded_base_model(conversion, against)
+    with open_source(against, checkpoint_file, cache_dir, base_model) as source_files:
         tokenizer = Tokenizer.from_directory(folder)
         source = source_files.read(
             bpe_dir,
@@ -147,6 +152,13 @@ def _verify_files(folder: Path) -> Verification:
 def _recorded_checkpoint_file(conversion: Mapping[str, Any]) -> str:
     name = conversion.get("checkpoint_file")
     return name if isinstance(name, str) and name and conversion.get("kind") == "fairseq" else "model.pt"
+
+
+def _recorded_base_model(conversion: Mapping[str, Any], against: str | os.PathLike[str]) -> str | None:
+    """The model that an adapter was merged into, if `against` is the adapter."""
+    name, path = conversion.get("base_model"), Path(against)
+    is_adapter = Adapter.open(path) is not None if path.exists() else conversion.get("source") == path.name
+    return name if isinstance(name, str) and name and is_adapter else None
 
 
 def _only_head(config: RobertaConfig) -> str | None:

@@ -35,6 +35,12 @@ def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
     return View(tensor.dtype, (stop - start, *tensor.shape[1:]), lambda: tensor.read()[start:stop])
 
 
+def below_zeros(tensor: LazyTensor, count: int) -> LazyTensor:
+    """A tensor of two axes below `count` rows of zeros."""
+    shape = (count + tensor.shape[0], *tensor.shape[1:])
+    return View(tensor.dtype, shape, lambda: np.pad(tensor.read(), ((count, 0), (0, 0))))
+
+
 def transposed(tensor: LazyTensor) -> LazyTensor:
     """A tensor of two axes, transposed."""
     return View(tensor.dtype, tensor.shape[::-1], lambda: tensor.read().T)

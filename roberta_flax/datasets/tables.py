@@ -54,8 +54,21 @@ class Named:
     several: bool = False
 
 
+@dataclass(frozen=True)
+class Records:
+    """The type of a field with any number of records; in Parquet a list of structs.
+
+    Attributes:
+      fields: the name and the kind of each field of a record. A value is a list of dicts.
+    """
+
+    fields: tuple[tuple[str, Kind], ...]
+
+
 Kind: TypeAlias = (
-    Literal["text", "integer", "float", "double", "boolean", "floats", "vectors", "texts", "scores", "scalar"] | Named
+    Literal["text", "integer", "float", "double", "boolean", "floats", "vectors", "texts", "scores", "scalar"]
+    | Named
+    | Records
 )
 """The type of a field. Every field may also be None.
 
@@ -79,7 +92,8 @@ _MAX_QUOTED = 40  # maximum number of characters of a value to quote in a messag
 # Common names of text columns. The first entry whose columns all exist is used.
 _USUAL_COLUMNS = (
     ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("sentence_A", "sentence_B"),
-    ("text_a", "text_b"), ("question1", "question2"), ("question", "sentence"), ("sentence",),
+    ("text_a", "text_b"), ("question1", "question2"), ("question", "sentence"), ("question", "context"),
+    ("query", "document"), ("query", "passage"), ("sentence",), ("query",), ("document",), ("passage",),
 )  # fmt: skip
 _PARQUET = b"PAR1\x15"
 _UTF16 = ("UTF-16 text", "convert it to UTF-8, for example with iconv -f UTF-16 -t UTF-8")
@@ -870,6 +884,8 @@ def _arrow_schema(schema: Mapping[str, Kind]) -> Any:
     }
 
     def arrow_type(kind: Kind) -> Any:
+        if isinstance(kind, Records):
+            return pa.list_(pa.struct([(name, arrow_type(field)) for name, field in kind.fields]))
         if not isinstance(kind, Named):
             return types[kind]
         struct = pa.struct([(_plain(name), pa.float32()) for name in kind.names])
@@ -888,7 +904,7 @@ def arrow_table(what: object, records: Iterable[Mapping[str, Any]], schema: Mapp
             columns.append(pa.array(values, arrow.field(field).type))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             problem = (str(error).splitlines() or ["?"])[0]
-            wanted = "a float for each name" if isinstance(kind, Named) else kind
+            wanted = kind if isinstance(kind, str) else "what its schema says"
             raise InputError(f"cannot write {what}: field {field!r} is not {wanted} in every row: {problem}") from None
     return pa.table(columns, schema=arrow)
 
@@ -897,6 +913,8 @@ def _arrow_value(value: Any, kind: Kind) -> Any:
     """Converts a value to what pyarrow expects for its type."""
     if value is None:
         return None
+    if isinstance(kind, Records):
+        return [{name: _arrow_value(record[name], field) for name, field in kind.fields} for record in value]
     if kind == "floats":
         return np.asarray(value, np.float32)
     if kind == "vectors":

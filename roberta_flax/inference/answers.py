@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.datasets.framing import FRAMINGS, choice_inputs, framing_of
+from roberta_flax.datasets.framing import choice_inputs, framing_of
 from roberta_flax.errors import InputError
 from roberta_flax.hub import Roberta
 from roberta_flax.inference.heads import head_of, mnli_head
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.tasks.base import check_finite
+from roberta_flax.tasks.choose import default_framing
 from roberta_flax.tasks.classify import distinct_names, score_activation
 from roberta_flax.tasks.sentence_scores import activated
 from roberta_flax.tasks.spans import best_span
@@ -131,7 +132,7 @@ _ANSWER_BY_KIND: Mapping[str, Callable[[Roberta, HeadConfig, Sequence[str]], dic
 
 
 def _answer_choice(roberta: Roberta, head: HeadConfig, texts: Sequence[str], framing: str | None) -> dict[str, Any]:
-    framing = framing or (head.name if head.name in FRAMINGS else "choice")
+    framing = framing or default_framing(head.name)
     given = framing_of(framing).given
     choices = texts[len(given) :]
     if len(choices) < 2:

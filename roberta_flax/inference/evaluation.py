@@ -31,13 +31,14 @@ from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.inference.heads import head_of
-from roberta_flax.inference.predictor import WINDOW, Predictor, Strategy
+from roberta_flax.inference.predictor import WINDOW, Predictor
 from roberta_flax.metrics import Evaluation
 from roberta_flax.nn import sharding
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.nn.quantize import is_quantized
 from roberta_flax.tasks import judging
 from roberta_flax.tasks.classify import Classify
+from roberta_flax.text.batching import Strategy
 from roberta_flax.text.encoding import OnLong, Rejected
 from roberta_flax.train.validation import Validation
 

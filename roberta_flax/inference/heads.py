@@ -1,4 +1,4 @@
-"""Selects a head of a model."""
+"""Selects a head of a model, and the task for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Sequence
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import MNLI_LABELS, HeadConfig, RobertaConfig
+from roberta_flax.tasks.answers import Answer
+from roberta_flax.tasks.base import Task
+from roberta_flax.tasks.choose import Choose
+from roberta_flax.tasks.classify import Classify
 
 
 def head_of(config: RobertaConfig, name: str | None = None) -> HeadConfig:
@@ -50,3 +54,27 @@ def mnli_head(config: RobertaConfig, labels: Sequence[str] = ()) -> tuple[HeadCo
     if len(set(names)) != len(MNLI_LABELS):
         raise InputError(f"labels should name three different classes, such as {expected}; got {', '.join(names)}")
     return head, names
+
+
+def task_of_head(
+    config: RobertaConfig, name: str | None = None, *, logits: bool = False, framing: str | None = None
+) -> Task:
+    """Returns the task of a head of any kind: Classify, Answer for a span head, or Choose for a choice head.
+
+    Args:
+      config: the model's configuration.
+      name: the head's name; the default is the only one.
+      logits: as in Classify.
+      framing: as in Choose.
+
+    Raises:
+      InputError: as in `head_of`, or an option is for another kind of head.
+    """
+    head = head_of(config, name)
+    if framing is not None and head.kind != "choice":
+        raise InputError(f"framing (--framing) is for choice heads; {head.name!r} is of kind {head.kind}")
+    if head.kind in ("sentence", "token"):
+        return Classify(head.name, logits)
+    if logits:
+        raise InputError(f"logits (--logits) is for sentence and token heads; {head.name!r} is of kind {head.kind}")
+    return Answer(head.name) if head.kind == "span" else Choose(head.name, framing)

@@ -40,13 +40,20 @@ from roberta_flax.errors import InputError, require_positive
 from roberta_flax.files import Contents, differences, reading, replacing
 from roberta_flax.inference.predictor import Predictor, Results
 from roberta_flax.nn.config import HeadConfig
+from roberta_flax.tasks.answers import Answer
+from roberta_flax.tasks.base import Task, TaskOfModel, sequences_per_input
+from roberta_flax.tasks.choose import Choose
 from roberta_flax.tasks.classify import Classify, distinct_names, label_scores, predicted_labels
 from roberta_flax.tasks.embed import Embed
+from roberta_flax.tasks.entities import Tag
 from roberta_flax.tasks.fill_mask import FillMask
+from roberta_flax.tasks.rank import Rank
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding, SparseEmbedding
+from roberta_flax.tasks.sentence_scores import SentenceScores
+from roberta_flax.tasks.zero_shot import ZeroShot
 from roberta_flax.text.encoding import Rejected
 
-ROWS_PER_PART = 8192
+ROWS_PER_PART = 8192  # of one sequence each
 Rows = Sequence[tables.Row | tables.BadRow]
 Schema = dict[str, tables.Kind]
 
@@ -118,15 +125,26 @@ def settings_of(predictor: Predictor, model: Contents | None) -> dict[str, Any]:
     """Everything that the results of inputs depend on, for json.dumps.
 
     Args:
-      predictor: a predictor for Classify, Embed or FillMask.
+      predictor: a predictor for a task whose results can be written (result_format).
       model: the files of its model, or None if they are not known.
     """
     return {
         _MODEL: None if model is None else asdict(model),
-        "task": [type(predictor.task).__name__, asdict(predictor.task)],  # type: ignore[call-overload]
+        "task": [type(predictor.task).__name__, _settings_of_task(predictor.task)],
         "version": importlib.metadata.version("roberta-flax"),
         **predictor.describe(),
     }
+
+
+def _settings_of_task(task: Any) -> dict[str, Any]:
+    describe = getattr(task, "describe", None)
+    settings: dict[str, Any] = asdict(task) if describe is None else describe()
+    return settings
+
+
+def rows_per_part(task: Task | TaskOfModel) -> int:
+    """The default number of rows in a part: fewer if a task makes several sequences of each."""
+    return max(1, ROWS_PER_PART // sequences_per_input(task))
 
 
 def kept_names(keep: Sequence[str], results: Collection[str]) -> dict[str, str]:
@@ -166,6 +184,33 @@ def _read(job: Job, start: int = 0) -> Iterator[tables.Row | tables.BadRow]:
     )
 
 
+def read_documents(
+    path: Path, column: str | None = None, *, header: bool | None = None, format: str | None = None
+) -> tuple[str, ...]:
+    """Reads the documents that Rank takes, one in each row of a file.
+
+    Args:
+      path: a file that tables.read_rows reads.
+      column: the column with the documents; by default the usual one.
+      header, format: as in tables.read_rows.
+
+    Raises:
+      InputError: the file cannot be read, a row has no document, or there are none. Rows are not left out, because
+        results give their numbers.
+    """
+    columns = (column,) if column is not None else tables.usual_columns(path, header, format)
+    if len(columns) != 1:
+        raise InputError(f"{path} has several columns of texts ({', '.join(columns)}); name that of the documents")
+    documents = []
+    for row in tables.read_rows(path, columns, header=header, format=format):
+        if isinstance(row, tables.BadRow):
+            raise InputError(f"{path}, line {row.line}: {row.reason}")
+        documents.append(row.values[0])
+    if not documents:
+        raise InputError(f"{path} has no documents")
+    return tuple(documents)
+
+
 class Progress(Protocol):
     """A function that is told how far a run is."""
 
@@ -183,7 +228,8 @@ def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dic
 
     Args:
       job: the settings.
-      predictor: a predictor for Classify, Embed or FillMask, over the model that job.model describes.
+      predictor: a predictor for a task whose results can be written (result_format), over the model that job.model
+        describes.
       progress: called at the beginning, after each batch and after each part.
 
     Returns:
@@ -619,13 +665,73 @@ def result_format(predictor: Predictor) -> tuple[Schema, Callable[[Any], dict[st
             }
         case Embed() | SentenceEmbedding():
             return {_FEATURES: "floats"}, lambda features: {_FEATURES: features}
+        case SentenceScores(head):
+            return _score_format(predictor.config.head(head))
+        case Tag(aggregation=aggregation):
+            return _entities_format(aggregation)
+        case Answer(top_k=top_k):
+            return _answer_format(top_k)
+        case ZeroShot(labels):
+            return _zero_shot_format(labels)
+        case Rank():
+            return {"ranking": _RANKED}, _ranking_record
+        case Choose():
+            return {"choice": "integer", "score": "float", "log_probabilities": "floats"}, _choice_record
         case FillMask():
             return {"texts": "texts", "tokens": "texts", "probabilities": "floats"}, _filled_record
         case Classify(head, logits):
             return _classification_format(predictor.config.head(head), logits)
-    raise InputError(
-        f"results of {type(predictor.task).__name__} cannot be written to a file; expected Classify, Embed or FillMask"
-    )
+    raise InputError(f"results of {type(predictor.task).__name__} cannot be written to a file")
+
+
+_SPAN: tuple[tuple[str, tables.Kind], ...] = (("start", "integer"), ("end", "integer"))
+_ANSWER: Schema = {"answer": "text", "score": "float", "start": "integer", "end": "integer"}
+_RANKED = tables.Records((("document", "integer"), ("score", "float")))
+
+
+def _entities_format(aggregation: str) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
+    name = "entity" if aggregation == "none" else "entity_group"
+    index: tuple[tuple[str, tables.Kind], ...] = (("index", "integer"),) if aggregation == "none" else ()
+    fields = tables.Records(((name, "text"), ("score", "float"), *index, ("word", "text"), *_SPAN))
+    return {"entities": fields}, lambda entities: {"entities": _in_float32(entities)}
+
+
+def _answer_format(top_k: int) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
+    if top_k > 1:
+        fields = tables.Records(tuple(_ANSWER.items()))
+        return {"answers": fields}, lambda answers: {"answers": _in_float32(answers)}
+    return _ANSWER, lambda answers: dict(_in_float32(answers)[0]) if answers else {}
+
+
+def _in_float32(scored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same with scores of the precision that they were computed in."""
+    return [{**each, "score": np.float32(each["score"])} for each in scored]
+
+
+def _zero_shot_format(labels: Sequence[str]) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
+    schema: Schema = {"label": "text", "score": "float", "probabilities": tables.Named(distinct_names(labels))}
+
+    def to_record(probabilities: Any) -> dict[str, Any]:
+        best = int(probabilities.argmax())
+        return {"label": labels[best], "score": probabilities[best], "probabilities": probabilities}
+
+    return schema, to_record
+
+
+def _score_format(head: HeadConfig) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
+    if head.num_classes == 1:
+        return {"score": "float"}, lambda scores: {"score": scores[0]}
+    return {"scores": tables.Named(distinct_names(head.label_names))}, lambda scores: {"scores": scores}
+
+
+def _ranking_record(ranking: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    return {"ranking": [{"document": number, "score": np.float32(score)} for number, score in ranking]}
+
+
+def _choice_record(log_probabilities: Any) -> dict[str, Any]:
+    best = int(log_probabilities.argmax())
+    score = np.exp(log_probabilities[best])
+    return {"choice": best, "score": score, "log_probabilities": log_probabilities}
 
 
 def _filled_record(filled: Sequence[tuple[str, float, str]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -26,23 +26,22 @@ from roberta_flax.hub import Roberta
 from roberta_flax.inference.compilations import Compilations
 from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.meshes import own_mesh
 from roberta_flax.nn.quantize import is_quantized
 from roberta_flax.prefetch import prefetched
-from roberta_flax.tasks.base import NOT_FINITE, Task, as_done_by, is_finite
+from roberta_flax.tasks.base import NOT_FINITE, Task, TaskOfModel, as_done_by, is_finite, sequences_per_input
 from roberta_flax.text import batching
-from roberta_flax.text.batching import TokenBatch
+from roberta_flax.text.batching import Strategy, TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, Rejected, TextInput, resolve_max_length
 from roberta_flax.text.tokenizer import Tokenizer
-
-Strategy = Literal["buckets", "packing", "fixed"]
 
 WINDOW = 8192  # inputs
 # Roughly where throughput levels off: on CPUs as measured by `python -m benchmarks.inference --sweep`, on TPU as
 # estimated by its compiler for v5e (docs/performance.md). Not measured elsewhere.
 TOKENS_PER_BATCH = {"cpu": 1024, "tpu": 4096}
 _TOKENS_PER_BATCH_ELSEWHERE = 32768
-# The faster one: on CPUs as measured by benchmarks.inference. Not measured elsewhere.
-STRATEGY: dict[str, Strategy] = {"cpu": "packing"}
+# "auto" estimates costs by what was measured on CPUs (batching.estimated_cost). Nothing was measured elsewhere.
+STRATEGY: dict[str, Strategy] = {"cpu": "auto"}
 _STRATEGY_ELSEWHERE: Strategy = "buckets"
 _WINDOWS_AHEAD = 2  # windows that are encoded and laid out ahead of the devices
 _BATCHES_IN_FLIGHT = 2  # one runs while the next one waits, so that the device is never idle
@@ -172,9 +171,9 @@ class Predictor:
     def __init__(
         self,
         roberta: Roberta,
-        task: Task,
+        task: Task | TaskOfModel,
         *,
-        on_long: OnLong = "truncate",
+        on_long: OnLong | None = None,
         strategy: Strategy | None = None,
         window: int = WINDOW,
         tokens_per_batch: int | None = None,
@@ -187,14 +186,18 @@ class Predictor:
 
         Args:
           roberta: the model. Its numerics are used; dropout never is.
-          task: Classify, Embed or FillMask; it follows what the model's repository says of its use.
+          task: Classify, Embed, FillMask, Tag, Answer, ZeroShot, Score, Rank or Choose, or an object with the methods
+            of tasks.base.Task; it follows what the model's repository says of its use.
           on_long: how to handle inputs over the maximum length: "truncate" removes tokens from the end of whichever
             text is longest, and `stats` counts these inputs; "window" slides windows over the last text and combines
-            their results (see text.encoding.encode_texts); "error" rejects them.
-          strategy: "buckets" for one sequence per row; "packing" for several short sequences per row; or "fixed" for
-            one sequence per row and one number of rows for each length, so that the bits of an input's result do not
-            depend on other inputs. By default packing on CPUs and buckets elsewhere.
-          window: number of inputs that are sorted by length together.
+            their results (see text.encoding.encode_texts); "error" rejects them. The default is the task's: "window"
+            for Answer, "truncate" for all others.
+          strategy: "buckets" for one sequence per row; "packing" for several short sequences per row; "auto" for
+            whichever of the two should be faster by the lengths of a window's sequences; or "fixed" for one sequence
+            per row and one number of rows for each length, so that the bits of an input's result do not depend on other
+            inputs. By default auto on CPUs and buckets elsewhere.
+          window: number of inputs that are sorted by length together; fewer if the task makes several sequences of
+            each.
           tokens_per_batch: approximate number of tokens in a batch on each data-parallel device. The default depends on
             the backend.
           devices: by default, all local devices.
@@ -211,7 +214,7 @@ class Predictor:
             if value not in known and value is not None:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         require_positive(window=window, threads=threads, tokens_per_batch=tokens_per_batch or 1)
-        self._roberta, self._window, self._threads = roberta, window, threads
+        self._roberta, self._most_sequences, self._threads = roberta, window, threads
         self._take(task, on_long, max_length)
         self._mesh = sharding.mesh(devices, tensor_parallel)
         self._params = sharding.place(
@@ -224,21 +227,26 @@ class Predictor:
             "rows_multiple": rows,
             "pad_id": roberta.config.pad_id,
             "max_positions": roberta.config.max_positions,
-            "fixed": strategy == "fixed",
+            "attention_cost": batching.relative_attention_cost(
+                roberta.config.hidden_size, roberta.config.intermediate_size
+            ),
         }
-        self._pack = (strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)) == "packing"
+        self._strategy: Strategy = strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)
         self.stats = Stats()
 
-    def _take(self, task: Task, on_long: OnLong, max_length: int | None) -> None:
+    def _take(self, task: Task | TaskOfModel, on_long: OnLong | None, max_length: int | None) -> None:
         """Takes on a task, with its own defaults for the other two."""
         task = as_done_by(self._roberta, task)
         task.check(self._roberta.config)
         default = getattr(task, "max_length", None) if max_length is None else max_length
         self._max_length = resolve_max_length(self._roberta.config, default)
-        self._on_long: OnLong = on_long
+        of_task: OnLong = getattr(task, "on_long", "truncate")
+        self._on_long: OnLong = of_task if on_long is None else on_long
         self.task = task
 
-    def with_task(self, task: Task, *, on_long: OnLong = "truncate", max_length: int | None = None) -> Predictor:
+    def with_task(
+        self, task: Task | TaskOfModel, *, on_long: OnLong | None = None, max_length: int | None = None
+    ) -> Predictor:
         """A predictor for another task over the same parameters, which are already on the devices.
 
         Arguments and errors are those of the constructor.
@@ -259,8 +267,14 @@ class Predictor:
         return self._roberta.config
 
     @property
+    def window(self) -> int:
+        """The number of inputs that are sorted by length together."""
+        return max(1, self._most_sequences // sequences_per_input(self.task))
+
+    @property
     def _batch_layout(self) -> dict[str, Any]:
-        return {**self._layout, "pack": self._pack and self.task.can_pack()}
+        can_follow = self._strategy == "fixed" or self.task.can_pack()
+        return {**self._layout, "strategy": self._strategy if can_follow else "buckets"}
 
     def describe(self) -> dict[str, Any]:
         """Everything that the bits of the results depend on, except the model's parameters and the task."""
@@ -287,12 +301,19 @@ class Predictor:
             gives its index, from 0.
         """
         number = 0
-        for results in self.windows(_windows(inputs, self._window)):
+        for results in self.windows(windows_of(inputs, self.window)):
             for result in results:
                 if isinstance(result, Rejected):
                     raise InputError(f"input {number}: {result.reason}")
                 yield result
                 number += 1
+
+    def result(self, given: Any) -> Any:
+        """The result of one input. Raises InputError as a call does, without an index."""
+        ((result,),) = self.windows([[given]])
+        if isinstance(result, Rejected):
+            raise InputError(result.reason)
+        return result
 
     def windows(
         self, windows: Iterable[Sequence[Any]], after_batch: Callable[[], None] = lambda: None
@@ -372,13 +393,13 @@ class Predictor:
         arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
         placed = [sharding.place_rows(array, self._mesh) for array in arrays]
         self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
-        with self.stats.compilations.counted():
+        with own_mesh(self._mesh), self.stats.compilations.counted():
             return self.task.run(self._roberta, self._params, batch, placed, sequences)
 
     def _results(self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any) -> list[Any]:
         """Waits for the outputs of a batch, and returns the result of each of its sequences."""
         begin = time.perf_counter()
-        arrays = jax.tree.map(lambda array: _widen(np.asarray(array)), outputs)
+        arrays = jax.tree.map(lambda array: _widen(jax.device_get(array)), outputs)
         self.stats.device_seconds += time.perf_counter() - begin
         return self.task.unpack(batch, sequences, arrays, self._roberta.config)
 
@@ -404,7 +425,7 @@ class Predictor:
         """
         numbers = [i for i, result in enumerate(window.results) if not is_finite(result)]
         sequences = [window.sequences[i] for i in numbers]
-        for batch in batching.lay_out([sequence.ids for sequence in sequences], **{**self._layout, "pack": False}):
+        for batch in batching.lay_out([sequence.ids for sequence in sequences], **self._layout):
             some = [sequences[i] for i in batch.indices]
             results = self._results(batch, some, self._start_batch(batch, some))
             for index, result in zip(batch.indices, results, strict=True):
@@ -412,7 +433,7 @@ class Predictor:
 
     def _finish_window(self, window: _Window) -> Results:
         """The result of each input of a window whose batches are all finished."""
-        if self._batch_layout["pack"]:
+        if any(batch.segments is not None for batch in window.batches):
             self._repeat_alone(window)
         results = Results()
         for number, indices in enumerate(window.sequences_of_input):
@@ -424,7 +445,7 @@ class Predictor:
                 results.append(Rejected(NOT_FINITE))
             else:
                 results.append(self.task.result(window.inputs[number], sequences, sequence_results, self._roberta))
-                if sequences[0].truncated:
+                if any(sequence.truncated for sequence in sequences):
                     results.truncated.append(number)
         self.stats.truncated += len(results.truncated)
         self.stats.texts += len(window.rejected)
@@ -437,7 +458,8 @@ def _widen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
-def _windows(inputs: Iterable[TextInput], size: int) -> Iterator[list[TextInput]]:
+def windows_of(inputs: Iterable[TextInput], size: int) -> Iterator[list[TextInput]]:
+    """The inputs in windows of `size`, of which the last may be smaller. Raises InputError for one text."""
     if isinstance(inputs, str):
         raise InputError("expected texts, got one text; give a list of texts")
     iterator = iter(inputs)

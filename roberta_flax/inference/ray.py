@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from roberta_flax import hub
 from roberta_flax.convert import cache
@@ -32,8 +33,8 @@ from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.inference import jobs
-from roberta_flax.inference.predictor import Predictor, Results
-from roberta_flax.tasks.base import Task
+from roberta_flax.inference.predictor import Predictor, windows_of
+from roberta_flax.tasks.base import Task, TaskOfModel
 from roberta_flax.text.encoding import Rejected
 
 __all__ = ["Predict", "predict_parquet"]
@@ -56,7 +57,7 @@ class Predict:
     def __init__(
         self,
         model: str | os.PathLike[str],
-        task: Task,
+        task: Task | TaskOfModel,
         text_columns: Sequence[str],
         *,
         keep: Sequence[str] | None = None,
@@ -67,7 +68,7 @@ class Predict:
 
         Args:
           model: a model that roberta_flax.load accepts. A path must exist on every worker.
-          task: Classify, Embed or FillMask.
+          task: a task whose results jobs.result_format knows, as all of roberta_flax's are.
           text_columns: the columns with text, one or several that form one input.
           keep: the columns to copy to the output; by default all.
           load: options of roberta_flax.load.
@@ -87,7 +88,7 @@ class Predict:
 
         texts = [batch.column(name).to_pylist() for name in self._text_columns]
         inputs = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
-        (results,) = self._predictor.windows([inputs]) if len(inputs) else [Results()]
+        results, is_truncated = self._results(inputs)
         no_result = dict.fromkeys(self._schema)
         records = [no_result if isinstance(result, Rejected) else self._to_record(result) for result in results]
         reasons = [result.reason if isinstance(result, Rejected) else None for result in results]
@@ -98,10 +99,17 @@ class Predict:
         for name in result_columns.column_names:
             output = output.append_column(name, result_columns.column(name))
         output = output.append_column(REASON, pyarrow.array(reasons, pyarrow.string()))
-        is_truncated = np.zeros(len(results), bool)
-        is_truncated[results.truncated] = True
         output = output.append_column(TRUNCATED, pyarrow.array(is_truncated))
         return output.replace_schema_metadata({**(output.schema.metadata or {}), **self._metadata})
+
+    def _results(self, inputs: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.bool_]]:
+        """The results of a batch's inputs, and which of these were over the maximum length."""
+        found: list[Any] = []
+        is_truncated = np.zeros(len(inputs), bool)
+        for results in self._predictor.windows(windows_of(inputs, self._predictor.window)):
+            is_truncated[[len(found) + number for number in results.truncated]] = True
+            found += results
+        return found, is_truncated
 
 
 def predict_parquet(

@@ -6,6 +6,7 @@ for each query, or one row for all of them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING
@@ -14,22 +15,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, PartitionSpec
 
 from roberta_flax.nn.products import accumulation_dtype, product
+from roberta_flax.nn.sharding import DATA, MODEL
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Bool, Float, Shaped
 
     Dropout = Callable[[Float[Array, "..."]], Float[Array, "..."]]
     Record = Callable[[str, Float[Array, "..."]], object]
 
-# "xla": all scores at once, as the compiler arranges it. "chunked": some heads at a time, which keeps the scores in a
-# CPU's cache. "cudnn": cuDNN's fused kernel, on NVIDIA GPUs from Ampere on, in bfloat16 or float16.
-IMPLEMENTATIONS = ("xla", "chunked", "cudnn")
+# "xla": all scores at once, as the compiler arranges it. "chunked": some heads at a time, or some queries of one head,
+# which keeps the scores in a CPU's cache. "cudnn": cuDNN's fused kernel, on NVIDIA GPUs from Ampere on, in bfloat16 or
+# float16. "flash": Pallas' kernel for TPUs (Dao et al., 2022), which keeps a block of scores in a chip's vector memory.
+IMPLEMENTATIONS = ("xla", "chunked", "cudnn", "flash")
 
 # A TPU v5e has 128 MiB of vector memory, in which smaller scores stay: dividing last is then slower (12.9 and 12.2 M
 # cycles for 24 layers of 16 x 128, 17 MB of float32 scores; 52.7 and 55.0 for 64 x 128, 67 MB; docs/performance.md).
 _TPU_BYTES = 32 * 2**20
+
+# From this many keys on, TPUs use the kernel. XLA's attention writes and reads the scores, some ten bytes for 256
+# operations, where a v5e does 240 for a byte; at 8,192 keys they take 4 GiB a row of 16 heads.
+_FLASH_KEYS = 2048
+_FLASH_BLOCK = 512  # queries and keys
 
 _AMPERE = (8, 0)  # compute capability
 _MAX_CUDNN_DEPTH = 128  # of a head, before Hopper
@@ -62,21 +71,23 @@ def attend(
       key, value: in the query's dtype.
       mask: the keys that each query sees.
       implementation: one of IMPLEMENTATIONS. None means "chunked" on CPUs, "cudnn" on NVIDIA GPUs where it is
-        available and computes in the operands' dtype, and "xla" elsewhere. Small scores are never chunked; "cudnn"
-        leaves queries that are only some of a row's tokens, and dropout, to "xla".
-      precision: of the products; "cudnn" ignores it.
+        available and computes in the operands' dtype, "flash" on TPUs for 2,048 keys and more without a `precision`,
+        and "xla" elsewhere. Small scores are never chunked; "cudnn" and "flash" leave queries that are only some of a
+        row's tokens, and dropout, to "xla". "flash" has no forward-mode derivative.
+      precision: of the products; "cudnn" and "flash" ignore it.
       dropout: applied to the weights; all scores are then computed at once, by "xla".
       record: called as record("scores", scores) and record("weights", weights), [batch, heads, queries, keys], where
         all scores are computed at once.
 
     Returns:
-      In the accumulation dtype. ("cudnn" rounds to the operands' dtype first.)
+      In the accumulation dtype. ("cudnn" and "flash" round to the operands' dtype first.)
     """
-    if implementation == "cudnn" and dropout is None and query.shape[1] == key.shape[1]:
-        return _cudnn(query, key, value, mask)
+    fused = {"cudnn": _cudnn, "flash": _flash}.get(implementation or "")
+    if fused is not None and dropout is None and query.shape[1] == key.shape[1]:
+        return fused(query, key, value, mask)
     whole = partial(_whole, precision=precision, dropout=dropout)
     may_chunk = dropout is None and implementation in ("chunked", None)
-    chunk = _heads_per_chunk(query, key) if may_chunk else None
+    chunk = _chunk(query, key) if may_chunk else None
     chunked = whole if chunk is None else partial(_chunked, chunk=chunk, precision=precision)
     if implementation == "chunked":
         return chunked(query, key, value, mask)
@@ -86,6 +97,14 @@ def attend(
             of_platform["tpu"] = partial(_divided_last, precision=precision)
         if implementation is None and _can_use_cudnn(query, key):
             of_platform["cuda"] = _cudnn
+    if (
+        dropout is None
+        and record is None
+        and implementation is None
+        and precision is None
+        and _prefers_flash(query, key)
+    ):
+        of_platform["tpu"] = _flash
     if not of_platform:
         return whole(query, key, value, mask, record=record)
     context: Array = lax.platform_dependent(query, key, value, mask, default=whole, **of_platform)
@@ -137,10 +156,16 @@ def _divided_last(
     What is stored of the softmax is then its numerators, in 16 bits, and not a float32 array of that size: it halves
     the memory traffic of attention on TPUs (docs/performance.md). To be differentiated, this is `_whole`.
     """
-    of_whole = partial(_whole, precision=precision, dropout=None)
-    attention = jax.custom_vjp(partial(_by_numerators, precision=precision))
-    attention.defvjp(partial(jax.vjp, of_whole), lambda pullback, gradient: pullback(gradient))
-    return attention(query, key, value, mask)
+    attention = jax.custom_jvp(partial(_by_numerators, precision=precision))
+
+    def jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+        *operands, mask = primals
+        of_operands = partial(_whole, mask=mask, precision=precision, dropout=None)
+        return jax.jvp(of_operands, tuple(operands), tuple(tangents[:3]))
+
+    attention.defjvp(jvp)
+    context: Array = attention(query, key, value, mask)
+    return context
 
 
 def _by_numerators(
@@ -166,24 +191,111 @@ def _chunked(
     key: Float[Array, "batch keys heads depth"],
     value: Float[Array, "batch keys heads depth"],
     mask: Bool[Array, "batch #queries keys"],
-    chunk: int,
+    chunk: tuple[int, int],
     precision: lax.Precision | None,
 ) -> Float[Array, "batch queries heads depth"]:
-    """`chunk` heads of a row at a time, sequentially."""
+    """Some heads of a row at a time, or some queries of a head, sequentially; `chunk` says how many of each."""
     multiply = partial(product, dtype=value.dtype, precision=precision)
     batch, queries, heads, depth = query.shape
+    heads_at_once, queries_at_once = chunk
+    groups = heads // heads_at_once
 
     def chunks(x: Float[Array, "batch tokens heads depth"]) -> Float[Array, "chunks chunk tokens depth"]:
-        return x.transpose(0, 2, 1, 3).reshape(batch * heads // chunk, chunk, x.shape[1], depth)
+        return x.transpose(0, 2, 1, 3).reshape(batch * groups, heads_at_once, x.shape[1], depth)
 
     def attend_in_chunk(of_chunk: tuple[Array, Array, Array, Array]) -> Float[Array, "chunk queries depth"]:
-        query, key, value, mask = of_chunk
-        weights = _weights(multiply("hqd,hkd->hqk", query, key), mask)
-        return multiply("hqk,hkd->hqd", weights, value)
+        query, key, value, row = of_chunk
+        mask_of_row = lax.dynamic_index_in_dim(mask, row, keepdims=False)
 
-    masks = jnp.repeat(mask[:, None], heads // chunk, axis=0)
-    context: Array = lax.map(attend_in_chunk, (chunks(query), chunks(key), chunks(value), masks))
+        def of_queries(query_and_mask: tuple[Array, Array]) -> Float[Array, "chunk some depth"]:
+            query, mask = query_and_mask
+            weights = _weights(multiply("hqd,hkd->hqk", query, key), mask)
+            return multiply("hqk,hkd->hqd", weights, value)
+
+        if queries_at_once >= queries:
+            return of_queries((query, mask_of_row))
+        parts = _in_parts(query, 1, queries_at_once)
+        if len(mask_of_row) == 1:
+            masks = jnp.broadcast_to(mask_of_row, (len(parts), *mask_of_row.shape))
+        else:
+            masks = _in_parts(mask_of_row, 0, queries_at_once)
+        # a gradient computes the weights again: they would take the memory that is saved here
+        context: Array = lax.map(jax.checkpoint(of_queries), (parts, masks))
+        context = context.swapaxes(0, 1).reshape(heads_at_once, -1, depth)
+        return context[:, :queries]
+
+    rows = jnp.arange(batch * groups) // groups
+    context: Array = lax.map(attend_in_chunk, (chunks(query), chunks(key), chunks(value), rows))
     return context.reshape(batch, heads, queries, depth).transpose(0, 2, 1, 3)
+
+
+def _in_parts(x: Shaped[Array, "..."], axis: int, size: int) -> Shaped[Array, "parts ..."]:
+    """Parts of an axis, along a new first one; the last is padded with zeros."""
+    padded = _padded(x, axis, size)
+    shape = (*x.shape[:axis], padded.shape[axis] // size, size, *x.shape[axis + 1 :])
+    return jnp.moveaxis(padded.reshape(shape), axis, 0)
+
+
+def _padded(x: Shaped[Array, "..."], axis: int, multiple: int, value: int = 0) -> Shaped[Array, "..."]:
+    widths = [(0, -x.shape[axis] % multiple if each == axis else 0) for each in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _flash(
+    query: Float[Array, "batch queries heads depth"],
+    key: Float[Array, "batch keys heads depth"],
+    value: Float[Array, "batch keys heads depth"],
+    mask: Bool[Array, "batch #queries keys"],
+) -> Float[Array, "batch queries heads depth"]:
+    """Pallas' kernel. The mask must divide a row into sequences that see themselves alone: its segments."""
+    from jax.experimental.pallas.ops.tpu import flash_attention
+
+    sizes = {field.name: _FLASH_BLOCK for field in dataclasses.fields(flash_attention.BlockSizes)}
+    blocks = flash_attention.BlockSizes(**sizes | {"block_b": 1})
+
+    def kernel(query: Array, key: Array, value: Array, of_queries: Array, of_keys: Array) -> Array:
+        segments = flash_attention.SegmentIds(of_queries, of_keys)
+        context: Array = flash_attention.flash_attention(query, key, value, segment_ids=segments, block_sizes=blocks)
+        return context
+
+    tokens = query.shape[1]
+    # A token's segment is the first key that it sees. A query that sees none is zero and sees all: even weights.
+    first, sees_any = mask.argmax(axis=-1), mask.any(axis=-1)
+    query = jnp.where(sees_any[..., None, None], query, 0)
+    of_queries = jnp.broadcast_to(jnp.where(sees_any, first, 0), (len(mask), tokens)).astype(jnp.int32)
+    visible = mask[:, 0] | ~sees_any if mask.shape[1] == 1 else sees_any
+    of_keys = jnp.where(visible, of_queries, -1)
+    operands = [_padded(x.swapaxes(1, 2), 2, _FLASH_BLOCK) for x in (query, key, value)]
+    segments = [_padded(of_queries, 1, _FLASH_BLOCK), _padded(of_keys, 1, _FLASH_BLOCK, -1)]
+    context: Array = _by_rows_and_heads(kernel)(*operands, *segments)
+    return context[:, :, :tokens].swapaxes(1, 2).astype(accumulation_dtype(query.dtype))
+
+
+def _by_rows_and_heads(kernel: Callable[..., Array]) -> Callable[..., Array]:
+    """Has each device of a mesh run a kernel on its own rows and heads, which XLA cannot divide by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    if not axes:
+        return kernel
+    rows, heads = (name if name in axes else None for name in (DATA, MODEL))
+    operand, segments = PartitionSpec(rows, heads), PartitionSpec(rows)  # type: ignore[no-untyped-call]
+    specs = (operand, operand, operand, segments, segments)
+    return jax.shard_map(kernel, in_specs=specs, out_specs=operand, axis_names=axes, check_vma=False)
+
+
+def _prefers_flash(
+    query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]
+) -> bool:
+    """Whether rows are so long that a TPU should compute their attention by the kernel, and it is a TPU."""
+    if not _has_static_shape(query, key) or query.dtype.itemsize > 4:
+        return False
+    return query.shape[1] == key.shape[1] >= _FLASH_KEYS and _is_for_tpu()
+
+
+def _is_for_tpu() -> bool:
+    """Whether what is traced is for TPUs: those of its mesh, or of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() == "tpu" if device is None else device.platform == "tpu"
 
 
 def _cudnn(
@@ -249,15 +361,17 @@ def _scores_bytes(query: Float[Array, "batch queries heads depth"], key: Float[A
     return batch * heads * queries * key.shape[1] * accumulation_dtype(query.dtype).itemsize
 
 
-def _heads_per_chunk(
+def _chunk(
     query: Float[Array, "batch queries heads depth"], key: Float[Array, "batch keys heads depth"]
-) -> int | None:
-    """The number of heads whose scores fit into a chunk, a divisor of all heads.
+) -> tuple[int, int] | None:
+    """How many heads, and how many of their queries, have scores that fit into a chunk; the heads divide all heads.
 
     None where the scores of all heads are small, or of unknown size (jax.export's symbolic dimensions).
     """
-    heads = query.shape[2]
+    batch, queries, heads, _ = query.shape
     if not _has_static_shape(query, key) or _scores_bytes(query, key) <= _WHOLE_BYTES:
         return None
-    head_bytes = _scores_bytes(query, key) // (query.shape[0] * heads)
-    return max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or n * head_bytes <= _CHUNK_BYTES))
+    head_bytes = _scores_bytes(query, key) // (batch * heads)
+    if head_bytes > _CHUNK_BYTES:
+        return 1, max(1, _CHUNK_BYTES * queries // head_bytes)
+    return max(n for n in range(1, heads + 1) if heads % n == 0 and n * head_bytes <= _CHUNK_BYTES), queries

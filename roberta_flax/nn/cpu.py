@@ -6,6 +6,7 @@ remove one and run `python -m benchmarks.train`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -25,9 +26,11 @@ KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def kernel_gradient(
-    einsum: Einsum, subscripts: str, left: Float[Array, "*tokens inputs"], right: Float[Array, "*tokens outputs"]
-) -> Float[Array, "inputs outputs"]:
+    einsum: Einsum, subscripts: str, left: Float[Array, "*tokens inputs"], right: Float[Array, "*tokens *outputs"]
+) -> Float[Array, "inputs *outputs"]:
     """Computes einsum("...i,...o->io", left, right), on CPUs with the axis i split in two.
+
+    `outputs` is one axis, or several where a transformation (jax.vmap) has added some.
 
     XLA's CPU backend has a 16-bit kernel for "it,to->io" and none for this. It folds the transposition of a matrix into
     the product, and then casts both operands to float32; the transposition of three axes it performs first, in 16 bits.
@@ -44,10 +47,10 @@ def kernel_gradient(
 
 
 def _with_split_axis(
-    einsum: Einsum, left: Float[Array, "*tokens inputs"], right: Float[Array, "*tokens outputs"]
-) -> Float[Array, "inputs outputs"]:
+    einsum: Einsum, left: Float[Array, "*tokens inputs"], right: Float[Array, "*tokens *outputs"]
+) -> Float[Array, "inputs *outputs"]:
     """Splits the axis by its smallest prime divisor up to 7; an axis without one stays whole."""
-    inputs, outputs = left.shape[-1], right.shape[-1]
+    inputs, outputs = left.shape[-1], right.shape[left.ndim - 1 :]
     parts = next((divisor for divisor in (2, 3, 5, 7) if inputs % divisor == 0), 1)
     left = left.reshape(-1, parts, inputs // parts)
-    return einsum("tpi,to->pio", left, right.reshape(-1, outputs)).reshape(inputs, outputs)
+    return einsum("tpi,to->pio", left, right.reshape(-1, math.prod(outputs))).reshape(inputs, *outputs)

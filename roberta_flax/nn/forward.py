@@ -13,42 +13,53 @@ With `key=None` the functions evaluate; a PRNG key turns on dropout and LayerDro
 Several sequences may stand in one row, one after the other. `segments`, [batch, time], then has the number of each
 token's sequence, from 0 in every row, and -1 for padding; `starts`, [batch, segment], the position of each sequence's
 first token. Results are those of the sequences alone. batching.lay_out makes all three.
+
+Most functions take more inputs by name (MoreInputs): `inputs_embeds` in place of tokens, `token_types` and `head_mask`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from flax import nnx
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
-from roberta_flax.nn.model import FIRST_TOKEN, RobertaModel, TransformerLayer
+from roberta_flax.nn.intermediates import check_names, intermediate_names, values
+from roberta_flax.nn.meshes import in_auto_mode
+from roberta_flax.nn.model import FIRST_TOKEN, MoreInputs, RobertaModel, TransformerLayer, given_tokens, tokens_at
 from roberta_flax.nn.numerics import DTypeLike, Numerics
-from roberta_flax.nn.quantize import is_quantized
+from roberta_flax.nn.quantize import is_quantized, quantize
 from roberta_flax.nn.tree import Params, arranged, to_dict
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
 
 __all__ = [
+    "MoreInputs",
     "Params",
     "abstract_params",
     "features",
+    "first_layers",
     "head_log_probs",
     "head_logits",
     "head_outputs",
     "hidden_states",
     "init_params",
+    "intermediate_names",
+    "intermediates",
     "lm_logits",
     "network",
     "operands",
     "pooled_features",
+    "quantize",
     "token_log_probs",
     "top_tokens",
 ]
@@ -116,26 +127,29 @@ def _network(params: Params, config: RobertaConfig, numerics: Numerics) -> Rober
 
 
 @partial(jax.jit, static_argnames=_STATIC)
+@in_auto_mode
 def features(
     params: Params,
-    tokens: Int[Array, "batch time"],
+    tokens: Int[Array, "batch time"] | None,
     segments: Int[Array, "batch time"] | None = None,
     *,
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
+    **inputs: Unpack[MoreInputs],
 ) -> Float[Array, "batch time hidden"]:
     """The last layer's features, in `dtype`."""
-    return _network(params, config, numerics).features(tokens, segments, key).astype(numerics.dtype)
+    return _network(params, config, numerics).features(tokens, segments, key, **inputs).astype(numerics.dtype)
 
 
 POOLINGS = ("first", "mean")
 
 
 @partial(jax.jit, static_argnames=("pooling", *_STATIC))
+@in_auto_mode
 def pooled_features(
     params: Params,
-    tokens: Int[Array, "batch time"],
+    tokens: Int[Array, "batch time"] | None,
     segments: Int[Array, "batch time"] | None = None,
     starts: Int[Array, "batch segment"] | None = None,
     *,
@@ -143,6 +157,7 @@ def pooled_features(
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
+    **inputs: Unpack[MoreInputs],
 ) -> Float[Array, "batch hidden"] | Float[Array, "batch segment hidden"]:
     """One vector for each sequence, in the accumulation dtype.
 
@@ -159,11 +174,11 @@ def pooled_features(
     """
     network = _network(params, config, numerics)
     if pooling == "first":
-        pooled = network.features(tokens, segments, key, FIRST_TOKEN if starts is None else starts)
+        pooled = network.features(tokens, segments, key, FIRST_TOKEN if starts is None else starts, **inputs)
     elif pooling == "mean":
-        x = network.features(tokens, segments, key)
+        x = network.features(tokens, segments, key, **inputs)
         if segments is None or starts is None:
-            member = (tokens != config.pad_id)[:, None, :]
+            member = (given_tokens(tokens, config, inputs) != config.pad_id)[:, None, :]
         else:
             member = segments[:, None, :] == jnp.arange(starts.shape[1], dtype=segments.dtype)[None, :, None]
         # a multiplication and a sum, so that no matrix product rounds the features to its operands' dtype
@@ -175,20 +190,98 @@ def pooled_features(
 
 
 @partial(jax.jit, static_argnames=_STATIC)
+@in_auto_mode
 def hidden_states(
     params: Params,
-    tokens: Int[Array, "batch time"],
+    tokens: Int[Array, "batch time"] | None,
     *,
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
+    **inputs: Unpack[MoreInputs],
 ) -> list[Float[Array, "batch time hidden"]]:
     """The embedding output and each layer's output, in `dtype`: num_layers + 1 arrays.
 
     As in fairseq, a pre-norm network's final LayerNorm is in `features` and not in the last of these.
     """
-    states = _network(params, config, numerics).hidden_states(tokens, key=key)
+    states = _network(params, config, numerics).hidden_states(tokens, key=key, **inputs)
     return [state.astype(numerics.dtype) for state in states]
+
+
+def intermediates(
+    params: Params,
+    tokens: Int[Array, "batch time"] | npt.NDArray[np.int32] | None,
+    positions: Int[Array, "batch selected"] | npt.NDArray[np.int32] | None = None,
+    *,
+    names: Collection[str] | None = None,
+    config: RobertaConfig,
+    numerics: Numerics = Numerics(),
+    key: Key[Array, ""] | None = None,
+    **inputs: Unpack[MoreInputs],
+) -> dict[str, Float[Array, "..."]]:
+    """Values inside the network, by name: "layers.0.attention.weights", [batch, heads, time, time], for one.
+
+    Differentiable, and only what is asked for is computed. Attention is computed as "xla" does, all scores at once.
+
+    Args:
+      params, tokens: see the module's docstring.
+      positions: of the tokens that the masked-LM head sees; None for all.
+      names: of the values (intermediate_names(config) lists them; docs/parity.md says what they are); None for all.
+      config, numerics, key: see the module's docstring.
+      **inputs: see MoreInputs.
+
+    Returns:
+      The values by name, in the order of computation, in the accumulation dtype.
+
+    Raises:
+      InputError: there is no value of such a name.
+    """
+    wanted = check_names(config, names)
+    found: dict[str, Array] = _intermediates(
+        params, tokens, positions, names=wanted, config=config, numerics=numerics, key=key, **inputs
+    )
+    return {name: found[name] for name in wanted}  # jit sorts them
+
+
+@partial(jax.jit, static_argnames=("names", *_STATIC))
+@in_auto_mode
+def _intermediates(
+    params: Params,
+    tokens: Int[Array, "batch time"] | None,
+    positions: Int[Array, "batch selected"] | None,
+    *,
+    names: tuple[str, ...],
+    config: RobertaConfig,
+    numerics: Numerics,
+    key: Key[Array, ""] | None,
+    **inputs: Unpack[MoreInputs],
+) -> dict[str, Float[Array, "..."]]:
+    # only "xla" computes all scores at once, so that they can be captured
+    observed = dataclasses.replace(numerics, attention="xla", observed=True)
+
+    def run(model: RobertaModel) -> None:
+        features = model.features(tokens, None, key, **inputs)
+        if config.lm_head:
+            model.lm_logits(features if positions is None else tokens_at(features, positions))
+        for head in config.heads:
+            model.head_logits(head.name, features)
+
+    return values(_network(params, config, observed), run, names)
+
+
+def first_layers(params: Params, config: RobertaConfig, count: int) -> tuple[Params, RobertaConfig]:
+    """The network of the first `count` layers: its parameters, which are shared, and its configuration.
+
+    All functions take it: early exit, with the final LayerNorm where there is one, and with the heads of the whole.
+
+    Raises:
+      InputError: the network does not have that many layers.
+    """
+    if not 0 < count <= config.num_layers:
+        raise InputError(f"the network has {config.num_layers} layers; got {count}")
+    params = to_dict(params)
+    layers = {str(number): params["layers"][str(number)] for number in range(count)}
+    return {**params, "layers": layers}, dataclasses.replace(config, num_layers=count)
 
 
 def check_lm_head(config: RobertaConfig) -> None:
@@ -198,15 +291,17 @@ def check_lm_head(config: RobertaConfig) -> None:
 
 
 @partial(jax.jit, static_argnames=_STATIC)
+@in_auto_mode
 def lm_logits(
     params: Params,
-    tokens: Int[Array, "batch time"],
+    tokens: Int[Array, "batch time"] | None,
     positions: Int[Array, "batch masked"] | None = None,
     segments: Int[Array, "batch time"] | None = None,
     *,
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
+    **inputs: Unpack[MoreInputs],
 ) -> Float[Array, "batch masked vocab"]:
     """Masked-LM logits, in the accumulation dtype (float32, or float64 where `dtype` is float64).
 
@@ -226,11 +321,12 @@ def lm_logits(
     """
     check_lm_head(config)
     network = _network(params, config, numerics)
-    x = network.features(tokens, segments, key, positions)
+    x = network.features(tokens, segments, key, positions, **inputs)
     return network.lm_logits(x)
 
 
 @partial(jax.jit, static_argnames=("topk", *_STATIC))
+@in_auto_mode
 def top_tokens(
     params: Params,
     tokens: Int[Array, "batch time"],
@@ -248,6 +344,7 @@ def top_tokens(
 
 
 @partial(jax.jit, static_argnames=_STATIC)
+@in_auto_mode
 def token_log_probs(
     params: Params,
     tokens: Int[Array, "batch time"],
@@ -267,24 +364,26 @@ def token_log_probs(
 def head_outputs(
     network: RobertaModel,
     head: HeadConfig,
-    tokens: Int[Array, "batch time"],
+    tokens: Int[Array, "batch time"] | None,
     segments: Int[Array, "batch time"] | None = None,
     starts: Int[Array, "batch segment"] | None = None,
     key: Key[Array, ""] | None = None,
+    **inputs: Unpack[MoreInputs],
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """`head_logits` inside a traced function. The last layer is computed only for the tokens that the head sees."""
     body_key, head_key = (None, None) if key is None else cast(Any, jax.random.split(key))
     if not head.has_dense:
-        return network.head_logits(head.name, network.features(tokens, segments, body_key), head_key)
-    first = network.features(tokens, segments, body_key, FIRST_TOKEN if starts is None else starts)
+        return network.head_logits(head.name, network.features(tokens, segments, body_key, **inputs), head_key)
+    first = network.features(tokens, segments, body_key, FIRST_TOKEN if starts is None else starts, **inputs)
     logits = network.head_logits(head.name, first.reshape(-1, 1, first.shape[-1]), head_key)
     return logits if starts is None else logits.reshape(*first.shape[:2], -1)
 
 
 @partial(jax.jit, static_argnames=("head", *_STATIC))
+@in_auto_mode
 def head_logits(
     params: Params,
-    tokens: Int[Array, "batch time"],
+    tokens: Int[Array, "batch time"] | None,
     segments: Int[Array, "batch time"] | None = None,
     starts: Int[Array, "batch segment"] | None = None,
     *,
@@ -292,6 +391,7 @@ def head_logits(
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
+    **inputs: Unpack[MoreInputs],
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """The outputs of the head called `head`, in the accumulation dtype.
 
@@ -302,13 +402,14 @@ def head_logits(
       InputError: the model has no such head.
     """
     network = _network(params, config, numerics)
-    return head_outputs(network, config.head(head), tokens, segments, starts, key)
+    return head_outputs(network, config.head(head), tokens, segments, starts, key, **inputs)
 
 
 @partial(jax.jit, static_argnames=("head", *_STATIC))
+@in_auto_mode
 def head_log_probs(
     params: Params,
-    tokens: Int[Array, "batch time"],
+    tokens: Int[Array, "batch time"] | None,
     segments: Int[Array, "batch time"] | None = None,
     starts: Int[Array, "batch segment"] | None = None,
     *,
@@ -316,6 +417,7 @@ def head_log_probs(
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
+    **inputs: Unpack[MoreInputs],
 ) -> Float[Array, "batch classes"] | Float[Array, "batch segment classes"] | Float[Array, "batch time classes"]:
     """Log-probabilities from the head called `head`, in the accumulation dtype; shapes as of `head_logits`.
 
@@ -328,14 +430,16 @@ def head_log_probs(
     Raises:
       InputError: the model has no such head, or a span head is given `segments`.
     """
-    logits: Array = head_logits(params, tokens, segments, starts, head=head, config=config, numerics=numerics, key=key)
+    logits: Array = head_logits(
+        params, tokens, segments, starts, head=head, config=config, numerics=numerics, key=key, **inputs
+    )
     match config.head(head):
         case HeadConfig(kind="span") if segments is not None:
             raise InputError(
                 f"head {head!r} is of kind span, whose log-probabilities are over a whole row: unpack first"
             )
         case HeadConfig(kind="span"):
-            is_padding = (tokens == config.pad_id)[:, :, None]
+            is_padding = (given_tokens(tokens, config, inputs) == config.pad_id)[:, :, None]
             return jax.nn.log_softmax(jnp.where(is_padding, float(np.finfo(logits.dtype).min), logits), axis=1)
         case HeadConfig(kind="choice" | "pooler") | HeadConfig(problem="regression"):
             return logits

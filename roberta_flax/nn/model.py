@@ -10,7 +10,7 @@ Numbers: a matrix product takes its operands in `dtype` and returns its result i
 float64 where `dtype` is float64). Everything between two products (bias, gelu, residual, LayerNorm, softmax) stays in
 that dtype. In int8 a layer's linear maps are quantize.QuantizedLinear.
 
-Dropout takes explicit keys: `key=None` evaluates, a PRNG key trains.
+Dropout takes explicit keys: `key=None` evaluates, a PRNG key trains. RobertaModel.train has the model draw them.
 
 Intermediate values are the outputs of methods: `nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)`
 returns them by path, "layers.0.attention.query.__call__" for one (see roberta_flax.parity.subject).
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,49 @@ if TYPE_CHECKING:
     Positions = Int[Array, "batch selected"] | slice
 
 FIRST_TOKEN = slice(0, 1)
+
+
+class MoreInputs(TypedDict, total=False):
+    """What may take the place of, or be given beside, token ids: arguments of all functions of roberta_flax.forward.
+
+    Attributes:
+      inputs_embeds: Float [batch, time, hidden], in place of the rows of the token embedding: before the embeddings of
+        positions and token types are added. Token ids beside it say where padding is, and so which positions count;
+        with `tokens=None` there is none.
+      token_types: Int [batch, time], rows of the token type embedding; by default 0 for every token.
+      head_mask: Float [layers, heads] or [layers, batch, heads], factors of what each attention head adds: 0 leaves a
+        head out (Michel et al., 2019). With Transformers' `head_mask` it multiplies the weights, to the same effect.
+    """
+
+    inputs_embeds: Array | None
+    token_types: Array | None
+    head_mask: Array | None
+
+
+def given_tokens(tokens: Array | None, config: RobertaConfig, inputs: MoreInputs) -> Array:
+    """The token ids or, for `inputs_embeds` without them, ids that are not padding.
+
+    Raises:
+      InputError: neither is given, or an array of `inputs` has another shape than the model takes.
+    """
+    embeds, types, of_heads = (inputs.get(name) for name in ("inputs_embeds", "token_types", "head_mask"))
+    given: Any = embeds if tokens is None else tokens
+    if given is None:
+        raise InputError("give tokens or inputs_embeds, got neither")
+    batch, time = given.shape[:2]
+    layers, heads = config.num_layers, config.num_heads
+    _check_shape("inputs_embeds", embeds, (batch, time, config.hidden_size))
+    _check_shape("token_types", types, (batch, time))
+    _check_shape("head_mask", of_heads, (layers, heads), (layers, batch, heads))
+    if types is not None and config.type_vocab_size < 2:
+        raise InputError(f"the model has {config.type_vocab_size} token types, so there are none to choose")
+    return jnp.full((batch, time), config.pad_id + 1, jnp.int32) if tokens is None else tokens
+
+
+def _check_shape(name: str, array: Any, *possible: tuple[int, ...]) -> None:
+    if array is not None and tuple(array.shape) not in possible:
+        described = " or ".join(str([*shape]) for shape in possible)
+        raise InputError(f"{name} must be {described} here, got {[*array.shape]}")
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -75,7 +118,7 @@ def dropout(
     """
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = jax.random.bernoulli(key, np.float32(1.0 - rate), x.shape)  # the same bits with jax_enable_x64
     keep = optimization_barrier(keep) if barrier else keep
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
@@ -122,10 +165,10 @@ class Part(nnx.Module):
         self.numerics = numerics
 
     def train(self, **attributes: Any) -> None:
-        """Raises InputError: a PRNG key turns dropout on, not a mode of the module."""
+        """Raises InputError: a part has no mode; a PRNG key turns its dropout on."""
         raise InputError(
-            "this module has no train mode; to turn dropout on, pass key=jax.random.key(...) to features, "
-            "hidden_states or head_logits"
+            "this part of the network has no train mode; call train() of the RobertaModel, or pass "
+            "key=jax.random.key(...)"
         )
 
 
@@ -150,8 +193,10 @@ class Embeddings(Part):
         token_ids: Int[Array, "batch time"],
         segments: Int[Array, "batch time"] | None,
         key: Key[Array, ""] | None,
+        inputs_embeds: Float[Array, "batch time hidden"] | None = None,
+        token_types: Int[Array, "batch time"] | None = None,
     ) -> Float[Array, "batch time hidden"]:
-        x = self.sum(token_ids, segments)
+        x = self.sum(token_ids, segments, inputs_embeds, token_types)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         x = dropout(x, self.config.dropout, key)
@@ -159,12 +204,19 @@ class Embeddings(Part):
         return jnp.where(is_padding[..., None], jnp.zeros_like(x), x)
 
     def sum(
-        self, token_ids: Int[Array, "batch time"], segments: Int[Array, "batch time"] | None
+        self,
+        token_ids: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"] | None,
+        inputs_embeds: Float[Array, "batch time hidden"] | None,
+        token_types: Int[Array, "batch time"] | None,
     ) -> Float[Array, "batch time hidden"]:
         """The sum of the embeddings, before LayerNorm, in the accumulation dtype."""
-        x = self._rows(self.token, token_ids)
+        if inputs_embeds is None:
+            x = self._rows(self.token, token_ids)
+        else:
+            x = inputs_embeds.astype(self.numerics.accumulation_dtype)
         if self.token_type is not None:
-            x = x + self._rows(self.token_type, jnp.zeros_like(token_ids))
+            x = x + self._rows(self.token_type, jnp.zeros_like(token_ids) if token_types is None else token_types)
         return x + self._rows(self.position, position_ids(token_ids, self.config.pad_id, segments))
 
     def _rows(self, table: nnx.Embed, ids: Int[Array, "batch time"]) -> Float[Array, "batch time hidden"]:
@@ -186,9 +238,10 @@ class SelfAttention(Part):
         tokens: Float[Array, "batch time hidden"],
         mask: Bool[Array, "batch #queries time"],
         key: Key[Array, ""] | None,
+        head_mask: Float[Array, " heads"] | Float[Array, "batch heads"] | None = None,
     ) -> Float[Array, "batch queries hidden"]:
         """What each token of `x` takes from `tokens`."""
-        return self.output(self.context(self.query(x), self.key(tokens), self.value(tokens), mask, key))
+        return self.output(self.context(self.query(x), self.key(tokens), self.value(tokens), mask, key, head_mask))
 
     def context(
         self,
@@ -197,6 +250,7 @@ class SelfAttention(Part):
         value: Float[Array, "batch time hidden"],
         mask: Bool[Array, "batch #queries time"],
         dropout_key: Key[Array, ""] | None,
+        head_mask: Float[Array, " heads"] | Float[Array, "batch heads"] | None,
     ) -> Float[Array, "batch queries hidden"]:
         """The mean of the values, weighted for each query by head, before the output projection."""
         num_heads = self.config.num_heads
@@ -206,7 +260,7 @@ class SelfAttention(Part):
             return projected.astype(self.numerics.dtype).reshape(*projected.shape[:2], num_heads, depth)
 
         rate = self.config.attention_dropout
-        return attend(
+        context = attend(
             heads(query * depth**-0.5),
             heads(key),
             heads(value),
@@ -218,7 +272,10 @@ class SelfAttention(Part):
             if dropout_key is None or rate == 0.0
             else partial(dropout, rate=rate, key=dropout_key, barrier=not self.numerics.remat),
             record=partial(self.sow, nnx.Intermediate) if self.numerics.observed else None,
-        ).reshape(query.shape)
+        )
+        if head_mask is not None:
+            context = context * head_mask.reshape(-1, 1, num_heads, 1).astype(context.dtype)
+        return context.reshape(query.shape)
 
 
 class FeedForward(Part):
@@ -257,6 +314,7 @@ class TransformerLayer(Part):
         mask: Bool[Array, "batch #time time"],
         key: Key[Array, ""] | None,
         positions: Positions | None = None,
+        head_mask: Float[Array, " heads"] | Float[Array, "batch heads"] | None = None,
     ) -> Float[Array, "batch queries hidden"]:
         """The layer's output for every token, or for those of each row at `positions`."""
         keys = _split(key, 4)
@@ -267,7 +325,7 @@ class TransformerLayer(Part):
         if positions is not None:
             x, queries = tokens_at(x, positions), tokens_at(tokens, positions)
             mask = mask if mask.shape[1] == 1 else tokens_at(mask, positions)
-        attn_output = self.attention(queries, tokens, mask, keys[0])
+        attn_output = self.attention(queries, tokens, mask, keys[0], head_mask)
         x = x + dropout(attn_output, self.config.dropout, keys[1])
         x = x if pre_norm else self.attention_layer_norm(x)
 
@@ -350,7 +408,13 @@ class Head(Part):
 
 
 class RobertaModel(Part):
-    """The whole network. docs/parameters.md lists its parameters."""
+    """The whole network. docs/parameters.md lists its parameters.
+
+    Called with token ids it returns their features. It starts in eval mode; `train` turns dropout and LayerDrop on.
+
+    Attributes:
+      rngs: in train mode, what draws a key for every call that is given none.
+    """
 
     def __init__(
         self,
@@ -374,13 +438,39 @@ class RobertaModel(Part):
         self.layer_norm = layer_norm(config, numerics, rngs) if config.normalize_before else None
         self.lm_head = LMHead(config, numerics, rngs) if config.lm_head else None
         self.heads = nnx.Dict({head.name: Head(config, head, numerics, rngs) for head in config.heads})
+        self.rngs: nnx.Rngs | None = nnx.data(None)
 
-    def features(
+    def __call__(
         self,
-        token_ids: Int[Array, "batch time"],
+        token_ids: Int[Array, "batch time"] | None,
         segments: Int[Array, "batch time"] | None = None,
         key: Key[Array, ""] | None = None,
         positions: Positions | None = None,
+        **inputs: Unpack[MoreInputs],
+    ) -> Float[Array, "batch selected hidden"]:
+        """See `features`."""
+        return self.features(token_ids, segments, key, positions, **inputs)
+
+    def train(self, rngs: nnx.Rngs | int = 0, **attributes: Any) -> None:
+        """Turns dropout and LayerDrop on, with keys from the stream `dropout` of `rngs`, or of a seed."""
+        super(Part, self).train(**attributes)  # type: ignore[no-untyped-call]
+        self.rngs = nnx.Rngs(dropout=rngs) if isinstance(rngs, int) else rngs
+
+    def eval(self, **attributes: Any) -> None:
+        """Turns dropout and LayerDrop off."""
+        super().eval(**attributes)  # type: ignore[no-untyped-call]
+        self.rngs = nnx.data(None)
+
+    def _key(self, key: Key[Array, ""] | None) -> Key[Array, ""] | None:
+        return self.rngs.dropout() if key is None and self.rngs is not None else key
+
+    def features(
+        self,
+        token_ids: Int[Array, "batch time"] | None,
+        segments: Int[Array, "batch time"] | None = None,
+        key: Key[Array, ""] | None = None,
+        positions: Positions | None = None,
+        **inputs: Unpack[MoreInputs],
     ) -> Float[Array, "batch selected hidden"]:
         """The last layer's output, with the final LayerNorm where the network is pre-norm, in the accumulation dtype.
 
@@ -388,49 +478,60 @@ class RobertaModel(Part):
           token_ids: in the vocabulary, at most max_positions a row.
           segments: where several sequences stand in a row, one after the other, the number of each token's sequence,
             and another number for padding: none sees the others, and each has positions of its own.
-          key: for dropout and LayerDrop; None evaluates.
+          key: for dropout and LayerDrop; None evaluates, or draws one in train mode.
           positions: of the tokens of each row whose features are wanted: one array a row, or one slice for all rows.
             The last layer is computed for these only: the others' keys and values, but not their queries, output
             projection and feed-forward. None for all tokens.
+          **inputs: see MoreInputs.
+
+        Raises:
+          InputError: an array of `inputs` has another shape than the model takes.
         """
-        x = self._layer_outputs(token_ids, segments, key, positions)[-1]
+        x = self._layer_outputs(token_ids, segments, key, positions, **inputs)[-1]
         return x if self.layer_norm is None else self.layer_norm(x)
 
     def hidden_states(
         self,
-        token_ids: Int[Array, "batch time"],
+        token_ids: Int[Array, "batch time"] | None,
         segments: Int[Array, "batch time"] | None = None,
         key: Key[Array, ""] | None = None,
+        **inputs: Unpack[MoreInputs],
     ) -> list[Float[Array, "batch time hidden"]]:
         """The embedding output and each layer's output: num_layers + 1 arrays, in the accumulation dtype.
 
         The final LayerNorm of a pre-norm network is in `features` and not in the last of these. Arguments as of
         `features`.
         """
-        return self._layer_outputs(token_ids, segments, key)
+        return self._layer_outputs(token_ids, segments, key, **inputs)
 
     def _layer_outputs(
         self,
-        token_ids: Int[Array, "batch time"],
+        token_ids: Int[Array, "batch time"] | None,
         segments: Int[Array, "batch time"] | None,
         key: Key[Array, ""] | None,
         positions: Positions | None = None,
+        **inputs: Unpack[MoreInputs],
     ) -> list[Float[Array, "batch _ hidden"]]:
         """The embedding output and each layer's; the last of the tokens at `positions` only."""
+        token_ids = given_tokens(token_ids, self.config, inputs)
+        head_mask = inputs.get("head_mask")
         mask = attention_mask(token_ids == self.config.pad_id, segments)
-        keys = _split(key, 1 + 2 * len(self.layers))
-        x = self.embeddings(token_ids, segments, keys[0])
+        keys = _split(self._key(key), 1 + 2 * len(self.layers))
+        x = self.embeddings(token_ids, segments, keys[0], inputs.get("inputs_embeds"), inputs.get("token_types"))
         outputs = [x]
         for i, layer in enumerate(self.layers):
             layer_key, drop_key = keys[1 + 2 * i], keys[2 + 2 * i]
             wanted = positions if i == len(self.layers) - 1 else None
-            run: Callable[[Array], Array] = partial(layer, mask=mask, key=layer_key, positions=wanted)
+            of_heads = None if head_mask is None else head_mask[i]
+            run: Callable[[Array], Array] = partial(
+                layer, mask=mask, key=layer_key, positions=wanted, head_mask=of_heads
+            )
             run = jax.checkpoint(run) if self.numerics.remat else run
             if drop_key is None or self.config.layer_drop == 0.0:
                 x = run(x)
             else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
                 skip = partial(tokens_at, positions=slice(None) if wanted is None else wanted)
-                x = lax.cond(jax.random.uniform(drop_key) > self.config.layer_drop, run, skip, x)
+                x = lax.cond(jax.random.uniform(drop_key, dtype=np.float32) > self.config.layer_drop, run, skip, x)
             outputs.append(x)
         return outputs
 
@@ -448,7 +549,7 @@ class RobertaModel(Part):
         self, head: str, features: Float[Array, "batch time hidden"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
         """The outputs of the head called `head`, in the accumulation dtype."""
-        return self.heads[head](features, key)
+        return self.heads[head](features, self._key(key))
 
 
 class Linear(nnx.Module):

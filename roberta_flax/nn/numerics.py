@@ -76,6 +76,8 @@ class Numerics:
             raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {attention!r}")
         if attention == "cudnn" and dtype not in (jnp.bfloat16, jnp.float16):
             raise InputError(f"attention 'cudnn' computes in bfloat16 or float16, not in {dtype}")
+        if attention == "flash" and dtype == jnp.float64:
+            raise InputError("attention 'flash' computes in 32 or 16 bits, not in float64")
         fields = (dtype, param_dtype, precision, attention, remat, quantized, observed)
         for field, value in zip(dataclasses.fields(self), fields, strict=True):
             object.__setattr__(self, field.name, value)

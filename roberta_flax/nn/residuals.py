@@ -35,24 +35,23 @@ def with_low_precision_residual(function: Activation, dtype: jnp.dtype) -> Activ
     """An elementwise function whose derivative is taken at its argument rounded to a 16-bit `dtype`.
 
     The rounded argument is all that is kept for the gradient; the function's value is not rounded. (torch's autocast
-    rounds the argument in the forward pass too.) For any other dtype this is the function itself. The result has no
-    forward-mode derivative.
+    rounds the argument in the forward pass too.) For any other dtype this is the function itself.
     """
     if dtype.itemsize != 2:
         return function
-    low_precision = jax.custom_vjp(function)
 
-    def forward(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], tuple[Float[Array, "..."], Float[Array, "0"]]]:
-        return function(x), (optimization_barrier(x.astype(dtype)), jnp.empty(0, x.dtype))
+    def derivative(rounded: Float[Array, "..."], tangent: Float[Array, "..."]) -> Float[Array, "..."]:
+        of_rounded: Array = jax.jvp(function, (rounded.astype(tangent.dtype),), (tangent,))[1]
+        return of_rounded
 
-    def backward(
-        residuals: tuple[Float[Array, "..."], Float[Array, "0"]], gradient: Float[Array, "..."]
-    ) -> tuple[Float[Array, "..."]]:
-        rounded, like = residuals
-        (x_gradient,) = jax.vjp(function, rounded.astype(like.dtype))[1](gradient)
-        return (x_gradient,)
+    def jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        (x,), (tangent,) = primals, tangents
+        rounded = optimization_barrier(x.astype(dtype))
+        # checkpoint, so that the argument is kept and not the factor that is computed from it
+        return function(x), jax.checkpoint(derivative, prevent_cse=False)(rounded, tangent)
 
-    low_precision.defvjp(forward, backward)
+    low_precision = jax.custom_jvp(function)
+    low_precision.defjvp(jvp)
     return cast("Activation", low_precision)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 import numpy.typing as npt
-from flax import nnx
 
 from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint import usage as usages
@@ -21,7 +19,6 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
-from roberta_flax.nn.model import RobertaModel, tokens_at
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import quantize
 from roberta_flax.nn.sentence import sentence_vectors
@@ -30,7 +27,6 @@ from roberta_flax.parity.inputs import ParityBatch
 from roberta_flax.parity.tensor_names import (
     GRADIENTS,
     SENTENCE_VECTOR,
-    all_names,
     cross_encoder_activation,
     has_log_probabilities,
 )
@@ -38,7 +34,7 @@ from roberta_flax.tasks.sentence_scores import activated
 from roberta_flax.train.losses import head_loss, masked_lm_loss
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Int
+    from jaxtyping import Array
 
 WITHOUT_LOSS = ("float16", "int8")  # nobody trains in these
 
@@ -105,12 +101,11 @@ class Subject:
             return {name: np.asarray(value) for name, value in found.items()}
 
     def _intermediates(self, batch: ParityBatch) -> dict[str, Array]:
-        # only "xla" computes all scores at once, so that they can be captured
-        numerics = dataclasses.replace(self._numerics, attention="xla", observed=True)
-        values: dict[str, Array] = _intermediates(
-            self.params, batch.tokens, batch.positions, config=self.config, numerics=numerics
+        # logits are those of the public functions
+        names = [name for name in forward.intermediate_names(self.config) if not name.endswith(".logits")]
+        return forward.intermediates(
+            self.params, batch.tokens, batch.positions, names=names, config=self.config, numerics=self._numerics
         )
-        return values
 
     def _results(self, batch: ParityBatch) -> dict[str, Array]:
         """Results of the public functions, with the requested attention; the last layer computes needed tokens only."""
@@ -180,43 +175,6 @@ def device_of(backend: str | None) -> jax.Device:
         reason = str(error).splitlines()[0]
         raise InputError(f"JAX has no backend {backend!r} here ({reason}); it has {jax.default_backend()!r}") from None
     return device
-
-
-@partial(jax.jit, static_argnames=("config", "numerics"))
-def _intermediates(
-    params: Any,
-    tokens: Int[Array, "batch time"],
-    positions: Int[Array, "batch selected"],
-    *,
-    config: RobertaConfig,
-    numerics: Numerics,
-) -> dict[str, Array]:
-    def run(model: RobertaModel) -> None:
-        features = model.features(tokens)
-        if config.lm_head:
-            model.lm_logits(tokens_at(features, positions))
-        for head in config.heads:
-            model.head_logits(head.name, features)
-
-    model = forward.network(params, config, numerics)
-    _, captured = nnx.capture(run, nnx.Intermediate, method_outputs=nnx.Intermediate)(model)
-    outputs = {
-        ".".join(str(part.key) for part in path[:-1]): value  # the last part numbers the calls, of which there is one
-        for path, value in jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(captured))[0]
-    }
-    return {name: outputs[path] for name in all_names(config) if (path := _captured_as(name)) in outputs}
-
-
-def _captured_as(name: str) -> str:
-    """The path and method, as nnx.capture names them, whose output is the named tensor."""
-    module, _, part = name.rpartition(".")
-    if part in ("sum", "context", "scores", "weights", "activation", "features"):
-        return name
-    if part == "output" and not module.endswith((".attention", ".feed_forward")):  # a layer's, or the embeddings'
-        return f"{module}.__call__"
-    if part == "dense":  # a head's, activated
-        return f"{module}.activation"
-    return f"{name}.__call__"
 
 
 @partial(jax.jit, static_argnames=("config", "numerics"))

@@ -40,29 +40,19 @@ import numpy.typing as npt
 from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.forward import abstract_params
+from roberta_flax.nn.forward import abstract_params, intermediate_names
 from roberta_flax.nn.tree import flatten
 from roberta_flax.parity.inputs import ParityBatch
 
-_ATTENTION = tuple(f"attention.{part}" for part in ("query", "key", "value", "scores", "weights", "context", "output"))
-_FEED_FORWARD = tuple(f"feed_forward.{part}" for part in ("intermediate", "activation", "output"))
 GRADIENTS = "gradients."
 SENTENCE_VECTOR = "sentence_vector"
 
 
 def all_names(config: RobertaConfig, gradients: bool = False, usage: Usage = Usage()) -> list[str]:
     """All tensor names of a network and of what its repository makes of its outputs, in order of computation."""
-    norms = ("attention_layer_norm",), ("feed_forward_layer_norm",)
-    if config.normalize_before:
-        layer = (*norms[0], *_ATTENTION, *norms[1], *_FEED_FORWARD, "output")
-    else:
-        layer = (*_ATTENTION, *norms[0], *_FEED_FORWARD, *norms[1], "output")
-    names = ["embeddings.sum", "embeddings.output"]
-    names += [f"layers.{i}.{part}" for i in range(config.num_layers) for part in layer]
-    names += ["features"]
-    if config.lm_head:
-        names += ["lm_head.layer_norm", "lm_head.logits", "lm_head.loss"]
-    names += [f"heads.{head.name}.{part}" for head in config.heads for part in _parts(head, usage)]
+    names: list[str] = []
+    for name in intermediate_names(config):
+        names += [name, *_after(name, config, usage)]
     if usage.embedding is not None:
         names.append(SENTENCE_VECTOR)
     if gradients:
@@ -141,9 +131,15 @@ def _computed_by(module: str) -> str:
     return module
 
 
-def _parts(head: HeadConfig, usage: Usage) -> list[str]:
-    parts = ["dense"] if head.has_dense else []
-    parts += ["logits"]
-    parts += ["log_probabilities"] if has_log_probabilities(head) else []
+def _after(name: str, config: RobertaConfig, usage: Usage) -> list[str]:
+    """What is computed of a head's logits."""
+    module, _, part = name.rpartition(".")
+    if part != "logits":
+        return []
+    if module == "lm_head":
+        return [f"{module}.loss"]
+    head = config.head(module.removeprefix("heads."))
+    parts = ["log_probabilities"] if has_log_probabilities(head) else []
     parts += ["score"] if cross_encoder_activation(head, usage) else []
-    return parts + (["loss"] if head.kind == "sentence" else [])
+    parts += ["loss"] if head.kind == "sentence" else []
+    return [f"{module}.{part}" for part in parts]

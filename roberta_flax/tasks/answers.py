@@ -1,19 +1,79 @@
-"""Answers to questions in a context, from the outputs of a span head, as Transformers' pipeline finds them."""
+"""Answers to questions in a context, as Transformers' pipeline finds them by the outputs of a span head."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import scipy.special
 
-from roberta_flax.tasks.token_logits import WindowLogits
-from roberta_flax.text.huggingface_tokenizer import TokenWindow
+from roberta_flax.errors import InputError
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.tasks.base import Model, Task, check_count
+from roberta_flax.tasks.token_logits import TokenLogits, WindowLogits, windows_of
+from roberta_flax.text.encoding import EncodedSequence, OnLong
+from roberta_flax.text.windows import TokenWindow
 
 _CONTEXT = 1  # the number of the context among the texts; the question's is 0
 EXCLUDED = -10000.0  # the logit of tokens that are in no answer
+_MAX_LENGTH = 384  # of a window, as in Transformers' question-answering pipeline
+
+
+@dataclass(frozen=True)
+class Answer(TokenLogits):
+    """Finds the answers to each question in its context, with a span head.
+
+    An input is a question and its context. The result is that of `find_answers`, a list of dicts. By default a long
+    context is split into windows, of 384 tokens or the model's maximum length.
+
+    Attributes:
+      head, stride: as in TokenLogits.
+      top_k, max_answer_length, handle_impossible_answer, align_to_words: as in `find_answers`.
+      max_length: the default maximum length of a window in tokens, the question included.
+    """
+
+    top_k: int = 1
+    max_answer_length: int = 15
+    handle_impossible_answer: bool = False
+    align_to_words: bool = True
+    max_length: int | None = None
+
+    kind: ClassVar[str] = "span"
+    on_long: ClassVar[OnLong] = "window"
+
+    def of(self, model: Model) -> Task:
+        """The task as `model` does it, with the length of its windows."""
+        longest = model.usage.max_length or model.config.max_positions
+        return self if self.max_length else replace(self, max_length=min(longest, _MAX_LENGTH))
+
+    def check(self, config: RobertaConfig) -> None:
+        super().check(config)
+        check_count("top_k (--topk)", self.top_k)
+        check_count("max_answer_length", self.max_answer_length)
+
+    def texts_of(self, given: Any) -> Sequence[str]:
+        if not isinstance(given, list | tuple) or len(given) != 2:
+            raise InputError(f"expected a question and its context, got {given!r:.80}")
+        for name, text in zip(("question", "context"), given, strict=True):
+            if not isinstance(text, str) or not text:
+                raise InputError(f"the {name} must be a text that is not empty, got {text!r:.80}")
+        return given
+
+    def result(
+        self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
+    ) -> Any:
+        return find_answers(
+            text_input[_CONTEXT],
+            windows_of(sequences, results),
+            first_id=model.tokenizer.backend.bos_id,
+            top_k=self.top_k,
+            max_answer_length=self.max_answer_length,
+            handle_impossible_answer=self.handle_impossible_answer,
+            align_to_words=self.align_to_words,
+        )
 
 
 def find_answers(

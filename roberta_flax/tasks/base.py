@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.errors import InputError
-from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.text.batching import TokenBatch
@@ -81,6 +81,13 @@ class Task(Protocol):
         """Whether several sequences may share a row."""
 
 
+class TaskOfModel(Protocol):
+    """A task that follows what a model's repository says of its use."""
+
+    def of(self, model: Model) -> Task:
+        """The task as `model` does it. Raises InputError if it cannot."""
+
+
 def is_finite(outputs: npt.ArrayLike | tuple[npt.ArrayLike, ...]) -> bool:
     """Whether no output of a model, an array or a tuple of arrays, is NaN or infinite."""
     arrays = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -93,11 +100,40 @@ def check_finite(outputs: npt.ArrayLike | tuple[npt.ArrayLike, ...]) -> None:
         raise InputError(NOT_FINITE)
 
 
-def as_done_by(model: Model, task: Task) -> Task:
+def one_head(config: RobertaConfig, kind: str, name: str | None = None) -> HeadConfig:
+    """The head with this name, or the only one of a kind.
+
+    Raises:
+      InputError: there is no such head, or it is of another kind; or no name is given and the model has no head of the
+        kind, or several.
+    """
+    heads = [head for head in config.heads if head.kind == kind]
+    if name is None and len(heads) != 1:
+        names = ", ".join(head.name for head in heads or config.heads) or "none"
+        several = f"the model has several {kind} heads: {names}; choose one with head (--head)"
+        raise InputError(several if heads else f"this takes a {kind} head, and the model has none; its heads: {names}")
+    head = heads[0] if name is None else config.head(name)
+    if head.kind != kind:
+        raise InputError(f"head {head.name!r} is of kind {head.kind}, expected a {kind} head")
+    return head
+
+
+def check_count(name: str, value: Any, *, smallest: int = 1) -> None:
+    """Raises InputError unless `value` is an integer of at least `smallest`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise InputError(f"{name} must be an integer of at least {smallest}, got {value!r}")
+
+
+def sequences_per_input(task: Task | TaskOfModel) -> int:
+    """How many sequences a task makes of an input that is not too long: its `sequences_per_input`, by default 1."""
+    return int(getattr(task, "sequences_per_input", 1))
+
+
+def as_done_by(model: Model, task: Task | TaskOfModel) -> Task:
     """The task as this model does it: a task with a method `of` follows what the model's source says of its use."""
-    of = getattr(task, "of", None)
-    resolved: Task = task if of is None else of(model)
-    return resolved
+    of: Any = getattr(task, "of", None)
+    resolved: Any = task if of is None else of(model)
+    return cast(Task, resolved)
 
 
 def unpack_vectors(batch: TokenBatch, outputs: npt.NDArray[Any]) -> list[Any]:

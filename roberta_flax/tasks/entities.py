@@ -1,18 +1,62 @@
-"""Entities in a text from the outputs of a token head, as Transformers' token-classification pipeline finds them."""
+"""Entities in texts, as Transformers' token-classification pipeline finds them by the outputs of a token head."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.special
 
-from roberta_flax.tasks.token_logits import WindowLogits
+from roberta_flax.errors import InputError
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.tasks.base import Model, one_head
+from roberta_flax.tasks.token_logits import TokenLogits, WindowLogits, windows_of
+from roberta_flax.text.encoding import EncodedSequence
 from roberta_flax.text.tokenizer import Tokenizer
 
 AGGREGATIONS = ("none", "simple", "first", "average", "max")
+
+
+@dataclass(frozen=True)
+class Tag(TokenLogits):
+    """Finds the entities of each text, or labels its tokens, with a token head.
+
+    The result is that of `find_entities`, a list of dicts. If on_long is "window", the entities are those of all
+    windows of a text over the maximum length.
+
+    Attributes:
+      head, stride: as in TokenLogits.
+      aggregation, ignored: as in `find_entities`.
+      labels: names of the head's classes, in place of its own.
+    """
+
+    aggregation: str = "simple"
+    ignored: tuple[str, ...] = ("O",)
+    labels: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "token"
+
+    def check(self, config: RobertaConfig) -> None:
+        super().check(config)
+        if self.aggregation not in AGGREGATIONS:
+            raise InputError(
+                f"aggregation (--aggregation) must be one of {', '.join(AGGREGATIONS)}, got {self.aggregation!r}"
+            )
+
+    def texts_of(self, given: Any) -> Sequence[str]:
+        if not isinstance(given, str):
+            raise InputError(f"expected a text, got {type(given).__name__}: {given!r:.80}")
+        return [given]
+
+    def result(
+        self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
+    ) -> Any:
+        labels = self.labels or one_head(model.config, self.kind, self.head).label_names
+        windows = windows_of(sequences, results)
+        return find_entities(model.tokenizer, text_input, windows, labels, self.aggregation, self.ignored)
 
 
 class _Part(NamedTuple):
@@ -79,7 +123,8 @@ def _tokens(tokenizer: Tokenizer, text: str, window: WindowLogits) -> Iterator[_
         token_id, (start, end) = int(tokens.ids[index]), tokens.spans[index].tolist()
         name = tokenizer.token_name(token_id)
         if token_id == tokenizer.backend.unk_id:
-            name, continues = text[start:end], False
+            is_part = bool(text[end : end + 1].strip())
+            name, continues = text[start:end] + tokenizer.continuation_mark * is_part, False
         elif tokenizer.marks_continuations:
             continues = len(name) != end - start
         else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
@@ -216,8 +217,11 @@ def score_masked(model: Model, sequences: Sequence[tuple[npt.ArrayLike, npt.Arra
         targets = np.take_along_axis(tokens, masks, axis=1)
         for row_tokens, row in zip(tokens, positions, strict=False):
             row_tokens[row] = model.tokenizer.mask_id
+        arrays = jax.device_put((tokens, masks, targets))
         log_probs = np.asarray(
-            forward.token_log_probs(model.params, tokens, masks, targets, config=model.config, numerics=model.numerics),
+            jax.device_get(
+                forward.token_log_probs(model.params, *arrays, config=model.config, numerics=model.numerics)
+            ),
             np.float64,
         )
         scores += [row[:count].mean() for row, count in zip(log_probs, counts, strict=False)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,9 +11,9 @@ import jax
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
-from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.sentence import ACTIVATIONS, check_activation
-from roberta_flax.tasks.base import Model, unpack_vectors
+from roberta_flax.tasks.base import Model, Task, one_head, unpack_vectors
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import (
     EncodedInput,
@@ -56,8 +56,7 @@ class SentenceScores:
 
     def check(self, config: RobertaConfig) -> None:
         check_activation(self.activation)
-        if (kind := config.head(self.head).kind) != "sentence":
-            raise InputError(f"head {self.head!r} is of kind {kind}, expected a sentence head")
+        one_head(config, "sentence", self.head)
 
     def encode(
         self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
@@ -65,8 +64,11 @@ class SentenceScores:
         if on_long == "window":
             raise InputError("scores of long texts are those of truncated texts: on_long window is not for them")
 
+        pieces_of = _shared_pieces(tokenizer, inputs)
+
         def encode(texts: Any) -> list[EncodedSequence]:
-            return [_encode(tokenizer, texts, max_length, on_long, self.truncation)]
+            pieces = [pieces_of(text) for text in one_or_two_texts(texts)]
+            return [join_within(tokenizer, pieces, max_length, on_long, self.truncation)]
 
         return [encode_or_reject(encode, texts) for texts in inputs]
 
@@ -90,18 +92,62 @@ class SentenceScores:
         return True
 
 
-def _encode(
-    tokenizer: Tokenizer, texts: Any, max_length: int, on_long: OnLong, truncation: Truncation
+@dataclass(frozen=True)
+class Score:
+    """Scores each text or pair of texts as a cross-encoder does: SentenceScores by what the model's repository says.
+
+    Attributes:
+      head: name of the sentence head; by default the only one.
+      activation: one of nn.sentence.ACTIVATIONS; by default the repository's, or else the sigmoid for a head with one
+        output and none for a head with several, as in sentence-transformers.
+    """
+
+    head: str | None = None
+    activation: str | None = None
+
+    def of(self, model: Model) -> Task:
+        """The task as `model` does it."""
+        head = one_head(model.config, "sentence", self.head)
+        activation = self.activation or cross_encoder_activation(model, head)
+        return SentenceScores(head.name, activation, max_length=model.usage.max_length)
+
+
+def cross_encoder_activation(model: Model, head: HeadConfig) -> str:
+    """The activation of a cross-encoder's scores: its repository's, or sentence-transformers' default."""
+    scoring = model.usage.scoring_of(head.name)
+    named = None if scoring is None else scoring.activation
+    return named or ("sigmoid" if head.num_classes == 1 else "identity")
+
+
+def _shared_pieces(tokenizer: Tokenizer, inputs: Sequence[Any]) -> Callable[[str], list[int]]:
+    """A function like Tokenizer.pieces, for texts of which each is split once, however many pairs have it."""
+    several = [[given] if isinstance(given, str) else given for given in inputs]
+    texts = dict.fromkeys(
+        text for given in several if isinstance(given, list | tuple) for text in given if isinstance(text, str)
+    )
+    try:
+        known = dict(zip(texts, tokenizer.pieces_of(list(texts)), strict=True))
+    except InputError:
+        known = {}
+
+    def pieces(text: str) -> list[int]:
+        if not isinstance(text, str) or text not in known:
+            known[text] = tokenizer.pieces(text)  # which refuses what is no text
+        return known[text]
+
+    return pieces
+
+
+def join_within(
+    tokenizer: Tokenizer, pieces: Sequence[list[int]], max_length: int, on_long: OnLong, truncation: Truncation
 ) -> EncodedSequence:
-    """Encodes a text or a pair, truncated as Transformers' fast tokenizers do.
+    """Joins the pieces of a text or a pair, truncated as Transformers' fast tokenizers do.
 
     Raises:
-      InputError: `texts` are not one or two texts; or they are too long and `on_long` is "error", or even the longest
-        truncation does not suffice.
+      InputError: they are too long and `on_long` is "error", or even the longest truncation does not suffice.
     """
-    pieces = [tokenizer.pieces(text) for text in one_or_two_texts(texts)]
     lengths = [len(each) for each in pieces]
-    specials = len(tokenizer.join([[] for _ in pieces]))
+    specials = tokenizer.special_lengths(len(pieces))[2]
     room = max_length - specials
     if sum(lengths) <= room:
         return EncodedSequence(tokenizer.join(pieces))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.tasks.base import Model, unpack_tokens
+from roberta_flax.tasks.base import Model, check_count, one_head, unpack_tokens
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import (
     EncodedInput,
@@ -22,8 +21,8 @@ from roberta_flax.text.encoding import (
     one_or_two_texts,
     too_long,
 )
-from roberta_flax.text.huggingface_tokenizer import TokenWindow
 from roberta_flax.text.tokenizer import Tokenizer
+from roberta_flax.text.windows import TokenWindow
 
 
 class WindowLogits(NamedTuple):
@@ -38,30 +37,39 @@ class WindowLogits(NamedTuple):
     logits: npt.NDArray[np.float32]
 
 
+_STRIDE = 128  # of Transformers' question-answering pipeline, where half of a window is more
+
+
 @dataclass(frozen=True)
 class TokenLogits:
-    """Computes a head's outputs for each token of a text, or of a pair of texts.
+    """Computes a head's outputs for each token of a text, or of a pair of texts; a task says what they mean.
 
-    The result is a list of WindowLogits: one, or if on_long is "window", windows that slide over the last text.
+    An input is one window, or if on_long is "window", as many as it takes, which slide over the last text.
 
     Attributes:
-      head: name of a token head or a span head.
-      stride: how many tokens two neighboring windows share.
+      head: name of a head; by default the only one of its kind.
+      stride: how many tokens two neighboring windows share; by default 128, or half of a window if that is less.
     """
 
-    head: str
-    stride: int = 0
+    head: str | None = None
+    stride: int | None = None
+
+    kind: ClassVar[str]
 
     def check(self, config: RobertaConfig) -> None:
-        if (kind := config.head(self.head).kind) not in ("token", "span"):
-            raise InputError(f"head {self.head!r} is of kind {kind}; TokenLogits takes token and span heads")
+        one_head(config, self.kind, self.head)
+        if self.stride is not None:
+            check_count("stride", self.stride, smallest=0)
 
     def encode(
         self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
     ) -> list[EncodedInput]:
+        stride = min(_STRIDE, max_length // 2) if self.stride is None else self.stride
+        shared = stride if on_long == "window" else 0
+
         def encode_one(given: Any) -> list[EncodedSequence]:
-            texts = one_or_two_texts(given)
-            windows = tokenizer.windows(*texts, max_length=max_length, stride=self.stride)
+            texts = self.texts_of(given)
+            windows = tokenizer.windows(*texts, max_length=max_length, stride=shared)
             is_long = len(windows) > 1
             if is_long and on_long == "error":
                 raise too_long(len(tokenizer.encode(*texts)), max_length)
@@ -70,24 +78,29 @@ class TokenLogits:
 
         return [encode_or_reject(encode_one, given) for given in inputs]
 
+    def texts_of(self, given: Any) -> Sequence[str]:
+        """The texts of an input. Raises InputError for what is none."""
+        return one_or_two_texts(given)
+
     def run(
         self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
     ) -> Any:
-        return forward.head_logits(params, *arrays, head=self.head, config=model.config, numerics=model.numerics)
+        head = one_head(model.config, self.kind, self.head).name
+        return forward.head_logits(params, *arrays, head=head, config=model.config, numerics=model.numerics)
 
     def unpack(
         self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
     ) -> list[Any]:
         return unpack_tokens(batch, sequences, outputs)
 
-    def result(
-        self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
-    ) -> Any:
-        return [
-            WindowLogits(sequence.window, logits)
-            for sequence, logits in zip(sequences, results, strict=True)
-            if sequence.window is not None
-        ]
-
     def can_pack(self) -> bool:
         return True
+
+
+def windows_of(sequences: Sequence[EncodedSequence], results: Sequence[Any]) -> list[WindowLogits]:
+    """The outputs for the windows of an input."""
+    return [
+        WindowLogits(sequence.window, logits)
+        for sequence, logits in zip(sequences, results, strict=True)
+        if sequence.window is not None
+    ]

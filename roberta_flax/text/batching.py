@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,11 @@ LENGTH_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # Sequences up to this length are packed into rows of this length. Attention would cost more in longer rows.
 PACK_LENGTH = 256
 _SEGMENTS_PER_ROW = PACK_LENGTH // 8  # the most sequences that share a row: a fixed number, as compiled shapes need
+# Both as `python -m benchmarks.layout` measures them on CPUs: 1.8 and 0.06 in float32, 1.5 and 0.04 in bfloat16.
+_ATTENTION_SLOWNESS = 1.6  # time of an operation of attention, its softmax included, over one of a layer's products
+_PACKING_COST = 0.05  # of a slot: masks by segment, positions, and the gathering of first tokens
+
+Strategy = Literal["auto", "buckets", "packing", "fixed"]
 
 
 def check_tokens(tokens: Any, vocab_size: int, max_positions: int) -> npt.NDArray[np.int32]:
@@ -52,16 +57,24 @@ def check_tokens(tokens: Any, vocab_size: int, max_positions: int) -> npt.NDArra
     return ids.astype(np.int32)
 
 
-def collate_tokens(sequences: Iterable[npt.ArrayLike], pad_idx: int = PAD_ID) -> npt.NDArray[np.int32]:
+def collate_tokens(
+    sequences: Iterable[npt.ArrayLike], pad_idx: int = PAD_ID, *, max_positions: int | None = None
+) -> npt.NDArray[np.int32]:
     """Collates sequences of token ids, [length] each, into one batch, padded on the right.
 
-    The name and arguments are those of fairseq.data.data_utils.collate_tokens.
+    The name and the first two arguments are those of fairseq.data.data_utils.collate_tokens.
+
+    Args:
+      sequences: token ids.
+      pad_idx: the model's id of `<pad>`.
+      max_positions: the model's maximum length, to pad to one of a few lengths: the next of LENGTH_BUCKETS (16, 24, 32,
+        48, ...) up to this one. A jitted function is compiled anew for every shape. None for the longest length.
 
     Returns:
-      int32 [batch, longest].
+      int32 [batch, length].
 
     Raises:
-      InputError: there are no sequences, or one is not a sequence of integers.
+      InputError: there are no sequences, one is not a sequence of integers, or one is longer than max_positions.
     """
     rows = [np.asarray(sequence) for sequence in sequences]
     if not rows:
@@ -71,7 +84,12 @@ def collate_tokens(sequences: Iterable[npt.ArrayLike], pad_idx: int = PAD_ID) ->
             raise InputError(
                 f"collate_tokens takes sequences of integers, [length] each; got {row.dtype} of shape {row.shape}"
             )
-    return pad_rows(rows, (len(rows), max(map(len, rows))), pad_idx)
+    longest = max(map(len, rows))
+    if max_positions is None:
+        return pad_rows(rows, (len(rows), longest), pad_idx)
+    if longest > max_positions:
+        raise InputError(f"{longest} tokens exceed the model's maximum length of {max_positions}")
+    return pad_rows(rows, (len(rows), _bucket(longest, max_positions)), pad_idx)
 
 
 def pad_rows(
@@ -99,9 +117,14 @@ def pad_to_bucket(tokens: npt.NDArray[np.int32], pad_id: int, max_positions: int
     """
     batch, time = tokens.shape
     rows = 1 << (batch - 1).bit_length()
-    columns = next((length for length in LENGTH_BUCKETS if length >= time), time)
-    columns = max(time, min(columns, max_positions))
+    columns = _bucket(time, max_positions)
     return np.pad(tokens, ((0, rows - batch), (0, columns - time)), constant_values=pad_id)
+
+
+def _bucket(length: int, max_positions: int) -> int:
+    """The next of LENGTH_BUCKETS, at most max_positions."""
+    bucket = next((each for each in LENGTH_BUCKETS if each >= length), length)
+    return max(length, min(bucket, max_positions))
 
 
 @dataclass(frozen=True)
@@ -126,6 +149,21 @@ class TokenBatch:
     starts: npt.NDArray[np.int32] | None = None
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a batch will hold.
+
+    Attributes:
+      rows: for each row, the indices of its sequences.
+      shape: the number of rows, which may be more, and their length.
+      is_packed: whether rows may hold several sequences.
+    """
+
+    rows: Sequence[Sequence[int]]
+    shape: tuple[int, int]
+    is_packed: bool = False
+
+
 def lay_out(
     sequences: Sequence[npt.NDArray[np.int32]],
     *,
@@ -133,16 +171,17 @@ def lay_out(
     pad_id: int,
     max_positions: int,
     rows_multiple: int = 1,
-    pack: bool = False,
-    fixed: bool = False,
+    strategy: Strategy = "buckets",
+    attention_cost: float = 0.0,
 ) -> Iterator[TokenBatch]:
     """Lays out all of `sequences` in batches of few shapes, longest first, so that running out of memory shows at once.
 
-    Each batch takes the longest sequences that remain and is padded to the length bucket of the first one: long
-    sequences form small batches, short ones large batches. Only the last batch may have unused rows. With `pack`, the
-    sequences of up to PACK_LENGTH tokens share rows of that length, unless together they would not fill half a row.
+    With "buckets", each batch takes the longest sequences that remain and is padded to the length bucket of the first
+    one: long sequences form small batches, short ones large batches. Only the last batch may have unused rows. With
+    "packing", the sequences of up to PACK_LENGTH tokens share rows of that length, unless together they would not fill
+    half a row. "auto" is whichever of the two costs less by `estimated_cost`, so it depends on the lengths alone.
 
-    With `fixed`, a sequence is padded to its own length bucket, and every batch of a bucket has the same number of
+    With "fixed", a sequence is padded to its own length bucket, and every batch of a bucket has the same number of
     rows. The shape of the batch that a sequence is in then depends on its own length alone, and so does its result: one
     program computes each row without regard to the others.
 
@@ -152,33 +191,100 @@ def lay_out(
       pad_id: the model's id of `<pad>`.
       max_positions: the model's maximum length.
       rows_multiple: the number of data-parallel devices; the number of rows is a multiple of it.
-      pack: whether several sequences may share a row.
-      fixed: whether the shape of a sequence's batch depends on the sequence alone; `pack` must be False.
+      strategy: how, as above.
+      attention_cost: for "auto", as in `estimated_cost`.
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    sizes = {"tokens_per_batch": tokens_per_batch, "max_positions": max_positions, "rows_multiple": rows_multiple}
+    for plan in _plans(lengths, strategy, attention_cost, sizes):
+        build = _packed_batch if plan.is_packed else _unpacked_batch
+        yield build(sequences, plan.rows, plan.shape, pad_id)
+
+
+def _plans(
+    lengths: npt.NDArray[np.int64], strategy: Strategy, attention_cost: float, sizes: Mapping[str, int]
+) -> Sequence[_Plan]:
     order = np.argsort(-lengths, kind="stable")
-    if fixed:
-        for length, group in itertools.groupby(order, lambda i: length_bucket(int(lengths[i]), max_positions)):
-            members = np.array(list(group))
-            full = rows_per_batch(length, tokens_per_batch, rows_multiple)
-            for start in range(0, len(members), full):
-                yield _unpacked_batch(sequences, members[start : start + full], (full, length), pad_id)
-        return
-    pack = pack and lengths.sum() > PACK_LENGTH // 2
-    num_unpacked = int(np.searchsorted(-lengths[order], -PACK_LENGTH)) if pack else len(order)
+    if strategy == "fixed":
+        return list(_plan_fixed(order, lengths, **sizes))
+    plans = []
+    if strategy != "packing":
+        plans.append(list(_plan_buckets(order, lengths, **sizes)))
+    if strategy != "buckets":
+        plans.append(list(_plan_packing(order, lengths, **sizes)))
+    return min(plans, key=lambda plan: estimated_cost([(*each.shape, each.is_packed) for each in plan], attention_cost))
+
+
+def estimated_cost(batches: Iterable[tuple[int, int, bool]], attention_cost: float) -> float:
+    """Estimates what batches cost, in units of the matrix products of one slot (a token, or padding).
+
+    Args:
+      batches: the number of rows, their length, and whether sequences share rows, of each batch.
+      attention_cost: the cost of a slot's attention to one position (`relative_attention_cost`).
+    """
+    return sum(
+        rows * length * (1 + attention_cost * length + _PACKING_COST * is_packed) for rows, length, is_packed in batches
+    )
+
+
+def relative_attention_cost(hidden_size: int, intermediate_size: int) -> float:
+    """The cost of a token's attention to one position, in units of a token's matrix products in a layer.
+
+    A token's products with the layer's matrices take 8 h^2 + 4 h i operations, and its attention to one position 4 h:
+    1 / (2 h + i) of these, at a lower speed (_ATTENTION_SLOWNESS).
+    """
+    return _ATTENTION_SLOWNESS / (2 * hidden_size + intermediate_size)
+
+
+def _plan_fixed(
+    order: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    *,
+    tokens_per_batch: int,
+    max_positions: int,
+    rows_multiple: int,
+) -> Iterator[_Plan]:
+    for length, group in itertools.groupby(order, lambda i: length_bucket(int(lengths[i]), max_positions)):
+        members = [[int(index)] for index in group]
+        full = rows_per_batch(length, tokens_per_batch, rows_multiple)
+        for start in range(0, len(members), full):
+            yield _Plan(members[start : start + full], (full, length))
+
+
+def _plan_buckets(
+    order: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    *,
+    tokens_per_batch: int,
+    max_positions: int,
+    rows_multiple: int,
+) -> Iterator[_Plan]:
     done = 0
-    while done < num_unpacked:
+    while done < len(order):
         length = length_bucket(int(lengths[order[done]]), max_positions)
         full = rows_per_batch(length, tokens_per_batch, rows_multiple)
-        indices = order[done : min(done + full, num_unpacked)]
-        yield _unpacked_batch(sequences, indices, (_row_bucket(len(indices), full, rows_multiple), length), pad_id)
-        done += len(indices)
-    if done < len(order):
-        full = rows_per_batch(PACK_LENGTH, tokens_per_batch, rows_multiple)
-        rows = _best_fit(order[done:], lengths)
-        for first in range(0, len(rows), full):
-            chosen = rows[first : first + full]
-            yield _packed_batch(sequences, chosen, _row_bucket(len(chosen), full, rows_multiple), pad_id)
+        members = [[int(index)] for index in order[done : done + full]]
+        yield _Plan(members, (_row_bucket(len(members), full, rows_multiple), length))
+        done += len(members)
+
+
+def _plan_packing(
+    order: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    *,
+    tokens_per_batch: int,
+    max_positions: int,
+    rows_multiple: int,
+) -> Iterator[_Plan]:
+    sizes = {"tokens_per_batch": tokens_per_batch, "max_positions": max_positions, "rows_multiple": rows_multiple}
+    fills_rows = lengths.sum() > PACK_LENGTH // 2
+    num_unpacked = int(np.searchsorted(-lengths[order], -PACK_LENGTH)) if fills_rows else len(order)
+    yield from _plan_buckets(order[:num_unpacked], lengths, **sizes)
+    full = rows_per_batch(PACK_LENGTH, tokens_per_batch, rows_multiple)
+    rows = _best_fit(order[num_unpacked:], lengths)
+    for first in range(0, len(rows), full):
+        chosen = rows[first : first + full]
+        yield _Plan(chosen, (_row_bucket(len(chosen), full, rows_multiple), PACK_LENGTH), is_packed=True)
 
 
 def length_bucket(length: int, max_positions: int) -> int:
@@ -202,11 +308,12 @@ def _row_bucket(rows: int, full: int, rows_multiple: int) -> int:
 
 
 def _unpacked_batch(
-    sequences: Sequence[npt.NDArray[np.int32]], indices: npt.NDArray[np.int64], shape: tuple[int, int], pad_id: int
+    sequences: Sequence[npt.NDArray[np.int32]], rows: Sequence[Sequence[int]], shape: tuple[int, int], pad_id: int
 ) -> TokenBatch:
+    indices = np.array([index for (index,) in rows], np.int64)
     tokens = pad_rows([sequences[index] for index in indices], shape, pad_id)
-    rows = np.arange(len(indices))
-    return TokenBatch(indices, tokens, rows, np.zeros_like(rows), np.zeros_like(rows))
+    row = np.arange(len(indices))
+    return TokenBatch(indices, tokens, row, np.zeros_like(row), np.zeros_like(row))
 
 
 def _best_fit(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> list[list[int]]:
@@ -232,11 +339,11 @@ def _best_fit(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> l
 
 
 def _packed_batch(
-    sequences: Sequence[npt.NDArray[np.int32]], rows: Sequence[Sequence[int]], num_rows: int, pad_id: int
+    sequences: Sequence[npt.NDArray[np.int32]], rows: Sequence[Sequence[int]], shape: tuple[int, int], pad_id: int
 ) -> TokenBatch:
-    tokens = np.full((num_rows, PACK_LENGTH), pad_id, np.int32)
-    segments = np.full((num_rows, PACK_LENGTH), -1, np.int32)
-    starts = np.zeros((num_rows, _SEGMENTS_PER_ROW), np.int32)
+    tokens = np.full(shape, pad_id, np.int32)
+    segments = np.full(shape, -1, np.int32)
+    starts = np.zeros((shape[0], _SEGMENTS_PER_ROW), np.int32)
     positions = []
     for row, row_indices in enumerate(rows):
         column = 0

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.text.huggingface_tokenizer import TokenWindow
 from roberta_flax.text.tokenizer import Tokenizer
+from roberta_flax.text.windows import TokenWindow
 
 OnLong = Literal["error", "truncate", "window"]  # what to do with an input over the maximum length
 TextInput = str | Sequence[str]  # a text, or several that form one input, such as a pair

@@ -33,6 +33,7 @@ import tiktoken
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import read_text, reading
 from roberta_flax.text.truncation import longest_first
+from roberta_flax.text.windows import TokenWindow, check_windows_advance, joined_window, window_ranges
 
 DICTIONARY_FILE = "dict.txt"
 ENCODER_FILE = "encoder.json"
@@ -166,6 +167,18 @@ class BPE(Protocol):
 
     def spans(self, text: str) -> npt.NDArray[np.int64]:
         """The begin (inclusive) and end (exclusive) of each piece of `text`, in characters: [pieces, 2]."""
+        ...
+
+    def words(self, text: str) -> npt.NDArray[np.int64]:
+        """The number of the word of each piece of `text`: [pieces]."""
+        ...
+
+    def symbol_name(self, symbol: str) -> str:
+        """A symbol as the BPE writes it, such as `Ġworld`."""
+        ...
+
+    def join_names(self, names: Sequence[str]) -> str:
+        """The text of several symbols, given as `symbol_name` writes them."""
         ...
 
     def files(self) -> dict[str, bytes]:
@@ -302,6 +315,20 @@ class ByteLevelBPE:
         character_of_byte = np.cumsum(begins_character) - 1
         return np.stack([character_of_byte[ends - lengths], character_of_byte[ends - 1] + 1], axis=1)
 
+    def words(self, text: str) -> npt.NDArray[np.int64]:
+        ends = np.cumsum([len(self.pieces[number]) for number in self.encode(text)], dtype=np.int64)
+        word_ends = np.cumsum([len(word.encode()) for word in _split_pattern().findall(text)], dtype=np.int64)
+        return np.asarray(np.searchsorted(word_ends, ends))
+
+    def symbol_name(self, symbol: str) -> str:
+        return self._piece_by_symbol.get(symbol, symbol)
+
+    def join_names(self, names: Sequence[str]) -> str:
+        values = _byte_values()
+        return self.decode_bytes(
+            b"".join(bytes([values[c]]) if c in values else c.encode() for name in names for c in name)
+        )
+
     def files(self) -> dict[str, bytes]:
         alphabet = byte_alphabet()
         merges = (" ".join("".join(alphabet[byte] for byte in piece) for piece in pair) for pair in self._pair_rank)
@@ -405,6 +432,16 @@ class SentencePiece:
         offsets = self._processor.Encode(text, out_type="offset_mapping")["offsets"]
         return np.array(offsets, np.int64).reshape(-1, 2)
 
+    def words(self, text: str) -> npt.NDArray[np.int64]:
+        begins = [piece.startswith(WORD_BOUNDARY) for piece in self._processor.Encode(text, out_type=str)]
+        return np.maximum(np.cumsum(begins, dtype=np.int64) - 1, 0)
+
+    def symbol_name(self, symbol: str) -> str:
+        return symbol
+
+    def join_names(self, names: Sequence[str]) -> str:
+        return "".join(names).replace(WORD_BOUNDARY, " ").removeprefix(" ")
+
     def files(self) -> dict[str, bytes]:
         return {SENTENCEPIECE_FILE: self._processor.serialized_model_proto()}
 
@@ -427,6 +464,8 @@ class FairseqTokenizer:
     pad_id = PAD_ID
     unk_id = UNK_ID
     mask_token = MASK
+    marks_continuations = False
+    continuation_mark = ""
 
     def __init__(self, dictionary: Dictionary, bpe: BPE) -> None:
         self.dictionary = dictionary
@@ -515,6 +554,24 @@ class FairseqTokenizer:
             raise InputError(f"a piece of the text contains whitespace, and so is several tokens: {text[:60]!r}")
         return spans
 
+    def windows(self, texts: Sequence[str], max_length: int, stride: int) -> list[TokenWindow]:
+        around = [self.id_of_number.take(numbers).tolist() for numbers in self.around(len(texts))]
+        ids = [self.id_of_number.take(np.array(self._encode_pieces(text), np.intp)) for text in texts]
+        spans = [_without_spaces(self.spans(text), text) for text in texts]
+        words = [self.bpe.words(text) for text in texts]
+        room = max_length - sum(map(len, around)) - sum(map(len, ids[:-1]))
+        check_windows_advance(room, stride, max_length, len(texts))
+        return [
+            joined_window(around, *([*part[:-1], part[-1][begin:end]] for part in (ids, spans, words)))
+            for begin, end in window_ranges(len(ids[-1]), room, stride)
+        ]
+
+    def token_name(self, token_id: int) -> str:
+        return self.bpe.symbol_name(self.dictionary.symbols[token_id])
+
+    def join_names(self, names: Sequence[str]) -> str:
+        return self.bpe.join_names(names)
+
     def decode(self, ids: npt.NDArray[Any]) -> list[str]:
         if ids[0] in (BOS_ID, self.bos_id):
             ids = ids[1:]
@@ -555,6 +612,16 @@ class FairseqTokenizer:
 
     def _text(self, ids: npt.NDArray[Any]) -> str:
         return self.bpe.decode_bytes(b"".join(self._bytes[i] for i in ids.tolist()))
+
+
+def _without_spaces(spans: npt.NDArray[np.int64], text: str) -> npt.NDArray[np.int64]:
+    """The same without the spaces around what a token is of, as RoBERTa's tokenizers of Transformers give them."""
+    trimmed = []
+    for begin, end in spans.tolist():
+        characters = text[begin:end]
+        first = begin + len(characters) - len(characters.lstrip(" "))
+        trimmed.append((first, max(end - len(characters) + len(characters.rstrip(" ")), first)))
+    return np.array(trimmed, np.int64).reshape(-1, 2)
 
 
 def _read_encoder_json(path: Path) -> dict[str, int]:

@@ -11,9 +11,9 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,12 @@ import numpy.typing as npt
 from roberta_flax.errors import CheckpointError, InputError, RobertaFlaxError, shortened
 from roberta_flax.files import read_text, reading
 from roberta_flax.text.truncation import longest_first, longest_first_of_two
+from roberta_flax.text.windows import TokenWindow, check_windows_advance
 
 EFFECTIVE_FILE = "effective_tokenizer.json"
 SETTINGS_FILE = "tokenizer_settings.json"
 
+_SIDES = 64  # texts of pairs that are kept encoded: several questions about a context follow each other in files
 _MAX_VOCAB_SIZE = 1 << 24  # of ids; the largest vocabulary has a million
 # One of them is at least one piece for any tokenizer of text.
 _SOME_TEXTS = ("a", "A", "0", ".", "の", "的", "и", "ا")
@@ -105,22 +107,6 @@ class HuggingFaceSettings:
     def file_names(self) -> tuple[str, ...]:
         """The names of all files of the tokenizer."""
         return (SETTINGS_FILE, *((EFFECTIVE_FILE, *self.source_files) if self.has_tokenizer else ()))
-
-
-class TokenWindow(NamedTuple):
-    """The tokens of an input, or of a window of an input over the maximum length, with their places in its texts.
-
-    Attributes:
-      ids: int32 [length], special tokens included.
-      texts: int64 [length], the number of the text that each token is of; -1 for special tokens around texts.
-      spans: int64 [length, 2], the begin (inclusive) and the end (exclusive) of each token in its text, in characters.
-      words: int64 [length], the number of each token's word in its text; -1 where it is in none.
-    """
-
-    ids: npt.NDArray[np.int32]
-    texts: npt.NDArray[np.int64]
-    spans: npt.NDArray[np.int64]
-    words: npt.NDArray[np.int64]
 
 
 class HuggingFaceTokenizer:
@@ -216,17 +202,19 @@ class HuggingFaceTokenizer:
         return np.maximum.accumulate(spans, axis=0)
 
     def windows(self, texts: Sequence[str], max_length: int, stride: int) -> list[TokenWindow]:
-        room = max_length - sum(map(len, self.around(len(texts))))
-        others = self.pieces(texts[:-1]) if texts[:-1] else []
-        room -= sum(map(len, others))
-        if stride >= room:
-            before = " beside the texts before the last" if others else ""
-            raise InputError(
-                f"windows that overlap by {stride} tokens do not advance, because the maximum length of {max_length} "
-                f"leaves room for {max(room, 0)} tokens{before}; use a smaller stride or a larger maximum length"
-            )
-        encoding = self._truncating_to(len(texts), max_length, stride).encode(*texts)
+        sides = list(map(self._encoded_side, texts))
+        others = sides[:-1]
+        room = max_length - sum(map(len, self.around(len(texts)))) - sum(len(side.ids) for side in others)
+        check_windows_advance(room, stride, max_length, len(texts))
+        encoding = self._truncating_to(len(texts), max_length, stride).post_process(*sides)
         return [self._window(each) for each in (encoding, *encoding.overflowing)]
+
+    @cached_property
+    def _encoded_side(self) -> Callable[[str], Any]:
+        """Encodes a text before it is truncated and joined; the last few are kept, since pairs often share a text."""
+        tokenizer = parse(json.dumps({**json.loads(self.content), "post_processor": None}))
+        tokenizer.encode_special_tokens = self.settings.split_special_tokens
+        return lru_cache(maxsize=_SIDES)(partial(tokenizer.encode, add_special_tokens=False))
 
     def _truncating_to(self, count: int, max_length: int, stride: int) -> Any:
         """A tokenizer that truncates the last of `count` texts, and keeps what is truncated in windows."""
@@ -252,19 +240,41 @@ class HuggingFaceTokenizer:
         )
 
     def token_name(self, token_id: int) -> str:
-        return str(self._tokenizer.id_to_token(token_id) or "")
+        name = str(self._tokenizer.id_to_token(token_id) or "")
+        if not self.continuation_mark or token_id in self._added_tokens:
+            return name
+        return name.removesuffix(self._word_end) if name.endswith(self._word_end) else name + self.continuation_mark
 
     def named_token(self, name: str) -> int | None:
+        if self.continuation_mark and name not in self._added_tokens.values():
+            whole = not name.endswith(self.continuation_mark)
+            name = name + self._word_end if whole else name.removesuffix(self.continuation_mark)
         token_id: int | None = self._tokenizer.token_to_id(name)
         return None if token_id is None or token_id >= self.vocab_size else token_id
 
     def join_names(self, names: Sequence[str]) -> str:
+        if self.continuation_mark:
+            return " ".join(names).replace(f"{self.continuation_mark} ", "").strip()
         decoder = self._tokenizer.decoder
         return " ".join(names) if decoder is None else str(decoder.decode(list(names)))
 
     def plain_text(self, ids: Sequence[int], *, with_specials: bool) -> str:
-        text = str(self._tokenizer.decode(list(ids), skip_special_tokens=not with_specials))
+        if self.continuation_mark:
+            kept = [token_id for token_id in ids if with_specials or token_id not in self._marked_special]
+            text = self.join_names([self.token_name(token_id) for token_id in kept])
+        else:
+            text = str(self._tokenizer.decode(list(ids), skip_special_tokens=not with_specials))
         return _cleaned_up(text) if self.settings.cleans_up_spaces else text
+
+    @property
+    def continuation_mark(self) -> str:
+        """What PhoBERT's and BERTweet's vocabularies write after a piece that does not end its word; else empty."""
+        return "@@" if self.settings.is_python and self._word_end else ""
+
+    @property
+    def _word_end(self) -> str:
+        """What the model writes after a piece that ends its word, if anything."""
+        return str(getattr(self._tokenizer.model, "end_of_word_suffix", None) or "")
 
     @property
     def marks_continuations(self) -> bool:
@@ -334,6 +344,11 @@ class HuggingFaceTokenizer:
         """Whether the space before a word is part of its first piece."""
         model = self._tokenizer.model
         return not getattr(model, "continuing_subword_prefix", None) and not getattr(model, "end_of_word_suffix", None)
+
+    @cached_property
+    def _marked_special(self) -> set[int]:
+        """The ids of the added tokens that the file marks as special."""
+        return {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     @cached_property
     def _added_tokens(self) -> dict[int, str]:

@@ -29,8 +29,8 @@ from roberta_flax.text.huggingface_tokenizer import (
     SETTINGS_FILE,
     HuggingFaceSettings,
     HuggingFaceTokenizer,
-    TokenWindow,
 )
+from roberta_flax.text.windows import TokenWindow
 
 Ids = npt.NDArray[np.int32]
 
@@ -110,6 +110,28 @@ class Backend(Protocol):
 
     def spans(self, text: str) -> npt.NDArray[np.int64]:
         """The begin (inclusive) and end (exclusive) of each piece of `text`, in characters: [pieces, 2]."""
+        ...
+
+    @property
+    def marks_continuations(self) -> bool:
+        """Whether the vocabulary marks tokens that continue a word."""
+        ...
+
+    @property
+    def continuation_mark(self) -> str:
+        """What `token_name` ends in for a token that does not end its word, where the vocabulary marks these."""
+        ...
+
+    def windows(self, texts: Sequence[str], max_length: int, stride: int) -> list[TokenWindow]:
+        """Windows over the last of one text or two, with the places of their tokens in the texts."""
+        ...
+
+    def token_name(self, token_id: int) -> str:
+        """A token as the vocabulary writes it."""
+        ...
+
+    def join_names(self, names: Sequence[str]) -> str:
+        """The text of tokens, given as `token_name` writes them."""
         ...
 
     def decode(self, ids: npt.NDArray[Any]) -> list[str]:
@@ -333,7 +355,7 @@ class Tokenizer:
         return self.backend.token_text(token_id)
 
     def windows(self, *texts: str, max_length: int, stride: int = 0) -> list[TokenWindow]:
-        """Encodes one text or two as the tokenizers of Transformers do, with the places of tokens in the texts.
+        """Encodes one text or two in windows, with the places of tokens in the texts, as Transformers' tokenizers do.
 
         Args:
           texts: the texts.
@@ -341,35 +363,40 @@ class Tokenizer:
           stride: how many tokens two neighboring windows share.
 
         Raises:
-          InputError: as `encode`; windows of this length cannot slide; or the tokenizer is a fairseq model's.
+          InputError: as `encode` or `spans`; or windows of this length cannot slide.
         """
         for text in texts:
             _check_text(text)
-        return self._huggingface.windows(texts, max_length, stride)
+        return self.backend.windows(texts, max_length, stride)
 
     def token_name(self, token_id: int) -> str:
-        """A token as the vocabulary writes it, such as `Ġworld`. Raises InputError for a fairseq model's tokenizer."""
-        return self._huggingface.token_name(token_id)
-
-    def named_token(self, name: str) -> int | None:
-        """The id of the token that the vocabulary writes so, or None. Raises InputError as `token_name` does."""
-        return self._huggingface.named_token(name)
+        """A token as the vocabulary writes it, such as `Ġworld`."""
+        return self.backend.token_name(token_id)
 
     def join_names(self, names: Sequence[str]) -> str:
-        """The text of tokens, given as `token_name` writes them. Raises InputError as `token_name` does."""
-        return self._huggingface.join_names(names)
+        """The text of tokens, given as `token_name` writes them."""
+        return self.backend.join_names(names)
+
+    def named_token(self, name: str) -> int | None:
+        """The id of the token that the vocabulary writes so, or None. Raises InputError for a fairseq model."""
+        return self._huggingface.named_token(name)
 
     def plain_text(self, ids: Sequence[int], *, with_specials: bool = False) -> str:
         """The text of token ids as the tokenizers of Transformers decode them, with special tokens or without them.
 
-        Raises InputError as `token_name` does.
+        Raises InputError as `named_token` does.
         """
         return self._huggingface.plain_text(ids, with_specials=with_specials)
 
     @property
+    def continuation_mark(self) -> str:
+        """What `token_name` ends in for a token that does not end its word, where the vocabulary marks these."""
+        return self.backend.continuation_mark
+
+    @property
     def marks_continuations(self) -> bool:
-        """Whether the vocabulary marks tokens that continue a word. Raises InputError as `token_name` does."""
-        return self._huggingface.marks_continuations
+        """Whether the vocabulary marks tokens that continue a word."""
+        return self.backend.marks_continuations
 
     @property
     def _huggingface(self) -> HuggingFaceTokenizer:
@@ -446,6 +473,8 @@ class NoTokenizer:
 
     bos_id = eos_id = pad_id = unk_id = mask_id = mask_token = None
     special_ids: frozenset[int] = frozenset()
+    marks_continuations = False
+    continuation_mark = ""
 
     def __init__(self, settings: HuggingFaceSettings) -> None:
         self._settings = settings
@@ -470,6 +499,7 @@ class NoTokenizer:
         )
 
     pieces = around = joined_alone = truncate = spans = decode = word_begins = encode_masked = fill_mask = _refuse
+    windows = token_name = join_names = _refuse
 
 
 def file_names(directory: Path) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from roberta_flax.metrics import LESS_IS_BETTER, Evaluation
 from roberta_flax.nn import sharding
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
+from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.model import Head
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train import directory as run_directory
@@ -168,6 +169,7 @@ class FineTuning:
             **options,
         )
 
+    @with_own_mesh
     def run(
         self,
         roberta: Roberta,

@@ -12,6 +12,7 @@ Only validations and checkpoints wait for the devices. The results of a step are
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 from collections import deque
@@ -32,6 +33,7 @@ from roberta_flax.errors import DivergedError, InputError, StoppedError, require
 from roberta_flax.extras import require
 from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
+from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.sharding import DATA, place_batch
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
@@ -122,6 +124,7 @@ class Outcome:
     params: Params = field(repr=False)
 
 
+@with_own_mesh
 def run(
     train_step: StepFunction,
     params: Params,
@@ -446,6 +449,7 @@ class _Loop:
         recorded = Recorded() if self.records is None else self.records.sync()  # only the first process's is saved
         saved = {**asdict(self.state), "data": self.batches.get_state(), "recorded": asdict(recorded)}
         self.checkpoints.save(step, self.params, self.opt_state, json.loads(json.dumps(saved)))
+        _return_freed_memory()
 
     def _require_finite(self, step: int) -> None:
         """Raises DivergedError if the parameters or the optimizer's state are not finite, even if the loss was."""
@@ -479,6 +483,12 @@ class _Loop:
             f"{where}. The same command would diverge again; start in another directory with a lower learning rate, a "
             "longer warmup, or clipped gradients"
         )
+
+
+def _return_freed_memory() -> None:
+    """Has glibc return to the system what it keeps of freed memory, which grows with every checkpoint otherwise."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _jax_settings() -> dict[str, Any]:
@@ -534,7 +544,7 @@ def _make_step_inputs(
 
     replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
     compiled = jax.jit(inputs, out_shardings=replicated)
-    return lambda step: compiled(np.int32(step))
+    return lambda step: compiled(jax.device_put(np.int32(step), replicated))
 
 
 @jax.jit

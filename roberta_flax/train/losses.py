@@ -4,7 +4,8 @@ A loss is a function of (params, batch, key). A PRNG key turns on dropout and La
 returns the sum over the batch, in nats or squared error, and the sum of the batch's weights. A mean over several
 batches or devices is therefore weighted correctly, as with the sample sizes of fairseq's criteria.
 
-A batch is a dict of arrays, padded on the right. Items that do not count have weight 0:
+A batch is a dict of arrays, padded on the right. Items that do not count have weight 0. Without weights, all items
+count, but no padding:
 
   sentence   tokens int32 [batch, time], weights float32 [batch], targets int32 [batch]; for a regression with one
              output float32 [batch], with several outputs or several labels float32 [batch, outputs]
@@ -30,6 +31,7 @@ import numpy.typing as npt
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params, check_lm_head, head_outputs, network
+from roberta_flax.nn.meshes import in_auto_mode
 from roberta_flax.nn.numerics import Numerics
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class NetworkLoss:
         self, params: Params, batch: Batch, key: Key[Array, ""] | None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Returns the sum over the batch, and the sum of its weights."""
-        return self.function(params, batch, key)
+        return in_auto_mode(self.function)(params, batch, key)
 
 
 def head_loss(
@@ -92,7 +94,7 @@ def head_loss(
     _check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        tokens, targets, weights = batch["tokens"], batch["targets"], batch["weights"]
+        tokens, targets = batch["tokens"], batch["targets"]
         rows = tokens.reshape(-1, tokens.shape[-1])
         outputs = head_outputs(network(params, config, numerics), kind, rows, key=key)
         if tokens.ndim == 3:
@@ -100,7 +102,8 @@ def head_loss(
             losses = _cross_entropy(_excluding_padding(is_choice, outputs.reshape(is_choice.shape)), targets)
         else:
             losses = _item_losses(kind, outputs, targets, tokens != config.pad_id)
-        return (losses * weights).sum(), weights.sum()
+        default = tokens != config.pad_id if kind.kind == "token" else jnp.ones_like(losses)
+        return _weighted(losses, batch.get("weights", default))
 
     return NetworkLoss(loss, (r"lm_head\.", rf"heads\.(?!{re.escape(head)}\.)"))
 
@@ -122,12 +125,18 @@ def masked_lm_loss(
     _check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        model, weights = network(params, config, numerics), batch["weights"]
+        model = network(params, config, numerics)
         features = model.features(batch["tokens"], key=key, positions=batch["positions"])
         losses = _cross_entropy(model.lm_logits(features), batch["targets"])
-        return (losses * weights).sum(), weights.sum()
+        return _weighted(losses, batch.get("weights", jnp.ones_like(losses)))
 
     return NetworkLoss(loss, (r"heads\.",))
+
+
+def _weighted(losses: Float[Array, "..."], weights: Array) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The sum of the losses, and the sum of their weights."""
+    weights = weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(losses.dtype)
+    return (losses * weights).sum(), weights.sum()
 
 
 def _check_trainable(numerics: Numerics) -> None:

@@ -28,6 +28,7 @@ from roberta_flax.hub import Roberta
 from roberta_flax.nn import forward, sharding
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
+from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.text.tokenizer import Tokenizer
@@ -95,6 +96,7 @@ class Pretraining:
     numerics: Numerics = field(default_factory=Numerics)
     note: Mapping[str, Any] = field(default_factory=dict)
 
+    @with_own_mesh
     def run(
         self,
         roberta: Roberta,
@@ -230,6 +232,7 @@ class Result:
         )
 
 
+@with_own_mesh
 def perplexity(
     roberta: Roberta,
     path: Path,
@@ -290,7 +293,8 @@ def mean_loss(
         return total + float(loss), size + float(count)
 
     for batch in batches:
-        pending.append(eval_step(params, batch if mesh is None else sharding.place_batch(batch, mesh)))
+        placed = jax.device_put(dict(batch)) if mesh is None else sharding.place_batch(batch, mesh)
+        pending.append(eval_step(params, placed))
         if len(pending) > 1:
             total, size = fetch_oldest()
     while pending:

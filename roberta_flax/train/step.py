@@ -2,7 +2,7 @@
 
 optimizer = adam(polynomial_decay(1e-5, warmup_steps=7432, total_steps=123873), config=config)
 train_step = make_train_step(head_loss("mnli", config=config), optimizer)
-opt_state = init_optimizer(optimizer, params)
+opt_state = train_step.init(params)
 for step, batch in enumerate(batches):
     params, opt_state, metrics = train_step(params, opt_state, batch, jax.random.fold_in(key, step))
 """
@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from roberta_flax.errors import InputError
 from roberta_flax.nn.cpu import KEEP_BARRIERS
 from roberta_flax.nn.forward import Params
+from roberta_flax.nn.meshes import on_mesh_of_arguments
 from roberta_flax.nn.tree import path_name
 from roberta_flax.train.losses import Batch, Loss
 
@@ -38,11 +39,13 @@ def make_train_step(
     """Returns a jitted function (params, opt_state, batch, key) -> (params, opt_state, metrics).
 
     The gradient is that of the weighted mean over the whole step. Parameters that the loss does not use
-    (losses.NetworkLoss) stay unchanged. The arrays in `params` and `opt_state` are donated: use the returned ones.
+    (losses.NetworkLoss) stay unchanged. The arrays in `params` and `opt_state` are donated: their memory goes to the
+    returned ones, and they, and arrays that share it, cannot be used any more. To keep the parameters that a model was
+    loaded with, train a copy: jax.tree.map(jnp.copy, roberta.params).
 
     Args:
       loss: a loss from train.losses, or a function with the same signature.
-      optimizer: any optax transformation. `init_optimizer` makes its state.
+      optimizer: any optax transformation. The method `init` of the returned function makes its state.
       accumulate: number of batches in a step (fairseq's update_freq), processed sequentially. If it is more than 1,
         every array in the batch has them along a leading axis. Each batch has its own dropout.
       freeze: regular expressions that match the beginnings of paths (docs/parameters.md) of parameters to leave
@@ -83,10 +86,9 @@ def make_train_step(
                 return optax.tree.add(sums, sums_and_gradients(trained, frozen, *batch_and_key)), None
 
             batches_and_keys = batch, jax.random.split(key, accumulate)
-            shapes = jax.eval_shape(
-                sums_and_gradients, trained, frozen, *jax.tree.map(lambda x: x[0], batches_and_keys)
-            )
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            first = jax.tree.map(lambda x: x[0], batches_and_keys)
+            *sums, _ = jax.eval_shape(sums_and_gradients, trained, frozen, *first)
+            zeros = (*(jnp.zeros(x.shape, x.dtype) for x in sums), optax.tree.zeros_like(trained))
             (total, size, gradients), _ = lax.scan(add, zeros, batches_and_keys)
         scale = 1 / jnp.where(size == 0, 1, size)
         gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
@@ -99,7 +101,7 @@ def make_train_step(
         )
         return _merged(updated, frozen), opt_state, metrics
 
-    return TrainStep(train_step)
+    return TrainStep(on_mesh_of_arguments(train_step), lambda params: init_optimizer(optimizer, params, freeze))
 
 
 class TrainStep:
@@ -108,18 +110,35 @@ class TrainStep:
     The returned params and opt_state have the sharding of the given ones. The compiler would change it for some arrays.
     """
 
-    def __init__(self, function: Callable[..., tuple[Params, optax.OptState, Metrics]]) -> None:
-        self._function = function
+    def __init__(
+        self,
+        function: Callable[..., tuple[Params, optax.OptState, Metrics]],
+        init: Callable[[Params], optax.OptState],
+    ) -> None:
+        self._function, self._init = function, init
         self._cached_jit = lru_cache(maxsize=None)(self._jit)
 
     def __call__(
         self, params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Params, optax.OptState, Metrics]:
-        """Does one step. `params` and `opt_state` are donated."""
+        """Does one step. `params` and `opt_state` are donated.
+
+        Raises:
+          InputError: an array has been donated already.
+        """
+        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves((params, opt_state))):
+            raise InputError(
+                "these params or opt_state were donated to an earlier step, which has their memory: pass those that it "
+                "returned, or give it copies (jax.tree.map(jnp.copy, params))"
+            )
         updated: tuple[Params, optax.OptState, Metrics] = self._compiled_for(params, opt_state)(
             params, opt_state, batch, key
         )
         return updated
+
+    def init(self, params: Params) -> optax.OptState:
+        """Returns the optimizer's state for the parameters that the step trains (see init_optimizer)."""
+        return self._init(params)
 
     def lower(self, params: Params, opt_state: optax.OptState, batch: Batch, key: Any) -> jax.stages.Lowered:
         """Lowers the step for arrays or jax.ShapeDtypeStructs, for ahead-of-time compilation."""
@@ -149,7 +168,11 @@ def _named_sharding(leaf: Any) -> NamedSharding | None:
 
 def make_eval_step(loss: Loss) -> Callable[[Params, Batch], tuple[Float[Array, ""], Float[Array, ""]]]:
     """Returns a jitted function (params, batch) -> (sum, size) that computes a loss without dropout."""
-    return jax.jit(lambda params, batch: loss(params, batch, None))
+
+    def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
+        return loss(params, batch, None)
+
+    return jax.jit(on_mesh_of_arguments(evaluate))
 
 
 def init_optimizer(
@@ -160,7 +183,8 @@ def init_optimizer(
     Frozen parameters take no memory. Moments have the sharding of their parameters, because zeros_like keeps it outside
     jit.
     """
-    return optimizer.init(partition(params, freeze)[0])
+    with jax.transfer_guard("allow"):  # the zeros are made on the host
+        return optimizer.init(partition(params, freeze)[0])
 
 
 def partition(params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Params]:

@@ -18,6 +18,7 @@ from roberta_flax.metrics import Evaluation
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
+from roberta_flax.nn.meshes import own_mesh
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.sharding import place_batch
 from roberta_flax.tasks import judging
@@ -98,9 +99,9 @@ class Validation:
         total = size = 0.0
         sizes = {"pad_id": self._config.pad_id, "max_positions": self._config.max_positions}
         for numbers, batch in validation_batches(self.examples, batch_size=self._batch_size, **sizes):
-            batch_loss, batch_size, outputs = jax.device_get(
-                self._compute(params, batch if self._mesh is None else place_batch(batch, self._mesh))
-            )
+            with own_mesh(self._mesh):
+                placed = jax.device_put(dict(batch)) if self._mesh is None else place_batch(batch, self._mesh)
+                batch_loss, batch_size, outputs = jax.device_get(self._compute(params, placed))
             check_finite(outputs)
             total, size = total + float(batch_loss), size + float(batch_size)
             judge.add(*self._outputs_and_gold(numbers, batch, np.asarray(outputs, np.float64)))

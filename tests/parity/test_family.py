@@ -86,6 +86,7 @@ def with_optimizer(checkpoint: dict) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("change", [bare, of_2019, with_leftovers, with_optimizer], ids=lambda f: f.__name__)
 def test_checkpoints_of_every_vintage_agree(change, tmp_path, tiny_source):
@@ -437,6 +438,7 @@ EXPORTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", EXPORTED)
 def test_fairseq_itself_loads_what_is_exported_bit_for_bit(variant, tmp_path, tiny_source):
     model = build(**{**SMALL, "vocab": 581}, **EXPORTED[variant], heads={"mnli": 3, "sts_b": 1})

@@ -22,6 +22,7 @@ from roberta_flax.convert.conversion import write_files
 from roberta_flax.text.encoding import encode_batch
 from roberta_flax.text.tokenizer import Tokenizer
 from tests.conftest import skip_or_fail
+from tests.marks import slow_but
 from tests.parity.test_huggingface import build
 from tests.references import torch
 
@@ -133,7 +134,7 @@ def repositories(tmp_path_factory) -> Any:
     return made
 
 
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but([*layouts.LAYOUTS][::4], layouts.LAYOUTS))
 def test_ids_are_autotokenizers(layout, repositories):
     _, theirs, ours = repositories(layout)
     assert_same_ids(theirs, ours, 200)
@@ -148,6 +149,7 @@ def test_ids_are_autotokenizers_on_10000_strings(layout, repositories):
     assert_same_ids(theirs, ours, 10_000)
 
 
+@pytest.mark.slow
 def test_ids_of_robertas_own_vocabulary_are_autotokenizers(tmp_path, gpt2_bpe, gpt2_tokenizer):
     source = roberta_vocabulary(tmp_path / "source", gpt2_bpe, gpt2_tokenizer)
     ours, _ = read(source, "Roberta", tmp_path / "converted", 50265)
@@ -241,7 +243,7 @@ def model_of(layout: str, tmp_path: Path, **settings: Any) -> tuple[Path, Any]:
     return folder, theirs
 
 
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but([*layouts.LAYOUTS][::6], layouts.LAYOUTS))
 def test_files_go_back_byte_for_byte_and_autotokenizer_reads_them(layout, tmp_path):
     folder, theirs = model_of(layout, tmp_path)
     directory = convert(folder, tmp_path / "converted")

@@ -387,7 +387,7 @@ def test_labels_of_one_name_are_told_and_go_back_as_transformers_has_them(tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "a model of type 'bert', not a RoBERTa: expected roberta, xlm-roberta"),
+        ({"model_type": "electra"}, "a model of type 'electra', not a RoBERTa: expected roberta, xlm-roberta"),
         ({"is_decoder": True}, "is_decoder=True"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type=relative_key"),
         ({"pad_token_id": 0}, "pad_token_id=0"),

@@ -19,6 +19,7 @@ from roberta_flax.convert.names import TRANSPOSE, from_fairseq
 from roberta_flax.nn import forward
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.tree import flatten
+from tests.marks import slow_but
 from tests.references import SMALL, STYLES, all_hidden, build, random_tokens, torch, write
 
 # float64: a unit in the last place is 2e-16 of numbers of size 1 to 10; sums of up to 3072 products over 12 layers
@@ -42,9 +43,12 @@ SMALL_VARIANTS = {
 }
 
 
-def converted(model, folder: Path, bpe: Path, style: str = "main", **options) -> roberta_flax.Roberta:
-    source = write(model, folder / "source", bpe, style)
-    return roberta_flax.load(convert(source, folder / "converted"), **options)
+def converted_directory(model, folder: Path, bpe: Path) -> Path:
+    return convert(write(model, folder / "source", bpe), folder / "converted")
+
+
+def converted(model, folder: Path, bpe: Path, **options) -> roberta_flax.Roberta:
+    return roberta_flax.load(converted_directory(model, folder, bpe), **options)
 
 
 def largest_difference(a, b) -> float:
@@ -103,7 +107,9 @@ def assert_same_network(model, roberta: roberta_flax.Roberta, tokens: np.ndarray
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("variant", SMALL_VARIANTS)
+@pytest.mark.parametrize(
+    "variant", slow_but(["post-norm", "pre-norm", "untied", "one head, one layer"], SMALL_VARIANTS)
+)
 def test_every_choice_of_network_agrees_in_float64(variant, tmp_path, tiny_source):
     model = build(**{**SMALL, **SMALL_VARIANTS[variant]}, heads={"mnli": 3, "rte": 2}, dtype=torch.float64)
     roberta = converted(model, tmp_path, tiny_source, dtype="float64", param_dtype="float64")
@@ -134,10 +140,14 @@ def base_model():
     return build(dtype=torch.float64)
 
 
+@pytest.fixture(scope="module")
+def base_directory(base_model, tmp_path_factory, tiny_source):
+    return converted_directory(base_model, tmp_path_factory.mktemp("base"), tiny_source)
+
+
 @pytest.fixture
-def base_float64(x64, base_model, tmp_path_factory, tiny_source):
-    folder = tmp_path_factory.mktemp("base")
-    return converted(base_model, folder, tiny_source, dtype="float64", param_dtype="float64")
+def base_float64(x64, base_directory):
+    return roberta_flax.load(base_directory, dtype="float64", param_dtype="float64")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from roberta_flax import InputError, pipeline
+from roberta_flax import HeadConfig, InputError, Roberta, convert, forward, load, pipeline
 from tests.conftest import skip_or_fail
 
 if find_spec("sentence_transformers") is None:
@@ -194,6 +196,7 @@ ENTITY_CALLS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 def test_tokens_and_entities_are_those_of_transformers(taggers):
     ours, theirs = taggers
@@ -232,6 +235,7 @@ def fillers(request, tmp_path_factory) -> tuple[Any, Any, str]:
     return pipeline("fill-mask", model=path), theirs, theirs.tokenizer.mask_token
 
 
+@pytest.mark.slow
 def test_masks_are_filled_as_by_transformers(fillers):
     ours, theirs, mask = fillers
     texts = [
@@ -280,6 +284,118 @@ def answerers(request, tmp_path_factory) -> tuple[Any, Any]:
     path = network(tmp_path_factory.mktemp("answerer") / "model", request.param, kind)
     theirs = transformers.pipeline("question-answering", model=str(path), device="cpu")
     return pipeline("question-answering", model=path), theirs
+
+
+SUBWORD_TEXTS = [  # with pieces that have no id, words of one piece and of several, and two spaces
+    "Tôi là sinh_viên trường đại_học Công_nghệ .",
+    "SC has first two presumptive cases of coronavirus , DHEC confirms",
+    "Zoë  plays xyz 東京都",
+]
+
+
+@pytest.mark.parametrize("layout", ["phobert"])
+def test_tokens_of_tokenizers_in_python_are_those_of_transformers_with_their_places(layout, tmp_path):
+    labels = {"id2label": dict(enumerate(("O", "B-PER", "I-PER", "MISC")))}
+    labels["label2id"] = {label: i for i, label in labels["id2label"].items()}
+    path = network(tmp_path / "model", layout, "RobertaForTokenClassification", **labels)
+    theirs = transformers.pipeline("token-classification", model=str(path), device="cpu")
+    ours = pipeline("token-classification", model=path)
+    unknown = 0
+    for text in SUBWORD_TEXTS:
+        expected = plain(theirs(text, ignore_labels=[]))
+        found = ours(text, ignore_labels=[])
+        for one, other in zip(found, expected, strict=True):
+            piece = text[one["start"] : one["end"]]
+            assert one["word"].removesuffix("@@") == piece
+            is_unknown = other["word"] == "<unk>"
+            unknown += is_unknown
+            for key in ("entity", "score", "index", *([] if is_unknown else ["word"])):
+                assert same(one[key], other[key]), (text, key, one, other)
+        assert "".join(text[one["start"] : one["end"]] for one in found) == "".join(text.split())
+        groups = ours(text, ignore_labels=[], aggregation_strategy="simple")
+        for group in groups:
+            assert group["word"].removesuffix("@@") == " ".join(text[group["start"] : group["end"]].split())
+    assert unknown
+
+
+@pytest.mark.parametrize("layout", ["bertweet"])
+def test_masks_are_filled_with_tokenizers_in_python_as_by_transformers(layout, tmp_path):
+    path = network(tmp_path / "model", layout, "RobertaForMaskedLM")
+    theirs, ours = transformers.pipeline("fill-mask", model=str(path), device="cpu"), pipeline("fill-mask", model=path)
+    for text in ("Tôi là <mask> .", "Tôi <mask> sinh_viên <mask> ."):
+        assert same(ours(text, top_k=3), theirs(text, top_k=3))
+    targets = {"targets": ["là", "two", "T@@"]}
+    assert same(ours("SC has <mask> two", **targets), theirs("SC has <mask> two", **targets))
+
+
+@pytest.mark.parametrize("layout", ["phobert"])
+def test_answers_with_tokenizers_in_python_are_the_likeliest_words(layout, tmp_path):
+    """By hand from the outputs of Transformers, whose pipeline fails at unknown pieces and at several spaces."""
+    path = network(tmp_path / "model", layout, "RobertaForQuestionAnswering")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(path)
+    question = "first two cases"
+    for context in SUBWORD_TEXTS:
+        inputs = tokenizer(question, context, return_tensors="pt", truncation=False)
+        outputs = model(**inputs)
+        words = context.split()
+        word_of_token = [i for i, word in enumerate(words) for _ in tokenizer.tokenize(word)]
+        length = inputs["input_ids"].shape[1]
+        first = length - 1 - len(word_of_token)
+        allowed = [0, *range(first, length - 1)]  # <s> stands for no answer
+        starts, ends = (logits[0, allowed].softmax(0)[1:] for logits in (outputs.start_logits, outputs.end_logits))
+        scores = (starts[:, None] * ends[None, :]).triu().tril(14)
+        likeliest: dict[tuple[int, int], float] = {}  # several spans may be the same words
+        for score, index in zip(*scores.flatten().topk(12), strict=True):
+            start, end = (word_of_token[i] for i in divmod(int(index), len(word_of_token)))
+            likeliest[start, end] = likeliest.get((start, end), 0.0) + score.item()
+        (start, end), score = max(likeliest.items(), key=lambda each: each[1])
+        found = pipeline("question-answering", model=path, max_seq_len=64)(question=question, context=context)
+        assert found["answer"] == context[found["start"] : found["end"]]
+        assert found["answer"].split() == words[start : end + 1]
+        assert found["score"] == pytest.approx(score, abs=TOLERANCE)
+
+
+FAIRSEQ_TEXTS = ["Barack Obama's  dog, it's 12,345!", "L'été à 東京都 👍🏽 \n a", "naïve", "a dog sleeps. " * 30]
+
+
+@pytest.fixture(scope="module")
+def of_fairseq(tiny_directory, tmp_path_factory) -> Any:
+    """A model of fairseq's tokenizer with one head, and the same model in Transformers' files."""
+
+    def make(head: HeadConfig) -> tuple[Roberta, Path]:
+        tiny = load(tiny_directory)
+        config = dataclasses.replace(tiny.config, heads=(head,))
+        heads = forward.init_params(config, jax.random.key(1))["heads"]
+        model = Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+        folder = tmp_path_factory.mktemp("fairseq")
+        model.save(folder / "saved")
+        return model, convert.export(folder / "saved", folder / "transformers", to="huggingface")
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
+def test_entities_by_fairseqs_tokenizer_are_those_by_the_tokenizer_of_its_export(of_fairseq):
+    labels = ("O", "B-PER", "I-PER", "MISC")
+    model, exported = of_fairseq(HeadConfig("tags", 4, 0, "token", labels=labels))
+    theirs = transformers.pipeline("token-classification", model=str(exported), device="cpu")
+    ours = pipeline("token-classification", model=model)
+    for arguments in ({"ignore_labels": []}, {"aggregation_strategy": "simple"}, {"aggregation_strategy": "max"}):
+        for text, one, other in zip(
+            FAIRSEQ_TEXTS, ours(FAIRSEQ_TEXTS, **arguments), theirs(FAIRSEQ_TEXTS, **arguments), strict=True
+        ):
+            assert same(one, plain(other)), (text, arguments, one, other)
+
+
+def test_answers_by_fairseqs_tokenizer_are_those_by_the_tokenizer_of_its_export(of_fairseq):
+    model, exported = of_fairseq(HeadConfig("span", 2, 0, "span"))
+    theirs = transformers.pipeline("question-answering", model=str(exported), device="cpu")
+    ours = pipeline("question-answering", model=model)
+    for text in FAIRSEQ_TEXTS:
+        for arguments in ({"max_seq_len": 48, "doc_stride": 7, "top_k": 2}, {"align_to_words": False}):
+            inputs = {"question": "Who?", "context": text}
+            assert same(ours(**inputs, **arguments), plain(theirs(**inputs, **arguments))), (text, arguments)
 
 
 CONTEXTS = [text for text in MANY_TEXTS if text] + [LONG]

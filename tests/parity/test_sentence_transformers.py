@@ -24,6 +24,7 @@ from roberta_flax.nn import forward, sentence
 from roberta_flax.nn.sentence import SpladePooling, sentence_vectors
 from roberta_flax.tasks.sentence_scores import kept_lengths
 from tests.conftest import skip_or_fail
+from tests.marks import slow_but
 
 if find_spec("sentence_transformers") is None:
     skip_or_fail("sentence-transformers, the reference, is not installed; the README's test command installs it")
@@ -205,7 +206,7 @@ def made(name: str, network: Path, folder: Path) -> tuple[Path, sentence_transfo
 
 
 @each_dtype
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", slow_but([*LAYOUTS][::6], LAYOUTS))
 def test_vectors_are_those_of_sentence_transformers(name, dtype, network, tmp_path):
     path, theirs = made(name, network, tmp_path)
     layout = LAYOUTS[name]
@@ -661,7 +662,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights of another width": (
         lambda p: edit(p / "2_Dense" / "config.json", out_features=12), "expected floating point of shape",
     ),
-    "an adapter": (lambda p: (p / "adapter_config.json").write_text("{}"), "has an adapter of PEFT"),
+    "an adapter without tensors": (
+        lambda p: (p / "adapter_config.json").write_text('{"peft_type": "LORA"}'), "not adapter_model.safetensors",
+    ),
     "an encoder without inference": (
         lambda p: put_module(p, "sentence_transformers.models.Router", place=0), "a module Router that nothing here",
     ),
@@ -737,6 +740,7 @@ def test_features_of_a_file_are_the_repositorys_vectors(run, with_dense, tmp_pat
         assert message in err
 
 
+@pytest.mark.slow
 def test_predict_gives_the_score_of_a_cross_encoder_but_a_regressions_value(run, tmp_path):
     path = body(tmp_path / "repository", "RobertaForSequenceClassification", num_labels=1)
     theirs = sentence_transformers.CrossEncoder(str(path), device="cpu")

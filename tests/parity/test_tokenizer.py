@@ -92,8 +92,9 @@ def test_ids_are_fairseqs_on_over_100000_strings(gpt2_tokenizer, fairseq_hub, si
 
 @pytest.mark.slow
 def test_every_character_alone_and_between_letters_has_fairseqs_ids(gpt2_tokenizer, fairseq_hub):
-    # 16 a text, so that every code point there is takes part
-    characters = [chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
+    # 16 a text. Planes 4 to 13 have no characters: of their 655,360 code points, every 97th takes part
+    code_points = (*range(0xD800), *range(0xE000, 0x40000), *range(0x40000, 0xE0000, 97), *range(0xE0000, 0x110000))
+    characters = [chr(c) for c in code_points]
     for i in range(0, len(characters), 16):
         text = " ".join(f"a{c}1{c}" for c in characters[i : i + 16])
         assert gpt2_tokenizer.encode(text).tolist() == fairseq_hub.encode(text), text
@@ -125,6 +126,7 @@ def test_text_comes_back(gpt2_tokenizer, fairseq_hub):
         assert gpt2_tokenizer.decode(ids) == fairseq_hub.decode(ids.tolist()) == text
 
 
+@pytest.mark.slow
 def test_any_ids_decode_as_fairseq_decodes_them(gpt2_tokenizer, fairseq_hub):
     generate = random.Random(3)
     # fairseq's decode stops with an error at <pad> and at the three filler words

@@ -81,6 +81,7 @@ def with_and_without_query():
             yield sentence.replace("_", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sentence", with_and_without_query())
 def test_candidates_masks_scores_and_answers_are_fairseqs(both, sentence):
     task, model, ours, nlp = both

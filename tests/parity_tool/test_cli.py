@@ -45,6 +45,7 @@ def assert_one_line(err: str) -> str:
     return err
 
 
+@pytest.mark.slow
 def test_agreement_exits_with_0_and_writes_a_report_of_every_dtype(run, texts, tmp_path):
     """Includes float64, which needs no setting of JAX."""
     status, out, err = run(
@@ -167,6 +168,7 @@ def measurements(report: parity.Report) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_a_replay_repeats_the_measurements_of_the_recording(tiny_directory, recording):
     folder, recorded = recording
     replayed = parity.compare(tiny_directory, only=ONLY, replay=folder)

@@ -180,6 +180,7 @@ def test_the_page_shows_plots_tensors_decisions_tokens_and_the_divergence(failin
     assert "index [1, 2, 3]" in text
 
 
+@pytest.mark.slow
 def test_the_page_escapes_text_of_models_and_inputs(failing_report):
     run = failing_report.runs[0]
     hostile = '<script>alert("a")</script>\x00\u202e'

@@ -1,8 +1,10 @@
-"""An update of roberta.large, compiled for TPU v5e on a machine without one."""
+"""An update of roberta.large, compiled for TPU v5e on a machine without one.
+
+Random numbers come from the hardware's generator, which the compiler counts as nothing and compiles in two thirds of the
+time; the memory is the same.
+"""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import jax
 import pytest
@@ -11,12 +13,12 @@ from references.tpu import V5E_BYTES, Update, collectives, figures, products
 
 pytestmark = pytest.mark.slow
 
-ONE = Update("v5e:1x1", rows=32)
+ONE = Update("v5e:1x1", rows=32, generator="rbg")
 # of fewer layers, which take minutes less to compile
-DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=3)
-FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=3, fully_sharded=True)
-TENSOR_PARALLEL = Update("v5e:2x2", rows=32, tensor_parallel=4, num_layers=3)
-KEPT = Update("v5e:1x1", rows=32, num_layers=3, remat=False)
+DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg")
+FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg", fully_sharded=True)
+TENSOR_PARALLEL = Update("v5e:2x2", rows=32, tensor_parallel=4, num_layers=3, generator="rbg")
+KEPT = Update("v5e:1x1", rows=32, num_layers=3, generator="rbg", remat=False)
 UPDATES = {
     "one chip": ONE,
     "data parallel": DATA_PARALLEL,
@@ -28,31 +30,23 @@ each_update = pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
 
 
 @each_update
-def test_a_chip_holds_it(update, compiled, record_property):
-    counted = figures(compiled(update))
+def test_a_chip_holds_it_and_computes_nothing_twice_and_multiplies_no_float32(update, compiled, record_property):
+    """One test, since two of a program could run in two of xdist's workers, which would both compile it."""
+    program = compiled(update)
+    counted = figures(program)
     for name, value in counted.items():
         record_property(name, value)
     assert counted["peak_bytes"] + counted["program_bytes"] < V5E_BYTES
 
-
-@pytest.mark.parametrize("update", [*UPDATES.values()][1:], ids=[*UPDATES][1:])
-def test_nothing_is_computed_twice_but_what_remat_asks_for(update, compiled):
-    """By hand, and at most 3 % for what stands between the products: without dropout, whose random numbers count too.
-
-    Of a layer that is computed again the compiler leaves out what no gradient needs.
-    """
-    update = replace(update, dropout=False)
-    counted = figures(compiled(update))["flops"]
-    # Adam's 15 operations or so for each parameter, which three layers' products do not dwarf as 24 layers' do
+    # By hand, and at most 3 % for what stands between the products. Of a layer that is computed again the compiler leaves
+    # out what no gradient needs. Adam's 15 operations or so for each parameter count too, which three layers' products do
+    # not dwarf as 24 layers' do.
     adam = 15 * sum(leaf.size for leaf in jax.tree.leaves(update.params()))
     adam /= update.mesh.size if update.fully_sharded else update.tensor_parallel
     # fully sharded, the compiler counts 2 % more than with whole parameters; by what is not known
-    assert 0.97 < (counted - adam) / update.hand_count() < (1.04 if update.fully_sharded else 1.03)
+    assert 0.97 < (counted["flops"] - adam) / update.hand_count() < (1.04 if update.fully_sharded else 1.03)
 
-
-@each_update
-def test_no_matrix_product_takes_float32(update, compiled):
-    found = products(compiled(update))
+    found = products(program)
     assert len(found) >= 3 * 8 * (update.num_layers - 1)
     assert {dtype for product in found for dtype in product.operands} == {"bf16"}
 

@@ -300,6 +300,7 @@ def random_lines(seed: int, longest: int) -> list[list[int]]:
     return lines if any(len(line) > 1 for line in lines) else [*lines, [5, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("break_mode", BREAK_MODES)
 def test_blocks_are_fairseqs(break_mode, fairseqs_blocks):
     for seed in range(150):

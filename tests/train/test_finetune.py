@@ -362,6 +362,7 @@ def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run,
     assert "batch_size was 8 and is 32" in err
 
 
+@pytest.mark.slow
 def test_a_run_is_its_contents_and_not_paths_or_times(finetune, run, sentiment, tiny_directory, tmp_path, monkeypatch):
     options = ("--task", "sst-2", "--steps", "2")
     first, _ = finetune(sentiment, tmp_path / "o", *options)
@@ -511,6 +512,7 @@ def test_a_model_says_what_it_was_trained_on_and_the_commands_need_no_more(finet
             converted.read_trained_on(tmp_path / "saved")
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_bit_for_bit_and_others_move(finetune, sentiment, tiny_directory, tmp_path):
     finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--steps", "3", "--freeze", "1")
     before, after = (flatten(converted.read(path)[1]) for path in (tiny_directory, tmp_path / "o" / "best"))
@@ -531,6 +533,7 @@ def test_updates_of_several_batches_are_those_of_one_large_batch(finetune, senti
         np.testing.assert_allclose(leaf, two[path], rtol=0, atol=2e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_training_ends_when_patience_does(finetune, sentiment, tmp_path):
     options = ("--task", "sst-2", "--steps", "60", "--validate-every", "2", "--patience", "3")
     summary, _ = finetune(sentiment, tmp_path / "o", *options)
@@ -538,6 +541,7 @@ def test_training_ends_when_patience_does(finetune, sentiment, tmp_path):
     assert summary["steps"] == summary["best_step"] + 6
 
 
+@pytest.mark.slow
 def test_columns_and_labels_of_ones_own_for_a_known_task(finetune, run, tmp_path):
     pairs = [(f"the {noun} is red", f"the {noun} is {word}", label) for noun in NOUNS
              for word, label in (("red", "yes"), ("green", "no"))]  # fmt: skip
@@ -680,6 +684,7 @@ def test_the_recipes_dropouts_are_the_trained_networks(tiny):
     assert (config.dropout, config.attention_dropout) == (CUSTOM.dropout, CUSTOM.attention_dropout)
 
 
+@pytest.mark.slow
 def test_the_validations_loss_is_the_mean_negative_log_probability(tiny, sentiment):
     reader = readers.task_reader("sst-2", sentiment, tiny.config, tiny.tokenizer)
     tiny.register_classification_head("sst-2", 2, seed=1)

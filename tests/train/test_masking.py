@@ -53,6 +53,7 @@ WORD_BEGINS = np.random.default_rng(5).random(VOCAB) < 0.6
 WORD_BEGINS[:4] = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_words", [False, True])
 @pytest.mark.parametrize(
     "probabilities",

@@ -339,6 +339,7 @@ def test_two_hosts_and_one_agree(run, two_hosts, data, tiny_source, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_said_in_one_line(run, data, tiny_directory, tiny_source, gpt2_bpe, tmp_path):
     start = ("--tokenizer", tiny_source, *SMALL)
     (tmp_path / "cut.bin").write_bytes(data.read_bytes()[:-1])

@@ -255,6 +255,7 @@ def test_a_setting_of_jax_that_changes_the_numbers_is_part_of_a_run(stopped, nam
     assert f"has another run ({shown}); pass the same options" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_its_directory_unlocked(stopped):
     for seed in (2, 3):
         with pytest.raises(InputError, match=f"has another run .plan.seed was 1 and is {seed}"):

@@ -30,6 +30,7 @@ from roberta_flax.train import (
     masked_lm_loss,
     polynomial_decay,
 )
+from tests.marks import slow_but
 from tests.parity.test_network import converted
 from tests.references import SMALL, build, random_tokens, torch  # skips where there is no fairseq
 
@@ -166,8 +167,8 @@ KINDS = {
 
 
 @pytest.mark.usefixtures("x64", "losses_in_float64")
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("accumulate", slow_but([3], [1, 3]))
+@pytest.mark.parametrize("kind", slow_but(["masked LM"], KINDS))
 def test_twenty_updates_agree_with_fairseqs_trainer_in_float64(kind, accumulate, tmp_path, tiny_source):
     make, classes, criterion_class, options, clip = KINDS[kind]
     model = build(**SMALL, **NO_DROPOUT, heads={"task": classes}, dtype=torch.float64)
@@ -284,6 +285,7 @@ def test_a_choice_head_scores_rows_and_compares_them(params):
     assert float(total) == pytest.approx(expected.sum(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_choice_of_padding_alone_is_none(params):
     tokens = random_tokens([9, 30, 5, 6], VOCAB).reshape(2, 2, -1)
     nothing = np.full((2, 1, tokens.shape[-1]), CONFIG.pad_id)
@@ -340,6 +342,7 @@ def test_the_cpu_compiler_takes_a_kernels_gradient_from_bfloat16_too():
     assert "f32[256," not in compiled(gradient, (256, 64), (256, 128))
 
 
+@pytest.mark.slow
 def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
     """Of each further layer as many bytes as a count by hand."""
     rows, time, hidden, heads, inner = 4, 128, 64, 4, 256
@@ -373,6 +376,7 @@ def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
     assert (temporaries(7) - temporaries(3)) / 4 < 1.1 * by_hand
 
 
+@pytest.mark.slow
 def test_gradients_in_bfloat16_are_near_those_in_float32(params):
     def gradient(dtype: str) -> Any:
         loss = head_loss("sentence", config=CONFIG, numerics=Numerics(dtype=dtype))
@@ -385,6 +389,7 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(params):
     assert 1e-4 < float(distance) < 0.05
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_at_its_rate_and_anew_in_each_update(params):
     draws = 200_000
     for rate in (0.1, 0.37):
