@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.checkpoint.usage import Usage
 from roberta_flax.errors import InputError
+from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
@@ -86,6 +87,32 @@ class TaskOfModel(Protocol):
 
     def of(self, model: Model) -> Task:
         """The task as `model` does it. Raises InputError if it cannot."""
+
+
+class SequenceLogits:
+    """What tasks share that take one vector of each sequence, a head's logits.
+
+    Attributes:
+      kind: of the head.
+      head: its name; None for the only one of that kind.
+    """
+
+    kind: ClassVar[str] = "sentence"
+    head: Any
+
+    def run(
+        self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
+    ) -> Any:
+        head = one_head(model.config, self.kind, self.head).name
+        return forward.head_logits(params, *arrays, head=head, config=model.config, numerics=model.numerics)
+
+    def unpack(
+        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
+    ) -> list[Any]:
+        return unpack_vectors(batch, outputs)
+
+    def can_pack(self) -> bool:
+        return True
 
 
 def is_finite(outputs: npt.ArrayLike | tuple[npt.ArrayLike, ...]) -> bool:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.special
 
 from roberta_flax.datasets.framing import FRAMINGS, choice_inputs, framing_of
 from roberta_flax.errors import InputError
-from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.tasks.base import Model, one_head, unpack_vectors
-from roberta_flax.text.batching import TokenBatch
+from roberta_flax.tasks.base import Model, SequenceLogits, one_head
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_or_reject, too_long
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -25,7 +23,7 @@ def default_framing(head: str) -> str:
 
 
 @dataclass(frozen=True)
-class Choose:
+class Choose(SequenceLogits):
     """Finds how likely each of several choices is, with a choice head.
 
     An input is a list of texts: those before the choices, as the framing takes them, and then the choices. The result
@@ -39,6 +37,8 @@ class Choose:
 
     head: str | None = None
     framing: str | None = None
+
+    kind: ClassVar[str] = "choice"
 
     def check(self, config: RobertaConfig) -> None:
         one_head(config, "choice", self.head)
@@ -66,21 +66,7 @@ class Choose:
 
         return [encode_or_reject(encode, texts) for texts in inputs]
 
-    def run(
-        self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
-    ) -> Any:
-        head = one_head(model.config, "choice", self.head).name
-        return forward.head_logits(params, *arrays, head=head, config=model.config, numerics=model.numerics)
-
-    def unpack(
-        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
-    ) -> list[Any]:
-        return unpack_vectors(batch, outputs)
-
     def result(
         self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
     ) -> Any:
         return scipy.special.log_softmax(np.concatenate(results))
-
-    def can_pack(self) -> bool:
-        return True

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.errors import InputError
-from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.sentence import check_activation
-from roberta_flax.tasks.base import Model, Task, check_count, one_head, unpack_vectors
+from roberta_flax.tasks.base import Model, SequenceLogits, Task, check_count, one_head
 from roberta_flax.tasks.sentence_scores import activated, cross_encoder_activation, join_within
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_or_reject
@@ -21,7 +20,7 @@ from roberta_flax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Rank:
+class Rank(SequenceLogits):
     """Ranks the same documents for each query, by the scores of the pairs of query and document (see Score).
 
     The result is a list of (number of the document, score), the best first; of documents with one score, the first.
@@ -100,14 +99,7 @@ class Rank:
     def run(
         self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
     ) -> Any:
-        head = one_head(model.config, "sentence", self.head).name
-        logits = forward.head_logits(params, *arrays, head=head, config=model.config, numerics=model.numerics)
-        return activated(logits, self.activation or "identity")
-
-    def unpack(
-        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
-    ) -> list[Any]:
-        return unpack_vectors(batch, outputs)
+        return activated(super().run(model, params, batch, arrays, sequences), self.activation or "identity")
 
     def result(
         self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
@@ -115,6 +107,3 @@ class Rank:
         scores = np.concatenate(results)
         order = np.argsort(-scores, kind="stable")[: self.top_k]
         return [(int(number), float(scores[number])) for number in order]
-
-    def can_pack(self) -> bool:
-        return True

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 
 from roberta_flax.errors import InputError
-from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.sentence import ACTIVATIONS, check_activation
-from roberta_flax.tasks.base import Model, Task, one_head, unpack_vectors
+from roberta_flax.tasks.base import Model, SequenceLogits, Task, one_head
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import (
     EncodedInput,
@@ -39,7 +38,7 @@ def activated(outputs: Float[Array, "*shape classes"], activation: str) -> Float
 
 
 @dataclass(frozen=True)
-class SentenceScores:
+class SentenceScores(SequenceLogits):
     """Scores each text or pair of texts with a sentence head: the activation of its outputs, float32 [classes].
 
     Attributes:
@@ -75,21 +74,12 @@ class SentenceScores:
     def run(
         self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
     ) -> Any:
-        logits = forward.head_logits(params, *arrays, head=self.head, config=model.config, numerics=model.numerics)
-        return activated(logits, self.activation)
-
-    def unpack(
-        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
-    ) -> list[Any]:
-        return unpack_vectors(batch, outputs)
+        return activated(super().run(model, params, batch, arrays, sequences), self.activation)
 
     def result(
         self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
     ) -> Any:
         return results[0]
-
-    def can_pack(self) -> bool:
-        return True
 
 
 @dataclass(frozen=True)

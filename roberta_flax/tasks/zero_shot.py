@@ -10,17 +10,15 @@ import numpy as np
 import scipy.special
 
 from roberta_flax.errors import InputError
-from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.tasks.base import Model, Task, one_head, unpack_vectors
+from roberta_flax.tasks.base import Model, SequenceLogits, Task, one_head
 from roberta_flax.tasks.sentence_scores import join_within
-from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_or_reject
 from roberta_flax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class ZeroShot:
+class ZeroShot(SequenceLogits):
     """Finds how likely each of several labels is for each text, by whether the text entails a hypothesis of it.
 
     The result is float32 [labels]: probabilities that add up to 1, or with `multi_label` those of each label. A text
@@ -84,17 +82,6 @@ class ZeroShot:
 
         return [encode_or_reject(encode, text) for text in inputs]
 
-    def run(
-        self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
-    ) -> Any:
-        head = one_head(model.config, "sentence", self.head).name
-        return forward.head_logits(params, *arrays, head=head, config=model.config, numerics=model.numerics)
-
-    def unpack(
-        self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
-    ) -> list[Any]:
-        return unpack_vectors(batch, outputs)
-
     def result(
         self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model
     ) -> Any:
@@ -104,9 +91,6 @@ class ZeroShot:
             contradiction = -1 if entailment == 0 else 0  # as in Transformers
             return scipy.special.softmax(logits[:, [contradiction, entailment]], axis=-1)[:, 1]
         return scipy.special.softmax(logits[:, entailment])
-
-    def can_pack(self) -> bool:
-        return True
 
 
 def entailment_class(head: HeadConfig, number: int | None = None) -> int:
