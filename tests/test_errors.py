@@ -260,7 +260,9 @@ def test_an_interruption_at_any_moment_of_the_start_is_no_traceback(tiny_directo
         process.stdout.readline()
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
-        said.add((process.communicate()[1], process.returncode))
+        answer, error = process.communicate()
+        # Python gives SIGINT back to the system while it shuts down: who answered in time may still be killed by it.
+        said.add((error, 0 if process.returncode == -signal.SIGINT and answer else process.returncode))
     assert said <= {("roberta-flax: interrupted; rerun the command to resume a run over a file\n", 130), ("", 0)}
 
 
