@@ -33,7 +33,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 _OTHERWISE = "; where PEFT can merge it, save the model after merge_and_unload()"
-_PREFIX = "base_model.model."  # LoraModel in a PeftModel
+PREFIX = "base_model.model."  # LoraModel in a PeftModel
 _CHUNK = 1 << 22  # elements of a weight merged at a time
 _READ = {
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "task_type",
@@ -128,7 +128,7 @@ class Adapter:
 
 
 @dataclass
-class _Contents:
+class Contents:
     """The tensors of an adapter.
 
     Attributes:
@@ -170,8 +170,8 @@ def merge(adapter: Adapter, base: Tensors, settings: Mapping[str, Any], model_ty
       CheckpointError: the adapter is not a LoRA, has a setting or tensor that nothing here computes, or does not fit
         the network.
     """
-    _check(adapter)
-    contents = _read(adapter)
+    check(adapter)
+    contents = read(adapter)
     modules, others = contents.modules, contents.others
     suffix = _class_suffix(adapter, [*modules, *others], settings, class_prefix)
     merged, left_out = _of_class(base, suffix, class_prefix, keep_pooler=model_type == "bert")
@@ -193,7 +193,7 @@ def merge(adapter: Adapter, base: Tensors, settings: Mapping[str, Any], model_ty
     return Merged(merged, changed, left_out)
 
 
-def _check(adapter: Adapter) -> None:
+def check(adapter: Adapter) -> None:
     """Raises CheckpointError for settings that would change the network in a way that nothing here computes."""
     path, settings = adapter.folder / CONFIG_FILE, adapter.settings
     if settings.get("peft_type") != "LORA":
@@ -216,11 +216,11 @@ def _check(adapter: Adapter) -> None:
             )
 
 
-def _read(adapter: Adapter) -> _Contents:
-    contents = _Contents()
+def read(adapter: Adapter) -> Contents:
+    contents = Contents()
     tensors = _tensors(adapter.file)
     for full_name, tensor in tensors.items():
-        name = full_name.removeprefix(_PREFIX)
+        name = full_name.removeprefix(PREFIX)
         if not is_floating(tensor.dtype):
             raise CheckpointError(f"{adapter.file}: {shortened(full_name)} is {tensor.dtype}, expected floating point")
         if ".original_module." in name or _SAVED_COPY.sub("", full_name) in tensors.keys() - {full_name}:

@@ -42,7 +42,9 @@ from roberta_flax.convert.weights import CONFIG_FILE, INDEX_SUFFIX, WEIGHT_FILES
 from roberta_flax.errors import CheckpointError, DownloadError, shortened
 from roberta_flax.extras import require
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.fairseq_tokenizer import PAD_ID
+from roberta_flax.text.fairseq_tokenizer import PAD_ID, FairseqTokenizer, SentencePiece
+from roberta_flax.text.huggingface_tokenizer import HuggingFaceTokenizer
+from roberta_flax.text.tokenizer import Tokenizer
 
 HUB_PREFIX = "hf:"
 CLASS_PREFIXES = {  # model_type -> the prefix of its classes' names
@@ -67,6 +69,12 @@ HEAD_NAMES = {
     "token": "token_classification",
     "span": "question_answering",
     "choice": "multiple_choice",
+}
+CLASS_SUFFIXES = {  # kind of a head -> the class that has it, without the prefix
+    "sentence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+    "choice": "ForMultipleChoice",
 }
 POOLER = "pooler"
 PROBLEM_TYPES = {
@@ -178,6 +186,37 @@ def _fetch(name: str, download: Callable[[Sequence[str]], Path], listed: Callabl
             f"{name} has none of {', '.join(WEIGHT_FILES)} (found: {', '.join(names[:8]) or 'nothing'})"
         )
     return download([(Path(inside) / each).as_posix() for each in found])
+
+
+def model_type_of(config: RobertaConfig, tokenizer: Tokenizer) -> str:
+    """The model_type under which Transformers computes what a network does.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    backend = tokenizer.backend
+    match config.normalize_before, config.layernorm_embedding:
+        case False, True if isinstance(backend, FairseqTokenizer):
+            if not isinstance(backend.bpe, SentencePiece):
+                return "roberta"
+            return "camembert" if backend.bos_id != 0 else "xlm-roberta"
+        case False, True:
+            named = backend.settings.model_type if isinstance(backend, HuggingFaceTokenizer) else ""
+            return named if named in ("xlm-roberta", "camembert") else "roberta"
+        case True, False:
+            return "xlm-roberta-xl"
+        case True, True:
+            return "roberta-prelayernorm"
+    raise CheckpointError("Transformers has no RoBERTa with a LayerNorm after each block but none after the embedding")
+
+
+def check_sentence_head(config: RobertaConfig, head: HeadConfig) -> None:
+    """Raises CheckpointError unless a sentence head is built as those of Transformers."""
+    if head.kind == "sentence" and (head.inner_size, config.pooler_activation) != (config.hidden_size, "tanh"):
+        raise CheckpointError(
+            f"Transformers' sentence heads are as wide as the features ({config.hidden_size}) and use tanh; head "
+            f"{head.name!r} is {head.inner_size} wide and uses {config.pooler_activation}"
+        )
 
 
 class ConfigError(CheckpointError):
