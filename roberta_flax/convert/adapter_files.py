@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
+from roberta_flax.checkpoint.converted import TRAINED_ON_FILE
 from roberta_flax.checkpoint.tensors import LazyTensor, Values, write_tensors
 from roberta_flax.convert import adapters
 from roberta_flax.convert.adapters import Adapter, Tensors
@@ -28,9 +29,10 @@ from roberta_flax.convert.names import (
 )
 from roberta_flax.convert.source import integer, interpret, number
 from roberta_flax.convert.views import transposed
+from roberta_flax.datasets.readers import TrainedOn
 from roberta_flax.errors import CheckpointError
 from roberta_flax.files import new_directory, write_bytes
-from roberta_flax.nn.adapters import LINEAR_MAPS, MAGNITUDE, A, B, LoRA, split
+from roberta_flax.nn.adapters import LINEAR_MAPS, MAGNITUDE, A, B, LoRA, nested, split
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import abstract_params
 from roberta_flax.nn.tree import Params, describe_problems, flatten, mismatches
@@ -55,20 +57,21 @@ def save(
     *,
     head: HeadConfig | None = None,
     base_model: str | None = None,
-    files: Mapping[str, str] | None = None,
+    trained_on: TrainedOn | None = None,
     replace: bool = False,
 ) -> None:
     """Writes adapters, and a head that was trained with them, as a directory that PEFT loads.
 
     Args:
-      directory: the directory to create: adapter_config.json and adapter_model.safetensors.
+      directory: the directory to create: adapter_config.json and adapter_model.safetensors, and beside them head.json
+        and trained_on.json, which convert() reads.
       lora: the adapters' settings.
       params: a tree of the adapters and the head. Other parameters are left out.
       config: the network's configuration.
       model_type: the network's in Transformers (see huggingface.model_type_of).
       head: the head; None for an adapter of the masked-LM network.
       base_model: the network's name or path: "hf:org/name", "hf:org/name@revision" or a directory.
-      files: the content of other files by name.
+      trained_on: what the head was trained on, if that is known.
       replace: whether to replace an existing directory.
 
     Raises:
@@ -89,8 +92,10 @@ def save(
         write_bytes(folder / adapters.CONFIG_FILE, content.encode())
         prefixed = {f"{adapters.PREFIX}{name}": tensor for name, tensor in tensors.items()}
         write_tensors(folder / adapters.WEIGHT_FILES[0], prefixed, metadata={"format": "pt"})
-        for name, text in (files or {}).items():
-            write_bytes(folder / name, text.encode())
+        if head is not None:
+            write_bytes(folder / adapters.HEAD_FILE, (json.dumps(asdict(head), indent=2) + "\n").encode())
+        if trained_on is not None:
+            write_bytes(folder / TRAINED_ON_FILE, trained_on.to_json().encode())
 
 
 def _module_name(path: str, model_type: str) -> str:
@@ -189,8 +194,7 @@ def load(
     if problems := mismatches({path: tensor.shape for path, tensor in tensors.items()}, expected):
         raise CheckpointError(f"{adapter.file} does not fit the network: {describe_problems(problems)}")
     leaves = {path: jax.device_put(np.ascontiguousarray(tensor.read())) for path, tensor in tensors.items()}
-    params: dict[str, Any] = traverse_util.unflatten_dict(leaves, sep=".")
-    return lora, params
+    return lora, nested(leaves)
 
 
 def _lora(adapter: Adapter, modules: Mapping[str, Tensors], config: RobertaConfig) -> LoRA:

@@ -2,6 +2,7 @@
 
   adapter_config.json                          how it was trained, and the name of the network (base_model_name_or_path)
   adapter_model.safetensors, adapter_model.bin its tensors, by the names of the network's modules
+  head.json, trained_on.json                   of an adapter that was trained here: its head, and what it was trained on
 
 A module's weight W becomes W + s B A, where s is alpha / r or, rank-stabilized, alpha / sqrt(r) (Hu et al., 2021;
 Kalajdzievski, 2023); with magnitudes, rows are then scaled to these norms (DoRA; Liu et al., 2024). Other tensors, such
@@ -22,15 +23,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.checkpoint.converted import TRAINED_ON_FILE
+from roberta_flax.checkpoint.download import MODELS
 from roberta_flax.checkpoint.tensors import LazyTensor, read_tensors
 from roberta_flax.convert import torch_file
 from roberta_flax.convert.names import HF_LM_HEAD_WEIGHT, HF_WORD_EMBEDDINGS, modernize_huggingface
 from roberta_flax.convert.source import check_fits_files, integer, is_floating, number, read_json
 from roberta_flax.convert.views import View
-from roberta_flax.errors import CheckpointError, shortened
+from roberta_flax.errors import CheckpointError, InputError, shortened
+from roberta_flax.nn.config import HeadConfig
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+HEAD_FILE = "head.json"  # of an adapter that was trained here: its HeadConfig
 
 _OTHERWISE = "; where PEFT can merge it, save the model after merge_and_unload()"
 PREFIX = "base_model.model."  # LoraModel in a PeftModel
@@ -113,13 +118,36 @@ class Adapter:
             raise CheckpointError(f"{folder} has {CONFIG_FILE} but not {' or '.join(WEIGHT_FILES)}: copy it there")
         return cls(folder, file, settings)
 
+    def own_files(self) -> list[str]:
+        """The names of the files that only adapters have that were trained here."""
+        return [name for name in (HEAD_FILE, TRAINED_ON_FILE) if (self.folder / name).is_file()]
+
+    def head(self) -> HeadConfig | None:
+        """The head of an adapter that was trained here; None of another.
+
+        Raises:
+          CheckpointError: head.json is damaged.
+        """
+        path = self.folder / HEAD_FILE
+        if not path.is_file():
+            return None
+        fields = read_json(path)
+        labels = fields.pop("labels", None)
+        try:
+            return HeadConfig(**fields, labels=tuple(labels))
+        except (TypeError, InputError) as error:
+            raise CheckpointError(f"{path} is damaged ({shortened(str(error))}); copy it again, or remove it") from None
+
     def base_model(self) -> str:
-        """The path of the network, or "hf:org/name"; raises CheckpointError if the adapter does not name one."""
+        """The path of the network, or "hf:org/name"; raises CheckpointError if the adapter does not name one.
+
+        An adapter that was trained here may name a released model of fairseq.
+        """
         name = self.settings.get("base_model_name_or_path")
         what_to_do = "convert it with base_model (--base-model), which names the model that it is for"
         if not isinstance(name, str) or not name:
             raise CheckpointError(f"{self.folder / CONFIG_FILE} has no base_model_name_or_path: {what_to_do}")
-        if os.path.isdir(name):
+        if os.path.exists(name) or name in MODELS:
             return name
         if not re.fullmatch(r"[\w.-]{1,100}(/[\w.-]{1,100})?", name):
             raise CheckpointError(f"{self.folder} is an adapter for {shortened(name)}, which is not here: {what_to_do}")

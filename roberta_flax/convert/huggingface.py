@@ -287,7 +287,7 @@ def read(
         modern, settings = merged.tensors, merged.settings
         builder.provenance |= merged.left_out
     read_tokenizer = partial(_read_tokenizer, [bpe_dir, home, folder], settings, model_type, notes)
-    kind = _head_kind(settings, modern, model_type, notes)
+    kind = head_kind(settings, modern, model_type, notes)
     tokenizer_files = None
     if model_type == bert.MODEL_TYPE:
         tokenizer_files, settings, modern = _fold_bert(
@@ -296,7 +296,7 @@ def read(
     head = None if kind is None else (head_name or HEAD_NAMES[kind], kind)
     modern = _merge_lm_head_biases(modern, builder, notes, decoder_wins=model_type != bert.MODEL_TYPE)
     tied = settings["tie_word_embeddings"] is not False
-    _put(builder, modern, head, tied, notes)
+    put(builder, modern, head, tied, notes)
     config = interpret(source_name, lambda: _config(settings, model_type, builder, head, tied))
     _note_labels(settings, config, notes)
     builder.check(source_name, files, config, added=max(0, _size(modern) - _size(network.tensors)))
@@ -383,7 +383,7 @@ def _fold_bert(
     return tokenizer_files, {**settings, "pad_token_id": pad_id}, folded
 
 
-def _put(
+def put(
     builder: TreeBuilder,
     modern: Mapping[str, tuple[str, LazyTensor]],
     head: tuple[str, str] | None,
@@ -423,6 +423,7 @@ def _repository(
     if adapter is not None:
         others["base model"] = sorted(path.name for path in paths)
         own = [adapter.folder / name for name in hf_tokenizer.FILES if (adapter.folder / name).is_file()]
+        own += [adapter.folder / name for name in adapter.own_files()]
         paths = {adapter.file, adapter.folder / adapters.CONFIG_FILE, *own}
     read_files = sorted({*usage.files, *(path.relative_to(usage.root).as_posix() for path in paths)})
     return {"read": read_files, "not read": sentence_transformers.unread(usage.root, read_files), **others}
@@ -480,7 +481,7 @@ def _merge_lm_head_biases(
     return {**others, HF_LM_HEAD_BIAS: (kept_name, kept_tensor)}
 
 
-def _head_kind(
+def head_kind(
     settings: Mapping[str, Any], modern: Mapping[str, tuple[str, LazyTensor]], model_type: str, notes: list[str]
 ) -> str | None:
     """The kind of the model's head, a key of HEAD_NAMES; None if it has no head."""
@@ -558,11 +559,12 @@ def _config(
         type_vocab_size=builder.size("embeddings.token_type.embedding", 0, 0),
         lm_head=builder.has("lm_head"),
         tie_word_embeddings=tied,
-        heads=tuple(_heads(settings, builder, head)),
+        heads=tuple(heads(settings, builder, head)),
     )
 
 
-def _heads(settings: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, str] | None) -> Iterable[HeadConfig]:
+def heads(settings: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, str] | None) -> Iterable[HeadConfig]:
+    """The head called head[0], of kind head[1], and the pooler, as far as the parameters have them."""
     if head is not None:
         name, kind = head
         classes = builder.size(f"heads.{name}.output.kernel", 1, 1)

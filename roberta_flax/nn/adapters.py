@@ -79,7 +79,8 @@ class LoRA:
             raise InputError(f"alpha must be over 0 and finite, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"the adapters' dropout must be from 0 to under 1, got {self.dropout}")
-        targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+        given: Any = self.targets
+        targets = (given,) if isinstance(given, str) else tuple(given)
         object.__setattr__(self, "targets", targets)
         if not targets:
             raise InputError(f"name the linear maps that get adapters, of {', '.join(LINEAR_MAPS)}, or {ALL_TARGETS}")
@@ -128,7 +129,7 @@ class LoRA:
         """
         leaves, paths = flatten(params), self.paths(config)
         kernels = {path: leaves[f"{path}.kernel"] for path in paths}
-        return _nested(_init(kernels, key, rank=self.rank, dora=self.dora))
+        return nested(_init(kernels, key, rank=self.rank, dora=self.dora))
 
     def merge(self, params: Params) -> dict[str, Any]:
         """Merges adapters into the kernels beside them, for functions that know nothing of adapters.
@@ -146,12 +147,12 @@ class LoRA:
             if not isinstance(kernel, jax.core.Tracer) and isinstance(kernel, jax.Array):
                 merged = jax.device_put(merged, kernel.sharding)
             leaves[f"{path}.kernel"] = merged
-        return _nested(leaves)
+        return nested(leaves)
 
 
 def joined(params: Params, others: Params) -> dict[str, Any]:
     """One tree of the leaves of two that have none in common."""
-    return _nested({**flatten(params), **flatten(others)})
+    return nested({**flatten(params), **flatten(others)})
 
 
 def split(params: Params) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -189,7 +190,7 @@ def adapted_network(
     leaves, adapters = split(params)
     if missing := set(lora.paths(config)) ^ adapters.keys():
         raise InputError(f"the adapters do not fit the targets {', '.join(lora.targets)}: {', '.join(sorted(missing))}")
-    model = network(_nested(leaves), config, numerics)
+    model = network(nested(leaves), config, numerics)
     keys: dict[str, Key[Array, ""] | None] = dict.fromkeys(adapters)
     if key is not None and lora.dropout:
         key, of_adapters = jax.random.split(key)
@@ -262,6 +263,7 @@ def _norms(kernel: Array, a: Array, b: Array, scaling: float) -> Array:
     return jnp.sqrt(jnp.square(_sum(kernel, a, b, scaling)).sum(axis=0)).astype(a.dtype)
 
 
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = traverse_util.unflatten_dict(leaves, sep=".")
-    return nested
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of leaves by dotted name."""
+    tree: dict[str, Any] = traverse_util.unflatten_dict(leaves, sep=".")  # type: ignore[no-untyped-call]
+    return tree

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest
 
 from roberta_flax.convert import adapter_files
 from roberta_flax.convert.names import to_huggingface
-from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.nn import adapters, forward
 from roberta_flax.nn.adapters import LoRA
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
@@ -60,7 +58,7 @@ def network() -> Any:
     from references.transformers import configuration
 
     torch.manual_seed(0)
-    none = {name: 0.0 for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")}
+    none = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), 0.0)
     settings = configuration(CONFIG, num_labels=3, attn_implementation="eager", **none)
     model = transformers.RobertaForSequenceClassification(settings).double()
     for parameter in model.parameters():
@@ -120,7 +118,9 @@ def same_dropout(monkeypatch):
         return x if key is None else every_seventh(x)
 
     monkeypatch.setattr(adapters, "dropout", alike)
-    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: every_seventh(x) if self.p and self.training else x)
+    monkeypatch.setattr(
+        torch.nn.Dropout, "forward", lambda self, x: every_seventh(x) if self.p and self.training else x
+    )
 
 
 def cross_entropy(model: Any, sample: dict[str, Any]) -> tuple[Any, int, None]:
