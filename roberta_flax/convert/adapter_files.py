@@ -48,13 +48,13 @@ _SAVED_MODULES = {  # what PEFT trains whole, by the kind of the head
 }
 
 
-def save(
-    directory: Path,
+def save_adapter(
+    destination: str | os.PathLike[str],
     lora: LoRA,
     params: Params,
     config: RobertaConfig,
-    model_type: str,
     *,
+    model_type: str = "roberta",
     head: HeadConfig | None = None,
     base_model: str | None = None,
     trained_on: TrainedOn | None = None,
@@ -63,7 +63,7 @@ def save(
     """Writes adapters, and a head that was trained with them, as a directory that PEFT loads.
 
     Args:
-      directory: the directory to create: adapter_config.json and adapter_model.safetensors, and beside them head.json
+      destination: the directory to create: adapter_config.json and adapter_model.safetensors, and beside them head.json
         and trained_on.json, which convert() reads.
       lora: the adapters' settings.
       params: a tree of the adapters and the head. Other parameters are left out.
@@ -87,7 +87,7 @@ def save(
     }
     tensors |= _head_tensors(params, head, model_type)
     settings = _settings(lora, [*trained], model_type, head, base_model)
-    with new_directory(directory, replace=replace) as folder:
+    with new_directory(Path(destination), replace=replace) as folder:
         content = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         write_bytes(folder / adapters.CONFIG_FILE, content.encode())
         prefixed = {f"{adapters.PREFIX}{name}": tensor for name, tensor in tensors.items()}
@@ -154,10 +154,10 @@ def _is_on_hub(base_model: str | None) -> bool:
     return base_model is not None and base_model.startswith(HUB_PREFIX)
 
 
-def load(
+def load_adapter(
     directory: str | os.PathLike[str], config: RobertaConfig, head: HeadConfig | None = None
 ) -> tuple[LoRA, dict[str, Any]]:
-    """Reads a LoRA that PEFT or `save` wrote, to be trained further or merged with LoRA.merge.
+    """Reads a LoRA that PEFT or `save_adapter` wrote, to be trained further or merged with LoRA.merge.
 
     Args:
       directory: the adapter's directory.
@@ -190,7 +190,7 @@ def load(
                 "merge the adapter: `roberta-flax convert`"
             )
         tensors[place.path] = transformed(tensor, place.transform)
-    expected = _shapes(lora, config, head)
+    expected = interpret(str(adapter.folder), lambda: _shapes(lora, config, head))
     if problems := mismatches({path: tensor.shape for path, tensor in tensors.items()}, expected):
         raise CheckpointError(f"{adapter.file} does not fit the network: {describe_problems(problems)}")
     leaves = {path: jax.device_put(np.ascontiguousarray(tensor.read())) for path, tensor in tensors.items()}

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jax import lax
+from jax.sharding import NamedSharding
 
 from roberta_flax.errors import InputError, require_positive
 from roberta_flax.nn.config import RobertaConfig
@@ -125,33 +126,35 @@ class LoRA:
           key: a PRNG key.
 
         Returns:
-          A tree of the adapters alone. `joined` puts it into the network's.
+          A tree of the adapters alone.
         """
         leaves, paths = flatten(params), self.paths(config)
         kernels = {path: leaves[f"{path}.kernel"] for path in paths}
         return nested(_init(kernels, key, rank=self.rank, dora=self.dora))
 
-    def merge(self, params: Params) -> dict[str, Any]:
-        """Merges adapters into the kernels beside them, for functions that know nothing of adapters.
+    def merge(self, params: Params, trained: Params) -> dict[str, Any]:
+        """Merges adapters into kernels, for functions that know nothing of adapters.
 
         Args:
-          params: a tree with adapters. Its arrays stay as they are.
+          params: the network's parameters. Its arrays stay as they are.
+          trained: the adapters, and other parameters that take the place of those in `params`, such as a head's.
 
         Returns:
-          The tree without adapters, and with new kernels. Other arrays are those of `params`.
+          The network's tree, with new kernels. The other arrays are those that were given.
         """
-        leaves, adapters = split(params)
+        leaves, adapters = split(joined(params, trained))
         for path, adapter in adapters.items():
             kernel = leaves[f"{path}.kernel"]
             merged = _merged(kernel, adapter, scaling=self.scaling)
-            if not isinstance(kernel, jax.core.Tracer) and isinstance(kernel, jax.Array):
-                merged = jax.device_put(merged, kernel.sharding)
+            divided = getattr(kernel, "sharding", None)
+            if isinstance(divided, NamedSharding) and not isinstance(kernel, jax.core.Tracer):
+                merged = jax.device_put(merged, divided)
             leaves[f"{path}.kernel"] = merged
         return nested(leaves)
 
 
 def joined(params: Params, others: Params) -> dict[str, Any]:
-    """One tree of the leaves of two that have none in common."""
+    """One tree of the leaves of two; where both have one, that of `others`."""
     return nested({**flatten(params), **flatten(others)})
 
 
@@ -243,7 +246,9 @@ def _init(kernels: Mapping[str, Array], key: Key[Array, ""], *, rank: int, dora:
 
 
 @partial(jax.jit, static_argnames="scaling")
-def _merged(kernel: Array, adapter: Mapping[str, Array], *, scaling: float) -> Array:
+def _merged(
+    kernel: Float[Array, "inputs outputs"], adapter: Mapping[str, Array], *, scaling: float
+) -> Float[Array, "inputs outputs"]:
     weights = _sum(kernel, adapter[A], adapter[B], scaling)
     if MAGNITUDE in adapter:
         norms = _norms(kernel, adapter[A], adapter[B], scaling)
@@ -251,14 +256,24 @@ def _merged(kernel: Array, adapter: Mapping[str, Array], *, scaling: float) -> A
     return weights.astype(kernel.dtype)
 
 
-def _sum(kernel: Array, a: Array, b: Array, scaling: float) -> Array:
+def _sum(
+    kernel: Float[Array, "inputs outputs"],
+    a: Float[Array, "inputs rank"],
+    b: Float[Array, "rank outputs"],
+    scaling: float,
+) -> Float[Array, "inputs outputs"]:
     """The kernel and its adapter's product, in float32 or float64."""
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
     added = product("ir,ro->io", a, b, dtype=wide, precision=lax.Precision.HIGHEST)
     return kernel.astype(wide) + added * scaling
 
 
-def _norms(kernel: Array, a: Array, b: Array, scaling: float) -> Array:
+def _norms(
+    kernel: Float[Array, "inputs outputs"],
+    a: Float[Array, "inputs rank"],
+    b: Float[Array, "rank outputs"],
+    scaling: float,
+) -> Float[Array, " outputs"]:
     """The Euclidean norm of each column of the sum: of the weights of each output."""
     return jnp.sqrt(jnp.square(_sum(kernel, a, b, scaling)).sum(axis=0)).astype(a.dtype)
 

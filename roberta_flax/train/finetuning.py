@@ -29,7 +29,7 @@ from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.metrics import LESS_IS_BETTER, Evaluation
 from roberta_flax.nn import sharding
-from roberta_flax.nn.adapters import LoRA, joined
+from roberta_flax.nn.adapters import LoRA
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
@@ -280,7 +280,7 @@ class FineTuning:
         if apart is None:
             saved = _network_and_head(converted.read(best)[1], self.head)
         else:
-            saved = apart.lora.merge(joined(trained.loaded, apart.load(best)))
+            saved = apart.lora.merge(trained.loaded, apart.load(best))
         evaluation, mean_loss = validation.evaluate(_place(saved, config, mesh, fully_sharded))
         result = Result(seed, outcome.steps, outcome.stopped, outcome.best_step, self.best, mean_loss, evaluation)
         if is_first_process():

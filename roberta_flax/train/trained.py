@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import jax
 
-from roberta_flax.convert import adapter_files, cache, huggingface
+from roberta_flax.convert import cache, huggingface
+from roberta_flax.convert.adapter_files import load_adapter, save_adapter
 from roberta_flax.datasets.readers import TrainedOn
 from roberta_flax.errors import InputError
 from roberta_flax.hub import Roberta
@@ -72,11 +73,11 @@ class Trained:
 
     def merged(self, params: Params) -> Params:
         """All parameters, on the run's devices, with the adapters in `params` merged."""
-        return params if self.lora is None else self.lora.merge(joined(self.frozen, params))
+        return params if self.lora is None else self.lora.merge(self.frozen, params)
 
     def merged_to_save(self, params: Params) -> Params:
         """All parameters, on one device or in memory, with the adapters in `params` merged."""
-        return params if self.lora is None else self.lora.merge(joined(self.loaded, jax.device_get(params)))
+        return params if self.lora is None else self.lora.merge(self.loaded, jax.device_get(params))
 
     def to_text(self) -> str:
         """Describes in a line how many parameters are trained."""
@@ -123,14 +124,14 @@ class ApartAdapter:
 
     def save(self, directory: Path, params: Params, trained_on: TrainedOn | None = None) -> None:
         """Writes the adapter, the head and what it is trained on, in place of a directory that exists."""
-        adapter_files.save(
-            directory, self.lora, jax.device_get(params), self.config, self.model_type, head=self.head,
+        save_adapter(
+            directory, self.lora, jax.device_get(params), self.config, model_type=self.model_type, head=self.head,
             base_model=self.base_model, trained_on=trained_on, replace=True,
         )  # fmt: skip
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Reads what `save` wrote: a tree of the adapter and the head."""
-        return adapter_files.load(directory, self.config, self.head)[1]
+        return load_adapter(directory, self.config, self.head)[1]
 
 
 def _base_model(roberta: Roberta, model_type: str) -> str | None:

@@ -60,7 +60,7 @@ def updates(devices, tensor_parallel, fully_sharded, what):
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((placed, moments, frozen)))
     whole = sum(x.nbytes for x in jax.tree.leaves((placed, moments, frozen)))
     if frozen is not None:
-        placed = lora.merge(joined(frozen, placed))
+        placed = lora.merge(frozen, placed)
     return jax.device_get(placed), held / whole
 
 one = {what: updates(1, 1, False, what)[0] for what in parts}
