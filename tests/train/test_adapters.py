@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from roberta_flax.convert import load_adapter, save_adapter
+from roberta_flax.convert import cache, load_adapter, save_adapter
 from roberta_flax.convert.names import to_huggingface
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.nn import adapters, forward
@@ -292,3 +292,40 @@ def test_a_target_is_a_path_its_end_or_a_pattern_of_either():
     assert len(layers("all-linear")) == 12
     with pytest.raises(InputError, match="no linear map has a path that ends with 'uery'"):
         layers("uery")
+
+
+@pytest.mark.slow
+def test_peft_finds_the_network_of_a_run_that_began_with_a_model_of_transformers(run, tiny_directory, tmp_path):
+    import peft
+
+    import roberta_flax
+
+    base = tmp_path / "base"
+    status, _, err = run("export", tiny_directory, base, "--to", "huggingface", "--no-heads")
+    assert status == 0, err
+    rows = [f"the {noun} is {word}\t{label}\n" for noun in ("dog", "cat") for word, label in (("good", 1), ("bad", 0))]
+    file = tmp_path / "train.tsv"
+    file.write_text("sentence\tlabel\n" + "".join(rows))
+    options = ("--task", "sst-2", "--batch-size", 4, "--steps", 4, "--lr", 1e-2, "--lora-rank", 4, "--lora-apart")
+    status, _, err = run("finetune", file, "--valid", file, "--model", base, "-o", tmp_path / "run", *options)
+    assert status == 0, err
+    best = tmp_path / "run" / "best"
+    assert json.loads((best / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+
+    ours = roberta_flax.load(best)
+    (head,) = ours.config.heads
+    assert (head.name, head.labels) == ("sst-2", ("negative", "positive"))
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(best, num_labels=2).eval()
+    tokens = ours.encode("the garden is bad")
+    expected = theirs(input_ids=torch.from_numpy(tokens[None]).long()).logits.detach().numpy()
+    # float32: a sum of 64 numbers of size one in another order, and two layers of it
+    np.testing.assert_allclose(ours.predict("sst-2", tokens, return_logits=True), expected, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_that_names_itself_as_its_network_is_refused_in_one_line(written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(folder)}))
+    with pytest.raises(CheckpointError) as error:
+        cache.resolve(folder, cache_dir=tmp_path / "cache")
+    assert "\n" not in str(error.value)
