@@ -120,7 +120,7 @@ OFFERED = {
         ZeroShot collate_tokens convert datasets forward load load_tokenizer maxsim parity pipeline ray sharding stablehlo
         train
         """,
-    "roberta_flax.convert": "Comparison Verification convert export verify",
+    "roberta_flax.convert": "Comparison Verification convert export load_adapter save_adapter verify",
     "roberta_flax.datasets": "readers recipes",
     "roberta_flax.forward": """
         MoreInputs Params abstract_params features first_layers head_log_probs head_logits head_outputs hidden_states
@@ -134,7 +134,7 @@ OFFERED = {
     "roberta_flax.sharding": "DATA MODEL RULES fully_sharded_spec mesh place place_batch place_rows rules spec",
     "roberta_flax.stablehlo": "DTYPES KNOWN_PLATFORMS PLATFORMS Program Signature export load signatures",
     "roberta_flax.train": """
-        Batch Loss TrainStep adam batches corpus finetuning head_loss init_optimizer loop make_eval_step
+        Batch LoRA Loss TrainStep adam batches corpus finetuning head_loss init_optimizer loop make_eval_step
         make_train_step masked_lm_loss masking polynomial_decay pretraining validation
         """,
 }
