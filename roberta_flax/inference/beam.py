@@ -2,8 +2,9 @@
 
 >>> import apache_beam as beam
 >>> from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
+>>> from roberta_flax import Classify
 >>> from roberta_flax.inference.beam import RobertaModelHandler
->>> handler = KeyedModelHandler(RobertaModelHandler("/models/mnli", roberta_flax.Classify("mnli")))
+>>> handler = KeyedModelHandler(RobertaModelHandler("/models/mnli", Classify("mnli")))
 >>> with beam.Pipeline() as pipeline:
 ...     rows = pipeline | beam.Create([(7, ("A man is asleep.", "A man is awake."))])
 ...     results = rows | RunInference(handler)  # (7, PredictionResult(example, {"label": "contradiction", ...}))

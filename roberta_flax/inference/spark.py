@@ -1,7 +1,8 @@
 """Batch inference on Apache Spark: a function of text columns, over predict_batch_udf. Needs the extra `spark`.
 
+>>> from roberta_flax import Classify
 >>> from roberta_flax.inference.spark import predict_udf
->>> classify = predict_udf("/models/mnli", roberta_flax.Classify("mnli"), texts=2)
+>>> classify = predict_udf("/models/mnli", Classify("mnli"), texts=2)
 >>> rows = spark.read.parquet("texts/").withColumn("result", classify("premise", "hypothesis"))
 >>> rows.select("id", "result.*").write.parquet("predictions/")
 """
