@@ -114,7 +114,7 @@ def test_more_rows_than_memory_holds_are_there_once_also_where_one_of_two_worker
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory):
+def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory, run):
     import roberta_flax.inference.ray
 
     options = {"model": tiny_directory, "task": Classify("mnli"), "text_columns": ["text"]}
@@ -128,12 +128,24 @@ def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory):
         roberta_flax.inference.ray.predict_parquet(
             source, tmp_path / "out", **{**options, "text_columns": ["premise"], "keep": ["ids"]}
         )
-    with pytest.raises(InputError, match="Predictor has no option 'on_lng'; it has task, .*; did you mean 'on_long'"):
+    with pytest.raises(
+        InputError, match="Predictor has no option 'on_lng'; it has on_long, .*; did you mean 'on_long'"
+    ):
         roberta_flax.inference.ray.predict_parquet(
             source, tmp_path / "out", **{**options, "text_columns": ["premise"], "on_lng": "error"}
         )
     with pytest.raises(InputError, match="exists already"):
         roberta_flax.inference.ray.predict_parquet(source, tmp_path, **options)
+    for values, problem in ([], "has no rows"), ([1], "column 'premise' is int64, expected text"):
+        column = pyarrow.array(values, "int64" if values else "string")
+        pyarrow.parquet.write_table(pyarrow.table({"premise": column}), tmp_path / "in.parquet")
+        with pytest.raises(InputError, match=problem):
+            roberta_flax.inference.ray.predict_parquet(
+                tmp_path / "in.parquet", tmp_path / "out", **{**options, "text_columns": ["premise"]}
+            )
+    arguments = ["predict", source, "-o", tmp_path / "out", "-m", tiny_directory, "--engine", "ray"]
+    status, _, err = run(*arguments, "--tpus-per-worker", "3")
+    assert (status, err) == (1, "roberta-flax: --tpus-per-worker must be 1, 2, 4 or 8, got 3\n")
 
 
 def test_the_command_line_runs_on_ray(source, tiny, tiny_directory, tmp_path):

@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
 import uuid
@@ -116,20 +115,16 @@ def predict_parquet(
       The number of "rows", and how many of them were "rejected" and "truncated".
 
     Raises:
-      InputError: Ray is not installed, there are no Parquet files, a column is missing, the destination exists, the
-        cluster has none of what a worker takes, an option does not exist, or all rows were rejected.
+      InputError: Ray is not installed, there are no Parquet files or no rows in them, a column is missing or is not
+        text, the destination exists, an option does not exist, the cluster has none of what a worker takes, or all rows
+        were rejected.
     """
     ray = require("ray", "ray")
     require("ray.data", "ray")
     source, destination = Path(source).resolve(), Path(destination).resolve()
     if destination.exists():
         raise InputError(f"{destination} exists already; remove it or choose another name")
-    predict = inspect.signature(Predict).bind(**options).arguments
-    Assignment.of(predict["model"], predict["task"], predict.get("load"), predict.get("options", {}))
-    names = tables.column_names(source, format="parquet") or []
-    wanted = list(dict.fromkeys((*options["text_columns"], *(options.get("keep") or ()))))
-    if missing := [name for name in wanted if name not in names]:
-        raise InputError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(map(repr, names))}")
+    columns = _check(source, **options)
     ray.init(ignore_reinit_error=True, logging_level="warning")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -138,7 +133,6 @@ def predict_parquet(
     workers = workers or _workers(cluster, {"GPU": num_gpus, **(resources or {})})
     partial = destination.with_name(f".{destination.name}-{uuid.uuid4().hex[:8]}.partial")
     try:
-        columns = None if options.get("keep") is None else wanted
         ray.data.read_parquet(str(source), columns=columns).map_batches(
             Predict,
             fn_constructor_kwargs=options,
@@ -160,6 +154,26 @@ def predict_parquet(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return counts
+
+
+def _check(
+    source: Path,
+    model: str | os.PathLike[str],
+    task: Task | TaskOfModel,
+    text_columns: Sequence[str],
+    keep: Sequence[str] | None = None,
+    load: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> list[str] | None:
+    """Checks what can be checked before Ray starts. Returns the columns to read; None for all."""
+    Assignment.of(model, task, load, options)
+    names = tables.column_names(source, format="parquet") or []
+    wanted = list(dict.fromkeys((*text_columns, *(keep or ()))))
+    if missing := [name for name in wanted if name not in names]:
+        raise InputError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(map(repr, names))}")
+    if next(tables.read_rows(source, text_columns, format="parquet"), None) is None:
+        raise InputError(f"{source} has no rows")
+    return None if keep is None else wanted
 
 
 def _workers(cluster: Mapping[str, float], needs: Mapping[str, float]) -> int:

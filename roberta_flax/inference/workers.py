@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class Assignment:
 
     model: str
     task: Task | TaskOfModel
-    load: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    load: Mapping[str, Any]
+    options: Mapping[str, Any]
 
     @classmethod
     def of(
@@ -56,7 +56,8 @@ class Assignment:
     ) -> Assignment:
         """An assignment whose options have names that exist. Raises InputError for others, before a worker starts."""
         for function, given in ((hub.load, load or {}), (Predictor, options)):
-            known = list(inspect.signature(function).parameters)[1:]
+            parameters = inspect.signature(function).parameters.values()
+            known = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
             if unknown := next((name for name in given if name not in known), None):
                 raise InputError(
                     f"{function.__name__} has no option {unknown!r}; it has {', '.join(known)}"
