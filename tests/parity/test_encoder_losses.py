@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 import roberta_flax
 from roberta_flax import train
 from roberta_flax.nn.numerics import Numerics
+from roberta_flax.tasks.ranking import evaluate_vectors
+from roberta_flax.text.batching import pad_rows
 from roberta_flax.train.encoder_batches import without_duplicates
 from roberta_flax.train.encoder_losses import (
     MODULES,
@@ -23,6 +26,7 @@ from roberta_flax.train.encoder_losses import (
     cross_encoder_loss,
     sentence_encoder_loss,
 )
+from roberta_flax.train.encoder_training import CrossEncoderTraining, SentenceEncoderTraining
 from tests.conftest import skip_or_fail
 
 if find_spec("sentence_transformers") is None:
@@ -31,7 +35,7 @@ if find_spec("sentence_transformers") is None:
 import sentence_transformers
 import torch
 import transformers
-from sentence_transformers import losses, util
+from sentence_transformers import evaluation, losses, util
 from sentence_transformers.cross_encoder import losses as cross_losses
 from sentence_transformers.sampler import NoDuplicatesBatchSampler
 
@@ -115,15 +119,18 @@ CASES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _float64() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these networks are too small to share
     with jax.enable_x64(True):
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory) -> Path:
-    """A network without dropout."""
+    """A network of one layer, without dropout."""
     folder = tmp_path_factory.mktemp("network") / "body"
-    return body(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return body(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +141,16 @@ def encoder(network) -> Path:
         return [models.Pooling(HIDDEN_SIZE, "mean"), models.Dense(HIDDEN_SIZE, 24)]
 
     return repository(network.parent / "encoder", network, modules)
+
+
+@pytest.fixture(scope="module")
+def their_encoder(encoder) -> Any:
+    return sentence_transformers.SentenceTransformer(str(encoder), device="cpu").double().train()
+
+
+@pytest.fixture(scope="module")
+def our_encoder(encoder) -> roberta_flax.Roberta:
+    return roberta_flax.load(encoder, dtype="float64", param_dtype="float64")
 
 
 def torch_updates(model: Any, loss: Any, inputs: Sequence[tuple[Any, Any]]) -> list[float]:
@@ -165,17 +182,22 @@ def twenty(found: list[Any]) -> list[Any]:
 
 
 def tokens_of(roberta: Any, texts: Sequence[Any]) -> np.ndarray:
-    return roberta_flax.collate_tokens(
-        [roberta.encode(*text) for text in texts], roberta.config.pad_id, max_positions=32
-    )
+    """All of one length, so that one program is compiled."""
+    sequences = [roberta.encode(*text) for text in texts]
+    return pad_rows(sequences, (len(sequences), 20 * len(texts[0])), roberta.config.pad_id)
+
+
+class Float64(torch.Tensor):
+    """Labels that stay as they are where a loss would round them, and with them itself, to float32."""
+
+    def float(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_twenty_updates_of_a_sentence_encoder_are_those_of_sentence_transformers(name, encoder):
-    case = CASES[name]
-    model = sentence_transformers.SentenceTransformer(str(encoder), device="cpu").double()
-    model.train()
+def test_twenty_updates_of_a_sentence_encoder_are_those_of_sentence_transformers(name, their_encoder, our_encoder):
+    case, roberta, model = CASES[name], our_encoder, copy.deepcopy(their_encoder)
     given = batches(case.columns, case.labels)
     as_torch = [
         (
@@ -186,7 +208,6 @@ def test_twenty_updates_of_a_sentence_encoder_are_those_of_sentence_transformers
     ]
     theirs = torch_updates(model, case.theirs(model), twenty(as_torch))
 
-    roberta = roberta_flax.load(encoder, dtype="float64", param_dtype="float64")
     params = {**roberta.params, MODULES: {"1": dict(roberta.usage.module_params[1])}}
     params = jax.tree.map(lambda array: np.asarray(array, np.float64), params)
     loss = sentence_encoder_loss(
@@ -229,7 +250,9 @@ def test_twenty_updates_of_a_cross_encoder_are_those_of_sentence_transformers(na
     model = sentence_transformers.CrossEncoder(str(tmp_path), device="cpu")
     model.model.double().train()
     given = batches(columns, labels)
-    as_torch = [(texts, torch.tensor(gold if labels > 1 else gold.ravel())) for texts, gold in given]
+    as_torch = [
+        (texts, torch.tensor(gold if labels > 1 else gold.ravel()).as_subclass(Float64)) for texts, gold in given
+    ]
     theirs = torch_updates(model.model, theirs_class(model), twenty(as_torch))
 
     roberta = roberta_flax.load(tmp_path, dtype="float64", param_dtype="float64")
@@ -255,6 +278,70 @@ def test_twenty_updates_of_a_cross_encoder_are_those_of_sentence_transformers(na
     assert abs(ours[-1] - ours[0]) > 1e-3
     kernel = model.model.classifier.dense.weight.detach().numpy().T
     np.testing.assert_allclose(params["heads"][head.name]["dense"]["kernel"], kernel, rtol=0, atol=1e-9)
+
+
+def test_retrieval_is_judged_as_by_sentence_transformers():
+    random = np.random.default_rng(8)
+    texts = [str(i) for i in range(60)]
+    vectors = random.normal(size=(60, 5))
+    pairs = [(i % 20, 20 + int(random.integers(40))) for i in range(30)]
+    numbers = np.array(pairs, np.int32)
+    relevant: dict[str, set[str]] = {}
+    for query, document in pairs:
+        relevant.setdefault(texts[query], set()).add(texts[document])
+    documents = sorted({document for _, document in pairs})
+
+    class Model:
+        similarity_fn_name = "cosine"
+        model_card_data = None
+
+        def encode_query(self, sentences: list[str], **options: Any) -> torch.Tensor:
+            return torch.tensor(vectors[[int(text) for text in sentences]])
+
+        encode_document = encode_query
+
+        def similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return util.cos_sim(a, b)
+
+    evaluator = evaluation.InformationRetrievalEvaluator(
+        {text: text for text in relevant}, {texts[i]: texts[i] for i in documents}, relevant, write_csv=False
+    )
+    evaluator.store_metrics_in_model_card_data = lambda *arguments: None
+    theirs = evaluator(Model())
+    ours = evaluate_vectors(vectors, numbers, numbers, np.zeros((30, 0)), "retrieval", "cosine")
+    assert ours.count == len(relevant)
+    for name in ("ndcg@10", "mrr@10"):
+        np.testing.assert_allclose(ours.metrics[name], theirs[f"cosine_{name}"], rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_trained_encoder_is_one_of_sentence_transformers_with_the_same_vectors(tiny_directory, tmp_path):
+    rows = "\n".join(f"{a}\t{b}\t{len(b) % 4}" for a in TEXTS[:4] for b in TEXTS[4:8])
+    (tmp_path / "rows.tsv").write_text(f"sentence1\tsentence2\tscore\n{rows}\n")
+    roberta = roberta_flax.load(tiny_directory)
+    arguments = (tmp_path / "rows.tsv", tmp_path / "rows.tsv")
+    SentenceEncoderTraining.of_files(roberta, SentenceLoss("cosent"), *arguments, steps=2, max_length=64).run(
+        roberta, tmp_path / "encoder", seed=1, progress=False
+    )
+    texts = [*TEXTS[:6], "a man " * 80]  # over the maximum length
+    theirs = sentence_transformers.SentenceTransformer(
+        str(tmp_path / "encoder" / "sentence-transformers"), device="cpu"
+    )
+    assert theirs.max_seq_length == 64
+    vectors = theirs.encode(texts)
+    for folder in ("best", "sentence-transformers"):
+        ours = roberta_flax.SentenceEncoder(tmp_path / "encoder" / folder)
+        np.testing.assert_allclose(ours.encode(texts), vectors, rtol=0, atol=1e-5)
+    roberta = roberta_flax.load(tiny_directory)
+    CrossEncoderTraining.of_files(roberta, ScoreLoss(), *arguments, steps=2, label_range=(0, 3)).run(
+        roberta, tmp_path / "reranker", seed=1, progress=False
+    )
+    pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[3])]
+    scores = sentence_transformers.CrossEncoder(
+        str(tmp_path / "reranker" / "sentence-transformers"), device="cpu"
+    ).predict(pairs)
+    ours = roberta_flax.CrossEncoder(tmp_path / "reranker" / "best").predict(pairs)
+    np.testing.assert_allclose(ours, scores, rtol=0, atol=1e-5)
 
 
 def test_batches_without_duplicates_are_those_of_sentence_transformers():
