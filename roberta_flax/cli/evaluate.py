@@ -28,7 +28,7 @@ def command(
     file: Annotated[Path, typer.Argument(metavar="INPUT", help="File with gold labels, such as dev_matched.tsv.")],
     head: Head = None,
     task: Annotated[str | None, TASK] = None,
-    evaluation: Annotated[str | None, EVALUATION] = None,
+    evaluation: Annotated[str | None, EVALUATION, ADVANCED] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(

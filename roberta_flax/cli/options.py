@@ -56,7 +56,7 @@ OUTPUT = typer.Option(
 TEXT_COLUMN = typer.Option(
     "--text-column",
     "-c",
-    help="Column with text. Repeat it for a pair or triplet. With token heads: the words.",
+    help="Column with text. Repeat it for several. With token heads: the words.",
     show_default="the task's, or text and such",
 )
 TASK = typer.Option(
@@ -64,11 +64,7 @@ TASK = typer.Option(
     "sick-relatedness, race, commonsenseqa, or custom.",
     show_default="the one that the model was fine-tuned on, or by INPUT's path",
 )
-LABEL_COLUMN = typer.Option(
-    "--label-column",
-    help="Column with the label, or the tags. Repeat it for several labels.",
-    show_default="the task's, or label or score",
-)
+LABEL_COLUMN_HELP = "Column with the label, or the tags. Repeat it for several."
 EVALUATION = typer.Option(
     metavar="correlation|retrieval",
     help="Of an encoder: correlation of similarities or scores with labels, or ranks of relevant texts.",
@@ -343,7 +339,11 @@ class LabeledOptions(TextOptions):
     """Where a file has its texts and labels."""
 
     text_column: Annotated[list[str] | None, TEXT_COLUMN, Formerly(("--column", "--text"))] = None
-    label_column: Annotated[list[str] | None, LABEL_COLUMN, Formerly(("--label",))] = None
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option("--label-column", help=LABEL_COLUMN_HELP, show_default="the task's"),
+        Formerly(("--label",)),
+    ] = None
     labels: Annotated[
         str | None,
         typer.Option(

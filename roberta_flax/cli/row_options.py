@@ -1,4 +1,4 @@
-"""The options of train-sentence-encoder and train-cross-encoder: where files have their rows, and the run."""
+"""The options of train-encoder and train-reranker: where files have their rows, and the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from roberta_flax.cli.groups import ADVANCED, Formerly, Group
 from roberta_flax.cli.options import (
     EVALUATION,
-    LABEL_COLUMN,
+    LABEL_COLUMN_HELP,
     Epochs,
     Freeze,
     LayerDecay,
@@ -42,10 +42,15 @@ Rows = Annotated[
 class RowOptions(TextOptions, panel="Input"):
     """Where files have their texts and labels, and what validations measure."""
 
-    label_column: Annotated[list[str] | None, LABEL_COLUMN, Formerly(("--label", "--score-column"))] = None
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option("--label-column", help=LABEL_COLUMN_HELP, show_default="label, score and such"),
+        Formerly(("--label",)),
+    ] = None
     label_range: Annotated[
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Labels that stand for 0 and 1, such as 1 5.", show_default="0 1"),
+        ADVANCED,
     ] = None
     valid_text_column: Annotated[
         list[str] | None,
@@ -57,7 +62,7 @@ class RowOptions(TextOptions, panel="Input"):
         typer.Option(help="Column with the label of the validation file.", show_default="as --label-column"),
         ADVANCED,
     ] = None
-    evaluation: Annotated[str | None, EVALUATION] = None
+    evaluation: Annotated[str | None, EVALUATION, ADVANCED] = None
 
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of EncoderTraining.of_files."""
@@ -86,6 +91,7 @@ class ScheduleOptions(Group, panel="Training"):
             metavar="N",
             show_default="the whole batch",
         ),
+        ADVANCED,
     ] = None
     freeze: Freeze = None
     layer_decay: LayerDecay = 1.0

@@ -22,7 +22,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 
 _ANCHORS, _POSITIVE, _NEGATIVE = ("anchor", "query"), "positive", "negative"  # "negative_1" and so on, too
-_LABELS = ("label", "score")
+_LABELS = ("label", "score", "similarity_score", "relatedness_score")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def with_usual_columns(path: PathLike, columns: Columns, *, labeled: bool | None
     """Returns columns with those that the user does not name.
 
     The usual text columns are anchor or query, positive, and all whose names begin with negative; or else those of
-    tables.usual_columns. The usual label column is label or score.
+    tables.usual_columns. The usual label column is the first of label, score, similarity_score and relatedness_score.
 
     Args:
       path: the file.

@@ -99,10 +99,9 @@ def _of_vectors(
     if len(prompts) > 2:
         raise InputError(f"give one prompt for all columns, or two for the first and the others; got {len(prompts)}")
     first, others = (prompts[0], prompts[-1]) if prompts else _prompts(embedding, evaluation)
-    places = rows.numbers.copy()
-    places[:, 1:] += 0 if first == others else len(rows.texts)  # a text with another prompt is another
-    used, places = np.unique(places, return_inverse=True)
-    places = places.reshape(rows.numbers.shape)
+    inputs = rows.numbers.copy()
+    inputs[:, 1:] += 0 if first == others else len(rows.texts)  # a text with another prompt is another
+    used, places = np.unique(inputs, return_inverse=True)
     vectors: list[Any] = []
     truncated = 0
     for prompt, numbers in ((first, used[used < len(rows.texts)]), (others, used[used >= len(rows.texts)])):
@@ -113,7 +112,14 @@ def _of_vectors(
             truncated += predictor.stats.truncated
     found = np.stack(vectors).astype(np.float64)
     return (
-        ranking.evaluate_vectors(found, places, rows.numbers, rows.labels, evaluation, embedding.similarity),
+        ranking.evaluate_vectors(
+            found,
+            places.reshape(inputs.shape).astype(np.int32),
+            rows.numbers,
+            rows.labels,
+            evaluation,
+            embedding.similarity,
+        ),
         truncated,
     )
 

@@ -564,7 +564,10 @@ def encoder_vectors(
     own = params.get(MODULES, {})
     module_params = tuple(own.get(str(number), {}) for number in range(len(modules)))
     body = {name: tree for name, tree in params.items() if name != MODULES}
-    return sentence_vectors(body, module_params, tokens, modules=modules, config=config, numerics=numerics, key=key)
+    vectors: Array = sentence_vectors(
+        body, module_params, tokens, modules=modules, config=config, numerics=numerics, key=key
+    )
+    return vectors
 
 
 def pair_scores(
@@ -577,7 +580,8 @@ def pair_scores(
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, " batch"]:
     """Returns the outputs of a head with one output."""
-    return head_outputs(network(params, config, numerics), config.head(head), tokens, key=key)[:, 0]
+    outputs: Array = head_outputs(network(params, config, numerics), config.head(head), tokens, key=key)
+    return outputs[:, 0]
 
 
 def _network_loss(

@@ -288,7 +288,7 @@ FAST = ("--lr", "2e-3", "--dropout", "0", "--attention-dropout", "0", "--batch-s
 def test_a_sentence_encoder_learns_from_pairs_and_all_commands_take_it(run, tiny_directory, pairs, tmp_path):
     options = ("--matryoshka-dims", "64,16", "--mini-batch-size", "4", "--prompt", "query: ", "--prompt", "passage: ")
     status, out, err = run(
-        "train-sentence-encoder",
+        "train-encoder",
         pairs,
         "--valid",
         pairs,
@@ -330,7 +330,7 @@ def test_a_cross_encoder_learns_from_scores(run, tiny_directory, scored, tmp_pat
         "1",
         "5",
     )
-    status, out, err = run("train-cross-encoder", *arguments)
+    status, out, err = run("train-reranker", *arguments)
     assert status == 0, err
     summary = json.loads(out)
     assert summary["metrics"]["spearman"] > summary["before"]["spearman"]
@@ -393,7 +393,7 @@ def test_a_run_that_was_stopped_computes_the_same_bits(tiny_directory, scored, t
 )
 def test_what_cannot_be_trained_is_said_in_one_line(run, tiny_directory, pairs, tmp_path, arguments, message):
     status, out, err = run(
-        "train-sentence-encoder", pairs, "--valid", pairs, "--model", tiny_directory, "-o", tmp_path / "o", *arguments
+        "train-encoder", pairs, "--valid", pairs, "--model", tiny_directory, "-o", tmp_path / "o", *arguments
     )
     assert (status, out) == (1, "")
     assert message in err.splitlines()[-1]

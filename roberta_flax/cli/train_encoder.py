@@ -1,4 +1,4 @@
-"""roberta-flax train-sentence-encoder INPUT --valid FILE --loss LOSS -o DIR"""
+"""roberta-flax train-encoder INPUT --valid FILE --loss LOSS -o DIR"""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def command(
         typer.Option(
             metavar="N,N,...", help="Train the first N values of each vector, too, for each N.", show_default="none"
         ),
+        ADVANCED,
     ] = None,
     matryoshka_weights: Annotated[
         str | None,
@@ -83,16 +84,17 @@ def command(
     ] = None,
     columns: RowOptions = RowOptions(),
     schedule: ScheduleOptions = ScheduleOptions(),
-    seed: Seed = 1,
+    seed: Annotated[Seed, ADVANCED] = 1,
     training: TrainingOptions = TRAINING,
     run: RunOptions = RunOptions(),
     devices: TrainingDevices = TrainingDevices(),
     model: ModelOptions = ModelOptions(),
     as_json: Json = False,
 ) -> None:
-    """Train a sentence encoder on pairs, triplets or scored pairs, with the losses of sentence-transformers.
+    """Train a sentence encoder on pairs, triplets or scored pairs.
 
-    DIR/sentence-transformers is the best model as that library writes it. Rerun the command to resume.
+    The losses are those of sentence-transformers, and DIR/sentence-transformers is the best model for that library.
+    Rerun the command to resume.
     """
     from roberta_flax.train.encoder_losses import SentenceLoss
     from roberta_flax.train.encoder_training import SentenceEncoderTraining

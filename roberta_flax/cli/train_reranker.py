@@ -1,10 +1,10 @@
-"""roberta-flax train-cross-encoder INPUT --valid FILE --loss LOSS -o DIR"""
+"""roberta-flax train-reranker INPUT --valid FILE --loss LOSS -o DIR"""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from roberta_flax.cli.groups import grouped
+from roberta_flax.cli.groups import ADVANCED, grouped
 from roberta_flax.cli.options import (
     LOSS,
     Head,
@@ -26,19 +26,20 @@ def command(
     valid: Valid,
     output: RunDirectory,
     loss: Annotated[str, LOSS("binary-cross-entropy|mse|margin-mse")] = "binary-cross-entropy",
-    head: Head = None,
+    head: Annotated[Head, ADVANCED] = None,
     columns: RowOptions = RowOptions(),
     schedule: ScheduleOptions = ScheduleOptions(),
-    seed: Seed = 1,
+    seed: Annotated[Seed, ADVANCED] = 1,
     training: TrainingOptions = TRAINING,
     run: RunOptions = RunOptions(),
     devices: TrainingDevices = TrainingDevices(),
     model: ModelOptions = ModelOptions(),
     as_json: Json = False,
 ) -> None:
-    """Train a cross-encoder, which scores pairs, with the losses of sentence-transformers.
+    """Train a cross-encoder, which scores pairs of texts.
 
-    DIR/sentence-transformers is the best model as that library writes it. Rerun the command to resume.
+    The losses are those of sentence-transformers, and DIR/sentence-transformers is the best model for that library.
+    Rerun the command to resume.
     """
     from roberta_flax.train.encoder_losses import ScoreLoss
     from roberta_flax.train.encoder_training import CrossEncoderTraining
