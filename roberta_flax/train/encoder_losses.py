@@ -345,6 +345,14 @@ class SentenceLoss:
         return self.name == "multiple-negatives-ranking"
 
     @property
+    def compared_by(self) -> str:
+        """How vectors that it trains are compared, one of checkpoint.usage.SIMILARITIES."""
+        if self.name == "triplet":
+            return self.distance or "euclidean"
+        default = "dot" if self.name in ("margin-mse", "kl-divergence") else "cosine"
+        return "cosine" if self.matryoshka_dims else self.similarity or default  # which divides vectors by their norms
+
+    @property
     def label_range(self) -> tuple[float, float] | None:
         """The range of the labels, if there is one."""
         return (-1.0, 1.0) if self.name == "cosine" else None
@@ -391,8 +399,8 @@ class SentenceLoss:
                 return multiple_negatives_ranking(vectors, weights, **given)
             case "triplet":
                 return triplet(vectors, weights, **given)
-        similarity = given.pop("similarity", "cosine" if self.name in ("cosent", "cosine") else "dot")
-        compared = _compared(vectors, similarity)
+        given.pop("similarity", None)
+        compared = _compared(vectors, self.compared_by)
         scores = (compared[:, :1] * compared[:, 1:]).sum(axis=-1)
         labels = labels.astype(scores.dtype)
         match self.name:

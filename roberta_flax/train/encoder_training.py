@@ -300,7 +300,7 @@ class SentenceEncoderTraining(EncoderTraining):
         Args:
           roberta: the model to train. It is not changed. Vectors are made as its repository says, or else by the mean
             of its features.
-          loss: the loss.
+          loss: the loss. The saved model compares vectors as the loss does.
           training, validation: the files.
           columns: the text and label columns (text_rows.with_usual_columns).
           validation_columns: those of the validation file; by default the same.
@@ -322,6 +322,7 @@ class SentenceEncoderTraining(EncoderTraining):
             embedding = dataclasses.replace(embedding, modules=(Pooling((pooling,)),))
         if embedding.is_sparse:
             raise InputError("a sparse encoder cannot be trained here; give pooling (--pooling) to train dense vectors")
+        embedding = dataclasses.replace(embedding, similarity=loss.compared_by)
         loss.check_size(embedding.vector_size(roberta.config.hidden_size))
         columns, validation_columns = _columns(
             loss, training, validation, columns, validation_columns, recipe.batch_size

@@ -92,6 +92,30 @@ def test_a_label_outside_the_range_of_a_loss_is_an_error(tiny, scored):
         SentenceEncoderTraining.of_files(tiny, SentenceLoss("cosine"), scored, scored)
 
 
+def test_the_validation_file_may_have_columns_of_its_own(tiny, pairs, scored):
+    job = SentenceEncoderTraining.of_files(
+        tiny, SentenceLoss(), pairs, scored, validation_columns=Columns(("sentence1", "sentence2"), ("score",))
+    )
+    assert (job.evaluation, job.best, job.training.rows.labels.shape) == ("correlation", "spearman", (8, 0))
+    job = SentenceEncoderTraining.of_files(tiny, SentenceLoss("cosent"), scored, scored, evaluation="retrieval")
+    assert (job.evaluation, job.best) == ("retrieval", "ndcg@10")
+    assert job.validation.rows.labels.shape == (16, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "similarity"),
+    [
+        ({}, "cosine"),
+        ({"similarity": "dot"}, "dot"),
+        ({"name": "margin-mse"}, "dot"),
+        ({"name": "margin-mse", "matryoshka_dims": (8,)}, "cosine"),
+        ({"name": "triplet"}, "euclidean"),
+    ],
+)
+def test_vectors_are_compared_as_in_the_loss(settings, similarity):
+    assert SentenceLoss(**settings).compared_by == similarity
+
+
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
@@ -157,8 +181,9 @@ def test_rows_of_weight_zero_are_no_negatives_and_have_no_gradient():
             + [cosent(vectors[:, 0, 0], labels[:, 0], weights)[0]]
         )
 
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        gradients = jax.jit(jax.jacrev(sums))(vectors, labels, weights)
     assert_allclose(sums(vectors, labels, weights), sums(vectors[:2], labels[:2], weights[:2]), rtol=1e-5)
-    gradients = jax.jit(jax.jacrev(sums))(vectors, labels, weights)
     assert_array_equal(gradients[:, 2:], 0)
     assert np.isfinite(gradients).all()
 
@@ -398,3 +423,39 @@ def test_what_cannot_be_trained_is_said_in_one_line(run, tiny_directory, pairs, 
     assert (status, out) == (1, "")
     assert message in err.splitlines()[-1]
     assert not (tmp_path / "o").exists()
+
+
+SHARDED = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+from roberta_flax.nn import forward, sharding
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.meshes import on_mesh_of_arguments
+from roberta_flax.nn.numerics import Numerics
+from roberta_flax.train.encoder_losses import SentenceLoss, sentence_encoder_loss
+
+config = RobertaConfig(vocab_size=90, num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32, max_positions=30)
+params = forward.init_params(config, jax.random.key(0), jnp.float64)
+tokens = np.random.default_rng(0).integers(4, 90, (16, 2, 12)).astype(np.int32)
+
+def gradient(devices, tensor_parallel, mini_batch_size):
+    mesh = sharding.mesh(jax.devices()[:devices], tensor_parallel)
+    loss = sentence_encoder_loss(
+        SentenceLoss(), config=config, numerics=Numerics("float64"), mini_batch_size=mini_batch_size
+    )
+    batch = {"tokens": sharding.place_rows(tokens, mesh)}
+    function = on_mesh_of_arguments(jax.value_and_grad(lambda p, b: loss(p, b, jax.random.key(1))[0]))
+    return jax.device_get(jax.jit(function)(sharding.place(params, config, mesh), batch))
+
+for mini_batch_size in (None, 8):
+    one = gradient(1, 1, mini_batch_size)
+    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, gradient(8, 2, mini_batch_size))
+    print(json.dumps(max(jax.tree.leaves(differences))))
+"""
+
+
+def test_devices_that_share_a_batch_have_all_of_its_negatives(eight_devices):
+    differences = [json.loads(line) for line in eight_devices(SHARDED).splitlines() if line[0].isdigit()]
+    assert len(differences) == 2
+    assert max(differences) < 1e-12  # float64, sums of some hundred numbers
