@@ -64,7 +64,7 @@ def with_usual_columns(path: PathLike, columns: Columns, *, labeled: bool | None
       labeled: whether the rows have a label: False takes none, and None takes one if the file has a usual one.
 
     Raises:
-      InputError: no text column was found, or a column is named twice.
+      InputError: no text column was found, or a label column is named twice.
     """
     header = None if columns.header else False
     names = tables.column_names(path, header, _format(path)) or []
@@ -72,7 +72,7 @@ def with_usual_columns(path: PathLike, columns: Columns, *, labeled: bool | None
         columns = replace(columns, texts=_usual_texts(names) or tables.usual_columns(path, header, _format(path)))
     if not columns.label and labeled is not False:
         columns = replace(columns, label=tuple(name for name in _LABELS if name in names)[:1])
-    require_distinct(columns)
+    require_distinct(Columns((), columns.label))  # a text column may be there twice (SimCSE)
     return columns
 
 
@@ -86,8 +86,8 @@ def _usual_texts(names: Sequence[str]) -> tuple[str, ...]:
 def read(path: PathLike, columns: Columns, *, label_range: tuple[float, float] | None = None) -> TextRows:
     """Reads a file's rows.
 
-    A row with a text that is missing or not text, or a label that is not a number, is skipped, and so is one without
-    labels; the tally counts them.
+    A row with a text that is missing, empty or not text, or a label that is not a number, is skipped, and so is one
+    without labels; the tally counts them.
 
     Args:
       path: a file that tables.read_rows reads. A .txt file has tabs between its columns.
@@ -111,6 +111,9 @@ def read(path: PathLike, columns: Columns, *, label_range: tuple[float, float] |
         texts, given = values[: len(columns.texts)], values[len(columns.texts) :]
         if any(map(is_missing, given)):
             tally.unlabeled += 1
+            continue
+        if not all(text.strip() for text in texts):
+            tally.leave_out(where, "a text is empty")
             continue
         try:
             gold = [gold_value(name, value) for name, value in zip(columns.label, given, strict=True)]

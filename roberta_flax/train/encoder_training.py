@@ -686,9 +686,12 @@ def _common(
     mini_batch_size = options.get("mini_batch_size")
     if mini_batch_size is not None and (mini_batch_size < 1 or recipe.batch_size % mini_batch_size):
         raise InputError(f"mini_batch_size must divide batch_size, {recipe.batch_size}, got {mini_batch_size}")
-    if no_duplicates and len(training) < 2 and training.numbers.shape[1] == 2:
-        raise InputError(f"{training.tally.path} has one row, whose positive has no negatives to be told from")
     batches = _batches(training, recipe, roberta.config, 1, no_duplicates=no_duplicates)
+    if no_duplicates and batches.batches_per_epoch == len(training) and training.numbers.shape[1] == 2:
+        raise InputError(
+            f"{training.tally.path}: every two rows have a text in common, so a batch without duplicates is one row "
+            "and its positive has no negatives; give more rows, or a column of negatives"
+        )
     per_epoch = -(-batches.batches_per_epoch // recipe.update_freq)
     warmup, total = recipe.steps(per_epoch, epochs=counts["epochs"], steps=counts["steps"])
     given_warmup, best = options.pop("warmup_steps", None), options.pop("best", None)

@@ -82,8 +82,21 @@ def test_rows_are_read_with_equal_texts_under_one_number_and_labels_in_their_ran
     assert rows.texts[:2] == ("one", "two")
     assert_array_equal(rows.numbers[[0, 1, -1]], [[0, 1], [1, 0], [0, 0]])
     assert_array_equal(rows.labels[[0, 1, -1], 0], np.float32([0, 1, 0.5]))
-    assert (rows.tally.unlabeled, rows.tally.unusable) == (1, 1)
-    assert "line 6: y 'x' is not a number" in rows.tally.first
+    assert (len(rows), rows.tally.unlabeled, rows.tally.unusable) == (3, 1, 2)
+    assert "line 4: a text is empty" in rows.tally.first
+    with pytest.raises(InputError, match="label_range must be two numbers, the lower first, got 5 and 1"):
+        text_rows.read(path, Columns(("a", "b"), ("y",)), label_range=(5, 1))
+
+
+def test_a_column_may_be_anchor_and_positive(tiny, pairs):
+    job = SentenceEncoderTraining.of_files(tiny, SentenceLoss(), pairs, pairs, columns=Columns(("anchor", "anchor")))
+    assert_array_equal(job.training.numbers, [[i, i] for i in range(8)])
+
+
+def test_rows_that_all_share_a_text_have_no_negatives(tiny, tmp_path):
+    path = written(tmp_path / "a.tsv", "anchor\tpositive", "one\ttwo", "one\tthree", "four\tone")
+    with pytest.raises(InputError, match="every two rows have a text in common"):
+        SentenceEncoderTraining.of_files(tiny, SentenceLoss(), path, path)
 
 
 def test_a_label_outside_the_range_of_a_loss_is_an_error(tiny, scored):
