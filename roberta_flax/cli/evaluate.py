@@ -37,6 +37,13 @@ def command(
         ),
         ADVANCED,
     ] = None,
+    truncate_dim: Annotated[
+        int | None,
+        typer.Option(
+            help="Values of each vector of a sentence encoder to keep, the first.", metavar="N", show_default="all"
+        ),
+        ADVANCED,
+    ] = None,
     labeled: LabeledOptions = LabeledOptions(),
     long: LongTextOptions = LongTextOptions(),
     batching: BatchingOptions = BatchingOptions(),
@@ -54,15 +61,17 @@ def command(
 
     check_file(file)
     roberta = model.load()
-    options = {
+    options: dict[str, Any] = {
         "columns": labeled.columns(),
         "max_length": labeled.max_length,
         "strategy": cast(Any, batching.strategy),  # checked there
         "tokens_per_batch": batching.tokens_per_batch,
         "tensor_parallel": devices.tensor_parallel,
     }
-    if evaluation is not None or prompt or (head is None and task is None and is_encoder(roberta)):
-        found = evaluate_encoder(roberta, file, evaluation=evaluation, prompts=prompt or (), head=head, **options)
+    of_encoder: dict[str, Any] = {"evaluation": evaluation, "prompts": prompt, "truncate_dim": truncate_dim}
+    of_encoder = {name: value for name, value in of_encoder.items() if value is not None}
+    if of_encoder or (head is None and task is None and is_encoder(roberta)):
+        found = evaluate_encoder(roberta, file, head=head, **of_encoder, **options)
     else:
         found = evaluate(roberta, file, head, task=task, on_long=cast(Any, long.on_long), **options)
     if as_json:

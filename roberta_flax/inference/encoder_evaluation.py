@@ -41,6 +41,7 @@ def evaluate_encoder(
     columns: Columns = Columns(),
     evaluation: str | None = None,
     prompts: Sequence[str] = (),
+    truncate_dim: int | None = None,
     head: str | None = None,
     max_length: int | None = None,
     strategy: Strategy | None = None,
@@ -58,6 +59,7 @@ def evaluate_encoder(
       evaluation: a key of tasks.ranking.METRICS; by default correlation if the file has a label column.
       prompts: of a sentence encoder: one for all text columns, or two for the first and the others. By default the
         model's: in a retrieval those for queries and documents, otherwise its default one.
+      truncate_dim: of a sentence encoder: how many values of each vector to keep; by default as the model says.
       head: the cross-encoder's head, by default the only one with one output; a name makes it a cross-encoder.
       max_length, strategy, tokens_per_batch, tensor_parallel: as in Predictor.
 
@@ -77,25 +79,34 @@ def evaluate_encoder(
     }
     scorers = [each.name for each in roberta.config.heads if each.kind == "sentence" and each.num_classes == 1]
     if head is not None or (roberta.usage.embedding is None and len(scorers) == 1):
-        if prompts:
-            raise InputError("prompts are for sentence encoders; this is a cross-encoder")
+        if prompts or truncate_dim is not None:
+            raise InputError("prompts and truncate_dim are for sentence encoders; this is a cross-encoder")
         name = one_head(roberta.config, "sentence", head or scorers[0]).name
         found, truncated = _of_scores(roberta, rows, name, chosen, options)
     else:
         name = ""
-        found, truncated = _of_vectors(roberta, rows, chosen, prompts, options)
+        found, truncated = _of_vectors(roberta, rows, _embedding(roberta, truncate_dim), chosen, prompts, options)
     return FileEvaluation(chosen, name, found, dataclasses.replace(rows.tally, truncated=truncated))
 
 
-def _of_vectors(
-    roberta: Roberta, rows: TextRows, evaluation: str, prompts: Sequence[str], options: dict[str, Any]
-) -> tuple[Evaluation, int]:
+def _embedding(roberta: Roberta, truncate_dim: int | None) -> Embedding:
     embedding = roberta.usage.embedding
     if embedding is None:
         logger.warning("the model does not say how its sentence vectors are made: mean pooling is used")
         embedding = Embedding()
     if embedding.is_sparse:
         raise InputError("a sparse encoder is not evaluated here")
+    return embedding if truncate_dim is None else dataclasses.replace(embedding, truncate_dim=truncate_dim)
+
+
+def _of_vectors(
+    roberta: Roberta,
+    rows: TextRows,
+    embedding: Embedding,
+    evaluation: str,
+    prompts: Sequence[str],
+    options: dict[str, Any],
+) -> tuple[Evaluation, int]:
     if len(prompts) > 2:
         raise InputError(f"give one prompt for all columns, or two for the first and the others; got {len(prompts)}")
     first, others = (prompts[0], prompts[-1]) if prompts else _prompts(embedding, evaluation)

@@ -303,9 +303,10 @@ class SentenceEncoderTraining(EncoderTraining):
           loss: the loss. The saved model compares vectors as the loss does.
           training, validation: the files.
           columns: the text and label columns (text_rows.with_usual_columns).
-          validation_columns: those of the validation file; by default the same.
+          validation_columns: those of the validation file; by default the same names, or its usual columns.
           label_range: the labels of both files that stand for 0 and 1; None keeps labels as they are.
-          evaluation: a key of tasks.ranking.METRICS; by default correlation if the validation rows have a label.
+          evaluation: a key of tasks.ranking.METRICS; by default correlation if the loss takes labels, or a label column
+            of the validation file is named.
           prompts: the text to put before each text: none, one for all columns, or one for each; or two, for the first
             column and for all others. The saved model has the first as its prompt "query" and the second as "document".
           pooling: one of nn.sentence.POOLING_MODES, in place of the model's vectors.
@@ -325,7 +326,7 @@ class SentenceEncoderTraining(EncoderTraining):
         embedding = dataclasses.replace(embedding, similarity=loss.compared_by)
         loss.check_size(embedding.vector_size(roberta.config.hidden_size))
         columns, validation_columns = _columns(
-            loss, training, validation, columns, validation_columns, recipe.batch_size
+            loss, training, validation, columns, validation_columns, evaluation, recipe.batch_size
         )
         limit = resolve_max_length(roberta.config, max_length or roberta.usage.max_length)
         if any(prompts):
@@ -456,7 +457,7 @@ class CrossEncoderTraining(EncoderTraining):
         """
         recipe = options.pop("recipe", None) or ENCODER
         columns, validation_columns = _columns(
-            loss, training, validation, columns, validation_columns, recipe.batch_size
+            loss, training, validation, columns, validation_columns, evaluation, recipe.batch_size
         )
         chosen = _score_head(roberta.config, head)
         task = SentenceScores(chosen.name)
@@ -600,29 +601,28 @@ def _export(directory: Path) -> None:
 
 
 def _columns(
-    loss: Any,
+    loss: SentenceLoss | ScoreLoss,
     training: PathLike,
     validation: PathLike,
     columns: Columns,
     validation_columns: Columns | None,
+    evaluation: str | None,
     batch_size: int,
 ) -> tuple[Columns, Columns]:
-    """Returns the columns of both files, which fit the loss."""
+    """Returns the columns of both files: those that are named, or else the usual ones of each file."""
     if not loss.is_labeled and columns.label:
         raise InputError(
             f"the loss {loss.name} takes no label column, got {', '.join(columns.label)}; name a label column of the "
-            "validation file by itself"
+            "validation file by itself (--valid-label-column)"
         )
     found = text_rows.with_usual_columns(training, columns, labeled=loss.is_labeled)
     loss.check(found.texts, found.label, batch_size)
-    if validation_columns is None:
-        return found, found
-    given = dataclasses.replace(validation_columns, header=columns.header)
-    if not given.texts:
-        given = dataclasses.replace(given, texts=found.texts)
-    if not given.label and loss.is_labeled:
-        given = dataclasses.replace(given, label=found.label)
-    return found, text_rows.with_usual_columns(validation, given, labeled=bool(given.label))
+    given = validation_columns or Columns()
+    given = dataclasses.replace(
+        given, texts=given.texts or columns.texts, label=given.label or columns.label, header=columns.header
+    )
+    labeled = loss.is_labeled or bool(given.label) or evaluation == "correlation"
+    return found, text_rows.with_usual_columns(validation, given, labeled=labeled)
 
 
 def _prompts_of_columns(prompts: Sequence[str], columns: int) -> tuple[str, ...]:

@@ -110,6 +110,8 @@ def test_the_validation_file_may_have_columns_of_its_own(tiny, pairs, scored):
         tiny, SentenceLoss(), pairs, scored, validation_columns=Columns(("sentence1", "sentence2"), ("score",))
     )
     assert (job.evaluation, job.best, job.training.rows.labels.shape) == ("correlation", "spearman", (8, 0))
+    job = SentenceEncoderTraining.of_files(tiny, SentenceLoss(), pairs, scored, evaluation="correlation")
+    assert_array_equal(job.validation.rows.labels[:2], [[5], [1]])
     job = SentenceEncoderTraining.of_files(tiny, SentenceLoss("cosent"), scored, scored, evaluation="retrieval")
     assert (job.evaluation, job.best) == ("retrieval", "ndcg@10")
     assert job.validation.rows.labels.shape == (16, 1)
@@ -344,6 +346,8 @@ def test_a_sentence_encoder_learns_from_pairs_and_all_commands_take_it(run, tiny
     best = tmp_path / "o" / "best"
     status, out, err = run("evaluate", pairs, "--model", best, "--json")  # with the prompts of the training
     assert (status, json.loads(out)["metrics"]) == (0, summary["metrics"]), err
+    status, out, err = run("evaluate", pairs, "--model", best, "--truncate-dim", "16", "--json")
+    assert (status, json.loads(out)["metrics"]["mrr@10"]) == (0, 1.0), err
     encoder = SentenceEncoder(best)
     assert encoder.prompts["query"] == "query: "
     written_for = SentenceEncoder(tmp_path / "o" / "sentence-transformers")
