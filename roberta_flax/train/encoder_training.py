@@ -38,7 +38,7 @@ from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import on_mesh_of_arguments, own_mesh, with_own_mesh
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.nn.sentence import Pooling
+from roberta_flax.nn.sentence import Pooling, vector_size
 from roberta_flax.tasks import ranking
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
@@ -273,10 +273,12 @@ class SentenceEncoderTraining(EncoderTraining):
     Attributes:
       loss: an encoder_losses.SentenceLoss.
       embedding: how vectors are made, in training and of the saved model.
+      vector_size: the number of values of a vector in training.
     """
 
     loss: SentenceLoss
     embedding: Embedding
+    vector_size: int
 
     @classmethod
     def of_files(
@@ -324,7 +326,8 @@ class SentenceEncoderTraining(EncoderTraining):
         if embedding.is_sparse:
             raise InputError("a sparse encoder cannot be trained here; give pooling (--pooling) to train dense vectors")
         embedding = dataclasses.replace(embedding, similarity=loss.compared_by)
-        loss.check_size(embedding.vector_size(roberta.config.hidden_size))
+        size = vector_size(embedding.modules, roberta.config.hidden_size)
+        loss.check_size(size)
         columns, validation_columns = _columns(
             loss, training, validation, columns, validation_columns, evaluation, recipe.batch_size
         )
@@ -345,10 +348,21 @@ class SentenceEncoderTraining(EncoderTraining):
         return cls(
             loss=loss,
             embedding=embedding,
+            vector_size=size,
             max_length=limit,
             **_common(
                 roberta, rows, validation_rows, recipe, evaluation, no_duplicates=loss.is_in_batch, options=options
             ),
+        )
+
+    def to_text(self) -> str:
+        """Describes the job in lines, as EncoderTraining does, and warns of vectors that are only trained in part."""
+        dims, size = self.loss.matryoshka_dims, self.vector_size
+        if not dims or size in dims:
+            return super().to_text()
+        return (
+            f"{super().to_text()}\nwarning: a vector has {size} values, and matryoshka_dims trains the first "
+            f"{', '.join(map(str, dims))} alone; add {size} to train the whole vector too"
         )
 
     @property
@@ -647,7 +661,7 @@ def _with_prompts(embedding: Embedding, prompts: Sequence[str]) -> Embedding:
     )
 
 
-def _require_range(rows: TextRows, loss: Any) -> None:
+def _require_range(rows: TextRows, loss: SentenceLoss | ScoreLoss) -> None:
     if loss.label_range is not None:
         low, high = loss.label_range
         text_rows.require_labels_in(rows, low, high, loss.name)

@@ -117,6 +117,14 @@ def test_the_validation_file_may_have_columns_of_its_own(tiny, pairs, scored):
     assert job.validation.rows.labels.shape == (16, 1)
 
 
+def test_a_run_warns_of_a_vector_that_is_only_trained_in_part(tiny, pairs):
+    def text(*dims: int) -> str:
+        return SentenceEncoderTraining.of_files(tiny, SentenceLoss(matryoshka_dims=dims), pairs, pairs).to_text()
+
+    assert "warning: a vector has 64 values, and matryoshka_dims trains the first 32, 8 alone" in text(32, 8)
+    assert "warning" not in text(64, 8)
+
+
 @pytest.mark.parametrize(
     ("settings", "similarity"),
     [
