@@ -136,8 +136,8 @@ OFFERED = {
     "roberta_flax.sharding": "DATA MODEL RULES fully_sharded_spec mesh place place_batch place_rows rules spec",
     "roberta_flax.stablehlo": "DTYPES KNOWN_PLATFORMS PLATFORMS Program Signature export load signatures",
     "roberta_flax.train": """
-        Batch LoRA Loss TrainStep adam batches corpus finetuning head_loss init_optimizer loop make_eval_step
-        make_train_step masked_lm_loss masking polynomial_decay pretraining validation
+        Batch LoRA Loss TrainStep adam batches corpus encoder_losses encoder_training finetuning head_loss
+        init_optimizer loop make_eval_step make_train_step masked_lm_loss masking polynomial_decay pretraining validation
         """,
 }
 COMPLETE = """
