@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
@@ -28,6 +29,7 @@ from typer.core import TyperCommand
 from typer.models import OptionInfo, ParameterInfo
 
 from roberta_flax.errors import did_you_mean, printable
+from roberta_flax.remote import to_path
 
 _UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it in newer versions of typer
 ADVANCED = object()  # marks an option that few people need
@@ -195,11 +197,20 @@ def _split(name: str, hint: Any, panel: str | None, default: Any) -> tuple[Any, 
         info.rich_help_panel = f"{panel or 'Options'}{_ADVANCED}"
     if re.fullmatch(r"[\w-]+(\|[\w-]+)+|[a-z]\w*", info.metavar or ""):
         _limit_to_choices(info, str(info.metavar).split("|"))
+    if kind in (Path, Path | None, list[Path]):
+        info.callback = _to_paths
     if isinstance(info.show_default, str) and default is not None:
         info.show_default = True
     if isinstance(info, OptionInfo) and info.default is ...:
         info.default = f"--{name.replace('_', '-')}"  # of flags too, which would have a --no-... otherwise
     return kind, info, next((mark for mark in marks if isinstance(mark, Formerly)), Formerly())
+
+
+def _to_paths(value: Any) -> Any:
+    """The paths as functions take them: of a URL, which may name a file as well, its own kind."""
+    if isinstance(value, Path):
+        return to_path(value)
+    return value if value is None else [to_path(path) for path in value]
 
 
 def _limit_to_choices(info: ParameterInfo, choices: list[str]) -> None:
