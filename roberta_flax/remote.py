@@ -84,9 +84,9 @@ else:
 
 
 class RemotePath(_Base):
-    """A file or directory at a URL. Its methods are pathlib's; what cannot be done there raises an OSError.
+    """A file or directory at a URL, with methods of pathlib's, which raise an OSError if the store does.
 
-    Functions that need a file of this machine (os.fspath, open) raise InputError.
+    Whatever needs a file of this machine (os.fspath, other methods of pathlib's) raises InputError.
     """
 
     def __init__(self, url: str) -> None:
@@ -106,6 +106,11 @@ class RemotePath(_Base):
 
     def __fspath__(self) -> str:
         raise InputError(f"{self} is not a file on this machine, which is needed here; copy it, and name the copy")
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and hasattr(Path, name):
+            os.fspath(self)
+        raise AttributeError(name)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemotePath) and str(self) == str(other)
@@ -208,12 +213,21 @@ class RemotePath(_Base):
     def open(self, mode: str = "rb", *_: Any, **__: Any) -> Any:
         """Opens the file for reading its bytes, which are requested as they are read."""
         if mode != "rb":
-            raise ValueError(f"a RemotePath is opened with mode 'rb', got {mode!r}; to write one, use files.replacing")
+            os.fspath(self)
         return io.BufferedReader(_Reader(self), _LARGEST_READ)
 
     def read_bytes(self) -> bytes:
         with self._errors():
             return bytes(self._system.cat_file(self._name))
+
+    def write_bytes(self, data: Any) -> int:
+        with self.replacing() as file:
+            return file.write(data)
+
+    def write_text(
+        self, data: str, encoding: str | None = None, errors: str | None = None, newline: str | None = None
+    ) -> int:
+        return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> str:
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")

@@ -21,6 +21,7 @@ from roberta_flax.datasets import tables
 from roberta_flax.files import Contents, new_directory, replacing
 from roberta_flax.inference import jobs
 from roberta_flax.remote import RemotePath, is_url, read_all, to_path
+from roberta_flax.train import corpus
 from tests import processes
 from tests.stores import DirectoryStore
 
@@ -294,6 +295,19 @@ def test_the_command_line_takes_urls_for_input_output_and_model(run, tiny, memor
     assert (status, "memory://bucket/none.tsv" in err, err.count("\n")) == (1, True, 1)
 
 
+def test_token_ids_are_written_to_a_url_and_mapped_from_a_copy(tiny, store, tmp_path):
+    written(store / "a.txt", b"a dog\n\na cat\n")
+    (tmp_path / "a.txt").write_bytes((store / "a.txt").read_bytes())
+    corpus.write([store / "a.txt"], store / "a.bin", tiny.tokenizer)
+    corpus.write([tmp_path / "a.txt"], tmp_path / "a.bin", tiny.tokenizer)
+    here, there = corpus.Corpus(tmp_path / "a.bin"), corpus.Corpus(str(store / "a.bin"))
+    assert (here.header, here.tokens.tolist()) == (there.header, there.tokens.tolist())
+    corpus.write([tmp_path / "a.txt", store / "a.txt"], store / "a.bin", tiny.tokenizer)
+    assert corpus.Corpus(store / "a.bin").header.lines == 7  # not those of the copy of before
+    with pytest.raises(InputError, match="cannot read .*/none.bin: No such file"):
+        corpus.Corpus(store / "none.bin")
+
+
 @pytest.mark.slow
 def test_a_run_at_a_url_that_is_killed_at_any_moment_ends_with_the_same_bytes(forked, store, tmp_path, tiny_directory):
     """SIGKILL of processes that have nothing but the store in common."""
@@ -328,6 +342,26 @@ def test_a_run_at_a_url_that_is_killed_at_any_moment_ends_with_the_same_bytes(fo
         assert process.exitcode in (0, -signal.SIGKILL)
     assert kills >= 3
     assert output.read_bytes() == (store / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda url, model: roberta_flax.stablehlo.load(str(url)),
+        lambda url, model: roberta_flax.ray.predict_parquet(
+            str(url), "there", model=model, task=Embed(), text_columns=()
+        ),
+        lambda url, model: roberta_flax.load(model, bpe_dir=url),
+        lambda url, model: url.rename("other"),
+        lambda url, model: url.open("w"),
+    ],
+    ids=["stablehlo", "ray", "bpe_dir", "rename", "open"],
+)
+def test_what_needs_a_file_of_this_machine_says_so(use, memory, tiny_directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="memory://bucket is not a file on this machine, which is needed here"):
+        use(memory, tiny_directory)
+    assert not list(tmp_path.iterdir())
 
 
 # models

@@ -140,12 +140,15 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     owners: dict[str, str] = {}
     shown: list[inspect.Parameter] = []
     former: dict[str, str | None] = {}
+    paths: set[str] = set()
 
     for parameter in inspect.signature(function).parameters.values():
         for name, hint, default, panel in _options(parameter, hints[parameter.name]):
             if name in owners:
                 raise ValueError(f"{function.__module__} declares {name} twice")
             owners[name] = parameter.name
+            if get_args(hint)[0] in (Path, Path | None, list[Path]):
+                paths.add(name)
             kind, info, others = _split(name, hint, panel, default)
             former |= dict.fromkeys(others, info.default if isinstance(info, OptionInfo) else None)
             annotation = Annotated[kind, info]  # type: ignore[valid-type]
@@ -153,6 +156,7 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     shown.sort(key=_is_advanced)  # stable: help shows panels in this order
 
     def command(**values: Any) -> None:
+        values |= {name: _to_paths(values[name]) for name in paths}
         of = {owner: {name: values[name] for name in values if owners[name] == owner} for owner in owners.values()}
         function(**{owner: hints[owner](**of[owner]) if _is_group(hints[owner]) else of[owner][owner] for owner in of})
 
@@ -197,8 +201,6 @@ def _split(name: str, hint: Any, panel: str | None, default: Any) -> tuple[Any, 
         info.rich_help_panel = f"{panel or 'Options'}{_ADVANCED}"
     if re.fullmatch(r"[\w-]+(\|[\w-]+)+|[a-z]\w*", info.metavar or ""):
         _limit_to_choices(info, str(info.metavar).split("|"))
-    if kind in (Path, Path | None, list[Path]):
-        info.callback = _to_paths
     if isinstance(info.show_default, str) and default is not None:
         info.show_default = True
     if isinstance(info, OptionInfo) and info.default is ...:
@@ -207,10 +209,10 @@ def _split(name: str, hint: Any, panel: str | None, default: Any) -> tuple[Any, 
 
 
 def _to_paths(value: Any) -> Any:
-    """The paths as functions take them: of a URL, which may name a file as well, its own kind."""
-    if isinstance(value, Path):
-        return to_path(value)
-    return value if value is None else [to_path(path) for path in value]
+    """The paths as functions take them: those of URLs are of a kind of their own."""
+    if value is None or isinstance(value, Path):
+        return value if value is None else to_path(value)
+    return [to_path(path) for path in value]
 
 
 def _limit_to_choices(info: ParameterInfo, choices: list[str]) -> None:

@@ -35,6 +35,7 @@ from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.sharding import DATA, place_batch
+from roberta_flax.remote import to_path
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, open_checkpoints
@@ -184,6 +185,7 @@ def run(
       DivergedError: a loss, a gradient or the state is not finite. Such a state is never saved in a checkpoint.
       StoppedError: SIGINT or SIGTERM was received. The current step has been finished and saved.
     """
+    directory = Path(to_path(directory))  # one of this machine, also for a run at a URL
     if plot:
         require("matplotlib.figure", "train")  # fail before hours of training, not after
     if jax.process_count() > 1 and mesh is None:
