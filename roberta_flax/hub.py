@@ -509,7 +509,7 @@ def load(
     Args:
       name_or_path: a released name of checkpoint.download.MODELS, such as "roberta.large.mnli"; a fairseq directory, a
         .tar.gz of one, or a checkpoint file; a directory saved by Transformers or PEFT, or "hf:org/name" for one on the
-        Hugging Face Hub; or a directory made by `roberta-flax convert`.
+        Hugging Face Hub; or a directory made by `roberta-flax convert`. A path may be a URL, such as gs://bucket/model.
       dtype: compute dtype: float32, bfloat16, float16, or float64 with jax_enable_x64.
       param_dtype: dtype of the parameters in memory.
       precision: precision of matrix products, as in jax.lax.Precision. Use "highest" for float32 parity on TPU and GPU.

@@ -344,13 +344,15 @@ def test_a_run_at_a_url_that_is_killed_at_any_moment_ends_with_the_same_bytes(fo
     assert output.read_bytes() == (store / "whole.jsonl").read_bytes()
 
 
+def predict_on_ray(url: RemotePath, model: Path) -> None:
+    roberta_flax.ray.predict_parquet(str(url), "there", model=model, task=Embed(), text_columns=())
+
+
 @pytest.mark.parametrize(
     "use",
     [
         lambda url, model: roberta_flax.stablehlo.load(str(url)),
-        lambda url, model: roberta_flax.ray.predict_parquet(
-            str(url), "there", model=model, task=Embed(), text_columns=()
-        ),
+        predict_on_ray,
         lambda url, model: roberta_flax.load(model, bpe_dir=url),
         lambda url, model: url.rename("other"),
         lambda url, model: url.open("w"),
@@ -358,6 +360,8 @@ def test_a_run_at_a_url_that_is_killed_at_any_moment_ends_with_the_same_bytes(fo
     ids=["stablehlo", "ray", "bpe_dir", "rename", "open"],
 )
 def test_what_needs_a_file_of_this_machine_says_so(use, memory, tiny_directory, tmp_path, monkeypatch):
+    if use is predict_on_ray:
+        pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="memory://bucket is not a file on this machine, which is needed here"):
         use(memory, tiny_directory)
