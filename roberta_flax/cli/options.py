@@ -46,8 +46,8 @@ def _use_device(kind: str | None) -> str | None:
 MODEL = typer.Option(
     "--model",
     "-m",
-    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file; also at "
-    "a URL.",
+    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file; also "
+    "at a URL.",
 )
 OUTPUT = typer.Option(
     "--output",
