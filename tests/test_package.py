@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import roberta_flax
 from roberta_flax import cli
@@ -80,6 +83,15 @@ def test_the_map_shows_the_rooms_in_the_order_that_the_linter_holds():
     assert [name for node in picture for name in node.split(", ")] == rooms
     table = re.findall(r"^\| (`.*?`) \|", page.partition("## The rooms")[2].partition("\n## ")[0], re.MULTILINE)
     assert [re.sub(r"/|\.py", "", name) for row in table for name in re.findall("`(.*?)`", row)] == rooms
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_the_package_admits():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines[1:])}
+    for requirement in map(Requirement, project["dependencies"]):
+        (bound,) = requirement.specifier
+        assert (bound.operator, Version(bound.version)) == (">=", pinned[canonicalize_name(requirement.name)]), bound
 
 
 PROGRAM = """

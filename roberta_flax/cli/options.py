@@ -47,12 +47,13 @@ def _use_device(kind: str | None) -> str | None:
 MODEL = typer.Option(
     "--model",
     "-m",
-    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file.",
+    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file; also "
+    "at a URL.",
 )
 OUTPUT = typer.Option(
     "--output",
     "-o",
-    help="File to write: .jsonl, .csv, .tsv or .parquet; or of features .npy or .npz.",
+    help="File to write, also at a URL: .jsonl, .csv, .tsv or .parquet; or of features .npy or .npz.",
 )
 TEXT_COLUMN = typer.Option(
     "--text-column",
@@ -113,7 +114,9 @@ HeadName = Annotated[
 ]
 RunDirectory = Annotated[
     Path,
-    typer.Option("--output", "-o", metavar="DIR", help="Directory of the run. best/ in it is the best model."),
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="Directory of the run, also at a URL. best/ in it is the best model."
+    ),
 ]
 Valid = Annotated[
     Path,

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from roberta_flax.inference.evaluation import evaluate
 from roberta_flax.metrics import evaluate_answers
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.tree import flatten
+from roberta_flax.remote import to_path
 from roberta_flax.tasks import judging
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train.finetuning import FineTuning, Result, continues, trained_part
@@ -309,6 +311,26 @@ def test_several_seeds_give_a_run_each_their_median_and_the_best(finetune, senti
     trees = [converted.read(tmp_path / "o" / f"seed-{i}" / "best")[1] for i in (1, 2)]
     heads = [tree["heads"]["sst-2"]["output"]["kernel"] for tree in trees]
     assert not np.array_equal(*heads)
+
+
+@pytest.mark.slow
+def test_files_run_and_model_may_all_be_at_urls(run, finetune, sentiment, tiny, tmp_path):
+    """And give the bits that they give here."""
+    fsspec.filesystem("memory").rm("/", recursive=True)
+    bucket = to_path("memory://bucket")
+    (bucket / "train.tsv").put(sentiment)
+    here, _ = finetune(sentiment, tmp_path / "run", "--task", "sst-2", "--steps", 20, "--seed", 1, "--seed", 2)
+    there, _ = finetune(
+        bucket / "train.tsv", bucket / "run", "--task", "sst-2", "--steps", 20, "--seed", 1, "--seed", 2
+    )
+    assert there["best_model"] == f"memory://bucket/run/seed-{there['best_seed']}/best"
+    assert there["seeds"] == here["seeds"]
+    best = f"seed-{here['best_seed']}/best/model.safetensors"
+    assert (bucket / "run" / best).read_bytes() == (tmp_path / "run" / best).read_bytes()
+    assert json.loads((bucket / "run" / "summary.json").read_text())["median"] == here["median"]
+    status, out, err = run("evaluate", bucket / "train.tsv", "--model", there["best_model"], "--json")
+    assert status == 0, err
+    assert json.loads(out)["metrics"]["accuracy"] == there["seeds"][there["best_seed"] - 1]["metrics"]["accuracy"]
 
 
 @pytest.mark.slow
