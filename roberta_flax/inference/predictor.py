@@ -429,7 +429,8 @@ class Predictor:
             return
 
         def run(batch: TokenBatch) -> None:
-            jax.block_until_ready(self._start_batch(batch, window.sequences_of(batch)))
+            outputs = self._start_batch(batch, window.sequences_of(batch))
+            jax.block_until_ready(outputs)  # type: ignore[no-untyped-call]
 
         with ThreadPoolExecutor(self._compiled_at_once) as pool:
             if pool.submit(_settings).result() == _settings():
