@@ -47,17 +47,18 @@ def _use_device(kind: str | None) -> str | None:
 MODEL = typer.Option(
     "--model",
     "-m",
-    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file.",
+    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file; also "
+    "at a URL.",
 )
 OUTPUT = typer.Option(
     "--output",
     "-o",
-    help="File to write: .jsonl, .csv, .tsv or .parquet; or of features .npy or .npz.",
+    help="File to write, also at a URL: .jsonl, .csv, .tsv or .parquet; or of features .npy or .npz.",
 )
 TEXT_COLUMN = typer.Option(
     "--text-column",
     "-c",
-    help="Column with text. Repeat it for a pair. With token heads: the words.",
+    help="Column with text. Repeat it for several. With token heads: the words.",
     show_default="the task's, or text and such",
 )
 TASK = typer.Option(
@@ -65,6 +66,19 @@ TASK = typer.Option(
     "sick-relatedness, race, commonsenseqa, or custom.",
     show_default="the one that the model was fine-tuned on, or by INPUT's path",
 )
+LABEL_COLUMN_HELP = "Column with the label, or the tags. Repeat it for several."
+EVALUATION = typer.Option(
+    metavar="correlation|retrieval",
+    help="Of an encoder: correlation of similarities or scores with labels, or ranks of relevant texts.",
+    show_default="correlation if there are labels",
+)
+
+
+def LOSS(names: str) -> Any:  # noqa: N802
+    """The option of the losses that a command has."""
+    return typer.Option(metavar=names, help="Loss.")
+
+
 TENSOR_PARALLEL = typer.Option(help="Number of devices that share each layer. The others share the batch.")
 DISTRIBUTED = typer.Option(
     "--distributed", help="This process is one of several hosts (jax.distributed), as on a TPU pod or under SLURM."
@@ -100,7 +114,9 @@ HeadName = Annotated[
 ]
 RunDirectory = Annotated[
     Path,
-    typer.Option("--output", "-o", metavar="DIR", help="Directory of the run. best/ in it is the best model."),
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="Directory of the run, also at a URL. best/ in it is the best model."
+    ),
 ]
 Valid = Annotated[
     Path,
@@ -108,6 +124,21 @@ Valid = Annotated[
     Formerly(("--validation", "--validation-file", "--valid-file", "--dev")),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed of initialization, order, masks and dropout.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over INPUT, in place of --steps.", show_default="the recipe's"),
+    Formerly(("--num-epochs", "--num-train-epochs", "--max-epoch")),
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What to leave as it is: embeddings; a number N for these and the first N layers; or a pattern of "
+        "parameter paths. Repeat it for several.",
+        show_default="nothing",
+    ),
+    ADVANCED,
+]
+LayerDecay = Annotated[float, typer.Option(help="Learning rate of each layer, relative to the one above."), ADVANCED]
 Dtype = Annotated[
     str | None,
     typer.Option(
@@ -316,11 +347,7 @@ class LabeledOptions(TextOptions):
     text_column: Annotated[list[str] | None, TEXT_COLUMN, Formerly(("--column", "--text"))] = None
     label_column: Annotated[
         list[str] | None,
-        typer.Option(
-            "--label-column",
-            help="Column with the label, or the tags. Repeat it for a multi-label head.",
-            show_default="the task's",
-        ),
+        typer.Option("--label-column", help=LABEL_COLUMN_HELP, show_default="the task's"),
         Formerly(("--label",)),
     ] = None
     labels: Annotated[

@@ -23,21 +23,22 @@ from roberta_flax.convert import (
     fairseq,
     hf_tokenizer,
     huggingface,
+    remote_models,
     sentence_transformers,
     shards,
     weights,
 )
 from roberta_flax.convert.adapters import Adapter
+from roberta_flax.convert.remote_models import ARCHIVE_SUFFIXES
 from roberta_flax.convert.source import Source
 from roberta_flax.errors import CheckpointError, InputError, printable, shortened
 from roberta_flax.files import file_sha256, new_directory, reading
 from roberta_flax.nn.config import HeadConfig
+from roberta_flax.remote import called, is_url, to_path
 from roberta_flax.text.fairseq_tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE
 from roberta_flax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
 
 # The most bytes of files that are read whole, and become objects of twenty times their size. A million pieces, the
 # largest vocabulary that there is (XLM-V), take 20 MB as a sentencepiece model and 62 MB as a tokenizer.json.
@@ -105,7 +106,7 @@ def convert(
     converted.check_directory(bpe_dir)
     if bpe_dir is not None:
         _check_sizes(Path(bpe_dir))
-    destination = Path(destination)
+    destination = to_path(destination)
     stored = None if dtype is None else stored_dtype(dtype)
     opened = open_source(source, checkpoint_file, cache_dir, base_model)
     with new_directory(destination) as directory, opened as source_files:
@@ -126,7 +127,7 @@ def convert(
                 "was trained with"
             )
         conversion = {
-            "source": Path(source).name,
+            "source": to_path(source).name,
             "kind": model.kind,
             "checkpoint_file": source_files.checkpoint_file,
             "sha256": digest,
@@ -245,6 +246,12 @@ def open_source(
 
     An adapter is yielded with the files of its model: `base_model`, or by default the one that it names.
     """
+    source = remote_models.hub_name(str(source)) or source
+    if is_url(source):
+        copy = remote_models.local_copy(source, cache_dir, checkpoint_file)
+        with called(copy, source), open_source(copy, checkpoint_file, cache_dir, base_model) as source_files:
+            yield source_files
+        return
     if str(source).startswith(huggingface.HUB_PREFIX):
         yield _with_adapter(huggingface.fetch(str(source), cache_dir), checkpoint_file, cache_dir, base_model)
         return

@@ -21,7 +21,7 @@ from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, write_tensors
 from roberta_flax.checkpoint.usage import Usage
-from roberta_flax.convert import fairseq_files, hf_tokenizer, huggingface, sentence_transformers, weights
+from roberta_flax.convert import fairseq_files, hf_tokenizer, huggingface, remote_models, sentence_transformers, weights
 from roberta_flax.convert.conversion import write_files
 from roberta_flax.convert.names import (
     HF_DECODER_BIAS,
@@ -37,6 +37,7 @@ from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.extras import require
 from roberta_flax.files import new_directory
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.remote import to_path
 from roberta_flax.text.fairseq_tokenizer import (
     BOS,
     DICTIONARY_FILE,
@@ -114,9 +115,9 @@ def export(
     """
     if to not in FORMATS:
         raise InputError(f"a model can be exported to {' or '.join(FORMATS)}; got {to!r}")
-    model = _open(Path(source))
+    model = _open(remote_models.local_copy(source))
     chosen = tuple(model.config.heads if heads is None else map(model.config.head, heads))
-    destination = Path(destination)
+    destination = to_path(destination)
     with new_directory(destination) as directory:
         if model.usage.token_params:
             logger.warning("the heads of tokens are left out: %s", ", ".join(model.usage.token_params))

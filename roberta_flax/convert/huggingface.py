@@ -155,7 +155,7 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
         return [file.rfilename for file in model.siblings or ()]
 
     try:
-        return _fetch(name, download, listed)
+        return fetch_chosen(name, download, listed)
     except (CheckpointError, DownloadError):
         raise
     except Exception as error:  # huggingface_hub's own, or those of requests or httpx, depending on its version
@@ -163,8 +163,17 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
         raise DownloadError(f"cannot fetch {name}: {reason}") from None
 
 
-def _fetch(name: str, download: Callable[[Sequence[str]], Path], listed: Callable[[], list[str]]) -> Path:
-    """Downloads what a model needs, and returns its directory. Weights by other names are looked up last."""
+def fetch_chosen(name: str, download: Callable[[Sequence[str]], Path], listed: Callable[[], list[str]]) -> Path:
+    """Downloads what a model needs, and returns its directory. Weights by other names are looked up last.
+
+    Args:
+      name: the model's name, for messages.
+      download: downloads the files with one of these patterns, unless they are there, and returns their directory.
+      listed: lists the names of all files.
+
+    Raises:
+      DownloadError: there are no weights.
+    """
     for file_name in WEIGHT_FILES:
         stem, suffix = Path(file_name).stem, Path(file_name).suffix
         parts = [file_name, f"{file_name}{INDEX_SUFFIX}", f"{stem}-*-of-*{suffix}"]

@@ -18,6 +18,7 @@ returns them by path, "layers.0.attention.query.__call__" for one (see roberta_f
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
@@ -34,7 +35,7 @@ from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
 from roberta_flax.nn.meshes import has_explicit_axes, in_auto_mode
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.products import broadcast_like, product
-from roberta_flax.nn.quantize import QuantizedLinear
+from roberta_flax.nn.quantize import QuantizedLinear, smooth, smoothing
 from roberta_flax.nn.residuals import (
     LayerNorm,
     RecomputedLayerNorm,
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
 
 FIRST_TOKEN = slice(0, 1)
 _Result = TypeVar("_Result")
+
+# From this many tokens on, the stream is stored after each layer. The TPU's compiler would rather keep what each layer
+# adds to it, 32 MiB in 8,192 tokens of 1,024 features, until the end (docs/performance.md).
+_LONG_ROW = 2048
 
 
 class MoreInputs(TypedDict, total=False):
@@ -237,7 +242,10 @@ class SelfAttention(Part):
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         super().__init__(config, numerics)
         size = config.hidden_size
-        self.query, self.key, self.value, self.output = (layer_linear(size, size, numerics, rngs) for _ in range(4))
+        unsmoothed = dataclasses.replace(numerics, smoothed=False)  # the three read the same features
+        self.query, self.key, self.value = (layer_linear(size, size, unsmoothed, rngs) for _ in range(3))
+        self.output = layer_linear(size, size, numerics, rngs)
+        self.smoothing = smoothing(size) if numerics.smoothed else None
 
     def __call__(
         self,
@@ -248,6 +256,7 @@ class SelfAttention(Part):
         head_mask: Float[Array, " heads"] | Float[Array, "batch heads"] | None = None,
     ) -> Float[Array, "batch queries hidden"]:
         """What each token of `x` takes from `tokens`."""
+        x, tokens = smooth(x, self.smoothing), smooth(tokens, self.smoothing)
         return self.output(self.context(self.query(x), self.key(tokens), self.value(tokens), mask, key, head_mask))
 
     def context(
@@ -558,6 +567,8 @@ class RobertaModel(Part):
             else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
                 skip = partial(tokens_at, positions=slice(None) if wanted is None else wanted)
                 x = lax.cond(jax.random.uniform(drop_key, dtype=np.float32) > self.config.layer_drop, run, skip, x)
+            is_long = isinstance(token_ids.shape[1], int) and token_ids.shape[1] >= _LONG_ROW
+            x = optimization_barrier(x) if is_long else x
             outputs.append(x)
         return outputs
 
@@ -611,7 +622,7 @@ class Linear(nnx.Module):
 def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear | QuantizedLinear:
     """`Linear`, or its quantized form."""
     if numerics.quantized:
-        return QuantizedLinear(inputs, outputs, numerics.accumulation_dtype, numerics.param_dtype)
+        return QuantizedLinear(inputs, outputs, numerics.accumulation_dtype, numerics.param_dtype, numerics.smoothed)
     return Linear(inputs, outputs, numerics, rngs)
 
 

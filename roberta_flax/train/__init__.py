@@ -9,7 +9,17 @@ from roberta_flax.train.optimizer import adam, polynomial_decay
 from roberta_flax.train.step import TrainStep, init_optimizer, make_eval_step, make_train_step
 
 if TYPE_CHECKING:
-    from roberta_flax.train import batches, corpus, finetuning, loop, masking, pretraining, validation
+    from roberta_flax.train import (
+        batches,
+        corpus,
+        encoder_losses,
+        encoder_training,
+        finetuning,
+        loop,
+        masking,
+        pretraining,
+        validation,
+    )
 
 __all__ = [
     "Batch",
@@ -19,6 +29,8 @@ __all__ = [
     "adam",
     "batches",
     "corpus",
+    "encoder_losses",
+    "encoder_training",
     "finetuning",
     "head_loss",
     "init_optimizer",

@@ -35,10 +35,12 @@ from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.model import Head
 from roberta_flax.nn.numerics import Numerics
+from roberta_flax.remote import to_path
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
 from roberta_flax.train.losses import head_loss
+from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
 from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.step import make_train_step
@@ -184,7 +186,6 @@ class FineTuning:
             **options,
         )
 
-    @with_own_mesh
     def run(
         self,
         roberta: Roberta,
@@ -201,7 +202,8 @@ class FineTuning:
 
         Args:
           roberta: the initial model. Its parameters are donated, but with adapters only those of its head.
-          directory: the run's directory. The best model is saved in its `best`, and the result in its `summary.json`.
+          directory: the run's directory, also at a URL (module mirror). The best model is saved in its `best`, and the
+            result in its `summary.json`.
           seed: the seed that initializes a new head, orders the examples, and draws dropout.
           mesh: devices that share a batch's rows and each layer; the default is one device.
           fully_sharded: whether to also divide the parameters over the devices that share the rows.
@@ -211,6 +213,25 @@ class FineTuning:
           InputError: as in loop.run, or the best metric was not a number in any validation.
           DivergedError, StoppedError: as in loop.run.
         """
+        with mirrored(directory) as (local, mirror):
+            options: dict[str, Any] = {
+                "tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror,
+            }  # fmt: skip
+            return self._run(roberta, local, seed, mesh=mesh, fully_sharded=fully_sharded, **options)
+
+    @with_own_mesh
+    def _run(
+        self,
+        roberta: Roberta,
+        directory: Path,
+        seed: int,
+        *,
+        mesh: Mesh | None = None,
+        fully_sharded: bool = False,
+        progress: bool = True,
+        **options: Any,
+    ) -> Result:
+        """The same in a directory of this machine; `options` are those of loop.run."""
         recipe, name, note = self.recipe, self.head.name, self._note(roberta, seed)
         config, params = trained_part(roberta, self.head, recipe, seed)
         untrained = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
@@ -267,9 +288,8 @@ class FineTuning:
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
-            tensorboard=tensorboard,
-            plot=plot,
             progress=progress,
+            **options,
         )  # fmt: skip
         if outcome.best is None or outcome.best_step is None:
             raise InputError(
@@ -308,13 +328,21 @@ class FineTuning:
             raise InputError(
                 f"seeds must be distinct numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds)) or 'none'}"
             )
+        with mirrored(directory) as (local, mirror):
+            results = self._run_seeds(load, local, seeds, mirror=mirror, **options)
+        return dataclasses.replace(results, directory=to_path(directory))
+
+    def _run_seeds(
+        self, load: Callable[[], Roberta], directory: Path, seeds: Sequence[int], **options: Any
+    ) -> SeedResults:
+        """The same in a directory of this machine."""
         if len(seeds) == 1:
-            return SeedResults(directory, (self.run(load(), directory, seed=seeds[0], **options),))
+            return SeedResults(directory, (self._run(load(), directory, seeds[0], **options),))
         loaded = [load()]
         with run_directory.open_run(directory, self._common_note(loaded[0]), run_directory.SEEDS_FILE):
             run_directory.checked_by_first_process(lambda: _require_seeds(directory, seeds))
             found = [
-                self.run(loaded.pop() if loaded else load(), directory / f"seed-{seed}", seed=seed, **options)
+                self._run(loaded.pop() if loaded else load(), directory / f"seed-{seed}", seed, **options)
                 for seed in seeds
             ]
             results = SeedResults(directory, tuple(found))

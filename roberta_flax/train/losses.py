@@ -94,7 +94,7 @@ def head_loss(
     kind = config.head(head)
     if kind.kind == "pooler":
         raise InputError(f"head {head!r} is a pooler: it has no loss to train with; register a head of another kind")
-    _check_trainable(numerics)
+    check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         tokens, targets = batch["tokens"], batch["targets"]
@@ -127,7 +127,7 @@ def masked_lm_loss(
       InputError: the model has no masked-LM head, or gradients would vanish in the dtype (float16).
     """
     check_lm_head(config)
-    _check_trainable(numerics)
+    check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         model, key = adapted_network(params, config, numerics, lora, key)
@@ -144,7 +144,8 @@ def _weighted(losses: Float[Array, "..."], weights: Array) -> tuple[Float[Array,
     return (losses * weights).sum(), weights.sum()
 
 
-def _check_trainable(numerics: Numerics) -> None:
+def check_trainable(numerics: Numerics) -> None:
+    """Raises InputError if gradients would vanish in the dtype."""
     if numerics.dtype == jnp.float16:
         raise InputError("float16 has too small a range of exponents for gradients; train in bfloat16 or float32")
 

@@ -31,12 +31,14 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.numerics import Numerics
+from roberta_flax.remote import to_path
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.losses import HostBatch, masked_lm_loss
 from roberta_flax.train.masked_batches import training_batches
+from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
 from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.samples import Samples
@@ -105,7 +107,6 @@ class Pretraining:
     def __post_init__(self) -> None:
         check_apart(self.lora, self.lora_apart)
 
-    @with_own_mesh
     def run(
         self,
         roberta: Roberta,
@@ -124,7 +125,8 @@ class Pretraining:
         Args:
           roberta: the initial model, from new_model or roberta_flax.load. Its parameters are donated, except with
             adapters.
-          directory: the run's directory. The best model is saved in its `best`, and the result in its `summary.json`.
+          directory: the run's directory, also at a URL (module mirror). The best model is saved in its `best`, and the
+            result in its `summary.json`.
           mesh: devices that share a batch's rows and each layer (devices.mesh_for); the default is one device.
           fully_sharded: whether to also divide the parameters over the devices that share the rows.
           tensorboard, plot, progress: as in loop.run.
@@ -133,6 +135,25 @@ class Pretraining:
           InputError: as in loop.run, or the files do not match the model.
           DivergedError, StoppedError: as in loop.run.
         """
+        with mirrored(directory) as (local, mirror):
+            options: dict[str, Any] = {
+                "tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror,
+            }  # fmt: skip
+            result = self._run(roberta, local, mesh=mesh, fully_sharded=fully_sharded, **options)
+        return dataclasses.replace(result, model=to_path(directory) / run_directory.BEST)
+
+    @with_own_mesh
+    def _run(
+        self,
+        roberta: Roberta,
+        directory: Path,
+        *,
+        mesh: Mesh | None,
+        fully_sharded: bool,
+        progress: bool,
+        **options: Any,
+    ) -> Result:
+        """The same in a directory of this machine; `options` are those of loop.run."""
         recipe, tokenizer = self.recipe, roberta.tokenizer
         fingerprint = run_directory.model_fingerprint(roberta)
         config = recipe.with_dropout(dataclasses.replace(roberta.config, heads=()))
@@ -197,9 +218,8 @@ class Pretraining:
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
-            tensorboard=tensorboard,
-            plot=plot,
             progress=progress,
+            **options,
         )  # fmt: skip
         result = Result(
             directory / run_directory.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,

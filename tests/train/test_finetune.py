@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from roberta_flax.inference.evaluation import evaluate
 from roberta_flax.metrics import evaluate_answers
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.tree import flatten
+from roberta_flax.remote import to_path
 from roberta_flax.tasks import judging
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train.finetuning import FineTuning, Result, continues, trained_part
@@ -312,6 +314,26 @@ def test_several_seeds_give_a_run_each_their_median_and_the_best(finetune, senti
 
 
 @pytest.mark.slow
+def test_files_run_and_model_may_all_be_at_urls(run, finetune, sentiment, tiny, tmp_path):
+    """And give the bits that they give here."""
+    fsspec.filesystem("memory").rm("/", recursive=True)
+    bucket = to_path("memory://bucket")
+    (bucket / "train.tsv").put(sentiment)
+    here, _ = finetune(sentiment, tmp_path / "run", "--task", "sst-2", "--steps", 20, "--seed", 1, "--seed", 2)
+    there, _ = finetune(
+        bucket / "train.tsv", bucket / "run", "--task", "sst-2", "--steps", 20, "--seed", 1, "--seed", 2
+    )
+    assert there["best_model"] == f"memory://bucket/run/seed-{there['best_seed']}/best"
+    assert there["seeds"] == here["seeds"]
+    best = f"seed-{here['best_seed']}/best/model.safetensors"
+    assert (bucket / "run" / best).read_bytes() == (tmp_path / "run" / best).read_bytes()
+    assert json.loads((bucket / "run" / "summary.json").read_text())["median"] == here["median"]
+    status, out, err = run("evaluate", bucket / "train.tsv", "--model", there["best_model"], "--json")
+    assert status == 0, err
+    assert json.loads(out)["metrics"]["accuracy"] == there["seeds"][there["best_seed"] - 1]["metrics"]["accuracy"]
+
+
+@pytest.mark.slow
 def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_path):
     options = ("--task", "sst-2", "--steps", "4")
     first, _ = finetune(sentiment, tmp_path / "o", *options)
@@ -323,7 +345,7 @@ def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_pat
 def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_was_not(
     tiny_directory, sentiment, tmp_path
 ):
-    options = ("--steps", "200", "--validate-every", "50", "--save-every", "20", "--dropout", "0.1")
+    options = ("--steps", "60", "--validate-every", "20", "--save-every", "10", "--dropout", "0.1")
     files = (sentiment, "--valid", sentiment)
     command = [
         sys.executable,
@@ -342,7 +364,7 @@ def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_w
 
     finish("whole")
     killed = subprocess.Popen([*command, "-o", tmp_path / "killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "killed" / "checkpoints" / "60").exists():
+    while not (tmp_path / "killed" / "checkpoints" / "30").exists():
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()
@@ -720,13 +742,13 @@ def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
     finetune, two_hosts, tiny_directory, sentiment, tmp_path
 ):
     """Dropout and an epoch's last batch, of 4 rows where others have 6, included."""
-    options = ("--task", "sst-2", "--steps", "24", "--validate-every", "12", "--save-every", "4", "--batch-size", "6",
+    options = ("--task", "sst-2", "--steps", "12", "--validate-every", "6", "--save-every", "3", "--batch-size", "6",
                "--dropout", "0.1", "--lr", "1e-4", "--adam-eps", "1e-4", "--best-metric", "loss")  # fmt: skip
     one, said = finetune(sentiment, tmp_path / "one", *options)
     files = (sentiment, "--valid", sentiment, "-o", tmp_path / "two")
     command = ("finetune", "--model", tiny_directory, *files, *FAST, *options, "--json", "--distributed")
     hosts = two_hosts(*command)
-    while not (tmp_path / "two" / "checkpoints" / "8").exists():
+    while not (tmp_path / "two" / "checkpoints" / "3").exists():
         assert [host.poll() for host in hosts] == [None, None], [host.communicate() for host in hosts]
         time.sleep(0.01)
     for host in hosts:
@@ -740,13 +762,13 @@ def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
     assert "examples" not in others[1]
     assert all(line in err for line in said.splitlines()[:3])
     two = json.loads(out.splitlines()[-1])  # after what gloo, which connects the two, has to say
-    assert (two["steps"], two["best_step"], two["count"]) == (24, one["best_step"], 16)
+    assert (two["steps"], two["best_step"], two["count"]) == (12, one["best_step"], 16)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
     best, theirs = (flatten(converted.read(tmp_path / name / "best")[1]) for name in ("one", "two"))
     # A sum over the rows in another order differs in float32's last bits, 1e-7 of the gradient. Adam divides by the
-    # gradient's size or adam_eps, whichever is more: of 24 updates of at most 1e-4, less than 1e-3 of each.
+    # gradient's size or adam_eps, whichever is more: of 12 updates of at most 1e-4, less than 1e-3 of each.
     for path, leaf in best.items():
-        np.testing.assert_allclose(leaf, theirs[path], rtol=0, atol=2.4e-6, err_msg=path)
+        np.testing.assert_allclose(leaf, theirs[path], rtol=0, atol=1.2e-6, err_msg=path)
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------------
