@@ -36,6 +36,7 @@ OTHERS_OPTIONS = {
     "--help": "every program",
     "--cache-clear": "pytest",
     "--config-name": "fairseq-hydra-train",
+    "--lora": "benchmarks.train",
     "--keep-empty": "fairseq's multiprocessing_bpe_encoder.py",
     "--mixed": "benchmarks.inference",
     "--network": "the tests",
