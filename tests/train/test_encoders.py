@@ -15,7 +15,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import roberta_flax
-from roberta_flax import CrossEncoder, InputError, SentenceEncoder
+from roberta_flax import CrossEncoder, InputError, RobertaConfig, SentenceEncoder, forward
 from roberta_flax.checkpoint.usage import Embedding
 from roberta_flax.datasets import text_rows
 from roberta_flax.datasets.readers import Columns
@@ -237,6 +237,22 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole_and_dropout_of_its_own(t
         assert_allclose(flatten(parts[1])[path], gradient, rtol=0, atol=1e-4, err_msg=path)
     with pytest.raises(InputError, match="mini_batch_size must divide the 4 rows of a batch, got 3"):
         sentence_encoder_loss(SentenceLoss(), config=tiny.config, mini_batch_size=3)(tiny.params, batch, None)
+
+
+@pytest.mark.slow
+def test_a_batch_in_parts_takes_the_memory_of_a_part():
+    config = RobertaConfig(
+        vocab_size=50, num_layers=1, hidden_size=32, num_heads=2, intermediate_size=64, max_positions=32
+    )
+    params = forward.abstract_params(config)
+    batch = {"tokens": jax.ShapeDtypeStruct((64, 2, 32), jnp.int32)}
+
+    def memory(mini_batch_size: int | None) -> int:
+        loss = sentence_encoder_loss(SentenceLoss(), config=config, mini_batch_size=mini_batch_size)
+        compiled = jax.jit(jax.grad(lambda p, b: loss(p, b, None)[0])).lower(params, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(8) < memory(None) / 4  # an eighth, and the vectors and gradients
 
 
 def test_a_cross_encoder_has_one_output(tiny):
