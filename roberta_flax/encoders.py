@@ -11,7 +11,6 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
@@ -558,7 +557,7 @@ class CrossEncoder(_Encoder):
 def _save(roberta: Roberta, path: PathLike, max_length: int, **settings: Any) -> None:
     usage: Usage = dataclasses.replace(roberta.usage, max_length=max_length, **settings)
     saved = Roberta(roberta.config, roberta.params, roberta.tokenizer, numerics=roberta.numerics, usage=usage)
-    saved.save(Path(path))
+    saved.save(path)
 
 
 def maxsim(queries: Sequence[Any], documents: Sequence[Any], *, mean: bool = False) -> npt.NDArray[Any]:

@@ -11,6 +11,7 @@ import typer
 from roberta_flax.cli.groups import ADVANCED, Formerly, grouped, value_of
 from roberta_flax.cli.options import (
     TASK,
+    AdapterOptions,
     Epochs,
     Freeze,
     Head,
@@ -84,6 +85,7 @@ def command(
         ADVANCED,
     ] = None,
     training: TrainingOptions = TrainingOptions(),
+    adapters: AdapterOptions = AdapterOptions(),
     run: RunOptions = RunOptions(),
     devices: TrainingDevices = TrainingDevices(),
     model: ModelOptions = ModelOptions(),
@@ -124,6 +126,8 @@ def command(
         patience=run.patience,
         layer_decay=layer_decay,
         numerics=model.numerics(remat=training.remat),
+        lora=adapters.lora(),
+        lora_apart=adapters.lora_apart,
     )
     report(tuning.to_text())
     if continues(roberta.config, tuning.head):

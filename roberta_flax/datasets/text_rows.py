@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from roberta_flax.datasets.layouts import gold_value, is_missing
 from roberta_flax.datasets.readers import Columns, require_distinct
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
+from roberta_flax.remote import to_path
 
 _ANCHORS, _POSITIVE, _NEGATIVE = ("anchor", "query"), "positive", "negative"  # "negative_1" and so on, too
 _LABELS = ("label", "score", "similarity_score", "relatedness_score")
@@ -103,7 +103,7 @@ def read(path: PathLike, columns: Columns, *, label_range: tuple[float, float] |
     known: dict[str, int] = {}
     numbers: list[list[int]] = []
     labels: list[list[float]] = []
-    tally = Tally(Path(path))
+    tally = Tally(to_path(path))
     for where, values in table_rows(path, columns.texts, columns.label, columns.header):
         if isinstance(values, tables.BadRow):
             tally.leave_out(where, values.reason)
@@ -144,4 +144,4 @@ def require_labels_in(rows: TextRows, low: float, high: float, loss: str) -> Non
 
 
 def _format(path: PathLike) -> str | None:
-    return "tsv" if Path(path).suffix == ".txt" else None  # a line of text has no columns
+    return "tsv" if to_path(path).suffix == ".txt" else None  # a line of text has no columns

@@ -7,7 +7,6 @@ are those of sentence-transformers 5.1 (sentence_transformers/models).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.model import FIRST_TOKEN, RobertaModel
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.nn.quantize import is_quantized
+from roberta_flax.nn.quantize import numerics_for
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
@@ -224,7 +223,7 @@ def sentence_vectors(
     Returns:
       [batch, size], or [batch, segment, size] with `starts`.
     """
-    network = forward.network(params, config, dataclasses.replace(numerics, quantized=is_quantized(params)))
+    network = forward.network(params, config, numerics_for(params, numerics))
     pooling, *others = modules
     if isinstance(pooling, SpladePooling):
         if starts is not None:
@@ -265,7 +264,7 @@ def token_vectors(
       head_params: "kernel" [hidden, size] and "bias".
       head: "sparse" or "colbert".
     """
-    network = forward.network(params, config, dataclasses.replace(numerics, quantized=is_quantized(params)))
+    network = forward.network(params, config, numerics_for(params, numerics))
     x = network.features(tokens, segments)
     dense = Dense(head_params["kernel"].shape[1], "relu" if head == "sparse" else "identity")
     y = _applied(dense, x, {name: value.astype(x.dtype) for name, value in head_params.items()})

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from roberta_flax import lazy
+from roberta_flax.nn.adapters import LoRA
 from roberta_flax.train.losses import Batch, Loss, head_loss, masked_lm_loss
 from roberta_flax.train.optimizer import adam, polynomial_decay
 from roberta_flax.train.step import TrainStep, init_optimizer, make_eval_step, make_train_step
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "LoRA",
     "Loss",
     "TrainStep",
     "adam",

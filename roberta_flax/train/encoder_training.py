@@ -40,6 +40,7 @@ from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import on_mesh_of_arguments, own_mesh, with_own_mesh
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.sentence import Pooling, vector_size
+from roberta_flax.remote import to_path
 from roberta_flax.tasks import ranking
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
@@ -59,6 +60,7 @@ from roberta_flax.train.encoder_losses import (
 )
 from roberta_flax.train.finetuning import frozen_paths, trained_part
 from roberta_flax.train.losses import NetworkLoss
+from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
 from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.step import init_optimizer, make_train_step
@@ -105,7 +107,6 @@ class EncoderTraining(ABC):
     numerics: Numerics = field(default_factory=Numerics)
     note: Mapping[str, Any] = field(default_factory=dict)
 
-    @with_own_mesh
     def run(
         self,
         roberta: Roberta,
@@ -122,8 +123,9 @@ class EncoderTraining(ABC):
 
         Args:
           roberta: the initial model. Its parameters are donated.
-          directory: the run's directory. The best model is saved in its `best`, as all commands read it, and in its
-            `sentence-transformers`, as that library does; the result is in its `summary.json`.
+          directory: the run's directory, also at a URL (module mirror). The best model is saved in its `best`, as all
+            commands read it, and in its `sentence-transformers`, as that library does; the result is in its
+            `summary.json`.
           seed: the seed that orders the rows, draws dropout and initializes a new head.
           mesh: devices that share a batch's rows and each layer; the default is one device.
           fully_sharded: whether to also divide the parameters over the devices that share the rows.
@@ -133,6 +135,25 @@ class EncoderTraining(ABC):
           InputError: as in loop.run, or the best metric was not a number in any validation.
           DivergedError, StoppedError: as in loop.run.
         """
+        with mirrored(directory) as (local, mirror):
+            options: dict[str, Any] = {
+                "tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror,
+            }  # fmt: skip
+            result = self._run(roberta, local, seed, mesh=mesh, fully_sharded=fully_sharded, **options)
+        return dataclasses.replace(result, directory=to_path(directory))
+
+    @with_own_mesh
+    def _run(
+        self,
+        roberta: Roberta,
+        directory: Path,
+        seed: int,
+        *,
+        mesh: Mesh | None,
+        fully_sharded: bool,
+        **options: Any,
+    ) -> Result:
+        """The same in a directory of this machine; `options` are those of loop.run."""
         recipe, note = self.recipe, self._note(roberta, seed)
         config, params = self._trained(roberta, seed)
         untrained = self._untrained(roberta)
@@ -172,9 +193,7 @@ class EncoderTraining(ABC):
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
-            tensorboard=tensorboard,
-            plot=plot,
-            progress=progress,
+            **options,
         )  # fmt: skip
         if outcome.best_step is None:
             raise InputError(

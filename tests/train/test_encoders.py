@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ from roberta_flax.datasets.readers import Columns
 from roberta_flax.inference.encoder_evaluation import evaluate_encoder
 from roberta_flax.nn.sentence import Pooling
 from roberta_flax.nn.tree import flatten
+from roberta_flax.remote import to_path
 from roberta_flax.tasks.ranking import evaluate_vectors
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
 from roberta_flax.tasks.sentence_scores import SentenceScores
@@ -403,6 +405,19 @@ def test_a_sentence_encoder_learns_from_pairs_and_all_commands_take_it(run, tiny
     assert_allclose(written_for.encode_query(texts), encoder.encode_query(texts), rtol=0, atol=1e-6)
     status, _, err = run("features", pairs, "-o", tmp_path / "v.npy", "-c", "anchor", "--model", best)
     assert status == 0, err
+
+
+@pytest.mark.slow
+def test_rows_and_run_may_be_at_urls(run, tiny_directory, pairs, tmp_path):
+    fsspec.filesystem("memory").rm("/", recursive=True)
+    bucket = to_path("memory://encoders")
+    (bucket / "pairs.tsv").put(pairs)
+    for file, directory in ((pairs, tmp_path / "run"), (bucket / "pairs.tsv", bucket / "run")):
+        arguments = (file, "--valid", file, "-o", directory, "--model", tiny_directory, *FAST, "--steps", "2")
+        status, _, err = run("train-encoder", *arguments)
+        assert status == 0, err
+    for name in ("best/model.safetensors", "sentence-transformers/model.safetensors"):
+        assert (bucket / "run" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 @pytest.mark.slow
