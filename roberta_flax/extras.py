@@ -11,10 +11,12 @@ from roberta_flax.errors import InputError
 _PURPOSES = {
     "beam": "predicting in an Apache Beam pipeline",
     "convert": "writing a fairseq checkpoint",
+    "gs": "a file at gs://",
     "huggingface": "loading a model from Hugging Face's hub",
     "parity": "the parity report",
     "parquet": "reading and writing Parquet files",
     "ray": "predicting on Ray",
+    "s3": "a file at s3://",
     "spark": "predicting on Apache Spark",
     "train": "training",
     "words": "splitting text into words",

@@ -27,6 +27,7 @@ from roberta_flax.cli.options import (
 )
 from roberta_flax.errors import InputError
 from roberta_flax.files import require_rereadable
+from roberta_flax.remote import to_path
 
 if TYPE_CHECKING:
     from roberta_flax.inference.jobs import Job, Progress
@@ -86,7 +87,7 @@ def file_or_texts(
             f"give one file, got {len(inputs)} arguments, of which {files[0]!r} is a file; a text that is "
             "named like a file is given with --text"
         )
-    return Path(files[0]), []
+    return to_path(files[0]), []
 
 
 def _require_texts(inputs: list[str]) -> None:

@@ -30,6 +30,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.inference import jobs
 from roberta_flax.inference.workers import REASON, TRUNCATED, Assignment, Worker
+from roberta_flax.remote import to_path
 from roberta_flax.tasks.base import Task, TaskOfModel
 
 __all__ = ["Predict", "predict_parquet"]
@@ -121,7 +122,7 @@ def predict_parquet(
     """
     ray = require("ray", "ray")
     require("ray.data", "ray")
-    source, destination = Path(source).resolve(), Path(destination).resolve()
+    source, destination = (Path(to_path(path)).resolve() for path in (source, destination))
     if destination.exists():
         raise InputError(f"{destination} exists already; remove it or choose another name")
     columns = _check(source, **options)
