@@ -32,6 +32,7 @@ def as_line(keyed: tuple[int, PredictionResult]) -> str:
     return json.dumps({"id": keyed[0], **keyed[1].inference})
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_loses_a_worker_writes_nothing_and_when_rerun_every_row_once(
     tiny, tiny_directory, sick_pairs, tmp_path, monkeypatch
 ):

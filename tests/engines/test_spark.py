@@ -53,6 +53,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         session.stop()
 
 
+@pytest.mark.slow
 def test_every_row_is_there_once_also_where_one_of_two_workers_is_killed(
     spark, tiny, tiny_directory, sick_pairs, tmp_path
 ):
