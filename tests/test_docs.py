@@ -115,7 +115,7 @@ def test_python_examples_import_what_there_is_and_call_it_with_arguments_that_it
 
 
 def is_here(node: ast.Import | ast.ImportFrom) -> bool:
-    """Whether an import is not of a package that only the environment of tests/newest has."""
+    """Whether an import is not of a package that only the environment of tests/engines has."""
     module = node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
     return module.partition(".")[0] not in ("apache_beam", "pyspark")
 
