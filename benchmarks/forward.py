@@ -1,9 +1,10 @@
-"""Compare the forward pass on a CPU with torch, fairseq, onnxruntime and FlaxRoberta: python -m benchmarks.forward
+"""Compare the forward pass on a CPU with torch, fairseq, onnxruntime and JAX's peers: python -m benchmarks.forward
 
 All peers run one model with random weights: from token ids without padding to the features of all tokens. They share
 one process and take turns; the benchmark prints medians. A line of JSON for each shape, dtype and runner has its speed
 over that of each peer. Then the benchmark shows on SICK's pairs how close bfloat16 and int8 are to float32: the cosine
-of features, and how often the MNLI head (random too) chooses the same label. Needs the extra "benchmarks".
+of features, and how often the MNLI head (random too) chooses the same label. Needs the extra "benchmarks"; KerasHub is
+a peer where it is installed (the extra "keras-hub").
 
   python -m benchmarks.forward BPE_DIR SICK_FILE [--size base|large] [--dtypes D ...] [--shapes BxT ...] [--rounds N]
 """
@@ -16,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import numpy.typing as npt
 
 from benchmarks.inference import fairseq_hub, sick_pairs
 from benchmarks.measurement import median_seconds, print_record
+from references import keras_hub
 from references.fairseq import torch
 from roberta_flax import collate_tokens, load
 from roberta_flax.convert import convert, export
@@ -79,6 +82,16 @@ def flax_roberta_runner(directory: Path, dtype: str) -> Runner:
     return lambda tokens: jax.block_until_ready(apply(params, tokens))
 
 
+def keras_hub_runners(directory: Path, dtype: str) -> dict[str, Runner]:
+    """Returns KerasHub's RobertaBackbone as it is by default, and without dropout, which it then computes faster."""
+
+    def runner(**settings: Any) -> Runner:
+        function = keras_hub.features_function(directory, dtype=dtype, **settings)
+        return lambda tokens: jax.block_until_ready(function(tokens))
+
+    return {"KerasHub": runner(), "KerasHub, without dropout": runner(dropout=0.0)}
+
+
 def onnxruntime_runner(directory: Path, folder: Path, quantized: bool) -> Runner:
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -112,6 +125,8 @@ def peer_runners(dtype: str, directory: Path, folder: Path, hub: Any) -> dict[st
         "fairseq": fairseq_runner(hub.to(getattr(torch, dtype))),
         "transformers, FlaxRoberta": flax_roberta_runner(directory, dtype),
     }
+    if find_spec("keras_hub"):
+        runners |= keras_hub_runners(directory, dtype)
     if dtype == "float32":
         runners["onnxruntime"] = onnxruntime_runner(directory, folder, quantized=False)
     return runners

@@ -3,7 +3,8 @@
 Needs libtpu (the extra "tpu-tests"), but no TPU. Prints lines of JSON for the program of one device: floating point
 operations, and their ratio to the matrix products of the network counted by hand; bytes accessed, of arguments and of
 temporaries; cycles as the compiler estimates them, and the share of the matrix units' peak that this estimate implies.
-A line for each program of both has our cycles and bytes over transformers'.
+A line for each program of a peer has our cycles, bytes and memory over the peer's. KerasHub is a peer of the programs
+of one chip where it is installed (the extra "keras-hub"), in its default settings and in its fastest.
 
   JAX_PLATFORMS=cpu python -m benchmarks.tpu [--fast] [--layers N] [--operations] [--only programs|rows|attention|train]
 
@@ -21,12 +22,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from references import keras_hub
 from references.tpu import FAST, Program, Update, costs, figures, flax_compiled
 from roberta_flax.nn.attention import attend
 
@@ -44,11 +47,16 @@ OURS = (
     Program("v5e:2x2", tensor_parallel=4),
     Program("v5e:4x4", tensor_parallel=4, rows=256),
 )
-UPDATES = (Update("v5e:1x1", rows=32),)
+# KerasHub recomputes nothing for its gradients
+UPDATES = (
+    Update("v5e:1x1", rows=32),
+    Update("v5e:1x1", rows=32, wanted="lm"),
+    Update("v5e:1x1", rows=32, remat=False),
+)
 BATCH_SHAPES = ((8, 128), (16, 128), (32, 128), (64, 128), (128, 128), (4, 512), (16, 512))  # rows, length; one chip
 ATTENTION_SHAPES = ((64, 128), (16, 512), (1, 8192))  # rows, length
 LONG = Program("v5e:1x1", wanted="features", rows=1, length=8192, max_positions=8192)
-COMPARED = ("estimated_cycles", "bytes_accessed", "flops")
+COMPARED = ("estimated_cycles", "bytes_accessed", "flops", "peak_bytes")
 
 
 def print_figures(
@@ -69,12 +77,24 @@ def print_figures(
     return counted
 
 
+def peers(program: Program) -> dict[str, Callable[..., jax.stages.Compiled]]:
+    """Returns what compiles the same program of each peer, given compiler options."""
+    compilers = {"transformers": partial(flax_compiled, program)}
+    is_update = isinstance(program, Update)
+    if find_spec("keras_hub") and program.mesh.size == 1 and not getattr(program, "remat", False):
+        best = keras_hub.BEST_TO_TRAIN if is_update else keras_hub.BEST
+        compilers["KerasHub, float32, its default"] = partial(keras_hub.compiled, program, keras_hub.DEFAULT)
+        compilers["KerasHub, bfloat16"] = partial(keras_hub.compiled, program, best)
+    return compilers
+
+
 def compare(program: Program, options: dict[str, Any] | None, operations: int) -> None:
-    """Compiles a program of ours and of transformers', and prints what the compiler counts and the ratios."""
+    """Compiles a program of ours and of each peer, and prints what the compiler counts and the ratios."""
     ours = print_figures(partial(program.compiled, options), program, "roberta-flax", operations)
-    theirs = print_figures(partial(flax_compiled, program, options), program, "transformers", operations)
-    ratios = {f"{name}_over_transformers": round(ours[name] / theirs[name], 3) for name in COMPARED}
-    print(json.dumps({**asdict(program), **ratios}), flush=True)
+    for peer, compile_program in peers(program).items():
+        theirs = print_figures(partial(compile_program, options=options), program, peer, operations)
+        ratios = {f"{name}_over_peer": round(ours[name] / theirs[name], 3) for name in COMPARED}
+        print(json.dumps({"peer": peer, **asdict(program), **ratios}), flush=True)
 
 
 def attention_functions() -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -115,10 +115,15 @@ class Program:
         static = {"config": self.config, "numerics": Numerics("bfloat16"), **getattr(function, "keywords", {})}
         return lower(self.params(), self.tokens(), **static).compile(compiler_options=options)
 
+    @property
+    def selected(self) -> int:
+        """The number of tokens of each row whose features are wanted."""
+        return 1 if self.wanted == "head" else self.length
+
     def hand_count(self) -> float:
         """Floating point operations of the network's matrix products, by hand, and on one of the devices.
 
-        Of a head the last layer's keys and values are of every token, and all else there of each row's first.
+        The last layer's keys and values are of every token, and all else there of the selected ones.
         """
         config = self.config
         hidden, intermediate = config.hidden_size, config.intermediate_size
@@ -130,17 +135,19 @@ class Program:
             return of_tokens + of_queries + 2 * self.rows * queries * self.length * hidden
 
         multiply_adds = (self.num_layers - 1) * layer(self.length)
-        multiply_adds += layer(1 if self.wanted == "head" else self.length)
+        multiply_adds += layer(self.selected)
         if self.wanted == "head":
             multiply_adds += self.rows * (projection + hidden * config.head(HEAD).num_classes)
         if self.wanted == "lm":
-            multiply_adds += self.rows * self.length * (projection + hidden * config.vocab_size)
+            multiply_adds += self.rows * self.selected * (projection + hidden * config.vocab_size)
         return 2 * multiply_adds / len(devices(self.topology))
 
 
 @dataclass(frozen=True)
 class Update(Program):
     """An update of roberta.large.mnli by Adam, in bfloat16 with float32 parameters and moments.
+
+    Its loss is the head's or, for wanted="lm", that of the masked tokens: 15 % of each row.
 
     Attributes:
       fully_sharded: whether sharding.DATA divides parameters and moments too.
@@ -163,7 +170,8 @@ class Update(Program):
 
     def compiled(self, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
         optimizer = train.adam(train.polynomial_decay(1e-5, warmup_steps=10, total_steps=100), config=self.config)
-        loss = train.head_loss(HEAD, config=self.config, numerics=Numerics(dtype="bfloat16", remat=self.remat))
+        of_batch = train.masked_lm_loss if self.wanted == "lm" else partial(train.head_loss, HEAD)
+        loss = of_batch(config=self.config, numerics=Numerics(dtype="bfloat16", remat=self.remat))
         params = self.params()
         adam, *others = jax.eval_shape(optimizer.init, params)
         moments = {"mean": params, "square": params}  # which init_optimizer divides as the parameters
@@ -171,13 +179,19 @@ class Update(Program):
         lowered = train.make_train_step(loss, optimizer).lower(params, state, self.batch(), self.key())
         return lowered.compile(compiler_options=options)
 
+    @property
+    def selected(self) -> int:
+        return self.length * 15 // 100 if self.wanted == "lm" else super().selected
+
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         rows = PartitionSpec(sharding.DATA)
-        return {
+        items = (self.rows, self.selected) if self.wanted == "lm" else (self.rows,)
+        batch = {
             "tokens": self.tokens(),
-            "targets": self.placed((self.rows,), jnp.int32, rows),
-            "weights": self.placed((self.rows,), jnp.float32, rows),
+            "targets": self.placed(items, jnp.int32, rows),
+            "weights": self.placed(items, jnp.float32, rows),
         }
+        return batch | ({"positions": self.placed(items, jnp.int32, rows)} if self.wanted == "lm" else {})
 
     def key(self) -> jax.ShapeDtypeStruct:
         key = jax.eval_shape(lambda: jax.random.key(0, impl=self.generator))
@@ -276,9 +290,10 @@ def _operations(text: str, kinds: tuple[str, ...]) -> Iterator[Operation]:
 
 
 def flax_compiled(program: Program, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
-    """The same of transformers' FlaxRobertaModel, or of its FlaxRobertaForSequenceClassification, in bfloat16.
+    """The same of transformers' FlaxRobertaModel, ForSequenceClassification or ForMaskedLM, in bfloat16.
 
-    An update is by optax's AdamW, of float32 parameters.
+    An update is by optax's AdamW, of float32 parameters. ForMaskedLM computes the logits of every token, of which the
+    loss takes those at the masked positions.
     """
     model = _flax_model(program)
     pad_id = program.config.pad_id
@@ -302,9 +317,10 @@ def _flax_model(program: Program) -> Any:
     theirs = configuration(config, num_labels=config.head(HEAD).num_classes)
     if program.wanted == "features":
         return transformers.FlaxRobertaModel(theirs, dtype=jnp.bfloat16, _do_init=False, add_pooling_layer=False)
-    return transformers.FlaxRobertaForSequenceClassification(
-        theirs, dtype=jnp.bfloat16, _do_init=False, gradient_checkpointing=getattr(program, "remat", False)
-    )
+    is_lm = program.wanted == "lm"
+    kind = transformers.FlaxRobertaForMaskedLM if is_lm else transformers.FlaxRobertaForSequenceClassification
+    remat = getattr(program, "remat", False)
+    return kind(theirs, dtype=jnp.bfloat16, _do_init=False, gradient_checkpointing=remat)
 
 
 def _flax_update(update: Update, model: Any) -> jax.stages.Lowered:
@@ -316,6 +332,8 @@ def _flax_update(update: Update, model: Any) -> jax.stages.Lowered:
         def loss(params: Any) -> Any:
             mask = batch["tokens"] != pad_id
             logits = model(batch["tokens"], attention_mask=mask, params=params, dropout_rng=key, train=True)[0]
+            if "positions" in batch:
+                logits = jnp.take_along_axis(logits, batch["positions"][..., None], axis=1)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["targets"])
             return (losses * batch["weights"]).sum() / batch["weights"].sum()
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 import roberta_flax
 from roberta_flax import Classify, Embed, FillMask, HeadConfig, InputError, Predictor, Rejected
+from roberta_flax.inference import predictor
 from roberta_flax.inference.compilations import Compilations
 from roberta_flax.inference.predictor import Stats
 from roberta_flax.nn import forward
@@ -563,6 +565,38 @@ def test_sequences_are_laid_out_by_what_costs_less_for_their_lengths(lengths, ch
         random.shuffle(lengths)
 
 
+def test_programs_of_a_window_are_compiled_at_the_same_time_but_not_under_settings_of_one_thread(tiny, monkeypatch):
+    """Each once, with the same results; a run of one shape waits for that of another, so that they must overlap."""
+    texts = ["a", "w " * 20, "w " * 50, "b"]
+    meeting = threading.Barrier(2, timeout=60)
+    threads = []
+
+    class Meeting(Classify):
+        def run(self, *arguments):
+            threads.append(threading.current_thread())
+            if len(threads) <= 2:
+                meeting.wait()
+            return super().run(*arguments)
+
+    def predicted():
+        together = Predictor(tiny, Meeting("mnli"), tokens_per_batch=8, strategy="buckets")
+        results = list(together(texts))
+        assert together.stats.texts == len(texts)
+        assert together.stats.compilations.programs == len(together.stats.shapes) == 3
+        return results
+
+    expected = list(Predictor(tiny, Classify("mnli"), tokens_per_batch=8, strategy="buckets")(texts))
+    monkeypatch.setitem(predictor.COMPILED_AT_ONCE, "cpu", 3)
+    with ThreadPoolExecutor(1) as pool:  # without the settings under which all tests run
+        np.testing.assert_array_equal(pool.submit(predicted).result(), expected)
+    assert len(set(threads)) > 2
+
+    number = len(threads)
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(predicted(), expected, atol=TOLERANCE)
+    assert set(threads[number:]) == {threading.current_thread()}
+
+
 def test_a_bucket_adds_at_most_seven_tokens_or_an_eighth_of_the_power_of_two_above():
     for length in range(1, 513):
         bucket = batching.length_bucket(length, 512)
@@ -570,6 +604,17 @@ def test_a_bucket_adds_at_most_seven_tokens_or_an_eighth_of_the_power_of_two_abo
         assert length <= bucket < length + max(8, power // 8)
     assert len({batching.length_bucket(length, 512) for length in range(1, 513)}) == 20
     assert batching.length_bucket(500, 510) == 510
+
+
+def test_lengths_on_tpu_are_multiples_of_sixteen():
+    lengths = {batching.length_bucket(length, 512, 16) for length in range(1, 513)}
+    assert len(lengths) == 16
+    assert not [length for length in lengths if length % 16]
+    sequences = [np.zeros(length, np.int32) for length in range(1, 129)]
+    for strategy in ("buckets", "fixed", "packing"):
+        sizes = {"tokens_per_batch": 256, "pad_id": 1, "max_positions": 128, "strategy": strategy}
+        batches = batching.lay_out(sequences, length_multiple=16, **sizes)
+        assert not [batch.tokens.shape for batch in batches if batch.tokens.shape[1] % 16]
 
 
 # packing

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import roberta_flax
-from roberta_flax import Classify, InputError, Predictor
+from roberta_flax import Classify, InputError, Numerics, Predictor, RobertaConfig
+from roberta_flax.nn import forward
+from roberta_flax.nn.model import Linear
 from roberta_flax.nn.quantize import QuantizedLinear, is_quantized, quantize
 
 LINEAR = ("attention", "query"), ("attention", "output"), ("feed_forward", "intermediate"), ("feed_forward", "output")
@@ -84,17 +86,89 @@ def test_a_predictor_runs_quantised_parameters_and_says_so(tiny_directory, sick_
     assert predictor.describe()["quantized"]
 
 
+def with_outlier(params, feature=3, ratio=300.0):
+    """The network with one large feature after every LayerNorm, which its readers make small again."""
+
+    def scaled(path, leaf):
+        *block, name = (part.key for part in path)
+        if block[-1].endswith("layer_norm") and name == "bias":
+            return leaf.at[feature].set(ratio)
+        if block[-1] in ("query", "key", "value", "intermediate") and name == "kernel":
+            return leaf.at[feature].divide(ratio)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
+
+
+@pytest.mark.slow
+def test_smoothing_keeps_int8_near_the_float_network_where_one_feature_is_300_times_the_others(tiny):
+    """What is left of the distance is less than a fifth; on trained weights see `python -m benchmarks.int8`."""
+    params, config = with_outlier(tiny.params), tiny.config
+    tokens = roberta_flax.collate_tokens([tiny.encode("a dog runs over a field"), tiny.encode("cats")])
+
+    def others(params, dtype="float32"):
+        numerics = Numerics(dtype)
+        return np.delete(forward.features(params, tokens, config=config, numerics=numerics), 3, axis=-1)
+
+    expected = others(params)
+    largest = forward.largest_inputs(params, tokens, config=config)
+    plain, smoothed = quantize(params), quantize(params, largest_inputs=largest)
+    distances = [np.abs(others(each) - expected).mean() for each in (plain, smoothed)]
+    assert distances[1] < distances[0] / 5
+    assert cosine(others(smoothed, "bfloat16"), expected).min() > 0.999
+    # the kernels that the smoothed network stands for, by its own numbers, are those of the float network
+    for layer, before in params["layers"].items():
+        for block, name in LINEAR:
+            after = smoothed["layers"][layer][block]
+            factors = after["smoothing"] if name == "query" else after[name]["smoothing"]
+            step = np.asarray(after[name]["kernel_scale"]) * np.asarray(factors)[:, None]
+            back = np.asarray(after[name]["kernel"]) * step
+            assert (np.abs(back - before[block][name]["kernel"]) <= step / 2 * (1 + 1e-4)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalize_before", [False, True], ids=["post-norm", "pre-norm"])
+def test_the_largest_inputs_are_those_that_the_linear_maps_read(normalize_before, monkeypatch):
+    config = RobertaConfig(
+        vocab_size=20, num_layers=2, hidden_size=8, num_heads=2, intermediate_size=12, normalize_before=normalize_before
+    )
+    params = forward.init_params(config, jax.random.key(0))
+    params = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape), params)
+    tokens = np.array([[0, 5, 6, 2], [0, 7, 2, config.pad_id]])
+    read = []
+
+    def recording(self, x, call=Linear.__call__):
+        jax.debug.callback(read.append, x, ordered=True)
+        return call(self, x)
+
+    monkeypatch.setattr(Linear, "__call__", recording)
+    jax.block_until_ready(forward.features.__wrapped__(params, tokens, config=config, numerics=Numerics()))
+    jax.effects_barrier()
+    monkeypatch.undo()
+    found = forward.largest_inputs(params, tokens, config=config)
+    assert len(read) == 2 * 6
+    places = ("attention",) * 3 + ("attention.output", "feed_forward.intermediate", "feed_forward.output")
+    for number, x in enumerate(read):
+        expected = np.abs(np.concatenate([x[0], x[1, :3]])).max(axis=0)
+        layer, place = divmod(number, 6)
+        np.testing.assert_allclose(found[f"layers.{layer}.{places[place]}"], expected, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_several_devices_share_quantised_layers(eight_devices, tiny_directory):
     program = f"""
 import jax, numpy as np, roberta_flax
-from roberta_flax import Classify, Predictor
-roberta = roberta_flax.load({str(tiny_directory)!r}, quantize="int8")
+from roberta_flax import Classify, Predictor, forward
+exact = roberta_flax.load({str(tiny_directory)!r})
 texts = ["a word", "another word is here", "dog"] * 9
-one = list(Predictor(roberta, Classify("mnli"), devices=jax.devices()[:1])(texts))
-for tensor_parallel in (1, 4):
-    for a, b in zip(one, Predictor(roberta, Classify("mnli"), tensor_parallel=tensor_parallel)(texts), strict=True):
-        assert np.abs(a - b).max() <= 1e-5
+largest = forward.largest_inputs(exact.params, exact.encode(texts[1])[None], config=exact.config)
+for largest_inputs in (None, largest):
+    params = forward.quantize(exact.params, largest_inputs=largest_inputs)
+    roberta = roberta_flax.Roberta(exact.config, params, exact.tokenizer)
+    one = list(Predictor(roberta, Classify("mnli"), devices=jax.devices()[:1])(texts))
+    for tensor_parallel in (1, 4):
+        for a, b in zip(one, Predictor(roberta, Classify("mnli"), tensor_parallel=tensor_parallel)(texts), strict=True):
+            assert np.abs(a - b).max() <= 1e-5
 print("the same")
 """
     assert eight_devices(program) == "the same\n"
@@ -105,6 +179,11 @@ def test_what_cannot_be_is_refused_in_one_line(tiny, tiny_directory, tmp_path):
         roberta_flax.load(tiny_directory, quantize="int4")
     with pytest.raises(InputError, match="quantized already"):
         quantize(quantize(tiny.params))
+    largest = forward.largest_inputs(tiny.params, np.array([[0, 5, 2]]), config=tiny.config)
+    with pytest.raises(InputError, match=r"keys that forward\.largest_inputs gives; 'layers\.0\.attention' differs"):
+        quantize(tiny.params, largest_inputs={name: x for name, x in largest.items() if name != "layers.0.attention"})
+    with pytest.raises(InputError, match=r"of layers\.1\.attention\.output must be \[64\], got \[3\]"):
+        quantize(tiny.params, largest_inputs=largest | {"layers.1.attention.output": np.ones(3)})
     with pytest.raises(InputError, match="quantized parameters cannot be saved"):
         roberta_flax.load(tiny_directory, quantize="int8").save(tmp_path / "model")
     assert not (tmp_path / "model").exists()

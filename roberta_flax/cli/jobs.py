@@ -172,6 +172,9 @@ class EngineOptions(Group, panel="Devices", advanced=True):
         None
     )
     gpus_per_worker: Annotated[float, typer.Option(help="With --engine ray: GPUs that each worker takes.")] = 0
+    tpus_per_worker: Annotated[
+        int, typer.Option(help="With --engine ray: TPU chips that each worker takes, 1, 2, 4 or 8.")
+    ] = 0
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,8 @@ def _run_on_ray(
     local = {"--strict": options.output.strict, "--share": devices.share, "--distributed": devices.distributed}
     if given := next((name for name, value in local.items() if value), None):
         raise InputError(f"{given} is for --engine local")
+    if (tpus := options.engine.tpus_per_worker) not in (0, 1, 2, 4, 8):
+        raise InputError(f"--tpus-per-worker must be 1, 2, 4 or 8, got {tpus}")
     counts = ray.predict_parquet(
         source,
         destination,
@@ -295,6 +300,7 @@ def _run_on_ray(
         load=options.model.arguments(),
         workers=options.engine.workers,
         num_gpus=options.engine.gpus_per_worker,
+        resources={"TPU": tpus} if tpus else None,
         **options.predictor(),
     )
     if as_json:

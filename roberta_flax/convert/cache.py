@@ -57,7 +57,7 @@ def resolve(
     from roberta_flax.convert import remote_models
 
     converted.check_directory(bpe_dir)
-    name = _canonical(str(name_or_path))
+    name = canonical(str(name_or_path))
     if is_url(name):
         copy = remote_models.local_copy(name, cache_dir, checkpoint_file)
         with called(copy, to_path(name)):
@@ -101,6 +101,7 @@ def resolve(
             if not directory.is_dir():
                 remove_partial(directory)
                 with _as_given(str(name_or_path), name):
+                    base_model = _converted_base(name_or_path, cache_dir)
                     convert(
                         get_source(),
                         directory,
@@ -108,11 +109,25 @@ def resolve(
                         bpe_dir=bpe_dir,
                         cache_dir=cache_dir,
                         sha256=sha256,
+                        base_model=base_model,
                     )
     return _check_sha256(directory, sha256)
 
 
-def _canonical(name: str) -> str:
+def _converted_base(source: PathLike, cache_dir: PathLike | None) -> Path | None:
+    """The converted directory of an adapter's model that is fairseq's; None of any other source."""
+    from roberta_flax.checkpoint import download
+    from roberta_flax.convert import huggingface
+    from roberta_flax.convert.adapters import Adapter
+
+    adapter = Adapter.open(Path(source)) if os.path.exists(source) else None
+    if adapter is None or (base := adapter.base_model()).startswith("hf:"):
+        return None
+    is_ours = base in download.MODELS or not huggingface.weight_files(Path(base))
+    return resolve(base, cache_dir=cache_dir) if is_ours else None
+
+
+def canonical(name: str) -> str:
     """A name that can only be one of the Hub's, as hf:org/name: "org/name", or "roberta-base"; others as they are."""
     from roberta_flax.convert import remote_models
 

@@ -42,7 +42,9 @@ from roberta_flax.convert.weights import CONFIG_FILE, INDEX_SUFFIX, WEIGHT_FILES
 from roberta_flax.errors import CheckpointError, DownloadError, shortened
 from roberta_flax.extras import require
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.fairseq_tokenizer import PAD_ID
+from roberta_flax.text.fairseq_tokenizer import PAD_ID, FairseqTokenizer, SentencePiece
+from roberta_flax.text.huggingface_tokenizer import HuggingFaceTokenizer
+from roberta_flax.text.tokenizer import Tokenizer
 
 HUB_PREFIX = "hf:"
 CLASS_PREFIXES = {  # model_type -> the prefix of its classes' names
@@ -67,6 +69,12 @@ HEAD_NAMES = {
     "token": "token_classification",
     "span": "question_answering",
     "choice": "multiple_choice",
+}
+CLASS_SUFFIXES = {  # kind of a head -> the class that has it, without the prefix
+    "sentence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+    "choice": "ForMultipleChoice",
 }
 POOLER = "pooler"
 PROBLEM_TYPES = {
@@ -189,6 +197,37 @@ def fetch_chosen(name: str, download: Callable[[Sequence[str]], Path], listed: C
     return download([(Path(inside) / each).as_posix() for each in found])
 
 
+def model_type_of(config: RobertaConfig, tokenizer: Tokenizer) -> str:
+    """The model_type under which Transformers computes what a network does.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    backend = tokenizer.backend
+    match config.normalize_before, config.layernorm_embedding:
+        case False, True if isinstance(backend, FairseqTokenizer):
+            if not isinstance(backend.bpe, SentencePiece):
+                return "roberta"
+            return "camembert" if backend.bos_id != 0 else "xlm-roberta"
+        case False, True:
+            named = backend.settings.model_type if isinstance(backend, HuggingFaceTokenizer) else ""
+            return named if named in ("xlm-roberta", "camembert") else "roberta"
+        case True, False:
+            return "xlm-roberta-xl"
+        case True, True:
+            return "roberta-prelayernorm"
+    raise CheckpointError("Transformers has no RoBERTa with a LayerNorm after each block but none after the embedding")
+
+
+def check_sentence_head(config: RobertaConfig, head: HeadConfig) -> None:
+    """Raises CheckpointError unless a sentence head is built as those of Transformers."""
+    if head.kind == "sentence" and (head.inner_size, config.pooler_activation) != (config.hidden_size, "tanh"):
+        raise CheckpointError(
+            f"Transformers' sentence heads are as wide as the features ({config.hidden_size}) and use tanh; head "
+            f"{head.name!r} is {head.inner_size} wide and uses {config.pooler_activation}"
+        )
+
+
 class ConfigError(CheckpointError):
     """A config.json is damaged, or is not one of Transformers'."""
 
@@ -257,7 +296,7 @@ def read(
         modern, settings = merged.tensors, merged.settings
         builder.provenance |= merged.left_out
     read_tokenizer = partial(_read_tokenizer, [bpe_dir, home, folder], settings, model_type, notes)
-    kind = _head_kind(settings, modern, model_type, notes)
+    kind = head_kind(settings, modern, model_type, notes)
     tokenizer_files = None
     if model_type == bert.MODEL_TYPE:
         tokenizer_files, settings, modern = _fold_bert(
@@ -266,7 +305,7 @@ def read(
     head = None if kind is None else (head_name or HEAD_NAMES[kind], kind)
     modern = _merge_lm_head_biases(modern, builder, notes, decoder_wins=model_type != bert.MODEL_TYPE)
     tied = settings["tie_word_embeddings"] is not False
-    _put(builder, modern, head, tied, notes)
+    put(builder, modern, head, tied, notes)
     config = interpret(source_name, lambda: _config(settings, model_type, builder, head, tied))
     _note_labels(settings, config, notes)
     builder.check(source_name, files, config, added=max(0, _size(modern) - _size(network.tensors)))
@@ -353,7 +392,7 @@ def _fold_bert(
     return tokenizer_files, {**settings, "pad_token_id": pad_id}, folded
 
 
-def _put(
+def put(
     builder: TreeBuilder,
     modern: Mapping[str, tuple[str, LazyTensor]],
     head: tuple[str, str] | None,
@@ -393,6 +432,7 @@ def _repository(
     if adapter is not None:
         others["base model"] = sorted(path.name for path in paths)
         own = [adapter.folder / name for name in hf_tokenizer.FILES if (adapter.folder / name).is_file()]
+        own += [adapter.folder / name for name in adapter.own_files()]
         paths = {adapter.file, adapter.folder / adapters.CONFIG_FILE, *own}
     read_files = sorted({*usage.files, *(path.relative_to(usage.root).as_posix() for path in paths)})
     return {"read": read_files, "not read": sentence_transformers.unread(usage.root, read_files), **others}
@@ -450,7 +490,7 @@ def _merge_lm_head_biases(
     return {**others, HF_LM_HEAD_BIAS: (kept_name, kept_tensor)}
 
 
-def _head_kind(
+def head_kind(
     settings: Mapping[str, Any], modern: Mapping[str, tuple[str, LazyTensor]], model_type: str, notes: list[str]
 ) -> str | None:
     """The kind of the model's head, a key of HEAD_NAMES; None if it has no head."""
@@ -528,11 +568,12 @@ def _config(
         type_vocab_size=builder.size("embeddings.token_type.embedding", 0, 0),
         lm_head=builder.has("lm_head"),
         tie_word_embeddings=tied,
-        heads=tuple(_heads(settings, builder, head)),
+        heads=tuple(heads(settings, builder, head)),
     )
 
 
-def _heads(settings: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, str] | None) -> Iterable[HeadConfig]:
+def heads(settings: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, str] | None) -> Iterable[HeadConfig]:
+    """The head called head[0], of kind head[1], and the pooler, as far as the parameters have them."""
     if head is not None:
         name, kind = head
         classes = builder.size(f"heads.{name}.output.kernel", 1, 1)

@@ -192,7 +192,7 @@ def sentence_examples(
         sequence = encode_texts(tokenizer, texts, limit, "truncate")[0]
         return [_Example([sequence.ids], target, sequence.truncated)]
 
-    rows = _table_rows(path, layout.texts, (layout.label,), layout.header)
+    rows = table_rows(path, layout.texts, (layout.label,), layout.header)
     return _collect("sentence", Tally(to_path(path)), rows, encode, np.int32 if labels else np.float32)
 
 
@@ -224,7 +224,7 @@ def multi_label_examples(
         target = [_zero_or_one(label, value) for label, value in zip(labels, values[len(texts) :], strict=True)]
         return [_Example([sequence.ids], target, sequence.truncated)]
 
-    return _collect("sentence", Tally(to_path(path)), _table_rows(path, texts, labels, header), encode, np.float32)
+    return _collect("sentence", Tally(to_path(path)), table_rows(path, texts, labels, header), encode, np.float32)
 
 
 def token_examples(
@@ -388,7 +388,7 @@ def label_names(path: PathLike, label: str, *, header: bool = True) -> tuple[str
     Raises:
       InputError: the file cannot be read, no row has a label, or there are so many that they are probably values.
     """
-    rows = (values for _, values in _table_rows(path, (), (label,), header))
+    rows = (values for _, values in table_rows(path, (), (label,), header))
     cells = ([] if isinstance(values, tables.BadRow) else values for values in rows)
     return _sorted_names(path, label, ([str(value) for value in row if not is_missing(value)] for row in cells))
 
@@ -457,7 +457,8 @@ def _collect(
     )
 
 
-def _table_rows(path: PathLike, texts: Sequence[str], keep: Sequence[str], header: bool) -> Rows:
+def table_rows(path: PathLike, texts: Sequence[str], keep: Sequence[str], header: bool) -> Rows:
+    """Yields the location of each row of a file, and its values in these columns or a BadRow."""
     format = "tsv" if to_path(path).suffix == ".txt" else None  # a line of text has no label
     for row in tables.read_rows(path, texts, keep=keep, header=None if header else False, format=format):
         yield f"{path}, line {row.line}", row.values if isinstance(row, tables.Row) else row

@@ -364,6 +364,22 @@ def write_part(path: Path, records: Iterable[Mapping[str, Any]], schema: Mapping
                 file.write(line({field: _by_name(record.get(field), kind) for field, kind in schema.items()}).encode())
 
 
+def plain_record(record: Mapping[str, Any], schema: Mapping[str, Kind]) -> dict[str, Any]:
+    """A record of values that any library takes.
+
+    Args:
+      record: as in `write_part`.
+      schema: the fields and their kinds.
+
+    Returns:
+      A dict of str, int, float, bool, None, and lists and dicts of these, as `write_part` writes them to JSONL: a Named
+      field is a dict of its names. Only "floats" and "vectors" are float32 arrays, [n] and [m, n].
+    """
+    arrays = ("floats", "vectors")
+    values = {field: _by_name(record.get(field), kind) for field, kind in schema.items()}
+    return {field: value if schema[field] in arrays else _plain(value) for field, value in values.items()}
+
+
 def join_parts(
     parts: Sequence[Path],
     destination: Path,

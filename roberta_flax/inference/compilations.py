@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock
 
 import jax.monitoring
 
@@ -22,7 +23,8 @@ class Compilations:
     Attributes:
       programs: number of programs that this process had not compiled before.
       from_cache: how many of them were read from JAX's persistent cache.
-      seconds: time spent compiling and reading them, without tracing, which the cache does not save.
+      seconds: time spent compiling and reading them, without tracing, which the cache does not save. Programs that are
+        compiled at the same time count with all of their time.
     """
 
     programs: int = 0
@@ -40,17 +42,20 @@ class Compilations:
 
 
 _active: ContextVar[Compilations | None] = ContextVar("active", default=None)
+_lock = Lock()  # several threads may count in one object
 
 
 def _on_duration(event: str, duration_secs: float, **_: str | int) -> None:
     if event == _COMPILED and (compilations := _active.get()) is not None:
-        compilations.programs += 1
-        compilations.seconds += duration_secs
+        with _lock:
+            compilations.programs += 1
+            compilations.seconds += duration_secs
 
 
 def _on_event(event: str, **_: str | int) -> None:
     if event == _FROM_CACHE and (compilations := _active.get()) is not None:
-        compilations.from_cache += 1
+        with _lock:
+            compilations.from_cache += 1
 
 
 jax.monitoring.register_event_duration_secs_listener(_on_duration)

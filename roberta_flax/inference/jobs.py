@@ -42,7 +42,7 @@ from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError, require_positive
 from roberta_flax.files import Contents, differences, reading, replacing
 from roberta_flax.inference.predictor import Predictor, Results
-from roberta_flax.nn.config import HeadConfig
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.remote import RemotePath, read_all, to_path
 from roberta_flax.tasks.answers import Answer
 from roberta_flax.tasks.base import Task, TaskOfModel, sequences_per_input
@@ -56,6 +56,7 @@ from roberta_flax.tasks.sentence_embedding import SentenceEmbedding, SparseEmbed
 from roberta_flax.tasks.sentence_scores import SentenceScores
 from roberta_flax.tasks.zero_shot import ZeroShot
 from roberta_flax.text.encoding import Rejected
+from roberta_flax.text.tokenizer import Tokenizer
 
 ROWS_PER_PART = 8192  # of one sequence each
 Rows = Sequence[tables.Row | tables.BadRow]
@@ -688,8 +689,22 @@ class _TableWriter:
         return dict(zip(self._kept_names, row.values[self._num_texts :], strict=True))
 
 
-def result_format(predictor: Predictor) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
+class Described(Protocol):
+    """What the format of results depends on; a Predictor has it."""
+
+    @property
+    def task(self) -> Task: ...
+    @property
+    def config(self) -> RobertaConfig: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+
+def result_format(predictor: Described) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
     """How the results of a predictor are written to a file.
+
+    Args:
+      predictor: a Predictor, or what else has its task, its model's configuration and tokenizer.
 
     Returns:
       The columns with the kind of each, and a function that converts a result to a record of these columns.

@@ -43,6 +43,19 @@ _TOKENS_PER_BATCH_ELSEWHERE = 32768
 # "auto" estimates costs by what was measured on CPUs (batching.estimated_cost). Nothing was measured elsewhere.
 STRATEGY: dict[str, Strategy] = {"cpu": "auto"}
 _STRATEGY_ELSEWHERE: Strategy = "buckets"
+# A TPU keeps 16-bit numbers in tiles of 16 tokens, so that rows of 24 tokens take as long as rows of 32. Without the
+# odd multiples of 8 there are 16 lengths to compile a program for instead of 20 (docs/performance.md).
+LENGTH_MULTIPLE = {"tpu": 16}
+_LENGTH_MULTIPLE_ELSEWHERE = 8
+# Programs that are compiled at the same time. libtpu needs half a minute of one core for 24 layers, and a TPU's host
+# has dozens of cores; XLA's CPU backend takes a second and uses all cores.
+COMPILED_AT_ONCE = {"tpu": 8}
+# Settings that JAX's context managers change for one thread alone; a program is compiled for their values.
+_SETTINGS_OF_THREAD = (
+    "jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_rank_promotion", "jax_numpy_dtype_promotion",
+    "jax_default_prng_impl", "jax_default_device", "jax_transfer_guard", "jax_debug_nans", "jax_debug_infs",
+    "jax_disable_jit",
+)  # fmt: skip
 _WINDOWS_AHEAD = 2  # windows that are encoded and laid out ahead of the devices
 _BATCHES_IN_FLIGHT = 2  # one runs while the next one waits, so that the device is never idle
 TEXTS_PER_CHUNK = 256  # inputs that a host thread encodes in one call
@@ -156,6 +169,10 @@ class _Window:
     batches: list[TokenBatch]
     pending_batches: int
 
+    def sequences_of(self, batch: TokenBatch) -> list[EncodedSequence]:
+        """The sequences of a batch, in the order of `batch.indices`."""
+        return [self.sequences[i] for i in batch.indices]
+
 
 class Predictor:
     """Runs a task over many inputs.
@@ -227,11 +244,14 @@ class Predictor:
             "rows_multiple": rows,
             "pad_id": roberta.config.pad_id,
             "max_positions": roberta.config.max_positions,
+            "length_multiple": LENGTH_MULTIPLE.get(backend, _LENGTH_MULTIPLE_ELSEWHERE),
             "attention_cost": batching.relative_attention_cost(
                 roberta.config.hidden_size, roberta.config.intermediate_size
             ),
         }
         self._strategy: Strategy = strategy or STRATEGY.get(backend, _STRATEGY_ELSEWHERE)
+        # Programs that communicate between devices must reach all of them in one order, so one thread starts them.
+        self._compiled_at_once = 1 if tensor_parallel > 1 else COMPILED_AT_ONCE.get(backend, 1)
         self.stats = Stats()
 
     def _take(self, task: Task | TaskOfModel, on_long: OnLong | None, max_length: int | None) -> None:
@@ -353,9 +373,9 @@ class Predictor:
                 unfinished.append(window)
                 self.stats.laid_out_texts += len(window.inputs)
                 self.stats.laid_out_slots += sum(batch.tokens.size for batch in window.batches)
+                self._compile(window)
                 for batch in window.batches:
-                    sequences = [window.sequences[i] for i in batch.indices]
-                    in_flight.append((window, batch, self._start_batch(batch, sequences)))
+                    in_flight.append((window, batch, self._start_batch(batch, window.sequences_of(batch))))
                     if len(in_flight) > _BATCHES_IN_FLIGHT:
                         finish_oldest_batch()
                 while unfinished and not unfinished[0].pending_batches:
@@ -396,11 +416,30 @@ class Predictor:
     def _encode(self, inputs: Sequence[Any]) -> list[EncodedInput]:
         return self.task.encode(self._roberta.tokenizer, inputs, self._max_length, self._on_long)
 
+    def _compile(self, window: _Window) -> None:
+        """Compiles the programs of a window's new shapes at the same time, by running one batch of each.
+
+        Their results are dropped: to keep those of all shapes until their turn could take too much memory.
+        """
+        first_of_shape: dict[tuple[int, ...], TokenBatch] = {}
+        for batch in window.batches:
+            if _shape(batch) not in self.stats.shapes:
+                first_of_shape.setdefault(_shape(batch), batch)
+        if len(first_of_shape) == 1 or self._compiled_at_once == 1:
+            return
+
+        def run(batch: TokenBatch) -> None:
+            outputs = self._start_batch(batch, window.sequences_of(batch))
+            jax.block_until_ready(outputs)  # type: ignore[no-untyped-call]
+
+        with ThreadPoolExecutor(self._compiled_at_once) as pool:
+            if pool.submit(_settings).result() == _settings():
+                list(pool.map(run, first_of_shape.values()))
+
     def _start_batch(self, batch: TokenBatch, sequences: Sequence[EncodedSequence]) -> Any:
         """Starts the computation for a batch of these sequences, in the order of `batch.indices`."""
-        arrays = [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
-        placed = [sharding.place_rows(array, self._mesh) for array in arrays]
-        self.stats.shapes.add((*batch.tokens.shape, len(arrays)))
+        placed = [sharding.place_rows(array, self._mesh) for array in _arrays(batch)]
+        self.stats.shapes.add(_shape(batch))
         with own_mesh(self._mesh), self.stats.compilations.counted():
             return self.task.run(self._roberta, self._params, batch, placed, sequences)
 
@@ -413,7 +452,7 @@ class Predictor:
 
     def _finish_batch(self, window: _Window, batch: TokenBatch, outputs: Any) -> None:
         """Stores the result of each sequence of a batch, when its outputs are there."""
-        sequences = [window.sequences[i] for i in batch.indices]
+        sequences = window.sequences_of(batch)
         results = self._results(batch, sequences, outputs)
         for index, result in zip(batch.indices, results, strict=True):
             window.results[index] = result
@@ -459,6 +498,19 @@ class Predictor:
         self.stats.texts += len(window.rejected)
         self.stats.rejected += sum(isinstance(result, Rejected) for result in results)
         return results
+
+
+def _settings() -> list[Any]:
+    return [getattr(jax.config, name) for name in _SETTINGS_OF_THREAD]
+
+
+def _arrays(batch: TokenBatch) -> list[npt.NDArray[np.int32]]:
+    return [array for array in (batch.tokens, batch.segments, batch.starts) if array is not None]
+
+
+def _shape(batch: TokenBatch) -> tuple[int, ...]:
+    """What a program is compiled for: the tokens' shape, and the number of arrays."""
+    return (*batch.tokens.shape, len(_arrays(batch)))
 
 
 def _widen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

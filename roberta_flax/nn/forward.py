@@ -36,7 +36,7 @@ from roberta_flax.nn.intermediates import check_names, intermediate_names, value
 from roberta_flax.nn.meshes import in_auto_mode
 from roberta_flax.nn.model import FIRST_TOKEN, MoreInputs, RobertaModel, TransformerLayer, given_tokens, tokens_at
 from roberta_flax.nn.numerics import DTypeLike, Numerics
-from roberta_flax.nn.quantize import is_quantized, quantize
+from roberta_flax.nn.quantize import numerics_for, quantize
 from roberta_flax.nn.tree import Params, arranged, to_dict
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ __all__ = [
     "init_params",
     "intermediate_names",
     "intermediates",
+    "largest_inputs",
     "lm_logits",
     "network",
     "operands",
@@ -123,7 +124,7 @@ def network(params: Params, config: RobertaConfig, numerics: Numerics) -> Robert
 
 
 def _network(params: Params, config: RobertaConfig, numerics: Numerics) -> RobertaModel:
-    return network(params, config, dataclasses.replace(numerics, quantized=is_quantized(params)))
+    return network(params, config, numerics_for(params, numerics))
 
 
 @partial(jax.jit, static_argnames=_STATIC)
@@ -267,6 +268,36 @@ def _intermediates(
             model.head_logits(head.name, features)
 
     return values(_network(params, config, observed), run, names)
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def largest_inputs(
+    params: Params, tokens: Int[Array, "batch time"], *, config: RobertaConfig, numerics: Numerics = Numerics()
+) -> dict[str, Float[Array, " inputs"]]:
+    """The largest absolute value of each feature that the layers' linear maps read, over all tokens but padding.
+
+    They are for quantize(params, largest_inputs=...). Of several batches, take the larger ones:
+    jax.tree.map(jnp.maximum, first, second).
+
+    Returns:
+      For each layer i, float32 [inputs] by "layers.i.attention" (what query, key and value read),
+      "layers.i.attention.output", "layers.i.feed_forward.intermediate" and "layers.i.feed_forward.output".
+    """
+    of_places = {}
+    for i in range(config.num_layers):
+        below = f"layers.{i - 1}.output" if i else "embeddings.output"
+        norms = f"layers.{i}.attention_layer_norm", f"layers.{i}.feed_forward_layer_norm"
+        of_places[f"layers.{i}.attention"] = norms[0] if config.normalize_before else below
+        of_places[f"layers.{i}.attention.output"] = f"layers.{i}.attention.context"
+        of_places[f"layers.{i}.feed_forward.intermediate"] = norms[1] if config.normalize_before else norms[0]
+        of_places[f"layers.{i}.feed_forward.output"] = f"layers.{i}.feed_forward.activation"
+    found = intermediates(params, tokens, names={*of_places.values()}, config=config, numerics=numerics)
+    is_padding = (tokens == config.pad_id)[..., None]
+
+    def largest(x: Float[Array, "batch time inputs"]) -> Float[Array, " inputs"]:
+        return jnp.where(is_padding, jnp.zeros_like(x), jnp.abs(x)).max(axis=(0, 1)).astype(jnp.float32)
+
+    return {place: largest(found[name]) for place, name in of_places.items()}
 
 
 def first_layers(params: Params, config: RobertaConfig, count: int) -> tuple[Params, RobertaConfig]:

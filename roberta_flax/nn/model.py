@@ -18,9 +18,10 @@ returns them by path, "layers.0.attention.query.__call__" for one (see roberta_f
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,10 @@ from jax import lax
 from roberta_flax.errors import InputError
 from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
+from roberta_flax.nn.meshes import has_explicit_axes, in_auto_mode
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.products import broadcast_like, product
-from roberta_flax.nn.quantize import QuantizedLinear
+from roberta_flax.nn.quantize import QuantizedLinear, smooth, smoothing
 from roberta_flax.nn.residuals import (
     LayerNorm,
     RecomputedLayerNorm,
@@ -48,6 +50,11 @@ if TYPE_CHECKING:
     Positions = Int[Array, "batch selected"] | slice
 
 FIRST_TOKEN = slice(0, 1)
+_Result = TypeVar("_Result")
+
+# From this many tokens on, the stream is stored after each layer. The TPU's compiler would rather keep what each layer
+# adds to it, 32 MiB in 8,192 tokens of 1,024 features, until the end (docs/performance.md).
+_LONG_ROW = 2048
 
 
 class MoreInputs(TypedDict, total=False):
@@ -235,7 +242,10 @@ class SelfAttention(Part):
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         super().__init__(config, numerics)
         size = config.hidden_size
-        self.query, self.key, self.value, self.output = (layer_linear(size, size, numerics, rngs) for _ in range(4))
+        unsmoothed = dataclasses.replace(numerics, smoothed=False)  # the three read the same features
+        self.query, self.key, self.value = (layer_linear(size, size, unsmoothed, rngs) for _ in range(3))
+        self.output = layer_linear(size, size, numerics, rngs)
+        self.smoothing = smoothing(size) if numerics.smoothed else None
 
     def __call__(
         self,
@@ -246,6 +256,7 @@ class SelfAttention(Part):
         head_mask: Float[Array, " heads"] | Float[Array, "batch heads"] | None = None,
     ) -> Float[Array, "batch queries hidden"]:
         """What each token of `x` takes from `tokens`."""
+        x, tokens = smooth(x, self.smoothing), smooth(tokens, self.smoothing)
         return self.output(self.context(self.query(x), self.key(tokens), self.value(tokens), mask, key, head_mask))
 
     def context(
@@ -492,8 +503,12 @@ class RobertaModel(Part):
         Raises:
           InputError: an array of `inputs` has another shape than the model takes.
         """
-        x = self._layer_outputs(token_ids, segments, key, positions, **inputs)[-1]
-        return x if self.layer_norm is None else self.layer_norm(x)
+
+        def features(model: RobertaModel, *arrays: Any, **inputs: Any) -> Array:
+            x = model._layer_outputs(*arrays, **inputs)[-1]
+            return x if model.layer_norm is None else model.layer_norm(x)
+
+        return self._on_any_mesh(features, token_ids, segments, self._key(key), positions, **inputs)
 
     def hidden_states(
         self,
@@ -507,7 +522,22 @@ class RobertaModel(Part):
         The final LayerNorm of a pre-norm network is in `features` and not in the last of these. Arguments as of
         `features`.
         """
-        return self._layer_outputs(token_ids, segments, key, **inputs)
+        return self._on_any_mesh(RobertaModel._layer_outputs, token_ids, segments, self._key(key), **inputs)
+
+    def _on_any_mesh(self, function: Callable[..., _Result], rows: Any, *others: Any, **inputs: Any) -> _Result:
+        """A function of the model, of an array whose rows divide its results, and of others; on Explicit axes too.
+
+        There it runs on a copy of the model, in Auto mode (see nn.meshes). Values inside are those of the copy:
+        forward.intermediates returns them on any mesh, and nnx.capture only on others.
+        """
+        if not has_explicit_axes((self.embeddings.token.embedding[...], rows, others, inputs)):
+            return function(self, rows, *others, **inputs)
+        graphdef, state = nnx.split(self)
+
+        def of_arrays(state: Any, *arrays: Any, **inputs: Any) -> _Result:
+            return function(nnx.merge(graphdef, state), *arrays, **inputs)
+
+        return in_auto_mode(of_arrays)(state, rows, *others, **inputs)
 
     def _layer_outputs(
         self,
@@ -521,7 +551,7 @@ class RobertaModel(Part):
         token_ids = given_tokens(token_ids, self.config, inputs)
         head_mask = inputs.get("head_mask")
         mask = attention_mask(token_ids == self.config.pad_id, segments)
-        keys = _split(self._key(key), 1 + 2 * len(self.layers))
+        keys = _split(key, 1 + 2 * len(self.layers))
         x = self.embeddings(token_ids, segments, keys[0], inputs.get("inputs_embeds"), inputs.get("token_types"))
         outputs = [x]
         for i, layer in enumerate(self.layers):
@@ -537,6 +567,8 @@ class RobertaModel(Part):
             else:  # fairseq/modules/layer_drop.py: a layer runs where a uniform number exceeds layer_drop
                 skip = partial(tokens_at, positions=slice(None) if wanted is None else wanted)
                 x = lax.cond(jax.random.uniform(drop_key, dtype=np.float32) > self.config.layer_drop, run, skip, x)
+            is_long = isinstance(token_ids.shape[1], int) and token_ids.shape[1] >= _LONG_ROW
+            x = optimization_barrier(x) if is_long else x
             outputs.append(x)
         return outputs
 
@@ -548,13 +580,23 @@ class RobertaModel(Part):
         """
         if self.lm_head is None:
             raise InputError(NO_LM_HEAD)
-        return self.lm_head(features, self.embeddings.token.embedding[...])
+
+        def logits(model: RobertaModel, features: Array) -> Array:
+            assert model.lm_head is not None, "checked above"
+            return model.lm_head(features, model.embeddings.token.embedding[...])
+
+        return self._on_any_mesh(logits, features)
 
     def head_logits(
         self, head: str, features: Float[Array, "batch time hidden"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
         """The outputs of the head called `head`, in the accumulation dtype."""
-        return self.heads[head](features, self._key(key))
+
+        def logits(model: RobertaModel, features: Array, key: Any) -> Array:
+            outputs: Array = model.heads[head](features, key)
+            return outputs
+
+        return self._on_any_mesh(logits, features, self._key(key))
 
 
 class Linear(nnx.Module):
@@ -580,7 +622,7 @@ class Linear(nnx.Module):
 def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear | QuantizedLinear:
     """`Linear`, or its quantized form."""
     if numerics.quantized:
-        return QuantizedLinear(inputs, outputs, numerics.accumulation_dtype, numerics.param_dtype)
+        return QuantizedLinear(inputs, outputs, numerics.accumulation_dtype, numerics.param_dtype, numerics.smoothed)
     return Linear(inputs, outputs, numerics, rngs)
 
 

@@ -43,6 +43,7 @@ class Numerics:
       remat: whether each layer's activations are recomputed for its gradient rather than kept (Chen et al., 2016).
       quantized: whether the layers' products are in int8. The functions of roberta_flax.forward set it from the
         parameters they are given.
+      smoothed: whether features are multiplied by factors before they are rounded to int8. Set in the same way.
       observed: whether attention records its scores and weights, which no method returns, for nnx.capture. It does so
         where it computes all scores at once, as "xla" does.
 
@@ -57,6 +58,7 @@ class Numerics:
     attention: str | None
     remat: bool
     quantized: bool
+    smoothed: bool
     observed: bool
 
     def __init__(
@@ -68,6 +70,7 @@ class Numerics:
         *,
         remat: bool = False,
         quantized: bool = False,
+        smoothed: bool = False,
         observed: bool = False,
     ) -> None:
         try:
@@ -87,7 +90,7 @@ class Numerics:
             raise InputError(f"attention 'cudnn' computes in bfloat16 or float16, not in {dtype}")
         if attention == "flash" and dtype == jnp.float64:
             raise InputError("attention 'flash' computes in 32 or 16 bits, not in float64")
-        fields = (dtype, param_dtype, precision, attention, remat, quantized, observed)
+        fields = (dtype, param_dtype, precision, attention, remat, quantized, smoothed, observed)
         for field, value in zip(dataclasses.fields(self), fields, strict=True):
             object.__setattr__(self, field.name, value)
 

@@ -46,6 +46,7 @@ RULES: Rules = (
     (r"layers\.\d+\.feed_forward\.intermediate\.kernel", (None, MODEL)),
     (r"layers\.\d+\.feed_forward\.intermediate\.(bias|kernel_scale)", (MODEL,)),
     (r"layers\.\d+\.feed_forward\.output\.kernel", (MODEL, None)),
+    (r"layers\.\d+\.(attention|feed_forward)\.output\.smoothing", (MODEL,)),
 )
 # Parameters with fewer numbers are replicated: gathering them would cost more than it saves.
 _SMALL = 2**14

@@ -173,6 +173,7 @@ def lay_out(
     rows_multiple: int = 1,
     strategy: Strategy = "buckets",
     attention_cost: float = 0.0,
+    length_multiple: int = 8,
 ) -> Iterator[TokenBatch]:
     """Lays out all of `sequences` in batches of few shapes, longest first, so that running out of memory shows at once.
 
@@ -193,9 +194,15 @@ def lay_out(
       rows_multiple: the number of data-parallel devices; the number of rows is a multiple of it.
       strategy: how, as above.
       attention_cost: for "auto", as in `estimated_cost`.
+      length_multiple: as in `length_bucket`.
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    sizes = {"tokens_per_batch": tokens_per_batch, "max_positions": max_positions, "rows_multiple": rows_multiple}
+    sizes = {
+        "tokens_per_batch": tokens_per_batch,
+        "max_positions": max_positions,
+        "rows_multiple": rows_multiple,
+        "length_multiple": length_multiple,
+    }
     for plan in _plans(lengths, strategy, attention_cost, sizes):
         build = _packed_batch if plan.is_packed else _unpacked_batch
         yield build(sequences, plan.rows, plan.shape, pad_id)
@@ -243,8 +250,12 @@ def _plan_fixed(
     tokens_per_batch: int,
     max_positions: int,
     rows_multiple: int,
+    length_multiple: int,
 ) -> Iterator[_Plan]:
-    for length, group in itertools.groupby(order, lambda i: length_bucket(int(lengths[i]), max_positions)):
+    def bucket(index: int) -> int:
+        return length_bucket(int(lengths[index]), max_positions, length_multiple)
+
+    for length, group in itertools.groupby(order, bucket):
         members = [[int(index)] for index in group]
         full = rows_per_batch(length, tokens_per_batch, rows_multiple)
         for start in range(0, len(members), full):
@@ -258,10 +269,11 @@ def _plan_buckets(
     tokens_per_batch: int,
     max_positions: int,
     rows_multiple: int,
+    length_multiple: int,
 ) -> Iterator[_Plan]:
     done = 0
     while done < len(order):
-        length = length_bucket(int(lengths[order[done]]), max_positions)
+        length = length_bucket(int(lengths[order[done]]), max_positions, length_multiple)
         full = rows_per_batch(length, tokens_per_batch, rows_multiple)
         members = [[int(index)] for index in order[done : done + full]]
         yield _Plan(members, (_row_bucket(len(members), full, rows_multiple), length))
@@ -275,8 +287,14 @@ def _plan_packing(
     tokens_per_batch: int,
     max_positions: int,
     rows_multiple: int,
+    length_multiple: int,
 ) -> Iterator[_Plan]:
-    sizes = {"tokens_per_batch": tokens_per_batch, "max_positions": max_positions, "rows_multiple": rows_multiple}
+    sizes = {
+        "tokens_per_batch": tokens_per_batch,
+        "max_positions": max_positions,
+        "rows_multiple": rows_multiple,
+        "length_multiple": length_multiple,
+    }
     fills_rows = lengths.sum() > PACK_LENGTH // 2
     num_unpacked = int(np.searchsorted(-lengths[order], -PACK_LENGTH)) if fills_rows else len(order)
     yield from _plan_buckets(order[:num_unpacked], lengths, **sizes)
@@ -288,9 +306,9 @@ def _plan_packing(
         yield _Plan(chosen, (num_rows, PACK_LENGTH), is_packed=True)
 
 
-def length_bucket(length: int, max_positions: int) -> int:
-    """The length that `lay_out` pads to: a multiple of 8 up to 64, then of an eighth of the next power of two."""
-    step = max(8, (1 << (length - 1).bit_length()) // 8)
+def length_bucket(length: int, max_positions: int, multiple: int = 8) -> int:
+    """The length that `lay_out` pads to: a multiple of `multiple`, and of an eighth of the next power of two."""
+    step = max(multiple, (1 << (length - 1).bit_length()) // 8)
     return max(length, min(-(-length // step) * step, max_positions))
 
 

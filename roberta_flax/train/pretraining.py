@@ -26,6 +26,7 @@ from roberta_flax.datasets.recipes import PRETRAINING, Recipe
 from roberta_flax.errors import InputError
 from roberta_flax.hub import Roberta
 from roberta_flax.nn import forward, sharding
+from roberta_flax.nn.adapters import LoRA
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
@@ -39,9 +40,10 @@ from roberta_flax.train.losses import HostBatch, masked_lm_loss
 from roberta_flax.train.masked_batches import training_batches
 from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
-from roberta_flax.train.progress import is_first_process
+from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.samples import Samples
-from roberta_flax.train.step import init_optimizer, make_eval_step, make_train_step
+from roberta_flax.train.step import make_eval_step, make_train_step
+from roberta_flax.train.trained import ApartAdapter, Trained, check_apart, lora_note
 
 SIZES: Mapping[str, Callable[..., RobertaConfig]] = {"base": RobertaConfig.base, "large": RobertaConfig.large}
 
@@ -80,6 +82,8 @@ class Pretraining:
       log_every: log metrics every N steps.
       patience: stop after N validations in a row without improvement; None never stops early.
       numerics: how to compute.
+      lora: settings of adapters to train in the place of the network; None trains the network.
+      lora_apart: whether best/ is the adapter alone, in PEFT's files; otherwise it is merged into the network.
       note: anything else that a run's numbers depend on, as a JSON object. The content of the initial model and of the
         files is part of it in any case.
     """
@@ -96,7 +100,12 @@ class Pretraining:
     log_every: int = 100
     patience: int | None = None
     numerics: Numerics = field(default_factory=Numerics)
+    lora: LoRA | None = None
+    lora_apart: bool = False
     note: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_apart(self.lora, self.lora_apart)
 
     def run(
         self,
@@ -114,7 +123,8 @@ class Pretraining:
         The model's classification heads are dropped, because masked language modeling does not train them.
 
         Args:
-          roberta: the initial model, from new_model or roberta_flax.load. Its parameters are donated.
+          roberta: the initial model, from new_model or roberta_flax.load. Its parameters are donated, except with
+            adapters.
           directory: the run's directory, also at a URL (module mirror). The best model is saved in its `best`, and the
             result in its `summary.json`.
           mesh: devices that share a batch's rows and each layer (devices.mesh_for); the default is one device.
@@ -126,12 +136,23 @@ class Pretraining:
           DivergedError, StoppedError: as in loop.run.
         """
         with mirrored(directory) as (local, mirror):
-            options = {"tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror}
-            result = self._run(roberta, local, mesh, fully_sharded, **options)
+            options: dict[str, Any] = {
+                "tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror,
+            }  # fmt: skip
+            result = self._run(roberta, local, mesh=mesh, fully_sharded=fully_sharded, **options)
         return dataclasses.replace(result, model=to_path(directory) / run_directory.BEST)
 
     @with_own_mesh
-    def _run(self, roberta: Roberta, directory: Path, mesh: Mesh | None, fully_sharded: bool, **options: Any) -> Result:
+    def _run(
+        self,
+        roberta: Roberta,
+        directory: Path,
+        *,
+        mesh: Mesh | None,
+        fully_sharded: bool,
+        progress: bool,
+        **options: Any,
+    ) -> Result:
         """The same in a directory of this machine; `options` are those of loop.run."""
         recipe, tokenizer = self.recipe, roberta.tokenizer
         fingerprint = run_directory.model_fingerprint(roberta)
@@ -146,16 +167,30 @@ class Pretraining:
         )
         total, warmup = self._steps()
         schedule, optimizer = recipe_optimizer(recipe, config=config, warmup_steps=warmup, total_steps=total)
-        loss = masked_lm_loss(config=config, numerics=self.numerics)
+        loss = masked_lm_loss(config=config, numerics=self.numerics, lora=self.lora)
+        train_step = make_train_step(loss, optimizer, accumulate=recipe.update_freq)
         eval_step = make_eval_step(
             masked_lm_loss(config=config, numerics=dataclasses.replace(self.numerics, remat=False))
         )
-        if mesh is not None:
-            params = sharding.place(params, config, mesh, fully_sharded=fully_sharded)
+        apart = ApartAdapter.of(roberta, self.lora, config, None) if self.lora and self.lora_apart else None
+
+        def place(params: Params) -> Params:
+            return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)
+
+        trained = Trained.of(params, config, self.lora, self.samples.seed, place)
+        if trained.lora is not None and progress:
+            report(trained.to_text())
+
+        def save_best(params: Params) -> None:
+            if apart is not None:
+                apart.save(directory / run_directory.BEST, params)
+            else:
+                run_directory.save_best(directory, config, trained.merged_to_save(params), tokenizer)
+
         outcome = loop.run(
-            make_train_step(loss, optimizer, accumulate=recipe.update_freq),
-            params,
-            init_optimizer(optimizer, params),
+            trained.step(train_step),
+            trained.params,
+            train_step.init(trained.params),
             training_batches(training_samples),
             plan=loop.Plan(
                 total, self.validate_every, self.save_every, self.keep, self.log_every, self.patience,
@@ -171,15 +206,19 @@ class Pretraining:
                 "samples": asdict(self.samples),
                 **asdict(recipe),
                 "warmup_steps": warmup,
+                **lora_note(self.lora, self.lora_apart),
                 **run_directory.numerics_note(self.numerics),
             },
             schedule=schedule,
-            validate=lambda params: mean_loss(eval_step, params, validation_samples.in_order(), mesh),
-            save_best=lambda params: run_directory.save_best(directory, config, params, tokenizer),
-            check_best=lambda: run_directory.check_best(directory),
+            validate=lambda params: mean_loss(
+                eval_step, trained.merged(params), validation_samples.in_order(), mesh
+            ),
+            save_best=save_best,
+            check_best=lambda: run_directory.check_best(directory, is_adapter=apart is not None),
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
+            progress=progress,
             **options,
         )  # fmt: skip
         result = Result(
