@@ -37,6 +37,7 @@ OTHERS_OPTIONS = {
     "--cache-clear": "pytest",
     "--config-name": "fairseq-hydra-train",
     "--keep-empty": "fairseq's multiprocessing_bpe_encoder.py",
+    "--generator": "benchmarks.tpu",
     "--layers": "benchmarks.compilation, benchmarks.tpu",
     "--length": "benchmarks.compilation",
     "--mixed": "benchmarks.inference",
