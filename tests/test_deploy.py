@@ -142,9 +142,7 @@ def test_the_files_that_docker_copies_are_enough_to_build_the_package(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_slurm_job_stops_when_its_time_is_up_and_is_queued_again_until_it_is_done(
-    stand_ins, tiny_directory, tmp_path
-):
+def test_a_slurm_job_whose_time_is_up_saves_what_it_has_done_and_is_queued_again(stand_ins, tiny_directory, tmp_path):
     train = tmp_path / "train.tsv"
     nouns = ("dog", "cat", "man", "woman", "table", "house", "garden", "train")
     rows = [f"the {noun} is {word}\t{label}\n" for noun in nouns for word, label in (("good", 1), ("bad", 0))]
@@ -153,11 +151,8 @@ def test_a_slurm_job_stops_when_its_time_is_up_and_is_queued_again_until_it_is_d
     command = ["bash", DEPLOY / "slurm.sbatch", "finetune", train, "--valid", train, "--task", "sst-2", "-o", run,
                "--model", tiny_directory, "--batch-size", "8", "--validate-every", steps, "--save-every", "4"]  # fmt: skip
 
-    def start(steps: int) -> subprocess.Popen[str]:
-        arguments = [*map(str, command), "--steps", str(steps)]
-        return subprocess.Popen(arguments, env=stand_ins, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    job = start(steps)
+    arguments = [*map(str, command), "--steps", str(steps)]
+    job = subprocess.Popen(arguments, env=stand_ins, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while not (run / "checkpoints" / "4").exists():
         assert job.poll() is None, job.communicate()
         time.sleep(0.01)
@@ -168,14 +163,16 @@ def test_a_slurm_job_stops_when_its_time_is_up_and_is_queued_again_until_it_is_d
     assert (tmp_path / "scontrol").read_text() == f"requeue {stand_ins['SLURM_JOB_ID']}\n"
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdecimal())
     assert 4 <= saved < steps
-    again = start(steps)
-    while not (tmp_path / "resumed").exists():
-        line = again.stderr.readline()
-        assert line, "it ended without a word"
-        if f"resuming after step {saved} of {steps}" in line:
-            (tmp_path / "resumed").touch()
-    again.send_signal(signal.SIGTERM)
-    again.communicate(timeout=300)
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_slurm_job_that_ends_by_itself_is_not_queued_again_and_has_the_commands_status(stand_ins, tmp_path, status):
+    program = tmp_path / "bin" / "roberta-flax"
+    program.write_text(f'#!/usr/bin/env bash\necho "$@"\nexit {status}\n')
+    command = ["bash", DEPLOY / "slurm.sbatch", "predict", "two words.jsonl"]
+    done = subprocess.run(command, env=stand_ins, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, "predict two words.jsonl --distributed\n" * 2)
+    assert not (tmp_path / "scontrol").exists()
 
 
 @pytest.mark.slow

@@ -1,7 +1,4 @@
-"""The same at s3://, by s3fs and a server of S3's interface in this process; in an environment with the extra s3 and moto.
-
-.ci/run makes one of it, since s3fs and the libraries of other tests want different versions of a package.
-"""
+"""The same at s3://, by s3fs and a server of S3's interface in this process."""
 
 from __future__ import annotations
 
@@ -36,9 +33,9 @@ def bucket(endpoint, monkeypatch) -> RemotePath:
     for name, value in {**settings, "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     path = to_path("s3://bucket")
-    path._system.mkdir("bucket", exist_ok=True)
-    path.remove_tree()
-    path._system.mkdir("bucket", exist_ok=True)
+    path._system.makedirs("bucket", exist_ok=True)
+    for file in path.rglob("*"):
+        file.unlink()
     return path
 
 

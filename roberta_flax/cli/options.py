@@ -47,8 +47,7 @@ def _use_device(kind: str | None) -> str | None:
 MODEL = typer.Option(
     "--model",
     "-m",
-    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file; also "
-    "at a URL.",
+    help="Released name, hf:ORG/NAME, or directory, .tar.gz file, .pt file or URL of a model.",
 )
 OUTPUT = typer.Option(
     "--output",
@@ -114,9 +113,7 @@ HeadName = Annotated[
 ]
 RunDirectory = Annotated[
     Path,
-    typer.Option(
-        "--output", "-o", metavar="DIR", help="Directory of the run, also at a URL. best/ in it is the best model."
-    ),
+    typer.Option("--output", "-o", metavar="DIR", help="Directory of the run. best/ in it is the best model."),
 ]
 Valid = Annotated[
     Path,
