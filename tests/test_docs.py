@@ -36,12 +36,17 @@ OTHERS_OPTIONS = {
     "--help": "every program",
     "--cache-clear": "pytest",
     "--config-name": "fairseq-hydra-train",
+    "--lora": "benchmarks.train",
     "--keep-empty": "fairseq's multiprocessing_bpe_encoder.py",
+    "--generator": "benchmarks.tpu",
+    "--layers": "benchmarks.compilation, benchmarks.tpu",
+    "--length": "benchmarks.compilation",
     "--mixed": "benchmarks.inference",
     "--network": "the tests",
     "--operations": "benchmarks.tpu",
     "--pairs": "benchmarks.forward, benchmarks.inference",
     "--rounds": "the benchmarks",
+    "--rows": "benchmarks.compilation",
     "--shapes": "benchmarks.train",
     "--sweep": "benchmarks.inference",
     "--tokenizing": "benchmarks.encoders, benchmarks.inference",
@@ -114,7 +119,7 @@ def test_python_examples_import_what_there_is_and_call_it_with_arguments_that_it
 
 
 def is_here(node: ast.Import | ast.ImportFrom) -> bool:
-    """Whether an import is not of a package that only the environment of tests/newest has."""
+    """Whether an import is not of a package that only the environment of tests/engines has."""
     module = node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
     return module.partition(".")[0] not in ("apache_beam", "pyspark")
 

@@ -62,8 +62,10 @@ def command(
     check_file(file)
     roberta = model.load()
     options: dict[str, Any] = {
+        "task": task,
         "columns": labeled.columns(),
         "max_length": labeled.max_length,
+        "on_long": cast(Any, long.on_long),
         "strategy": cast(Any, batching.strategy),  # checked there
         "tokens_per_batch": batching.tokens_per_batch,
         "tensor_parallel": devices.tensor_parallel,
@@ -73,7 +75,7 @@ def command(
     if of_encoder or (head is None and task is None and is_encoder(roberta)):
         found = evaluate_encoder(roberta, file, head=head, **of_encoder, **options)
     else:
-        found = evaluate(roberta, file, head, task=task, on_long=cast(Any, long.on_long), **options)
+        found = evaluate(roberta, file, head, **options)
     if as_json:
         print_json(found.to_json())
     else:

@@ -36,6 +36,7 @@ from roberta_flax.nn.config import HeadConfig
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 HEAD_FILE = "head.json"  # of an adapter that was trained here: its HeadConfig
+OWN_FILES = (HEAD_FILE, TRAINED_ON_FILE)
 
 _OTHERWISE = "; where PEFT can merge it, save the model after merge_and_unload()"
 PREFIX = "base_model.model."  # LoraModel in a PeftModel
@@ -120,7 +121,7 @@ class Adapter:
 
     def own_files(self) -> list[str]:
         """The names of the files that only adapters have that were trained here."""
-        return [name for name in (HEAD_FILE, TRAINED_ON_FILE) if (self.folder / name).is_file()]
+        return [name for name in OWN_FILES if (self.folder / name).is_file()]
 
     def head(self) -> HeadConfig | None:
         """The head of an adapter that was trained here; None of another.

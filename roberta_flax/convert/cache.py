@@ -123,8 +123,11 @@ def _converted_base(source: PathLike, cache_dir: PathLike | None) -> Path | None
     adapter = Adapter.open(Path(source)) if os.path.exists(source) else None
     if adapter is None or (base := adapter.base_model()).startswith("hf:"):
         return None
-    is_ours = base in download.MODELS or not huggingface.weight_files(Path(base))
-    return resolve(base, cache_dir=cache_dir) if is_ours else None
+    if base in download.MODELS:
+        return resolve(base, cache_dir=cache_dir)
+    with reading(base):
+        is_theirs = Adapter.open(Path(base)) is not None or huggingface.weight_files(Path(base))
+    return None if is_theirs else resolve(base, cache_dir=cache_dir)  # convert refuses an adapter
 
 
 def canonical(name: str) -> str:

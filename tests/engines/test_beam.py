@@ -16,7 +16,7 @@ from apache_beam.testing.util import assert_that
 
 from roberta_flax import Classify, Embed, InputError
 from roberta_flax.inference.beam import RobertaModelHandler
-from tests.newest import engines
+from tests.engines import killed
 
 ROWS = 200
 
@@ -32,6 +32,7 @@ def as_line(keyed: tuple[int, PredictionResult]) -> str:
     return json.dumps({"id": keyed[0], **keyed[1].inference})
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_loses_a_worker_writes_nothing_and_when_rerun_every_row_once(
     tiny, tiny_directory, sick_pairs, tmp_path, monkeypatch
 ):
@@ -39,9 +40,9 @@ def test_a_pipeline_that_loses_a_worker_writes_nothing_and_when_rerun_every_row_
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir or "")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     (processes := tmp_path / "processes").mkdir()
-    task = engines.KilledOnce("mnli", folder=str(processes))
+    task = killed.KilledOnce("mnli", folder=str(processes))
     handler = RobertaModelHandler(tiny_directory, task, batch_tokens=1000, strategy="packing")
-    rows = engines.rows(sick_pairs, ROWS)
+    rows = killed.rows(sick_pairs, ROWS)
 
     def run() -> None:
         with pipeline(direct_running_mode="multi_processing", direct_num_workers=2) as p:
@@ -55,11 +56,11 @@ def test_a_pipeline_that_loses_a_worker_writes_nothing_and_when_rerun_every_row_
 
     with pytest.raises(RuntimeError):
         run()
-    assert (processes / engines.KILLED).exists()
+    assert (processes / killed.KILLED).exists()
     assert not list(tmp_path.glob("out*-of-*"))
-    before = engines.pids(processes)
+    before = killed.pids(processes)
     run()
-    assert len(engines.pids(processes) - before) == 2
+    assert len(killed.pids(processes) - before) == 2
     lines = [line for file in tmp_path.glob("out*-of-*") for line in file.read_text().splitlines()]
     found = sorted(map(json.loads, lines), key=lambda row: row["id"])
     assert [row["id"] for row in found] == list(range(ROWS))
