@@ -319,10 +319,12 @@ class TransformerLayer(Part):
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         super().__init__(config, numerics)
+        # remat recomputes all of a layer; to recompute a LayerNorm in that once more would take passes of its own
+        norm = partial(layer_norm, config, numerics, rngs, recomputed=not numerics.remat)
         self.attention = SelfAttention(config, numerics, rngs)
-        self.attention_layer_norm = layer_norm(config, numerics, rngs)
+        self.attention_layer_norm = norm()
         self.feed_forward = FeedForward(config, numerics, rngs)
-        self.feed_forward_layer_norm = layer_norm(config, numerics, rngs)
+        self.feed_forward_layer_norm = norm()
 
     def __call__(
         self,
@@ -626,14 +628,14 @@ def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) 
     return Linear(inputs, outputs, numerics, rngs)
 
 
-def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the features, in the accumulation dtype.
+def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs, recomputed: bool = True) -> nnx.LayerNorm:
+    """LayerNorm over the features, in the accumulation dtype; `recomputed` for its gradient under a 16-bit `dtype`.
 
     The variance is computed in two passes, as torch does, but under a 16-bit `dtype` in one (the mean of squares less
     the square of the mean): what that loses is far below what rounding the operands loses, and an accelerator reads the
     features once.
     """
-    kind = RecomputedLayerNorm if numerics.dtype.itemsize == 2 else LayerNorm
+    kind = RecomputedLayerNorm if recomputed and numerics.dtype.itemsize == 2 else LayerNorm
     return kind(
         config.hidden_size,
         epsilon=config.layer_norm_epsilon,
