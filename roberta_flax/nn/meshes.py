@@ -83,6 +83,22 @@ def in_auto_mode(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def with_rows_along(x: jax.Array, axis: str) -> jax.Array:
+    """Keeps the rows of an array [batch, ...] divided along an axis of its mesh, if it has such an axis, in Auto mode.
+
+    The compiler is free to divide activations as it likes. Where that axis divides parameters too (fully sharded), it
+    may gather the rows of all devices rather than the parameters.
+    """
+    mesh = _mesh_of([x])
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if kinds.get(axis) != AxisType.Auto or mesh.shape[axis] == 1 or x.shape[0] % mesh.shape[axis]:
+        return x
+    others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    kept: jax.Array = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(axis, *others)))
+    return kept
+
+
 def has_explicit_axes(tree: Any) -> bool:
     """Whether the mesh of a tree's arrays, or else the caller's, has an Explicit axis."""
     return bool(_explicit_axes(jax.tree.leaves(tree))[1])

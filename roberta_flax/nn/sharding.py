@@ -85,9 +85,15 @@ def spec(path: str, rules: Rules = RULES) -> PartitionSpec:
 def fully_sharded_spec(
     path: str, shape: Sequence[int], on: Mesh, rules: Rules = RULES, data: str = DATA
 ) -> PartitionSpec:
-    """The same where `data` divides parameters too: their longest axis that it can divide, if possible a whole one."""
+    """The same where `data` divides parameters too: their longest axis that it can divide, if possible a whole one.
+
+    A table of embeddings is divided by columns: each device looks up its columns for the tokens of all devices. With
+    the table's rows divided, each device would hold whole features of all tokens.
+    """
     axes: list[Any] = [*spec(path, rules), *[None] * (len(shape) - len(spec(path, rules)))]
     divided = {i: (data,) if axis is None else (axis, data) for i, axis in enumerate(axes)}
+    if re.match(r"embeddings\.\w+\.embedding", path):
+        del divided[0]
     possible = [i for i, names in divided.items() if shape[i] % math.prod(on.shape[name] for name in names) == 0]
     if possible and math.prod(shape) >= _SMALL:
         longest = max(possible, key=lambda i: (axes[i] is None, shape[i]))
