@@ -6,6 +6,9 @@ time; the memory is the same.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import jax
 import pytest
 
@@ -18,6 +21,7 @@ ONE = Update("v5e:1x1", rows=32, generator="rbg")
 DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg")
 FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg", fully_sharded=True)
 TENSOR_PARALLEL = Update("v5e:2x2", rows=32, tensor_parallel=4, num_layers=3, generator="rbg")
+SLICE = Update("v5e:4x4", rows=64, tensor_parallel=4, num_layers=2, fully_sharded=True, dropout=False)
 KEPT = Update("v5e:1x1", rows=32, num_layers=3, generator="rbg", remat=False)
 UPDATES = {
     "one chip": ONE,
@@ -67,3 +71,19 @@ def test_at_full_effort_it_takes_fewer_cycles_than_transformers_with_optax():
     update = Update("v5e:1x1", rows=32, num_layers=1, generator="rbg")
     ours, theirs = figures(update.compiled()), figures(flax_compiled(update))
     assert ours["estimated_cycles"] < 0.85 * theirs["estimated_cycles"]
+
+
+def test_on_16_chips_tensor_parallel_and_fully_sharded_no_rows_are_gathered_and_each_kernel_is_summed_once(compiled):
+    found = collectives(compiled(SLICE))
+    assert {operation.kind for operation in found} == {"all-gather", "all-reduce", "all-to-all", "collective-permute"}
+    hidden, layers, parts = SLICE.config.hidden_size, SLICE.num_layers, SLICE.tensor_parallel
+    rows = SLICE.rows // SLICE.mesh.shape["data"]
+    floating = [operation for operation in found if operation.dtype in ("f32", "bf16")]
+    assert max(math.prod(operation.shape) for operation in floating) == rows * SLICE.length * hidden
+
+    # by the part of the kernels that the model axis leaves: queries, keys and values; both of feed-forward; attention's
+    # output, and with it the head's dense layer
+    sums = Counter(operation.shape for operation in floating if operation.kind == "all-reduce")
+    assert sums[hidden, hidden // parts] == 3 * layers
+    assert sums[hidden, 4 * hidden // parts] == 2 * layers
+    assert sums[hidden // parts, hidden] == layers + 1
