@@ -74,7 +74,7 @@ class Suite:
         if "mnli" not in tasks and any(map(self._starts_from_mnli, tasks)):
             self._mnli_model()
         for task in tasks:
-            self._recipe(task)
+            self.recipe(task)
 
     def record(self, task: str) -> dict[str, Any] | None:
         """Returns what a task reached; None if it has not ended."""
@@ -106,7 +106,7 @@ class Suite:
         write_json(self._record_file(task), {"note": note, "best_model": str(results.best_model), "rows": rows})
 
     def _train(self, task: str) -> SeedResults:
-        files, recipe = files_of(self.data, task), self._recipe(task)
+        files, recipe = files_of(self.data, task), self.recipe(task)
         models = [self._load(task)]
         tuning = FineTuning.of_files(
             models[0], task, files.train, files.dev, recipe=recipe, steps=self.steps,
@@ -161,7 +161,7 @@ class Suite:
     def _starts_from_mnli(self, task: str) -> bool:
         return self.after_mnli and task in AFTER_MNLI
 
-    def _recipe(self, task: str) -> Recipe:
+    def recipe(self, task: str) -> Recipe:
         """Returns fairseq's recipe, in batches of `batch_size`."""
         recipe = recipe_of(task)
         if self.batch_size is None or self.batch_size >= recipe.batch_size:

@@ -18,12 +18,13 @@ def write_table(suite: Suite, settings: Mapping[str, Any]) -> str:
     records = [record for task in FOLDERS if (record := suite.record(task)) is not None]
     rows = [row for record in records for row in record["rows"]]
     write_json(suite.output / "table.json", {"model": suite.model.model, **settings, "rows": rows})
-    text = _to_markdown(suite.model.model, settings, rows)
+    text = to_markdown(suite.model.model, settings, rows)
     write_text(suite.output / "table.md", text)
     return text
 
 
-def _to_markdown(model: str, settings: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
+def to_markdown(model: str, settings: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Returns the page of table.md for rows of Suite.record."""
     lines = [
         f"# GLUE's dev sets, fine-tuned from {model}",
         "",
