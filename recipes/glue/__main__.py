@@ -12,7 +12,7 @@ import typer
 
 from roberta_flax.cli import run
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import MeshOptions, ModelOptions, RunDirectory, print_lines
+from roberta_flax.cli.options import MeshOptions, ModelOptions, print_lines
 
 
 @grouped
@@ -21,7 +21,9 @@ def command(
         Path,
         typer.Argument(metavar="GLUE", help="Directory of GLUE's files: MNLI/train.tsv, CoLA/train.tsv and so on."),
     ],
-    output: RunDirectory,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Directory of the runs, and of the table.")
+    ],
     tasks: Annotated[
         list[str] | None, typer.Option("--task", help="Task to run. Repeat it for several.", show_default="all eight")
     ] = None,
@@ -29,7 +31,7 @@ def command(
         list[int] | None, typer.Option("--seed", help="Seed. Repeat it for one run each.", show_default="1 to 5")
     ] = None,
     after_mnli: Annotated[
-        bool, typer.Option("--after-mnli", help="Train RTE, MRPC and STS-B from the best MNLI model.")
+        bool, typer.Option("--after-mnli", help="Train RTE, MRPC and STS-B from the MNLI model of the same seed.")
     ] = False,
     steps: Annotated[
         int | None, typer.Option(help="Number of steps of each run, for a rehearsal.", show_default="the recipe's")
@@ -50,7 +52,7 @@ def command(
 ) -> None:
     """Fine-tune a model on GLUE by fairseq's recipes, once for each seed, and write table.md and table.json.
 
-    Rerun the command to resume. Tasks that have ended are not run again.
+    Rerun the command to resume. Runs that have ended are not run again.
     """
     from recipes.glue.files import check_files, chosen_tasks
     from recipes.glue.runs import Suite

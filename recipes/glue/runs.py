@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,8 @@ from roberta_flax.errors import InputError
 from roberta_flax.files import file_sha256, replacing
 from roberta_flax.hub import Roberta
 from roberta_flax.inference.evaluation import evaluate
-from roberta_flax.train.finetuning import FineTuning, SeedResults
+from roberta_flax.train.directory import BEST, CHECKPOINTS
+from roberta_flax.train.finetuning import FineTuning
 from roberta_flax.train.progress import report
 
 AFTER_MNLI = ("rte", "mrpc", "sts-b")  # Liu et al. (2019), section 5.1: for the submission to the leaderboard
@@ -31,7 +33,8 @@ AFTER_MNLI = ("rte", "mrpc", "sts-b")  # Liu et al. (2019), section 5.1: for the
 class Suite:
     """The runs of GLUE's tasks in one directory.
 
-    OUTPUT/rte has the runs of RTE, as `roberta-flax finetune` leaves them, and OUTPUT/rte.json what they reached.
+    OUTPUT/rte/seed-1 is a run of RTE, as `roberta-flax finetune` leaves it, but without checkpoints once it has ended,
+    and OUTPUT/rte/seed-1.json says what it reached.
 
     Attributes:
       data: the directory of GLUE's files.
@@ -39,7 +42,7 @@ class Suite:
       model: the model to fine-tune, and how it computes.
       devices: the devices that share a batch.
       seeds: one run for each.
-      after_mnli: whether to train AFTER_MNLI from the best MNLI model in the place of `model`.
+      after_mnli: whether to train AFTER_MNLI from the MNLI model of the same seed in the place of `model`.
       steps: the number of steps of each run, in the place of the recipe's.
       batch_size: number of examples that are computed together, as many as the recipe's or fewer; a step has as many as
         the recipe's in any case.
@@ -71,84 +74,88 @@ class Suite:
 
     def check(self, tasks: Sequence[str]) -> None:
         """Raises InputError if a task cannot begin: its MNLI model is not there, or its batches cannot be divided."""
-        if "mnli" not in tasks and any(map(self._starts_from_mnli, tasks)):
-            self._mnli_model()
         for task in tasks:
-            self.recipe(task)
+            self.devices.mesh(self.recipe(task).batch_size)
+            if self._starts_from_mnli(task) and "mnli" not in tasks:
+                self._require_mnli()
 
-    def record(self, task: str) -> dict[str, Any] | None:
-        """Returns what a task reached; None if it has not ended."""
-        path = self._record_file(task)
-        try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return record
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise InputError(f"cannot read {path}: {error}; remove it to evaluate the task again") from None
+    def rows(self, task: str) -> list[dict[str, Any]]:
+        """Returns the rows of the table for a task's seeds that have ended; MNLI has two rows."""
+        records = self._records(task)
+        names = list(next(iter(records.values()))["metrics"]) if records else []
+        return [self._row(name, {seed: record["metrics"][name] for seed, record in records.items()}) for name in names]
 
     def run(self, task: str) -> None:
-        """Fine-tunes on a task, or resumes; a task that has ended with these seeds and files is not run again.
+        """Fine-tunes on a task with each seed, or resumes; seeds that have ended are not run again.
 
         Raises:
-          InputError, DivergedError, StoppedError: as in FineTuning.run_seeds.
+          InputError: the task's files have changed since a seed ended, or as in FineTuning.run.
+          DivergedError, StoppedError: as in FineTuning.run.
         """
-        note = self._note(task)
-        record = self.record(task)
-        if record is not None and record["note"] == note:
-            report(f"{FOLDERS[task]} has ended, as {self._record_file(task)} says")
+        sums = {path.name: file_sha256(path) for path in files_of(self.data, task) if path is not None}
+        records = self._records(task)
+        for seed, record in records.items():
+            if record["files"] != sums:
+                raise InputError(
+                    f"{self._record_file(task, seed)} is of other files than those in {self.data / FOLDERS[task]}; "
+                    "give the same files, or choose another directory"
+                )
+        left = [seed for seed in self.seeds if seed not in records]
+        if not left:
+            report(f"{FOLDERS[task]} has ended with these seeds, as {self.output / task} says")
             return
-        results = self._train(task)
-        rows = [self._row(task, [result.evaluation.metrics for result in results.results])]
-        if (mismatched := files_of(self.data, task).mismatched) is not None:
-            evaluations = [self._evaluate(results.model_of(seed), mismatched) for seed in self.seeds]
-            rows.append(self._row("mnli-mm", evaluations))
-        write_json(self._record_file(task), {"note": note, "best_model": str(results.best_model), "rows": rows})
+        first = [self._load(task, left[0])]
+        tuning = self._tuning(task, first[0])
+        report(f"{FOLDERS[task]}\n{tuning.to_text()}")
+        for seed in left:
+            roberta = first.pop() if first else self._load(task, seed)
+            metrics = self._train(task, tuning, roberta, seed)
+            write_json(self._record_file(task, seed), {"files": sums, "metrics": metrics})
+            shutil.rmtree(self._directory(task, seed) / CHECKPOINTS, ignore_errors=True)  # gigabytes, not needed again
 
-    def _train(self, task: str) -> SeedResults:
-        files, recipe = files_of(self.data, task), self.recipe(task)
-        models = [self._load(task)]
-        tuning = FineTuning.of_files(
-            models[0], task, files.train, files.dev, recipe=recipe, steps=self.steps,
+    def _tuning(self, task: str, roberta: Roberta) -> FineTuning:
+        files = files_of(self.data, task)
+        return FineTuning.of_files(
+            roberta, task, files.train, files.dev, recipe=self.recipe(task), steps=self.steps, keep=1,
             numerics=self.model.numerics(remat=self.remat),
         )  # fmt: skip
-        report(f"{FOLDERS[task]}\n{tuning.to_text()}")
-        results = tuning.run_seeds(
-            lambda: models.pop() if models else self._load(task),  # a run uses its model up
-            self.output / task,
-            self.seeds,
-            mesh=self.devices.mesh(recipe.batch_size),
-        )
-        report(results.to_text())
-        return results
 
-    def _load(self, task: str) -> Roberta:
-        """Loads the model that a task starts from."""
+    def _train(self, task: str, tuning: FineTuning, roberta: Roberta, seed: int) -> dict[str, dict[str, float]]:
+        """Fine-tunes with one seed, or resumes. Returns the best model's metrics for each row of the table."""
+        directory = self._directory(task, seed)
+        result = tuning.run(roberta, directory, seed=seed, mesh=self.devices.mesh(tuning.recipe.batch_size))
+        report(f"{FOLDERS[task]}, seed {seed}: {result.evaluation.to_text().splitlines()[0]}")
+        metrics = {task: result.evaluation.metrics}
+        if (mismatched := files_of(self.data, task).mismatched) is not None:
+            best = hub.load(directory / BEST, **self.model.arguments())
+            metrics["mnli-mm"] = evaluate(best, mismatched).evaluation.metrics
+        return metrics
+
+    def _load(self, task: str, seed: int) -> Roberta:
+        """Loads the model that a run starts from."""
         if not self._starts_from_mnli(task):
             return self.model.load()
+        self._require_mnli()
         keep_programs(self.model.cache_dir)
         open_devices()
-        return hub.load(self._mnli_model(), **self.model.arguments())
+        return hub.load(self._directory("mnli", seed) / BEST, **self.model.arguments())
 
-    def _mnli_model(self) -> Path:
-        if (record := self.record("mnli")) is None:
-            raise InputError(f"{self.output} has no MNLI model; add --task mnli, or leave out --after-mnli")
-        return Path(record["best_model"])
+    def _require_mnli(self) -> None:
+        if missing := set(self.seeds) - self._records("mnli").keys():
+            raise InputError(
+                f"{self.output} has no MNLI model of seed {min(missing)}; add --task mnli, or leave out --after-mnli"
+            )
 
-    def _evaluate(self, best: Path, file: Path) -> dict[str, float]:
-        """Returns the metrics of a run's best model on another file of its task."""
-        return evaluate(hub.load(best, **self.model.arguments()), file).evaluation.metrics
-
-    def _row(self, task: str, evaluations: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    def _row(self, task: str, metrics: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
         """Returns a row of the table, with the value of the main metric for each seed."""
         metric = LAYOUTS["mnli" if task == "mnli-mm" else task].metrics[0]
-        values = [metrics[metric] for metrics in evaluations]
+        values = {str(seed): found[metric] for seed, found in metrics.items()}
         published = self._published(task)
         return {
             "task": task,
             "metric": metric,
-            "values": dict(zip(map(str, self.seeds), values, strict=True)),
-            "median": statistics.median(values),
+            "values": values,
+            "median": statistics.median(values.values()),
             "published": None if published is None else asdict(published),
         }
 
@@ -173,13 +180,24 @@ class Suite:
             )
         return replace(recipe, batch_size=self.batch_size, update_freq=batches)
 
-    def _note(self, task: str) -> dict[str, Any]:
-        """Returns what the results of this task alone depend on, as a JSON object."""
-        files = [path for path in files_of(self.data, task) if path is not None]
-        return {"seeds": list(self.seeds), "files": {path.name: file_sha256(path) for path in files}}
+    def _directory(self, task: str, seed: int) -> Path:
+        return self.output / task / f"seed-{seed}"
 
-    def _record_file(self, task: str) -> Path:
-        return self.output / f"{task}.json"
+    def _record_file(self, task: str, seed: int) -> Path:
+        return self.output / task / f"seed-{seed}.json"
+
+    def _records(self, task: str) -> dict[int, dict[str, Any]]:
+        """Returns what each seed that has ended reached, in the order of the seeds."""
+        paths = (self.output / task).glob("seed-*.json")
+        seeds = sorted(int(path.stem.removeprefix("seed-")) for path in paths)
+        return {seed: self._read(self._record_file(task, seed)) for seed in seeds}
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"cannot read {path}: {error}; choose another directory") from None
+        return record
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,9 +14,8 @@ _HEADER = ("task", "metric", "median", "lowest", "highest", "seeds", "published"
 
 
 def write_table(suite: Suite, settings: Mapping[str, Any]) -> str:
-    """Writes table.json and table.md, of all tasks that have ended, into a suite's directory. Returns the latter."""
-    records = [record for task in FOLDERS if (record := suite.record(task)) is not None]
-    rows = [row for record in records for row in record["rows"]]
+    """Writes table.json and table.md, of all seeds that have ended, into a suite's directory. Returns the latter."""
+    rows = [row for task in FOLDERS for row in suite.rows(task)]
     write_json(suite.output / "table.json", {"model": suite.model.model, **settings, "rows": rows})
     text = to_markdown(suite.model.model, settings, rows)
     write_text(suite.output / "table.md", text)
@@ -24,7 +23,7 @@ def write_table(suite: Suite, settings: Mapping[str, Any]) -> str:
 
 
 def to_markdown(model: str, settings: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Returns the page of table.md for rows of Suite.record."""
+    """Returns the page of table.md for rows of Suite.rows."""
     lines = [
         f"# GLUE's dev sets, fine-tuned from {model}",
         "",

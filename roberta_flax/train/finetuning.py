@@ -493,12 +493,8 @@ class SeedResults:
     @property
     def best_model(self) -> Path:
         """The directory of the best model."""
-        return self.model_of(self.best.seed)
-
-    def model_of(self, seed: int) -> Path:
-        """The directory of a seed's best model."""
         several = len(self.results) > 1
-        return (self.directory / f"seed-{seed}" if several else self.directory) / run_directory.BEST
+        return (self.directory / f"seed-{self.best.seed}" if several else self.directory) / run_directory.BEST
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result of one run, or of each run with the medians and the best, for json.dumps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import sys
@@ -136,8 +137,10 @@ def test_a_stopped_run_of_all_tasks_resumes_and_leaves_the_table(run_glue, glue,
         "cola": "matthews", "sts-b": "pearson",
     }  # fmt: skip
     for task, folder in FOLDERS.items():
-        summary = json.loads((output / task / "summary.json").read_text())
+        summary = json.loads((output / task / "seed-1" / "summary.json").read_text())
         assert rows[task]["median"] == summary["metrics"][rows[task]["metric"]]
+        assert (output / task / "seed-1" / "best" / "model.safetensors").exists()
+        assert not (output / task / "seed-1" / "checkpoints").exists()  # gigabytes of a large model
         assert rows[task]["published"] is None  # of a model that fairseq has not released
         assert summary["steps"] == 3
         assert summary["training"]["path"] == str(glue / folder / "train.tsv")
@@ -148,15 +151,23 @@ def test_a_stopped_run_of_all_tasks_resumes_and_leaves_the_table(run_glue, glue,
         "| MNLI-m", "| MNLI-mm", "| QNLI", "| QQP", "| RTE", "| SST-2", "| MRPC", "| CoLA", "| STS-B",
     ]  # fmt: skip
 
-    starts = {task: json.loads((output / task / "run.json").read_text())["model"] for task in FOLDERS}
+    starts = {task: json.loads((output / task / "seed-1" / "run.json").read_text())["model"] for task in FOLDERS}
     assert starts["qnli"] == starts["mnli"] == starts["cola"]
     assert starts["rte"] == starts["mrpc"] == starts["sts-b"] != starts["mnli"]
 
     trained.clear()
     status, _, err = run_glue(glue, "-o", output, "--steps", "4", "--seed", "1")
     assert (status, trained) == (1, [])
-    assert "has another run" in err
-    assert "steps" in err
+    assert "has another run (after_mnli was True and is False, steps was 3 and is 4)" in err
+
+    data = tmp_path / "glue_data"
+    shutil.copytree(glue, data)
+    status, again, err = run_glue(data, *arguments[1:])
+    assert (status, again, trained) == (0, out, [])  # the same files elsewhere
+    (data / "RTE" / "dev.tsv").write_text((data / "RTE" / "train.tsv").read_text() + "80\tdog .\tcat .\tentailment\n")
+    status, _, err = run_glue(data, *arguments[1:])
+    assert (status, trained) == (1, [])
+    assert re.search("rte/seed-1.json is of other files than those in .*RTE; give the same files", err)
 
 
 def test_missing_files_are_named_in_one_line_before_any_work(run_glue, glue, tmp_path):
@@ -182,7 +193,7 @@ def test_a_file_of_another_layout_is_named_in_one_line_before_any_work(run_glue,
 def test_a_task_that_starts_from_mnli_needs_the_mnli_model(run_glue, glue, tmp_path):
     status, _, err = run_glue(glue, "-o", tmp_path / "runs", "--task", "rte", "--after-mnli")
     assert (status, len(err.splitlines())) == (1, 1)
-    assert "has no MNLI model; add --task mnli" in err
+    assert "has no MNLI model of seed 1; add --task mnli" in err
 
 
 def test_a_step_has_the_recipes_examples_in_batches_of_any_size(tmp_path):
