@@ -188,8 +188,8 @@ class Suite:
 
     def _records(self, task: str) -> dict[int, dict[str, Any]]:
         """Returns what each seed that has ended reached, in the order of the seeds."""
-        paths = (self.output / task).glob("seed-*.json")
-        seeds = sorted(int(path.stem.removeprefix("seed-")) for path in paths)
+        names = (path.stem.removeprefix("seed-") for path in (self.output / task).glob("seed-*.json"))
+        seeds = sorted(int(name) for name in names if name.isdecimal())
         return {seed: self._read(self._record_file(task, seed)) for seed in seeds}
 
     def _read(self, path: Path) -> dict[str, Any]:
