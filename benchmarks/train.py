@@ -1,13 +1,18 @@
-"""Compare a training step with that of transformers' torch RoBERTa and AdamW: python -m benchmarks.train
+"""Compare a training step with one in torch, or with one of adapters: python -m benchmarks.train
 
-Both train a model with random weights and a head of three classes, with dropout, on the same batch of token ids of one
-length. In bfloat16, both keep float32 parameters and compute in bfloat16 (torch by autocast). Each runs in a process of
-its own, as users run them, because in one process the threads and the memory of either would disturb the other. The
-processes take turns for several rounds. A process measures the median time of the steps after the first, which
-compiles, and its peak resident memory (VmHWM in Linux's /proc, imports included). Prints lines of JSON: the medians of
-the rounds, and the seconds of every round.
+In torch it is transformers' RoBERTa with AdamW. Both train a model with random weights and a head of three classes,
+with dropout, on the same batch of token ids of one length. In bfloat16, both keep float32 parameters and compute in
+bfloat16 (torch by autocast). Each runs in a process of its own, as users run them, because in one process the threads
+and the memory of either would disturb the other. The processes take turns for several rounds. A process measures the
+median time of the steps after the first, which compiles, and its peak resident memory (VmHWM in Linux's /proc, imports
+included). Prints lines of JSON: the medians of the rounds, and the seconds of every round.
+
+With --lora, it compares a step of the whole network with one of adapters of this rank beside the frozen network, on
+the queries and values of all layers. `program_bytes` is what the compiler counts for a step: parameters, moments, batch
+and temporaries.
 
   python -m benchmarks.train [--size base|large] [--dtypes D ...] [--shapes BxT ...] [--rounds N] [--remat]
+      [--lora RANK]
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,9 +31,10 @@ import numpy as np
 from benchmarks.measurement import medians, peak_memory, print_record, run_in_fresh_process
 from roberta_flax import RobertaConfig
 from roberta_flax.nn import forward
+from roberta_flax.nn.adapters import LoRA, joined
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step, polynomial_decay
+from roberta_flax.train import adam, head_loss, make_train_step, polynomial_decay
 
 SHAPES = ("32x32", "16x128", "4x512")
 LEARNING_RATE, WARMUP_STEPS, TOTAL_STEPS = 1e-5, 10, 1000
@@ -46,25 +53,44 @@ def make_batch(shape: str) -> dict[str, np.ndarray]:
     }
 
 
-def roberta_flax_step(size: str, dtype: str, remat: bool = False) -> Step:
-    base_config = getattr(RobertaConfig, size)()
-    config = base_config.with_head(HeadConfig("mnli", 3, base_config.hidden_size))
-    schedule = polynomial_decay(LEARNING_RATE, warmup_steps=WARMUP_STEPS, total_steps=TOTAL_STEPS)
-    optimizer = adam(schedule, config=config)
-    train_step = make_train_step(
-        head_loss("mnli", config=config, numerics=Numerics(dtype=dtype, remat=remat)), optimizer
-    )
-    params = forward.init_params(config, jax.random.key(0))
-    opt_state, steps = init_optimizer(optimizer, params), 0
+class RobertaFlaxStep:
+    """A step of the whole network or, with a rank, of adapters beside it. Called with a shape it returns the loss."""
 
-    def step(shape: str) -> float:
-        nonlocal params, opt_state, steps
-        params, opt_state, metrics = train_step(params, opt_state, make_batch(shape), jax.random.key(steps))
-        jax.block_until_ready(params)
-        steps += 1
+    def __init__(self, size: str, dtype: str, remat: bool, rank: int | None) -> None:
+        base_config = getattr(RobertaConfig, size)()
+        config = base_config.with_head(HeadConfig("mnli", 3, base_config.hidden_size))
+        schedule = polynomial_decay(LEARNING_RATE, warmup_steps=WARMUP_STEPS, total_steps=TOTAL_STEPS)
+        lora = None if rank is None else LoRA(rank)
+        loss = head_loss("mnli", config=config, numerics=Numerics(dtype=dtype, remat=remat), lora=lora)
+        self._train_step = make_train_step(loss, adam(schedule, config=config))
+        params, self._frozen = forward.init_params(config, jax.random.key(0)), None
+        if lora is not None:
+            self._frozen = {name: part for name, part in params.items() if name != "heads"}
+            params = joined(lora.init(self._frozen, config, jax.random.key(1)), {"heads": params["heads"]})
+        self._state = params, self._train_step.init(params)
+        self._steps = 0
+        self._compiled: dict[str, jax.stages.Compiled] = {}
+
+    def _arguments(self, shape: str) -> tuple[Any, ...]:
+        frozen = () if self._frozen is None else (self._frozen,)
+        return *self._state, make_batch(shape), jax.random.key(self._steps), *frozen
+
+    def compiled(self, shape: str) -> jax.stages.Compiled:
+        if shape not in self._compiled:
+            self._compiled[shape] = self._train_step.lower(*self._arguments(shape)).compile()
+        return self._compiled[shape]
+
+    def __call__(self, shape: str) -> float:
+        params, opt_state, metrics = self.compiled(shape)(*self._arguments(shape))
+        self._state = jax.block_until_ready((params, opt_state))
+        self._steps += 1
         return float(metrics["loss"])
 
-    return step
+    def program_bytes(self, shape: str) -> int:
+        """What the compiler counts: arguments, among them the donated ones, results and temporaries."""
+        sizes = self.compiled(shape).memory_analysis()
+        results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        return int(sizes.argument_size_in_bytes + results + sizes.temp_size_in_bytes)
 
 
 def torch_step(size: str, dtype: str) -> Step:
@@ -88,38 +114,49 @@ def torch_step(size: str, dtype: str) -> Step:
     return step
 
 
-RUNNERS = ("roberta-flax", "transformers, torch")
+OURS, TORCH, ADAPTERS = "roberta-flax", "transformers, torch", "roberta-flax, adapters"
 
 
-def measure_in_this_process(runner: str, size: str, dtype: str, shape: str, remat: bool) -> None:
+def measure_in_this_process(runner: str, size: str, dtype: str, shape: str, remat: bool, rank: int | None) -> None:
     """Takes some training steps, and prints their median time and the peak memory of this process."""
-    step = roberta_flax_step(size, dtype, remat) if runner == "roberta-flax" else torch_step(size, dtype)
+    step = (
+        torch_step(size, dtype)
+        if runner == TORCH
+        else RobertaFlaxStep(size, dtype, remat, rank if runner == ADAPTERS else None)
+    )
     losses, seconds = [step(shape)], []
     for _ in range(TIMED_STEPS):
         begin = time.perf_counter()
         losses.append(step(shape))
         seconds.append(time.perf_counter() - begin)
     assert np.isfinite(losses).all()
-    if runner == "roberta-flax":
+    found: dict[str, float] = {"seconds": statistics.median(seconds), "peak_bytes": peak_memory()}
+    if isinstance(step, RobertaFlaxStep):
         assert "torch" not in sys.modules, "the memory of torch would count"
-    print(json.dumps({"seconds": statistics.median(seconds), "peak_bytes": peak_memory()}))
+        found["program_bytes"] = step.program_bytes(shape)
+    print(json.dumps(found))
 
 
-def compare(size: str, dtype: str, shape: str, rounds: int, remat: bool) -> None:
-    """Measures both runners in fresh processes in turn, and prints their medians and ratios."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in RUNNERS}
+def compare(size: str, dtype: str, shape: str, rounds: int, remat: bool, rank: int | None) -> None:
+    """Measures two runners in fresh processes in turn, and prints their medians and ratios."""
+    runners = (OURS, TORCH) if rank is None else (ADAPTERS, OURS)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
     for _ in range(rounds):
-        for name in RUNNERS:
+        for name in runners:
             arguments = ["--runner", name, "--size", size, "--dtypes", dtype, "--shapes", shape]
             arguments += ["--remat"] if remat else []
+            arguments += [] if rank is None else ["--lora", str(rank)]
             runs[name].append(run_in_fresh_process("benchmarks.train", *arguments))
     results = {name: medians(measurements) for name, measurements in runs.items()}
     for name, measurements in runs.items():
         seconds = [round(measurement["seconds"], 3) for measurement in measurements]
         print_record(shape=shape, dtype=dtype, runner=name, **results[name], rounds=seconds)
-    ours, theirs = (results[name] for name in RUNNERS)
-    speed, memory = theirs["seconds"] / ours["seconds"], ours["peak_bytes"] / theirs["peak_bytes"]
-    print_record(shape=shape, dtype=dtype, **{"speed over torch": speed, "memory over torch": memory})
+    ours, other = (results[name] for name in runners)
+    ratios = {"speed": other["seconds"] / ours["seconds"], "memory": ours["peak_bytes"] / other["peak_bytes"]}
+    if rank is not None:
+        ratios["program memory"] = ours["program_bytes"] / other["program_bytes"]
+    over = "torch" if rank is None else "the whole network"
+    print_record(shape=shape, dtype=dtype, **{f"{name} over {over}": ratio for name, ratio in ratios.items()})
 
 
 def main() -> None:
@@ -129,14 +166,17 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="batch size x length")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--remat", action="store_true", help="rematerialize the layers in roberta-flax")
-    parser.add_argument("--runner", choices=RUNNERS, help=argparse.SUPPRESS)  # measures in this process
+    parser.add_argument("--lora", type=int, metavar="RANK", help="compare with adapters of this rank, not with torch")
+    parser.add_argument("--runner", choices=(OURS, TORCH, ADAPTERS), help=argparse.SUPPRESS)  # measures in this process
     options = parser.parse_args()
     if options.runner:
-        measure_in_this_process(options.runner, options.size, options.dtypes[0], options.shapes[0], options.remat)
+        measure_in_this_process(
+            options.runner, options.size, options.dtypes[0], options.shapes[0], options.remat, options.lora
+        )
         return
     for dtype in options.dtypes:
         for shape in options.shapes:
-            compare(options.size, dtype, shape, options.rounds, options.remat)
+            compare(options.size, dtype, shape, options.rounds, options.remat, options.lora)
 
 
 if __name__ == "__main__":

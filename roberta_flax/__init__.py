@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from roberta_flax.encoders import CrossEncoder, SentenceEncoder, maxsim
     from roberta_flax.errors import CheckpointError, DownloadError, InputError, RobertaFlaxError
     from roberta_flax.hub import Roberta, load, load_tokenizer
-    from roberta_flax.inference import ray
+    from roberta_flax.inference import beam, ray, spark
     from roberta_flax.inference.predictor import Predictor
     from roberta_flax.nn import forward, sharding
     from roberta_flax.nn.config import HeadConfig, RobertaConfig
@@ -62,6 +62,7 @@ __all__ = [
     "Tag",
     "Tokenizer",
     "ZeroShot",
+    "beam",
     "collate_tokens",
     "convert",
     "datasets",
@@ -73,6 +74,7 @@ __all__ = [
     "pipeline",
     "ray",
     "sharding",
+    "spark",
     "stablehlo",
     "train",
 ]
@@ -102,6 +104,7 @@ _HOMES = {
     "Tag": "tasks.entities",
     "Tokenizer": "text.tokenizer",
     "ZeroShot": "tasks.zero_shot",
+    "beam": "inference.beam",
     "collate_tokens": "text.batching",
     "forward": "nn.forward",
     "load": "hub",
@@ -110,6 +113,7 @@ _HOMES = {
     "pipeline": "pipelines",
     "ray": "inference.ray",
     "sharding": "nn.sharding",
+    "spark": "inference.spark",
     "stablehlo": "checkpoint.stablehlo",
 }
 

@@ -11,17 +11,15 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
-import scipy.spatial.distance
 
 from roberta_flax import hub
-from roberta_flax.checkpoint.usage import SIMILARITIES, Embedding, Scoring, Usage
+from roberta_flax.checkpoint.usage import Embedding, Scoring, Usage
 from roberta_flax.errors import InputError, require_positive
 from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
@@ -32,6 +30,7 @@ from roberta_flax.tasks.base import Task
 from roberta_flax.tasks.embed import Embed
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding, SparseEmbedding
 from roberta_flax.tasks.sentence_scores import SentenceScores
+from roberta_flax.tasks.similarity import normalized, pairwise_similarities, similarities
 from roberta_flax.tasks.token_vectors import TokenVectors
 
 logger = logging.getLogger(__name__)
@@ -242,7 +241,7 @@ class SentenceEncoder(_Encoder):
         size = settings.vector_size(self.roberta.config.hidden_size)
         found = np.stack(vectors) if vectors else np.empty((0, size), np.float32)
         if normalize_embeddings:
-            found = _normalized(found)
+            found = normalized(found)
         if precision != "float32":
             found = quantize_embeddings(found, precision)
         return _converted(found, isinstance(sentences, str), convert_to_numpy, convert_to_tensor)
@@ -370,38 +369,11 @@ class SentenceEncoder(_Encoder):
         Returns:
           [n, m]: the cosine, the dot product, or the negative Euclidean or Manhattan distance (similarity_fn_name).
         """
-        are_sparse = scipy.sparse.issparse(embeddings1) and scipy.sparse.issparse(embeddings2)
-        if are_sparse and self.similarity_fn_name == "dot":
-            return np.asarray((embeddings1 @ embeddings2.T).toarray())
-        a, b = (_dense_rows(each) for each in (embeddings1, embeddings2))
-        match self.similarity_fn_name:
-            case "cosine":
-                return np.asarray(_normalized(a) @ _normalized(b).T)
-            case "dot":
-                return np.asarray(a @ b.T)
-            case "euclidean" | "manhattan" as name:
-                metric = "euclidean" if name == "euclidean" else "cityblock"
-                distances = scipy.spatial.distance.cdist(a, b, metric)
-                return np.asarray(-distances.astype(np.result_type(a, b)))
-        raise InputError(
-            f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, got {self.similarity_fn_name!r}"
-        )
+        return similarities(embeddings1, embeddings2, self.similarity_fn_name)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> npt.NDArray[Any]:
         """Compares each vector with the one at the same place in another set: [n], with the values of `similarity`."""
-        a, b = (_dense_rows(each) for each in (embeddings1, embeddings2))
-        match self.similarity_fn_name:
-            case "cosine":
-                return np.asarray((_normalized(a) * _normalized(b)).sum(axis=-1))
-            case "dot":
-                return np.asarray((a * b).sum(axis=-1))
-            case "euclidean":
-                return np.asarray(-np.sqrt(np.square(a - b).sum(axis=-1)))
-            case "manhattan":
-                return np.asarray(-np.abs(a - b).sum(axis=-1))
-        raise InputError(
-            f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, got {self.similarity_fn_name!r}"
-        )
+        return pairwise_similarities(embeddings1, embeddings2, self.similarity_fn_name)
 
     def save(self, path: PathLike) -> None:
         """Saves the model, with the settings as they are now, as a converted directory.
@@ -585,7 +557,7 @@ class CrossEncoder(_Encoder):
 def _save(roberta: Roberta, path: PathLike, max_length: int, **settings: Any) -> None:
     usage: Usage = dataclasses.replace(roberta.usage, max_length=max_length, **settings)
     saved = Roberta(roberta.config, roberta.params, roberta.tokenizer, numerics=roberta.numerics, usage=usage)
-    saved.save(Path(path))
+    saved.save(path)
 
 
 def maxsim(queries: Sequence[Any], documents: Sequence[Any], *, mean: bool = False) -> npt.NDArray[Any]:
@@ -631,10 +603,6 @@ def _sparse_rows(
     return rows
 
 
-def _dense_rows(vectors: Any) -> npt.NDArray[Any]:
-    return np.atleast_2d(vectors.toarray() if scipy.sparse.issparse(vectors) else np.asarray(vectors))
-
-
 def quantize_embeddings(embeddings: npt.NDArray[Any], precision: Precision) -> npt.NDArray[Any]:
     """Quantizes vectors, [n, size], as sentence_transformers.quantize_embeddings does.
 
@@ -659,11 +627,6 @@ def quantize_embeddings(embeddings: npt.NDArray[Any], precision: Precision) -> n
         raise InputError(f"{precision} vectors pack 8 values into a byte; these have {embeddings.shape[1]} values")
     packed = np.packbits(embeddings > 0, axis=1)
     return packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
-
-
-def _normalized(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(norms, 1e-12))  # torch.nn.functional.normalize
 
 
 def _converted(results: npt.NDArray[Any], single: bool, as_numpy: bool, as_jax: bool) -> Any:

@@ -9,11 +9,15 @@ from roberta_flax.errors import InputError
 
 # For each extra of this package, the feature that needs it.
 _PURPOSES = {
+    "beam": "predicting in an Apache Beam pipeline",
     "convert": "writing a fairseq checkpoint",
+    "gs": "a file at gs://",
     "huggingface": "loading a model from Hugging Face's hub",
     "parity": "the parity report",
     "parquet": "reading and writing Parquet files",
     "ray": "predicting on Ray",
+    "s3": "a file at s3://",
+    "spark": "predicting on Apache Spark",
     "train": "training",
     "words": "splitting text into words",
     "wsc": "disambiguating pronouns",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from roberta_flax.errors import CheckpointError, InputError, RobertaFlaxError
+from roberta_flax.remote import RemotePath, to_path
 
 PathLike = str | os.PathLike[str]
 
@@ -22,6 +23,7 @@ _MAX_TEXT = 1 << 26  # bytes of a tokenizer.json of a million pieces, which beco
 
 PARTIAL_SUFFIX = ".partial"  # of the temporary directory that is renamed when it is complete
 _REPLACED = "replaced"  # the name of an old directory inside the new one, until it is removed
+MANIFEST_FILE = "conversion.json"  # says what is in a directory; of a directory at a URL, it is written last
 
 
 def remove_partial(destination: Path) -> None:
@@ -37,7 +39,8 @@ def remove_partial(destination: Path) -> None:
 def new_directory(destination: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yields a temporary directory beside `destination`, and renames it to `destination` if the block succeeds.
 
-    Whatever happens, `destination` is either complete or absent.
+    Whatever happens, `destination` is either complete or absent. At a URL, where no directory can be renamed, its files
+    are written one by one, MANIFEST_FILE last: without that file it is not complete.
 
     Args:
       destination: the directory to make.
@@ -46,9 +49,12 @@ def new_directory(destination: Path, *, replace: bool = False) -> Iterator[Path]
     Raises:
       CheckpointError: `destination` exists and `replace` is false, or it cannot be written.
     """
+    if isinstance(destination, RemotePath):
+        with _new_remote_directory(destination) as temporary:
+            yield temporary
+        return
     try:
-        if not replace and (destination.exists() or destination.is_symlink()):
-            raise CheckpointError(f"{destination} exists already; remove it or choose another name")
+        _require_absent(destination, replace)
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(
             tempfile.mkdtemp(prefix=f".{destination.name}-", suffix=PARTIAL_SUFFIX, dir=destination.parent)
@@ -76,6 +82,26 @@ def new_directory(destination: Path, *, replace: bool = False) -> Iterator[Path]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _require_absent(destination: Path, replace: bool = False) -> None:
+    if not replace and (destination.exists() or destination.is_symlink()):
+        raise CheckpointError(f"{destination} exists already; remove it or choose another name")
+
+
+@contextmanager
+def _new_remote_directory(destination: RemotePath) -> Iterator[Path]:
+    try:
+        _require_absent(destination)
+        with tempfile.TemporaryDirectory(prefix="roberta-flax-") as folder:
+            temporary = Path(folder) / destination.name
+            temporary.mkdir()
+            yield temporary
+            destination.put_tree(temporary, last=(MANIFEST_FILE,))
+    except RobertaFlaxError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot write {error.filename or destination}: {error.strerror or error}") from None
+
+
 @contextmanager
 def reading(path: PathLike, kind: type[RobertaFlaxError] = CheckpointError) -> Iterator[None]:
     """Raises an error of this kind, which names the file at fault (`path` if none is), where the block cannot read."""
@@ -91,9 +117,9 @@ def read_text(path: PathLike) -> str:
     """The text of a model's UTF-8 file; CheckpointError if it is unreadable, something else, or larger than any is."""
     try:
         with reading(path):
-            if (size := Path(path).stat().st_size) > _MAX_TEXT:
+            if (size := to_path(path).stat().st_size) > _MAX_TEXT:
                 raise CheckpointError(f"{path} has {size} bytes, more than the {_MAX_TEXT} allowed for such a file")
-            return Path(path).read_text(encoding="utf-8")
+            return to_path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
@@ -167,7 +193,17 @@ def _umask() -> int:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yields a temporary file beside `path`, which replaces `path` if the block succeeds and is removed otherwise."""
+    """Yields a temporary file beside `path`, which replaces `path` if the block succeeds and is removed otherwise.
+
+    For a URL, it is a file of this machine, and is uploaded.
+    """
+    if isinstance(path, RemotePath):
+        try:
+            with path.replacing() as file:
+                yield file
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        return
     temporary = path.with_name(f".{path.name}.tmp")  # hidden: nobody's own file has this name
     try:
         with temporary.open("wb") as file:

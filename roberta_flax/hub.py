@@ -35,6 +35,7 @@ from roberta_flax.nn.numerics import DTypeLike, Numerics, PrecisionLike
 from roberta_flax.nn.quantize import check_method, is_quantized
 from roberta_flax.nn.quantize import quantize as quantized
 from roberta_flax.nn.tree import flatten, to_dict
+from roberta_flax.remote import called, is_url, to_path
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.tasks.classify import predicted_labels
 from roberta_flax.tasks.fill_mask import check_topk, encode_masked, filled_texts
@@ -411,7 +412,7 @@ class Roberta:
                 "quantized parameters cannot be saved; save the model without quantize=, and load it with quantize="
             )
         not_finite = converted.save(
-            Path(directory),
+            to_path(directory),
             self.config,
             self.params,
             self.tokenizer,
@@ -508,7 +509,7 @@ def load(
     Args:
       name_or_path: a released name of checkpoint.download.MODELS, such as "roberta.large.mnli"; a fairseq directory, a
         .tar.gz of one, or a checkpoint file; a directory saved by Transformers or PEFT, or "hf:org/name" for one on the
-        Hugging Face Hub; or a directory made by `roberta-flax convert`.
+        Hugging Face Hub; or a directory made by `roberta-flax convert`. A path may be a URL, such as gs://bucket/model.
       dtype: compute dtype: float32, bfloat16, float16, or float64 with jax_enable_x64.
       param_dtype: dtype of the parameters in memory.
       precision: precision of matrix products, as in jax.lax.Precision. Use "highest" for float32 parity on TPU and GPU.
@@ -535,7 +536,8 @@ def load(
     directory = resolve(
         name_or_path, cache_dir=cache_dir, sha256=sha256, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir
     )
-    config, params = converted.read(directory, parameters)
+    with called(directory, to_path(name_or_path) if is_url(name_or_path) else directory):
+        config, params = converted.read(directory, parameters)
     _warn_if_not_finite(directory, params, numerics.dtype)
     if quantize is not None:
         params = quantized(params, quantize)

@@ -9,7 +9,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
@@ -22,8 +22,10 @@ from roberta_flax.errors import InputError, printable
 CLASS_METRICS = ("accuracy", "matthews", "f1", "macro_f1")
 VALUE_METRICS = ("pearson", "spearman", "mse")
 ENTITY_METRICS = ("entity_f1", "entity_precision", "entity_recall")
+RANKING_METRICS = ("ndcg@10", "mrr@10")
 LESS_IS_BETTER = ("loss", "mse")
 
+_RANKED = 10  # documents that RANKING_METRICS look at
 _Z = NormalDist().inv_cdf(0.975)  # 1.96: two-sided, 95%
 
 
@@ -42,11 +44,13 @@ class Evaluation:
         pearson, spearman  correlations; NaN if all gold or all predicted values are the same
         mse                the mean squared error
         ENTITY_METRICS     see EntityCounts
+        ndcg@10, mrr@10    see evaluate_rankings
       intervals: 95% confidence intervals by metric. accuracy has the score interval of Wilson (1927). pearson has
         Fisher's z, and spearman the same with the standard error of Bonett and Wright (2000). These two need at least 4
         rows and a correlation between -1 and 1.
       confusion: the confusion matrix, as rows [gold][predicted]; None for values.
       labels: the names of the classes; () for values.
+      counted: what `count` counts.
     """
 
     count: int
@@ -54,6 +58,7 @@ class Evaluation:
     intervals: dict[str, tuple[float, float]]
     confusion: list[list[int]] | None = None
     labels: tuple[str, ...] = ()
+    counted: str = "row"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields by name, for json.dumps. NaN and infinity, which JSON lacks, are None."""
@@ -71,7 +76,7 @@ class Evaluation:
         A precision or recall of 0 / 0 is "-".
         """
         lines = [self._metric_line(name) for name in self.metrics]
-        lines[0] += f", {self.count} row{'' if self.count == 1 else 's'}"
+        lines[0] += f", {self.count} {self.counted if self.count == 1 else _plural(self.counted)}"
         if self.confusion is not None:
             names = [printable(label) for label in self.labels]
             matrix = [[name, *map(str, row)] for name, row in zip(names, self.confusion, strict=True)]
@@ -256,6 +261,60 @@ def evaluate_values(
             error = math.sqrt((1 + (r * r / 2 if name == "spearman" else 0)) / (count - 3))
             intervals[name] = (math.tanh(math.atanh(r) - _Z * error), math.tanh(math.atanh(r) + _Z * error))
     return Evaluation(count, values_of, intervals)
+
+
+def evaluate_rankings(rankings: Iterable[tuple[npt.ArrayLike, npt.ArrayLike]]) -> Evaluation:
+    """Judges how well documents are ranked for each query, by the first 10 of each.
+
+    ndcg@10 is the discounted cumulative gain divided by the best possible one (Järvelin and Kekäläinen, 2002): the sum
+    of a document's relevance, divided by the binary logarithm of its rank plus one. mrr@10 is one divided by the rank
+    of the first relevant document; 0 if there is none among 10. Both are means over queries. Of documents with equal
+    scores, the less relevant rank first, so that a model that scores all alike gains nothing from their order.
+
+    Args:
+      rankings: for each query the documents' scores and relevances, floats [documents] each. A document is relevant if
+        its relevance is over 0. Queries without a relevant document do not count.
+
+    Raises:
+      InputError: no query has a relevant document, the lengths differ, a value is not a finite number, or a relevance
+        is negative.
+    """
+    gains: list[float] = []
+    reciprocals: list[float] = []
+    for given, relevances in rankings:
+        arrays = {"scores": _as_floats(given, "scores"), "relevances": _as_floats(relevances, "relevances")}
+        scores, relevance = arrays["scores"], arrays["relevances"]
+        _check_shapes({"predicted": scores, "gold": relevance})
+        if not all(np.isfinite(array).all() for array in arrays.values()) or (relevance < 0).any():
+            raise InputError("scores and relevances must be finite, and relevances 0 or more")
+        if not (relevance > 0).any():
+            continue
+        ranked = relevance[_best(scores, relevance)]
+        ideal = -np.sort(-relevance)[:_RANKED]
+        gains.append(_discounted(ranked) / _discounted(ideal))
+        first = np.flatnonzero(ranked > 0)
+        reciprocals.append(1 / (first[0] + 1) if first.size else 0.0)
+    if not gains:
+        raise InputError("no query has a relevant document, so there is no ranking to judge")
+    values = (float(np.mean(gains)), float(np.mean(reciprocals)))
+    return Evaluation(len(gains), dict(zip(RANKING_METRICS, values, strict=True)), {}, counted="query")
+
+
+def _best(scores: npt.NDArray[np.float64], relevance: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Returns the indices of the first 10, the best first."""
+    candidates = np.arange(len(scores))
+    if len(scores) > _RANKED:
+        candidates = np.flatnonzero(scores >= np.partition(scores, -_RANKED)[-_RANKED])
+    order = np.lexsort((relevance[candidates], -scores[candidates]))
+    return candidates[order[:_RANKED]]
+
+
+def _discounted(relevance: npt.NDArray[np.float64]) -> float:
+    return float((relevance / np.log2(np.arange(len(relevance)) + 2)).sum())
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def evaluate_answers(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> Evaluation:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import tests.stores  # noqa: F401  (their scheme)
 from roberta_flax import cli
 from roberta_flax.convert import convert
 

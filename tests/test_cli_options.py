@@ -117,13 +117,27 @@ def test_an_option_that_is_declared_twice_is_a_mistake():
 # --- all commands -----------------------------------------------------------------------------------------------------
 
 COMMANDS = typer.main.get_command(cli.app).commands
-LOADING = ("predict", "evaluate", "mnli", "features", "fill-mask", "disambiguate", "finetune", "pretrain", "perplexity")
-TRAINING = ("finetune", "pretrain", "perplexity")  # an int8 network has no loss
+ENCODERS = ("train-encoder", "train-reranker")
+LOADING = (
+    "predict",
+    "evaluate",
+    "mnli",
+    "features",
+    "fill-mask",
+    "disambiguate",
+    "finetune",
+    "pretrain",
+    "perplexity",
+    *ENCODERS,
+)
+TRAINING = ("finetune", "pretrain", "perplexity", *ENCODERS)  # an int8 network has no loss
 # what a flag says that has another meaning in one command
 OTHERWISE = {
     ("convert", "--dtype"), ("parity", "--dtype"), ("finetune", "--seed"), ("perplexity", "--batch-size"),
     ("export", "--head"), ("finetune", "--output"), ("pretrain", "--output"), ("preprocess", "--output"),
-    ("parity", "--output"), ("convert", "--strict"), ("mnli", "--labels"),
+    ("parity", "--output"), ("convert", "--strict"), ("mnli", "--labels"), ("train-encoder", "--output"),
+    ("train-reranker", "--output"), ("features", "--prompt"), ("features", "--pooling"),
+    ("train-encoder", "--best-metric"), ("train-reranker", "--best-metric"),
 }  # fmt: skip
 
 
@@ -195,7 +209,7 @@ def test_every_command_that_loads_a_model_says_how_it_computes():
 
 def test_files_that_are_read_come_first_as_input():
     for name in ("predict", "evaluate", "zero-shot", "tag", "answer", "rank", "features", "fill-mask", "finetune", "preprocess",
-                 "pretrain", "perplexity"):  # fmt: skip
+                 "pretrain", "perplexity", *ENCODERS):  # fmt: skip
         first = COMMANDS[name].params[0]
         assert str(first.metavar).startswith("INPUT"), name
 

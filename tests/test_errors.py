@@ -266,6 +266,24 @@ def test_an_interruption_at_any_moment_of_the_start_is_no_traceback(tiny_directo
     assert said <= {("roberta-flax: interrupted; rerun the command to resume a run over a file\n", 130), ("", 0)}
 
 
+def test_an_interruption_inside_a_destructor_is_not_lost():
+    program_text = """
+import os, signal, time, roberta_flax.cli as cli
+class Destroyed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+def program(prog_name):
+    Destroyed()
+    time.sleep(10)
+    print("went on")
+cli.run(program, "program")
+"""
+    done = subprocess.run([sys.executable, "-c", program_text], cwd=ROOT, capture_output=True, text=True)
+    line = "program: interrupted; rerun the command to resume a run over a file\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", line)
+
+
 def test_the_program_is_ready_for_errors_before_it_imports_what_takes_time():
     program_text = "import sys, roberta_flax.cli; print({'typer', 'rich', 'jax', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program_text], cwd=ROOT, capture_output=True, text=True, check=True)

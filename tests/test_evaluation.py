@@ -28,6 +28,7 @@ from roberta_flax.metrics import (
     ClassCounts,
     EntityCounts,
     entities,
+    evaluate_rankings,
     evaluate_values,
     marks_entities,
 )
@@ -708,6 +709,43 @@ def test_a_head_with_its_classes_in_another_order_scores_the_same():
         predicted = [head.index(name) for name in ("equivalent", "equivalent", "equivalent", "not_equivalent", "not_equivalent")]  # fmt: skip
         scores.append(evaluate_classes(predicted, [class_of(g, labels) for g in gold], labels, task.metrics).metrics)
     assert scores[0] == scores[1] == {"accuracy": 3 / 5, "f1": pytest.approx(2 / 3)}
+
+
+def test_rankings_are_judged_as_by_scikit_learn():
+    random = np.random.default_rng(0)
+    rankings = [(random.normal(size=n), random.integers(0, 4, n) * (random.random(n) < 0.3)) for n in (4, 10, 11, 200)]
+    rankings = [(scores, relevance) for scores, relevance in rankings if relevance.any()]
+    assert len(rankings) > 2
+    found = evaluate_rankings(rankings)
+    expected = [sklearn_metrics.ndcg_score(relevance[None], scores[None], k=10) for scores, relevance in rankings]
+    assert found.metrics["ndcg@10"] == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+def test_a_rankings_reciprocal_rank_is_that_of_the_first_relevant_document():
+    def reciprocal(scores, relevance):
+        return evaluate_rankings([(scores, relevance)]).metrics["mrr@10"]
+
+    assert reciprocal([3, 2, 1], [0, 1, 1]) == 1 / 2
+    assert reciprocal(list(range(20, 0, -1)), [0] * 10 + [1] + [0] * 9) == 0  # the eleventh
+    assert reciprocal([1, 1, 1], [1, 0, 0]) == 1 / 3  # equal scores say nothing
+    both = evaluate_rankings([([2, 1], [1, 0]), ([2, 1], [0, 0]), ([2, 1], [0, 1])])
+    assert both.metrics["mrr@10"] == 3 / 4
+    assert both.to_text().endswith("2 queries\nmrr@10 0.7500")
+
+
+@pytest.mark.parametrize(
+    ("rankings", "message"),
+    [
+        ([([1, 2], [0, 0])], "no query has a relevant document"),
+        ([], "no query has a relevant document"),
+        ([([1, float("nan")], [0, 1])], "must be finite"),
+        ([([1, 2], [-1, 1])], "relevances 0 or more"),
+        ([([1, 2], [1])], "2 predicted and 1 gold rows"),
+    ],
+)
+def test_rankings_that_cannot_be_judged_are_refused(rankings, message):
+    with pytest.raises(InputError, match=message):
+        evaluate_rankings(rankings)
 
 
 def test_metrics_need_neither_jax_nor_torch_nor_scikit_learn():

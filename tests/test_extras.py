@@ -8,9 +8,9 @@ import tomllib
 import pytest
 
 import roberta_flax
-from roberta_flax import InputError, extras, parity
+from roberta_flax import Classify, InputError, extras, parity
 from roberta_flax.convert import export
-from roberta_flax.inference import ray
+from roberta_flax.inference import beam, ray, spark
 from tests.conftest import ROOT
 
 
@@ -38,6 +38,16 @@ def test_the_extras_that_errors_name_are_extras_of_the_package():
             r"needs ray \(.*\); install it with: pip install 'roberta-flax\[ray\]'",
         ),
         (
+            "apache_beam.ml.inference.base",
+            lambda directory, other: beam.RobertaModelHandler(directory, Classify("mnli")),
+            r"needs apache_beam.ml.inference.base \(.*\); install it with: pip install 'roberta-flax\[beam\]'",
+        ),
+        (
+            "pyspark.ml.functions",
+            lambda directory, other: spark.predict_udf(directory, Classify("mnli")),
+            r"needs pyspark.ml.functions \(.*\); install it with: pip install 'roberta-flax\[spark\]'",
+        ),
+        (
             "torch",
             lambda directory, other: parity.compare(directory),
             r"needs torch \(.*\); .* 'roberta-flax\[parity\]', or replay what was recorded elsewhere",
@@ -53,7 +63,7 @@ def test_the_extras_that_errors_name_are_extras_of_the_package():
             r"the reference transformers needs transformers \(.*\); .*, or use --reference builtin",
         ),
     ],
-    ids=["export", "hub", "ray", "parity", "fairseq", "transformers"],
+    ids=["export", "hub", "ray", "beam", "spark", "parity", "fairseq", "transformers"],
 )
 def test_a_missing_package_is_one_line_that_says_how_to_install_it(
     module, use, message, tiny_directory, tmp_path, monkeypatch

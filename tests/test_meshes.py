@@ -16,6 +16,7 @@ from roberta_flax.nn.config import HeadConfig, RobertaConfig
 PROGRAM = """
 import json
 import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 jax.config.update("jax_enable_x64", True)
 import roberta_flax
@@ -71,6 +72,27 @@ with jax.set_mesh(auto):
     report("within set_mesh, auto", results(params, tokens), expected)
     report("explicit arrays within another mesh's set_mesh", results(placed[mesh], rows[mesh]), expected)
 
+# the module itself, evaluated and trained, and what it keeps of its random numbers
+modules = [forward.network(tree, config, Numerics("float64")) for tree in (params, placed[mesh])]
+
+def of_module(module, tokens):
+    features = module(tokens)
+    return features, module.lm_logits(features[:, 0]), module.head_logits("mnli", features)
+
+def gradients_of_module(module, tokens):
+    return nnx.grad(lambda module: (module.head_logits("mnli", module(tokens)) ** 2).sum())(module)
+
+divided = of_module(modules[1], rows[mesh])
+assert all(x.sharding.spec[0] == "batch" for x in divided)
+report("module on explicit axes", divided, of_module(modules[0], tokens))
+pair = [nnx.jit(gradients_of_module)(*each) for each in zip(modules, (tokens, rows[mesh]), strict=True)]
+report("module's gradients on explicit axes", *(nnx.to_pure_dict(nnx.state(each)) for each in reversed(pair)))
+for module in modules:
+    module.train(nnx.Rngs(dropout=3))
+trained = [[module(of), module(of)] for module, of in zip(modules, (tokens, rows[mesh]), strict=True)]
+assert float(jnp.abs(trained[0][0] - trained[0][1]).max()) > 1e-3
+report("module in train mode on explicit axes", *reversed(trained))
+
 whole = jax.make_mesh((8,), ("batch",))
 everywhere = jax.device_put(params, NamedSharding(whole, P()))
 for dtype in ("float64", "bfloat16"):
@@ -122,7 +144,7 @@ CONFIG = RobertaConfig(
 def test_eight_devices_agree_with_one_on_meshes_of_every_kind(eight_devices, tiny_directory):
     lines = eight_devices(PROGRAM.replace("TINY", repr(str(tiny_directory)))).splitlines()
     found = {line["name"]: line["difference"] for line in map(json.loads, lines)}
-    assert len(found) == 14
+    assert len(found) == 17
     in_16_bits = found.pop("shard_map, bfloat16")
     # each device's gradients are those of its rows: sums of float32 in another order, beside gradients of size one
     assert in_16_bits < 1e-4

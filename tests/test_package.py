@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import roberta_flax
 from roberta_flax import cli
@@ -82,6 +85,15 @@ def test_the_map_shows_the_rooms_in_the_order_that_the_linter_holds():
     assert [re.sub(r"/|\.py", "", name) for row in table for name in re.findall("`(.*?)`", row)] == rooms
 
 
+def test_the_oldest_versions_that_are_tested_are_those_that_the_package_admits():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in lines[1:])}
+    for requirement in map(Requirement, project["dependencies"]):
+        (bound,) = requirement.specifier
+        assert (bound.operator, Version(bound.version)) == (">=", pinned[canonicalize_name(requirement.name)]), bound
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -117,25 +129,27 @@ OFFERED = {
     "roberta_flax": """
         Answer CheckpointError Choose Classify CrossEncoder DownloadError Embed FillMask HeadConfig InputError Numerics
         Predictor Rank Rejected Roberta RobertaConfig RobertaFlaxError RobertaModel Score SentenceEncoder Tag Tokenizer
-        ZeroShot collate_tokens convert datasets forward load load_tokenizer maxsim parity pipeline ray sharding stablehlo
-        train
+        ZeroShot beam collate_tokens convert datasets forward load load_tokenizer maxsim parity pipeline ray sharding
+        spark stablehlo train
         """,
-    "roberta_flax.convert": "Comparison Verification convert export verify",
+    "roberta_flax.convert": "Comparison Verification convert export load_adapter save_adapter verify",
     "roberta_flax.datasets": "readers recipes",
     "roberta_flax.forward": """
         MoreInputs Params abstract_params features first_layers head_log_probs head_logits head_outputs hidden_states
-        init_params intermediate_names intermediates lm_logits network operands pooled_features quantize token_log_probs
-        top_tokens
+        init_params intermediate_names intermediates largest_inputs lm_logits network operands pooled_features quantize
+        token_log_probs top_tokens
         """,
     "roberta_flax.parity": """
         DecisionResult Element Report Run TensorResult TokenError assert_parity compare compare_subject read_report
         """,
+    "roberta_flax.beam": "RobertaModelHandler",
     "roberta_flax.ray": "Predict predict_parquet",
+    "roberta_flax.spark": "predict_udf",
     "roberta_flax.sharding": "DATA MODEL RULES fully_sharded_spec mesh place place_batch place_rows rules spec",
     "roberta_flax.stablehlo": "DTYPES KNOWN_PLATFORMS PLATFORMS Program Signature export load signatures",
     "roberta_flax.train": """
-        Batch Loss TrainStep adam batches corpus finetuning head_loss init_optimizer loop make_eval_step
-        make_train_step masked_lm_loss masking polynomial_decay pretraining validation
+        Batch LoRA Loss TrainStep adam batches corpus encoder_losses encoder_training finetuning head_loss
+        init_optimizer loop make_eval_step make_train_step masked_lm_loss masking polynomial_decay pretraining validation
         """,
 }
 COMPLETE = """
@@ -160,8 +174,8 @@ def test_completion_offers_the_public_names():
 
 @pytest.mark.slow
 def test_every_public_name_is_there_without_the_extras():
-    extras = ["fairseq", "grain", "huggingface_hub", "matplotlib", "orbax", "pyarrow", "ray", "sacremoses", "spacy"]
-    extras += ["tensorboardX", "torch", "transformers"]
+    extras = ["apache_beam", "fairseq", "grain", "huggingface_hub", "matplotlib", "orbax", "pyarrow", "pyspark", "ray"]
+    extras += ["sacremoses", "spacy", "tensorboardX", "torch", "transformers"]
     program = (
         f"import sys\nsys.modules.update(dict.fromkeys({extras}))\n"
         "from roberta_flax import *\nfrom roberta_flax.train import *\nfrom roberta_flax.datasets import *\n"

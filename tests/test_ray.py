@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,10 @@ except ImportError as error:
     pytest.skip("no ray", allow_module_level=True)
 
 pytestmark = pytest.mark.slow
-ROWS, FILES = 1200, 4
+ROWS, FILES = 1200, 12
+OBJECT_STORE = 128 << 20  # bytes
+PADDING = "x" * 200_000  # a column that is only carried along: in memory, all rows are 1.8 times the object store
+TEXTS = ["id", "premise", "hypothesis"]
 
 DRIVER = """
 import json, signal, sys, threading, time
@@ -33,9 +37,14 @@ import psutil, ray
 import roberta_flax.inference.ray
 from roberta_flax import Classify
 
-source, destination, model = sys.argv[1:]
-ray.init(num_cpus=4, logging_level="error", log_to_driver=False, include_dashboard=False)
-killed = []
+source, destination, model, object_store = sys.argv[1:]
+ray.init(
+    num_cpus=4, resources={"TPU": 4}, object_store_memory=int(object_store),
+    _system_config={"local_fs_capacity_threshold": 0.0},  # what does not fit into the object store is an error
+    logging_level="error", log_to_driver=False, include_dashboard=False,
+)
+ray.data.DataContext.get_current().target_max_block_size = 4 << 20  # of 128 MiB, which the object store cannot hold
+killed, chips_left = [], []
 
 def workers():
     for process in psutil.process_iter(["cmdline"]):
@@ -45,15 +54,17 @@ def workers():
 def kill_one():
     while not list(Path(destination).parent.glob(".out-*.partial/*.parquet")):
         time.sleep(0.02)  # until there are results to lose, and more to come
+    chips_left.append(ray.available_resources().get("TPU", 0))
     worker = next(workers())
     worker.send_signal(signal.SIGKILL)
     killed.append(worker.pid)
 
 threading.Thread(target=kill_one, daemon=True).start()
 counts = roberta_flax.inference.ray.predict_parquet(
-    source, destination, model=model, task=Classify("mnli"), text_columns=["premise", "hypothesis"], workers=2, rows_per_batch=25
+    source, destination, model=model, task=Classify("mnli"), text_columns=["premise", "hypothesis"], rows_per_batch=25,
+    resources={"TPU": 2},
 )
-print(json.dumps({**counts, "killed": len(killed)}))
+print(json.dumps({**counts, "killed": len(killed), "chips left": chips_left}))
 """
 
 
@@ -64,14 +75,17 @@ def source(tmp_path_factory, sick_pairs) -> Path:
     rows = [(i, *sick_pairs[i]) if i % 100 else (i, None, "x") for i in range(ROWS)]
     for number in range(FILES):
         some = rows[number * ROWS // FILES : (number + 1) * ROWS // FILES]
-        columns = dict(zip(("id", "premise", "hypothesis"), map(list, zip(*some, strict=True)), strict=True))
-        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"{number}.parquet")
+        columns = dict(zip(TEXTS, map(list, zip(*some, strict=True)), strict=True))
+        pyarrow.parquet.write_table(
+            pyarrow.table({**columns, "padding": [PADDING] * len(some)}), folder / f"{number}.parquet"
+        )
     return folder
 
 
 def assert_every_row_is_there_once(output: Path, roberta: roberta_flax.Roberta, source: Path) -> None:
-    texts = {row["id"]: row for row in pyarrow.parquet.read_table(source).to_pylist()}
-    found = pyarrow.parquet.read_table(output).to_pylist()
+    texts = {row["id"]: row for row in pyarrow.parquet.read_table(source, columns=TEXTS).to_pylist()}
+    results = ["id", "label", "log_probabilities", "rejected"]
+    found = pyarrow.parquet.read_table(output, columns=results).to_pylist()
     assert sorted(row["id"] for row in found) == list(range(ROWS))
     found.sort(key=lambda row: row["id"])
     for row in found[::37]:
@@ -84,28 +98,54 @@ def assert_every_row_is_there_once(output: Path, roberta: roberta_flax.Roberta, 
     assert all(row["label"] is None and "NoneType" in row["rejected"] for row in found[::100])
 
 
-def test_every_row_is_there_once_also_where_a_worker_is_killed(source, tiny, tiny_directory, tmp_path):
-    arguments = [sys.executable, "-c", DRIVER, str(source), str(tmp_path / "out"), str(tiny_directory)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=400)
+def test_more_rows_than_memory_holds_are_there_once_also_where_one_of_two_workers_is_killed(
+    source, tiny, tiny_directory, tmp_path
+):
+    """Each worker takes two of four TPU chips, so there are two; JAX_PLATFORMS has them compute on CPUs."""
+    arguments = [sys.executable, "-c", DRIVER, source, tmp_path / "out", tiny_directory, OBJECT_STORE]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [*map(str, arguments)], capture_output=True, text=True, check=False, timeout=400, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    counts = {"rows": ROWS, "rejected": ROWS // 100, "truncated": 0, "killed": 1}
+    counts = {"rows": ROWS, "rejected": ROWS // 100, "truncated": 0, "killed": 1, "chips left": [0]}
     assert json.loads(done.stdout.splitlines()[-1]) == counts
     assert_every_row_is_there_once(tmp_path / "out", tiny, source)
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory):
+def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory, run):
     import roberta_flax.inference.ray
 
     options = {"model": tiny_directory, "task": Classify("mnli"), "text_columns": ["text"]}
-    with pytest.raises(InputError, match="has no column 'text'; its columns are 'id', 'premise', 'hypothesis'"):
+    with pytest.raises(
+        InputError, match="has no column 'text'; its columns are 'id', 'premise', 'hypothesis', 'padding'"
+    ):
         roberta_flax.inference.ray.predict_parquet(source, tmp_path / "out", **options)
-    with pytest.raises(InputError, match="has no column 'ids'; its columns are 'id', 'premise', 'hypothesis'"):
+    with pytest.raises(
+        InputError, match="has no column 'ids'; its columns are 'id', 'premise', 'hypothesis', 'padding'"
+    ):
         roberta_flax.inference.ray.predict_parquet(
             source, tmp_path / "out", **{**options, "text_columns": ["premise"], "keep": ["ids"]}
         )
+    with pytest.raises(
+        InputError, match="Predictor has no option 'on_lng'; it has on_long, .*; did you mean 'on_long'"
+    ):
+        roberta_flax.inference.ray.predict_parquet(
+            source, tmp_path / "out", **{**options, "text_columns": ["premise"], "on_lng": "error"}
+        )
     with pytest.raises(InputError, match="exists already"):
         roberta_flax.inference.ray.predict_parquet(source, tmp_path, **options)
+    for values, problem in ([], "has no rows"), ([1], "column 'premise' is int64, expected text"):
+        column = pyarrow.array(values, "int64" if values else "string")
+        pyarrow.parquet.write_table(pyarrow.table({"premise": column}), tmp_path / "in.parquet")
+        with pytest.raises(InputError, match=problem):
+            roberta_flax.inference.ray.predict_parquet(
+                tmp_path / "in.parquet", tmp_path / "out", **{**options, "text_columns": ["premise"]}
+            )
+    arguments = ["predict", source, "-o", tmp_path / "out", "-m", tiny_directory, "--engine", "ray"]
+    status, _, err = run(*arguments, "--tpus-per-worker", "3")
+    assert (status, err) == (1, "roberta-flax: --tpus-per-worker must be 1, 2, 4 or 8, got 3\n")
 
 
 def test_the_command_line_runs_on_ray(source, tiny, tiny_directory, tmp_path):
@@ -132,6 +172,20 @@ def test_the_command_line_runs_on_ray(source, tiny, tiny_directory, tmp_path):
         assert b"roberta_flax" in pyarrow.parquet.read_schema(file).metadata
     names = pyarrow.parquet.read_table(tmp_path / "out").column_names
     assert names == ["id", "label", "score", "log_probabilities", "rejected", "truncated"]
+
+
+def test_what_a_worker_takes_of_a_cluster_decides_how_many_there_are():
+    from roberta_flax.inference.ray import _environment, _workers
+
+    cluster = {"CPU": 16.0, "GPU": 4.0, "TPU": 8.0}
+    assert _workers(cluster, {"GPU": 0}) == 15
+    assert _workers(cluster, {"GPU": 0.5}) == 8
+    assert _workers(cluster, {"GPU": 0, "TPU": 4}) == 2
+    assert _workers(cluster, {"GPU": 1, "TPU": 4}) == 2
+    with pytest.raises(InputError, match="each worker takes 4 of TPU, and the cluster has 0; .* with workers"):
+        _workers({"CPU": 16.0}, {"GPU": 0, "TPU": 4})
+    assert _environment(1) == {}
+    assert _environment(0.5) == {"env_vars": {"XLA_CLIENT_MEM_FRACTION": "0.375"}}
 
 
 def test_a_batch_says_which_rows_were_truncated_and_keeps_columns_of_the_results_names(tiny_directory):

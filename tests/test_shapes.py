@@ -37,6 +37,7 @@ CONFIGS = {
 def nn():
     with shapes.checked_modules(
         "nn.attention",
+        "nn.adapters",
         "nn.config",
         "nn.forward",
         "nn.model",
@@ -114,6 +115,24 @@ def run_network(nn, config, dtype: str) -> None:
     assert jax.tree.map(jnp.shape, of_head) == jax.tree.map(jnp.shape, params["heads"][head.name])
 
 
+def run_adapters(nn, config) -> None:
+    """The gradients of adapters of every linear map, with dropout and magnitudes, and the merged network."""
+    numerics = nn.numerics.Numerics()
+    params = jax.eval_shape(lambda: nn.forward.init_params(config, jax.random.key(0)))
+    lora = nn.adapters.LoRA(2, targets=("all-linear",), dropout=0.1, dora=True)
+    adapters = jax.eval_shape(partial(lora.init, config=config), params, key=jax.random.key(0))
+    loss = nn.losses.masked_lm_loss(config=config, numerics=numerics, lora=lora)
+    batch = {"tokens": TOKENS, "positions": POSITIONS, "targets": POSITIONS, "weights": np.ones(POSITIONS.shape)}
+
+    def of_adapters(adapters, params, batch):
+        return loss(nn.adapters.joined(params, adapters), batch, jax.random.key(0))[0]
+
+    gradients = jax.eval_shape(jax.grad(of_adapters), adapters, params, batch)
+    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, adapters)
+    merged = jax.eval_shape(lora.merge, params, adapters)
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, params)
+
+
 def run_sentence(nn, config) -> None:
     """Every pooling and module, for one sequence in a row and for several, and the vectors of tokens."""
     params = jax.eval_shape(lambda: nn.forward.init_params(config, jax.random.key(0)))
@@ -160,6 +179,7 @@ def test_every_signature_of_the_network_has_the_shapes_that_pass_through_it(nn, 
     """In a network of each form, one in float32 and one in 16 bits, where products and activations differ."""
     run_network(nn, config_of(nn, "post-norm"), "float32")
     run_network(nn, config_of(nn, "pre-norm"), "bfloat16")
+    run_adapters(nn, config_of(nn, "post-norm"))
     run_sentence(nn, config_of(nn, "post-norm"))
     run_attention(nn, monkeypatch)
     assert len(shapes.SIGNATURES) > 50

@@ -67,6 +67,33 @@ def test_answers_are_the_same(mode, tiny_directory):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, expected)
 
 
+def answers_of_encoders_and_pipelines(directory: Any) -> dict[str, Any]:
+    roberta, texts = roberta_flax.load(directory, dtype="bfloat16"), [a for a, _ in PAIRS]
+    encoder, judge = roberta_flax.SentenceEncoder(roberta), roberta_flax.CrossEncoder(roberta)
+    tasks = ("text-classification", "zero-shot-classification", "feature-extraction")
+    classify, zero_shot, extract = (roberta_flax.pipeline(task, roberta) for task in tasks)
+    vectors = encoder.encode(texts)
+    return {
+        "SentenceEncoder": vectors,
+        "similarity": np.asarray(encoder.similarity(vectors, vectors)),
+        "CrossEncoder": judge.predict(PAIRS),
+        "text-classification": [np.float32(each["score"]) for each in classify(texts)],
+        "zero-shot-classification": np.float32(zero_shot(texts[0], candidate_labels=["a man", "a dog"])["scores"]),
+        "feature-extraction": [np.asarray(each) for each in extract(texts)],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["transfer_guard", "rank and dtype promotion"])
+def test_answers_of_encoders_and_pipelines_are_the_same(mode, tiny_directory):
+    expected = answers_of_encoders_and_pipelines(tiny_directory)
+    jax.clear_caches()  # so that programs are traced again, too
+    with MODES[mode][0]():
+        found = answers_of_encoders_and_pipelines(tiny_directory)
+    tolerance = 8 * float(jnp.finfo("bfloat16").eps)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, expected)
+
+
 def losses_of_updates(directory: Any, numerics: Numerics) -> dict[str, float]:
     """The loss after an update, with dropout and without, each of two batches."""
     roberta = roberta_flax.load(directory)

@@ -32,6 +32,7 @@ from rich.progress import (
 )
 
 from roberta_flax.errors import CheckpointError, DownloadError, InputError, printable
+from roberta_flax.remote import RemotePath
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +210,28 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def local_file(path: Path) -> Path:
+    """Returns a file that can be mapped into memory: `path` itself or, if that is at a URL, its copy in the cache.
+
+    The copy is used again as long as the store says that the file has the same version.
+
+    Raises:
+      OSError: the file cannot be read.
+      DownloadError: the cache cannot be written.
+    """
+    if not isinstance(path, RemotePath):
+        return path
+    key = hashlib.sha256(f"{path} {path.stat()}".encode()).hexdigest()[:16]
+    copy = cache_dir() / "remote" / key / path.name
+    with locked(copy):
+        if not copy.is_file():
+            logger.info("copying %s to the cache", path)
+            part = copy.with_name(f"{copy.name}.part")
+            path.get(part)
+            os.replace(part, copy)
+    return copy
 
 
 def _base_url() -> str:

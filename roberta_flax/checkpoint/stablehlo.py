@@ -46,6 +46,7 @@ from roberta_flax.nn.numerics import DTypeLike, Numerics, PrecisionLike
 from roberta_flax.nn.quantize import METHODS, check_method
 from roberta_flax.nn.quantize import quantize as quantized
 from roberta_flax.nn.tree import flatten, unflatten
+from roberta_flax.remote import to_path
 from roberta_flax.text import batching
 
 __all__ = [
@@ -140,7 +141,7 @@ def export(
       InputError: the model has no such head, or the dtype, precision, quantize or platform is unknown.
       CheckpointError: the source is not a complete converted directory, or the destination exists or cannot be written.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = Path(to_path(source)), to_path(destination)
     numerics = _numerics(dtype, precision)
     if quantize is not None:
         check_method(quantize)
@@ -248,7 +249,7 @@ def load(directory: str | os.PathLike[str]) -> dict[str, Program]:
         their version.
       InputError: the programs were not exported for the platform that JAX uses here.
     """
-    directory = Path(directory)
+    directory = Path(to_path(directory))
     manifest = _read_manifest(directory)
     config, params = converted.read(directory, manifest.param_dtype)
     if manifest.quantize is not None:

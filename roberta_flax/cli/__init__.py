@@ -61,6 +61,8 @@ def run(app: Any, program: str) -> None:
 def _errors_as_lines(program: str) -> Iterator[None]:
     """Ends the process as a command line does: with one line on stderr for what the user can mend."""
     try:
+        if sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = _interrupt_again
         _prepare_streams()
         with _output_written():
             yield
@@ -74,6 +76,20 @@ def _errors_as_lines(program: str) -> Iterator[None]:
         if (line := message(error)) is None:
             raise
         _end(program, line, 1)
+
+
+def _interrupt_again(unraisable: Any) -> None:
+    """A sys.unraisablehook: Python loses an interruption that falls into a destructor or the collector's callbacks."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    import _thread
+    import threading
+
+    with suppress(RuntimeError):  # no thread starts while Python shuts down, where there is nothing to interrupt
+        again = threading.Timer(0.01, _thread.interrupt_main)  # the callback has returned by then
+        again.daemon = True
+        again.start()
 
 
 def message(error: Exception) -> str | None:

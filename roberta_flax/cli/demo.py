@@ -15,7 +15,7 @@ from roberta_flax.cli.options import Json, print_json
 
 @grouped
 def command(as_json: Json = False) -> None:
-    """Unpack, convert, load and run the small model inside the package.
+    """Convert and run the small model inside the package.
 
     It is compared with torch if that is installed. The exit status is 1 where torch disagrees. The model knows simple
     English of some 1,400 words, learned from generated sentences: its answers show how a RoBERTa is used, not what the

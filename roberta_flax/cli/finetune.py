@@ -11,9 +11,13 @@ import typer
 from roberta_flax.cli.groups import ADVANCED, Formerly, grouped, value_of
 from roberta_flax.cli.options import (
     TASK,
+    AdapterOptions,
+    Epochs,
+    Freeze,
     Head,
     Json,
     LabeledOptions,
+    LayerDecay,
     ModelOptions,
     RunDirectory,
     RunOptions,
@@ -63,23 +67,9 @@ def command(
     ] = None,
     head: Head = None,
     labeled: LabeledOptions = LabeledOptions(),
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="Passes over INPUT, in place of --steps.", show_default="the recipe's"),
-        Formerly(("--num-epochs", "--num-train-epochs", "--max-epoch")),
-    ] = None,
-    freeze: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What to leave as it is: embeddings; a number N for these and the first N layers; or a pattern of "
-            "parameter paths. Repeat it for several.",
-            show_default="nothing",
-        ),
-        ADVANCED,
-    ] = None,
-    layer_decay: Annotated[
-        float, typer.Option(help="Learning rate of each layer, relative to the one above."), ADVANCED
-    ] = 1.0,
+    epochs: Epochs = None,
+    freeze: Freeze = None,
+    layer_decay: LayerDecay = 1.0,
     seeds: Annotated[
         list[int] | None,
         typer.Option(
@@ -95,6 +85,7 @@ def command(
         ADVANCED,
     ] = None,
     training: TrainingOptions = TrainingOptions(),
+    adapters: AdapterOptions = AdapterOptions(),
     run: RunOptions = RunOptions(),
     devices: TrainingDevices = TrainingDevices(),
     model: ModelOptions = ModelOptions(),
@@ -135,6 +126,8 @@ def command(
         patience=run.patience,
         layer_decay=layer_decay,
         numerics=model.numerics(remat=training.remat),
+        lora=adapters.lora(),
+        lora_apart=adapters.lora_apart,
     )
     report(tuning.to_text())
     if continues(roberta.config, tuning.head):

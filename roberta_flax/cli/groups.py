@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
@@ -28,6 +29,7 @@ from typer.core import TyperCommand
 from typer.models import OptionInfo, ParameterInfo
 
 from roberta_flax.errors import did_you_mean, printable
+from roberta_flax.remote import to_path
 
 _UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy of it in newer versions of typer
 ADVANCED = object()  # marks an option that few people need
@@ -138,12 +140,15 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     owners: dict[str, str] = {}
     shown: list[inspect.Parameter] = []
     former: dict[str, str | None] = {}
+    paths: set[str] = set()
 
     for parameter in inspect.signature(function).parameters.values():
         for name, hint, default, panel in _options(parameter, hints[parameter.name]):
             if name in owners:
                 raise ValueError(f"{function.__module__} declares {name} twice")
             owners[name] = parameter.name
+            if get_args(hint)[0] in (Path, Path | None, list[Path]):
+                paths.add(name)
             kind, info, others = _split(name, hint, panel, default)
             former |= dict.fromkeys(others, info.default if isinstance(info, OptionInfo) else None)
             annotation = Annotated[kind, info]  # type: ignore[valid-type]
@@ -151,6 +156,7 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     shown.sort(key=_is_advanced)  # stable: help shows panels in this order
 
     def command(**values: Any) -> None:
+        values |= {name: _to_paths(values[name]) for name in paths}
         of = {owner: {name: values[name] for name in values if owners[name] == owner} for owner in owners.values()}
         function(**{owner: hints[owner](**of[owner]) if _is_group(hints[owner]) else of[owner][owner] for owner in of})
 
@@ -200,6 +206,13 @@ def _split(name: str, hint: Any, panel: str | None, default: Any) -> tuple[Any, 
     if isinstance(info, OptionInfo) and info.default is ...:
         info.default = f"--{name.replace('_', '-')}"  # of flags too, which would have a --no-... otherwise
     return kind, info, next((mark for mark in marks if isinstance(mark, Formerly)), Formerly())
+
+
+def _to_paths(value: Any) -> Any:
+    """The paths as functions take them: those of URLs are of a kind of their own."""
+    if value is None or isinstance(value, Path):
+        return value if value is None else to_path(value)
+    return [to_path(path) for path in value]
 
 
 def _limit_to_choices(info: ParameterInfo, choices: list[str]) -> None:

@@ -27,6 +27,7 @@ from roberta_flax.cli.options import (
 )
 from roberta_flax.errors import InputError
 from roberta_flax.files import require_rereadable
+from roberta_flax.remote import to_path
 
 if TYPE_CHECKING:
     from roberta_flax.inference.jobs import Job, Progress
@@ -86,7 +87,7 @@ def file_or_texts(
             f"give one file, got {len(inputs)} arguments, of which {files[0]!r} is a file; a text that is "
             "named like a file is given with --text"
         )
-    return Path(files[0]), []
+    return to_path(files[0]), []
 
 
 def _require_texts(inputs: list[str]) -> None:
@@ -171,6 +172,9 @@ class EngineOptions(Group, panel="Devices", advanced=True):
         None
     )
     gpus_per_worker: Annotated[float, typer.Option(help="With --engine ray: GPUs that each worker takes.")] = 0
+    tpus_per_worker: Annotated[
+        int, typer.Option(help="With --engine ray: TPU chips that each worker takes, 1, 2, 4 or 8.")
+    ] = 0
 
 
 @dataclass(frozen=True)
@@ -284,6 +288,8 @@ def _run_on_ray(
     local = {"--strict": options.output.strict, "--share": devices.share, "--distributed": devices.distributed}
     if given := next((name for name, value in local.items() if value), None):
         raise InputError(f"{given} is for --engine local")
+    if (tpus := options.engine.tpus_per_worker) not in (0, 1, 2, 4, 8):
+        raise InputError(f"--tpus-per-worker must be 1, 2, 4 or 8, got {tpus}")
     counts = ray.predict_parquet(
         source,
         destination,
@@ -294,6 +300,7 @@ def _run_on_ray(
         load=options.model.arguments(),
         workers=options.engine.workers,
         num_gpus=options.engine.gpus_per_worker,
+        resources={"TPU": tpus} if tpus else None,
         **options.predictor(),
     )
     if as_json:

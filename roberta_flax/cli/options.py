@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from roberta_flax.datasets.readers import Columns
     from roberta_flax.hub import Roberta
+    from roberta_flax.nn.adapters import LoRA
     from roberta_flax.nn.numerics import Numerics
     from roberta_flax.text.tokenizer import Tokenizer
     from roberta_flax.train.samples import Samples
@@ -46,17 +47,17 @@ def _use_device(kind: str | None) -> str | None:
 MODEL = typer.Option(
     "--model",
     "-m",
-    help="Released name, hf:ORG/NAME, directory (converted, or of fairseq or transformers), .tar.gz or .pt file.",
+    help="Released name, hf:ORG/NAME, or directory, .tar.gz file, .pt file or URL of a model.",
 )
 OUTPUT = typer.Option(
     "--output",
     "-o",
-    help="File to write: .jsonl, .csv, .tsv or .parquet; or of features .npy or .npz.",
+    help="File to write, also at a URL: .jsonl, .csv, .tsv or .parquet; or of features .npy or .npz.",
 )
 TEXT_COLUMN = typer.Option(
     "--text-column",
     "-c",
-    help="Column with text. Repeat it for a pair. With token heads: the words.",
+    help="Column with text. Repeat it for several. With token heads: the words.",
     show_default="the task's, or text and such",
 )
 TASK = typer.Option(
@@ -64,6 +65,19 @@ TASK = typer.Option(
     "sick-relatedness, race, commonsenseqa, or custom.",
     show_default="the one that the model was fine-tuned on, or by INPUT's path",
 )
+LABEL_COLUMN_HELP = "Column with the label, or the tags. Repeat it for several."
+EVALUATION = typer.Option(
+    metavar="correlation|retrieval",
+    help="Of an encoder: correlation of similarities or scores with labels, or ranks of relevant texts.",
+    show_default="correlation if there are labels",
+)
+
+
+def LOSS(names: str) -> Any:  # noqa: N802
+    """The option of the losses that a command has."""
+    return typer.Option(metavar=names, help="Loss.")
+
+
 TENSOR_PARALLEL = typer.Option(help="Number of devices that share each layer. The others share the batch.")
 DISTRIBUTED = typer.Option(
     "--distributed", help="This process is one of several hosts (jax.distributed), as on a TPU pod or under SLURM."
@@ -87,7 +101,7 @@ BaseModel = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE",
-        help="Model that an adapter is for: a transformers directory or hf:ORG/NAME.",
+        help="Model that an adapter is for: a transformers or converted directory, or hf:ORG/NAME.",
         show_default="the one that the adapter names",
     ),
 ]
@@ -107,6 +121,21 @@ Valid = Annotated[
     Formerly(("--validation", "--validation-file", "--valid-file", "--dev")),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed of initialization, order, masks and dropout.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over INPUT, in place of --steps.", show_default="the recipe's"),
+    Formerly(("--num-epochs", "--num-train-epochs", "--max-epoch")),
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What to leave as it is: embeddings; a number N for these and the first N layers; or a pattern of "
+        "parameter paths. Repeat it for several.",
+        show_default="nothing",
+    ),
+    ADVANCED,
+]
+LayerDecay = Annotated[float, typer.Option(help="Learning rate of each layer, relative to the one above."), ADVANCED]
 Dtype = Annotated[
     str | None,
     typer.Option(
@@ -213,7 +242,9 @@ class ModelOptions(TokenizerOptions, NumericsOptions):
 
         keep_programs(self.cache_dir)
         open_devices()
-        return hub.load(self.directory(), **self.arguments())
+        roberta = hub.load(self.directory(), **self.arguments())
+        roberta.source = self.model  # and not where the cache has it
+        return roberta
 
     def arguments(self) -> dict[str, Any]:
         """Those of roberta_flax.load, without the model."""
@@ -313,11 +344,7 @@ class LabeledOptions(TextOptions):
     text_column: Annotated[list[str] | None, TEXT_COLUMN, Formerly(("--column", "--text"))] = None
     label_column: Annotated[
         list[str] | None,
-        typer.Option(
-            "--label-column",
-            help="Column with the label, or the tags. Repeat it for a multi-label head.",
-            show_default="the task's",
-        ),
+        typer.Option("--label-column", help=LABEL_COLUMN_HELP, show_default="the task's"),
         Formerly(("--label",)),
     ] = None
     labels: Annotated[
@@ -500,6 +527,50 @@ class TrainingOptions(Group, panel="Training"):
     def recipe(self, base: Recipe) -> Recipe:
         """A recipe with these hyperparameters."""
         return replace(base, **self.given(*_HYPERPARAMETERS))
+
+
+@dataclass(frozen=True)
+class AdapterOptions(Group, panel="Adapters (LoRA)", advanced=True):
+    """Adapters that are trained in the place of the network."""
+
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Train adapters of this rank, and the head, in place of the network.", show_default="no adapters"
+        ),
+        Formerly(("--lora-r",)),
+    ] = None
+    lora_alpha: Annotated[float, typer.Option(help="Scale the adapters by this number, divided by the rank.")] = 16.0
+    lora_targets: Annotated[
+        str,
+        typer.Option(
+            help="Linear maps that get adapters, separated by commas: query, key, value, attention.output, "
+            "feed_forward.intermediate, feed_forward.output, all-linear, or patterns of their paths.",
+        ),
+        Formerly(("--lora-target-modules",)),
+    ] = "query,value"
+    lora_dropout: Annotated[float, typer.Option(help="Dropout of the adapters' inputs.")] = 0.0
+    rslora: Annotated[
+        bool, typer.Option("--rslora", help="Divide --lora-alpha by the square root of the rank (rank-stabilized).")
+    ] = False
+    dora: Annotated[
+        bool, typer.Option("--dora", help="Train the norms of the weights of each output, too (weight-decomposed).")
+    ] = False
+    lora_apart: Annotated[
+        bool,
+        typer.Option("--lora-apart", help="Save the adapter alone, in PEFT's files, in place of a merged model."),
+    ] = False
+
+    def lora(self) -> LoRA | None:
+        """The same as a value; None without a rank."""
+        from roberta_flax.nn.adapters import LoRA
+
+        if self.lora_rank is None:
+            if self != AdapterOptions():
+                raise InputError("options of adapters need their rank: give --lora-rank, or leave them out")
+            return None
+        targets = tuple(target.strip() for target in self.lora_targets.split(",") if target.strip())
+        return LoRA(self.lora_rank, self.lora_alpha, targets, self.lora_dropout, self.rslora, self.dora)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ def command(
     model: ModelOptions = ModelOptions(),
     as_json: Json = False,
 ) -> None:
-    """Measure how well a model predicts masked tokens: the loss in bits, as fairseq prints it, and the perplexity.
+    """Measure how well a model predicts masked tokens.
 
-    Every sample is masked once. The masks depend on the seed alone.
+    Print the loss in bits, as fairseq prints it, and the perplexity. Every sample is masked once. The masks depend on
+    the seed alone.
     """
     from roberta_flax.train.pretraining import perplexity
 

@@ -10,6 +10,7 @@ import typer
 
 from roberta_flax.cli.groups import Formerly, Group, grouped
 from roberta_flax.cli.options import (
+    AdapterOptions,
     Json,
     ModelOptions,
     NumericsOptions,
@@ -70,6 +71,7 @@ def command(
     samples: SampleOptions = SampleOptions(),
     seed: Seed = 1,
     training: TrainingOptions = TrainingOptions.of(PRETRAINING),
+    adapters: AdapterOptions = AdapterOptions(),
     run: RunOptions = RunOptions(validate_every=1000, save_every=1000, log_every=100),
     numerics: NumericsOptions = NumericsOptions(),
     devices: TrainingDevices = TrainingDevices(),
@@ -82,7 +84,9 @@ def command(
     from roberta_flax.train.pretraining import Pretraining
     from roberta_flax.train.progress import is_first_process
 
-    recipe = training.recipe(PRETRAINING)
+    recipe, lora = training.recipe(PRETRAINING), adapters.lora()
+    if lora is not None and vocabulary.model is None:
+        raise InputError("adapters are for a network that is trained already: give --model, or leave out --lora-rank")
     mesh = devices.mesh(recipe.batch_size)
     keep_programs(vocabulary.cache_dir)
     roberta = _start(vocabulary, numerics, size, seed)
@@ -95,6 +99,8 @@ def command(
         recipe,
         keep=run.keep_checkpoints,
         numerics=numerics.numerics(remat=training.remat),
+        lora=lora,
+        lora_apart=adapters.lora_apart,
         **run.given("validate_every", "save_every", "log_every", "patience"),
     )
     result = pretraining.run(

@@ -28,6 +28,8 @@ from roberta_flax.cli import (
     pretrain,
     rank,
     tag,
+    train_encoder,
+    train_reranker,
     verify,
     zero_shot,
 )
@@ -48,6 +50,8 @@ COMMANDS = {
     "fill-mask": fill_mask,
     "disambiguate": disambiguate,
     "finetune": finetune,
+    "train-encoder": train_encoder,
+    "train-reranker": train_reranker,
     "preprocess": preprocess,
     "pretrain": pretrain,
     "perplexity": perplexity,
@@ -71,6 +75,8 @@ EXAMPLES = {  # without the program's name
     "fill-mask": 'fill-mask "The capital of France is <mask>."',
     "disambiguate": 'disambiguate "The trophy would not fit in the suitcase because [it] was too big."',
     "finetune": "finetune RTE/train.tsv --valid RTE/dev.tsv --task rte --model roberta.large -o runs/rte",
+    "train-encoder": "train-encoder pairs.tsv --valid dev.tsv --model roberta.base -o runs/encoder",
+    "train-reranker": "train-reranker scored.tsv --valid dev.tsv --model roberta.base -o runs/reranker",
     "preprocess": "preprocess wiki.train.raw -o train.bin --tokenizer gpt2_bpe/",
     "pretrain": "pretrain train.bin --valid valid.bin -o run/ --tokenizer gpt2_bpe/",
     "perplexity": "perplexity valid.bin --model run/best",
@@ -83,7 +89,9 @@ _PANELS = {
     "Answers, of a file or of one text": (
         "predict", "evaluate", "mnli", "zero-shot", "tag", "answer", "rank", "features", "fill-mask", "disambiguate",
     ),
-    "Training": ("finetune", "preprocess", "pretrain", "perplexity"),
+    "Training": (
+        "finetune", "train-encoder", "train-reranker", "preprocess", "pretrain", "perplexity",
+    ),
     "Tokens and demo": ("encode", "decode", "demo"),
 }  # fmt: skip
 _BY_TOKENS = "Batches are laid out by tokens: use --tokens-per-batch."

@@ -2,6 +2,7 @@
 
   adapter_config.json                          how it was trained, and the name of the network (base_model_name_or_path)
   adapter_model.safetensors, adapter_model.bin its tensors, by the names of the network's modules
+  head.json, trained_on.json                   of an adapter that was trained here: its head, and what it was trained on
 
 A module's weight W becomes W + s B A, where s is alpha / r or, rank-stabilized, alpha / sqrt(r) (Hu et al., 2021;
 Kalajdzievski, 2023); with magnitudes, rows are then scaled to these norms (DoRA; Liu et al., 2024). Other tensors, such
@@ -22,18 +23,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.checkpoint.converted import TRAINED_ON_FILE
+from roberta_flax.checkpoint.download import MODELS
 from roberta_flax.checkpoint.tensors import LazyTensor, read_tensors
 from roberta_flax.convert import torch_file
 from roberta_flax.convert.names import HF_LM_HEAD_WEIGHT, HF_WORD_EMBEDDINGS, modernize_huggingface
 from roberta_flax.convert.source import check_fits_files, integer, is_floating, number, read_json
 from roberta_flax.convert.views import View
-from roberta_flax.errors import CheckpointError, shortened
+from roberta_flax.errors import CheckpointError, InputError, shortened
+from roberta_flax.nn.config import HeadConfig
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+HEAD_FILE = "head.json"  # of an adapter that was trained here: its HeadConfig
+OWN_FILES = (HEAD_FILE, TRAINED_ON_FILE)
 
 _OTHERWISE = "; where PEFT can merge it, save the model after merge_and_unload()"
-_PREFIX = "base_model.model."  # LoraModel in a PeftModel
+PREFIX = "base_model.model."  # LoraModel in a PeftModel
 _CHUNK = 1 << 22  # elements of a weight merged at a time
 _READ = {
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "task_type",
@@ -113,13 +119,36 @@ class Adapter:
             raise CheckpointError(f"{folder} has {CONFIG_FILE} but not {' or '.join(WEIGHT_FILES)}: copy it there")
         return cls(folder, file, settings)
 
+    def own_files(self) -> list[str]:
+        """The names of the files that only adapters have that were trained here."""
+        return [name for name in OWN_FILES if (self.folder / name).is_file()]
+
+    def head(self) -> HeadConfig | None:
+        """The head of an adapter that was trained here; None of another.
+
+        Raises:
+          CheckpointError: head.json is damaged.
+        """
+        path = self.folder / HEAD_FILE
+        if not path.is_file():
+            return None
+        fields = read_json(path)
+        labels = fields.pop("labels", None)
+        try:
+            return HeadConfig(**fields, labels=tuple(labels))
+        except (TypeError, InputError) as error:
+            raise CheckpointError(f"{path} is damaged ({shortened(str(error))}); copy it again, or remove it") from None
+
     def base_model(self) -> str:
-        """The path of the network, or "hf:org/name"; raises CheckpointError if the adapter does not name one."""
+        """The path of the network, or "hf:org/name"; raises CheckpointError if the adapter does not name one.
+
+        An adapter that was trained here may name a released model of fairseq.
+        """
         name = self.settings.get("base_model_name_or_path")
         what_to_do = "convert it with base_model (--base-model), which names the model that it is for"
         if not isinstance(name, str) or not name:
             raise CheckpointError(f"{self.folder / CONFIG_FILE} has no base_model_name_or_path: {what_to_do}")
-        if os.path.isdir(name):
+        if os.path.exists(name) or name in MODELS:
             return name
         if not re.fullmatch(r"[\w.-]{1,100}(/[\w.-]{1,100})?", name):
             raise CheckpointError(f"{self.folder} is an adapter for {shortened(name)}, which is not here: {what_to_do}")
@@ -128,7 +157,7 @@ class Adapter:
 
 
 @dataclass
-class _Contents:
+class Contents:
     """The tensors of an adapter.
 
     Attributes:
@@ -170,8 +199,8 @@ def merge(adapter: Adapter, base: Tensors, settings: Mapping[str, Any], model_ty
       CheckpointError: the adapter is not a LoRA, has a setting or tensor that nothing here computes, or does not fit
         the network.
     """
-    _check(adapter)
-    contents = _read(adapter)
+    check(adapter)
+    contents = read(adapter)
     modules, others = contents.modules, contents.others
     suffix = _class_suffix(adapter, [*modules, *others], settings, class_prefix)
     merged, left_out = _of_class(base, suffix, class_prefix, keep_pooler=model_type == "bert")
@@ -193,7 +222,7 @@ def merge(adapter: Adapter, base: Tensors, settings: Mapping[str, Any], model_ty
     return Merged(merged, changed, left_out)
 
 
-def _check(adapter: Adapter) -> None:
+def check(adapter: Adapter) -> None:
     """Raises CheckpointError for settings that would change the network in a way that nothing here computes."""
     path, settings = adapter.folder / CONFIG_FILE, adapter.settings
     if settings.get("peft_type") != "LORA":
@@ -216,11 +245,11 @@ def _check(adapter: Adapter) -> None:
             )
 
 
-def _read(adapter: Adapter) -> _Contents:
-    contents = _Contents()
+def read(adapter: Adapter) -> Contents:
+    contents = Contents()
     tensors = _tensors(adapter.file)
     for full_name, tensor in tensors.items():
-        name = full_name.removeprefix(_PREFIX)
+        name = full_name.removeprefix(PREFIX)
         if not is_floating(tensor.dtype):
             raise CheckpointError(f"{adapter.file}: {shortened(full_name)} is {tensor.dtype}, expected floating point")
         if ".original_module." in name or _SAVED_COPY.sub("", full_name) in tensors.keys() - {full_name}:

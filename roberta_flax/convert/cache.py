@@ -12,6 +12,7 @@ from pathlib import Path
 from roberta_flax.checkpoint import checksums, converted
 from roberta_flax.errors import CheckpointError, DownloadError, InputError, did_you_mean
 from roberta_flax.files import PathLike, reading, remove_partial
+from roberta_flax.remote import called, is_url, to_path
 
 # The suffixes of files that a conversion may read in addition to the checkpoint itself.
 _READ_SUFFIXES = (
@@ -53,9 +54,14 @@ def resolve(
     Arguments and errors are those of `roberta_flax.load`.
     """
     from roberta_flax.checkpoint import download
+    from roberta_flax.convert import remote_models
 
     converted.check_directory(bpe_dir)
-    name = _canonical(str(name_or_path))
+    name = canonical(str(name_or_path))
+    if is_url(name):
+        copy = remote_models.local_copy(name, cache_dir, checkpoint_file)
+        with called(copy, to_path(name)):
+            return resolve(copy, cache_dir=cache_dir, sha256=sha256, checkpoint_file=checkpoint_file, bpe_dir=bpe_dir)
     if name in download.MODELS:
         cache = download.cache_dir(cache_dir)
         directory = cache / "converted" / download.archive_name(name)
@@ -95,6 +101,7 @@ def resolve(
             if not directory.is_dir():
                 remove_partial(directory)
                 with _as_given(str(name_or_path), name):
+                    base_model = _converted_base(name_or_path, cache_dir)
                     convert(
                         get_source(),
                         directory,
@@ -102,12 +109,33 @@ def resolve(
                         bpe_dir=bpe_dir,
                         cache_dir=cache_dir,
                         sha256=sha256,
+                        base_model=base_model,
                     )
     return _check_sha256(directory, sha256)
 
 
-def _canonical(name: str) -> str:
+def _converted_base(source: PathLike, cache_dir: PathLike | None) -> Path | None:
+    """The converted directory of an adapter's model that is fairseq's; None of any other source."""
+    from roberta_flax.checkpoint import download
+    from roberta_flax.convert import huggingface
+    from roberta_flax.convert.adapters import Adapter
+
+    adapter = Adapter.open(Path(source)) if os.path.exists(source) else None
+    if adapter is None or (base := adapter.base_model()).startswith("hf:"):
+        return None
+    if base in download.MODELS:
+        return resolve(base, cache_dir=cache_dir)
+    with reading(base):
+        is_theirs = Adapter.open(Path(base)) is not None or huggingface.weight_files(Path(base))
+    return None if is_theirs else resolve(base, cache_dir=cache_dir)  # convert refuses an adapter
+
+
+def canonical(name: str) -> str:
     """A name that can only be one of the Hub's, as hf:org/name: "org/name", or "roberta-base"; others as they are."""
+    from roberta_flax.convert import remote_models
+
+    if (on_hub := remote_models.hub_name(name)) is not None:
+        return on_hub
     if name in _HUB_NAMES and not os.path.exists(name):
         return f"hf:{_HUB_NAMES[name]}"
     is_on_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,100})?", name)
@@ -149,7 +177,7 @@ def _fingerprint(path: Path, checkpoint_file: str, bpe_dir: PathLike | None) -> 
     """A hash of the paths, sizes and modification times of all files that a conversion reads."""
     from roberta_flax.convert import shards
     from roberta_flax.convert.adapters import Adapter
-    from roberta_flax.convert.conversion import ARCHIVE_SUFFIXES
+    from roberta_flax.convert.remote_models import ARCHIVE_SUFFIXES
 
     folders = [] if bpe_dir is None else [Path(bpe_dir)]
     if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):

@@ -17,17 +17,28 @@ from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.checkpoint.tensors import NonFinite, stored_dtype
-from roberta_flax.convert import adapters, fairseq, hf_tokenizer, huggingface, sentence_transformers, shards, weights
+from roberta_flax.convert import (
+    adapted,
+    adapters,
+    fairseq,
+    hf_tokenizer,
+    huggingface,
+    remote_models,
+    sentence_transformers,
+    shards,
+    weights,
+)
 from roberta_flax.convert.adapters import Adapter
+from roberta_flax.convert.remote_models import ARCHIVE_SUFFIXES
 from roberta_flax.convert.source import Source
 from roberta_flax.errors import CheckpointError, InputError, printable, shortened
 from roberta_flax.files import file_sha256, new_directory, reading
+from roberta_flax.nn.config import HeadConfig
+from roberta_flax.remote import called, is_url, to_path
 from roberta_flax.text.fairseq_tokenizer import DICTIONARY_FILE, ENCODER_FILE, MERGES_FILE
 from roberta_flax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
 
 # The most bytes of files that are read whole, and become objects of twenty times their size. A million pieces, the
 # largest vocabulary that there is (XLM-V), take 20 MB as a sentencepiece model and 62 MB as a tokenizer.json.
@@ -79,8 +90,8 @@ def convert(
       strict: whether to refuse NaNs and infinities.
       head_name: the name to give the head of a Transformers model, which has no name there.
       with_tokenizer: whether to convert the tokenizer too. Without it, the model takes token ids only.
-      base_model: the model that an adapter is for, in any form that `source` takes for Transformers models; by default,
-        the one that the adapter names.
+      base_model: the model that an adapter is for, a converted directory or any form that `source` takes for
+        Transformers models; by default, the one that the adapter names.
 
     Returns:
       The destination.
@@ -95,7 +106,7 @@ def convert(
     converted.check_directory(bpe_dir)
     if bpe_dir is not None:
         _check_sizes(Path(bpe_dir))
-    destination = Path(destination)
+    destination = to_path(destination)
     stored = None if dtype is None else stored_dtype(dtype)
     opened = open_source(source, checkpoint_file, cache_dir, base_model)
     with new_directory(destination) as directory, opened as source_files:
@@ -105,6 +116,8 @@ def convert(
             raise CheckpointError(f"{source} has sha256 {digest}, expected {sha256.lower()}; download it again")
         model = source_files.read(bpe_dir, cache_dir, head_name, with_tokenizer)
         write_files(model.tokenizer_files, directory)
+        if source_files.adapter is not None and converted.read_trained_on(source_files.folder) is not None:
+            shutil.copyfile(source_files.folder / converted.TRAINED_ON_FILE, directory / converted.TRAINED_ON_FILE)
         usages.write(model.usage, directory)
         vocab_size = Tokenizer.from_directory(directory).vocab_size
         if model.config.vocab_size != vocab_size:
@@ -114,7 +127,7 @@ def convert(
                 "was trained with"
             )
         conversion = {
-            "source": Path(source).name,
+            "source": to_path(source).name,
             "kind": model.kind,
             "checkpoint_file": source_files.checkpoint_file,
             "sha256": digest,
@@ -169,7 +182,7 @@ class SourceFiles:
     """The files of a source, downloaded and unpacked.
 
     Attributes:
-      kind: "fairseq" or "huggingface".
+      kind: "fairseq", "huggingface" or, of an adapter's model, "converted".
       weights: the weights files.
       hashed_files: the files that the source's SHA-256 covers.
       folder: the source's directory, or the directory that contains it.
@@ -198,10 +211,28 @@ class SourceFiles:
         with_tokenizer: bool = True,
     ) -> Source:
         """Reads the source. Arguments and errors are those of `convert`."""
+        head = None if self.adapter is None else self.adapter.head()
+        head_name = head_name or (None if head is None else head.name)
         with reading(self.weights[0]):
-            if self.kind == "huggingface":
-                return huggingface.read(self.weights, bpe_dir, head_name, with_tokenizer, self.adapter)
-            return fairseq.read(self.weights, bpe_dir, cache_dir, self.folder, with_tokenizer)
+            if self.kind == "converted":
+                assert self.adapter is not None
+                source = adapted.read(self.adapter, self.weights[0].parent, head_name, with_tokenizer)
+            elif self.kind == "huggingface":
+                source = huggingface.read(self.weights, bpe_dir, head_name, with_tokenizer, self.adapter)
+            else:
+                source = fairseq.read(self.weights, bpe_dir, cache_dir, self.folder, with_tokenizer)
+        return source if head is None else _with_head(source, head)
+
+
+def _with_head(source: Source, head: HeadConfig) -> Source:
+    """The source with the problem and the labels of a head where it has one of this form."""
+
+    def described(other: HeadConfig) -> HeadConfig:
+        named = dataclasses.replace(head, name=other.name)
+        return named if dataclasses.replace(other, problem=named.problem, labels=named.labels) == named else other
+
+    heads = tuple(map(described, source.config.heads))
+    return dataclasses.replace(source, config=dataclasses.replace(source.config, heads=heads))
 
 
 @contextmanager
@@ -215,6 +246,12 @@ def open_source(
 
     An adapter is yielded with the files of its model: `base_model`, or by default the one that it names.
     """
+    source = remote_models.hub_name(str(source)) or source
+    if is_url(source):
+        copy = remote_models.local_copy(source, cache_dir, checkpoint_file)
+        with called(copy, source), open_source(copy, checkpoint_file, cache_dir, base_model) as source_files:
+            yield source_files
+        return
     if str(source).startswith(huggingface.HUB_PREFIX):
         yield _with_adapter(huggingface.fetch(str(source), cache_dir), checkpoint_file, cache_dir, base_model)
         return
@@ -263,9 +300,13 @@ def _with_adapter(
         raise CheckpointError(f"{what} does not exist")
     if Adapter.open(base_path) is not None and not os.path.samefile(base_path, adapter.folder):
         raise CheckpointError(f"{what} is an adapter itself: save it merged first, with merge_and_unload()")
-    base = _source_files(base_path, checkpoint_file)
-    if base.kind != "huggingface":
-        raise CheckpointError(f"{what} is not a model of Transformers")
+    if converted.is_converted(base_path):
+        weights_file = base_path / converted.PARAMS_FILE
+        base = SourceFiles("converted", [weights_file], [weights_file], base_path)
+    else:
+        base = _source_files(base_path, checkpoint_file)
+    if base.kind == "fairseq":
+        raise CheckpointError(f"{what} is neither a model of Transformers nor a converted one: convert it first")
     return dataclasses.replace(
         base,
         hashed_files=[*base.hashed_files, adapter.file],

@@ -21,7 +21,7 @@ from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor, Values, write_tensors
 from roberta_flax.checkpoint.usage import Usage
-from roberta_flax.convert import fairseq_files, hf_tokenizer, huggingface, sentence_transformers, weights
+from roberta_flax.convert import fairseq_files, hf_tokenizer, huggingface, remote_models, sentence_transformers, weights
 from roberta_flax.convert.conversion import write_files
 from roberta_flax.convert.names import (
     HF_DECODER_BIAS,
@@ -37,6 +37,7 @@ from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.extras import require
 from roberta_flax.files import new_directory
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.remote import to_path
 from roberta_flax.text.fairseq_tokenizer import (
     BOS,
     DICTIONARY_FILE,
@@ -61,12 +62,6 @@ FORMATS = ("fairseq", "huggingface", "sentence-transformers")
 _UTF8_BYTES = {*range(0xC0), *range(0xC2, 0xF5)}  # other bytes never occur in text (RFC 3629, section 4)
 _FAIRSEQ_EPSILON = 1e-5  # fairseq/modules/layer_norm.py
 _FAIRSEQ_ENCODER_VERSION = 3.0  # TransformerEncoderBase: below 2, a pre-norm network's last LayerNorm is dropped
-_CLASS_SUFFIXES = {
-    "sentence": "ForSequenceClassification",
-    "token": "ForTokenClassification",
-    "span": "ForQuestionAnswering",
-    "choice": "ForMultipleChoice",
-}
 _PROBLEM_NAMES = {"multi_label": "a multi-label head", "regression": "a regression of several values"}
 _HIDDEN_ACT = {  # roberta_flax.nn.config.ACTIVATIONS -> transformers/activations.py, ACT2FN
     "gelu": "gelu",
@@ -120,9 +115,9 @@ def export(
     """
     if to not in FORMATS:
         raise InputError(f"a model can be exported to {' or '.join(FORMATS)}; got {to!r}")
-    model = _open(Path(source))
+    model = _open(remote_models.local_copy(source))
     chosen = tuple(model.config.heads if heads is None else map(model.config.head, heads))
-    destination = Path(destination)
+    destination = to_path(destination)
     with new_directory(destination) as directory:
         if model.usage.token_params:
             logger.warning("the heads of tokens are left out: %s", ", ".join(model.usage.token_params))
@@ -308,7 +303,7 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
         )
     head = real_heads[0] if real_heads else None
     poolers = [each for each in heads if each.kind == "pooler"]
-    model_type = _model_type(model)
+    model_type = huggingface.model_type_of(model.config, model.tokenizer)
     config = _huggingface_config(model, head, poolers, model_type)
     exported = [*([head] if head else []), *poolers[: 0 if head and head.kind == "choice" else 1]]
     kinds = {each.name: each.kind for each in exported}
@@ -337,37 +332,17 @@ def _to_huggingface(model: _Model, heads: Sequence[HeadConfig], directory: Path)
             logger.warning("%s (%s, in training) is left out: Transformers' RoBERTa has none", setting, value)
 
 
-def _model_type(model: _Model) -> str:
-    backend = model.tokenizer.backend
-    match model.config.normalize_before, model.config.layernorm_embedding:
-        case False, True if isinstance(backend, FairseqTokenizer):
-            if not isinstance(backend.bpe, SentencePiece):
-                return "roberta"
-            return "camembert" if backend.bos_id != 0 else "xlm-roberta"
-        case False, True:
-            named = backend.settings.model_type if isinstance(backend, HuggingFaceTokenizer) else ""
-            return named if named in ("xlm-roberta", "camembert") else "roberta"
-        case True, False:
-            return "xlm-roberta-xl"
-        case True, True:
-            return "roberta-prelayernorm"
-    raise CheckpointError("Transformers has no RoBERTa with a LayerNorm after each block but none after the embedding")
-
-
 def _huggingface_config(
     model: _Model, head: HeadConfig | None, poolers: Sequence[HeadConfig], model_type: str
 ) -> dict[str, Any]:
     config, backend = model.config, model.tokenizer.backend
     if config.lm_head and config.lm_head_activation != "gelu":
         raise CheckpointError(f"Transformers' LM head uses gelu; this model's uses {config.lm_head_activation}")
-    if head and head.kind == "sentence" and (head.inner_size, config.pooler_activation) != (config.hidden_size, "tanh"):
-        raise CheckpointError(
-            f"Transformers' sentence heads are as wide as the features ({config.hidden_size}) and use tanh; head "
-            f"{head.name!r} is {head.inner_size} wide and uses {config.pooler_activation}"
-        )
+    if head:
+        huggingface.check_sentence_head(config, head)
     if len(poolers) > 1:
         raise CheckpointError("a Transformers model has one pooler, but this one has several; name the heads to export")
-    suffix = _CLASS_SUFFIXES[head.kind] if head else "ForMaskedLM" if config.lm_head else "Model"
+    suffix = huggingface.CLASS_SUFFIXES[head.kind] if head else "ForMaskedLM" if config.lm_head else "Model"
     result: dict[str, Any] = {
         "architectures": [huggingface.CLASS_PREFIXES[model_type] + suffix],
         "model_type": model_type,

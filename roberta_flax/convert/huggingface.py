@@ -42,7 +42,9 @@ from roberta_flax.convert.weights import CONFIG_FILE, INDEX_SUFFIX, WEIGHT_FILES
 from roberta_flax.errors import CheckpointError, DownloadError, shortened
 from roberta_flax.extras import require
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.text.fairseq_tokenizer import PAD_ID
+from roberta_flax.text.fairseq_tokenizer import PAD_ID, FairseqTokenizer, SentencePiece
+from roberta_flax.text.huggingface_tokenizer import HuggingFaceTokenizer
+from roberta_flax.text.tokenizer import Tokenizer
 
 HUB_PREFIX = "hf:"
 CLASS_PREFIXES = {  # model_type -> the prefix of its classes' names
@@ -67,6 +69,12 @@ HEAD_NAMES = {
     "token": "token_classification",
     "span": "question_answering",
     "choice": "multiple_choice",
+}
+CLASS_SUFFIXES = {  # kind of a head -> the class that has it, without the prefix
+    "sentence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+    "choice": "ForMultipleChoice",
 }
 POOLER = "pooler"
 PROBLEM_TYPES = {
@@ -147,7 +155,7 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
         return [file.rfilename for file in model.siblings or ()]
 
     try:
-        return _fetch(name, download, listed)
+        return fetch_chosen(name, download, listed)
     except (CheckpointError, DownloadError):
         raise
     except Exception as error:  # huggingface_hub's own, or those of requests or httpx, depending on its version
@@ -155,8 +163,17 @@ def fetch(name: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
         raise DownloadError(f"cannot fetch {name}: {reason}") from None
 
 
-def _fetch(name: str, download: Callable[[Sequence[str]], Path], listed: Callable[[], list[str]]) -> Path:
-    """Downloads what a model needs, and returns its directory. Weights by other names are looked up last."""
+def fetch_chosen(name: str, download: Callable[[Sequence[str]], Path], listed: Callable[[], list[str]]) -> Path:
+    """Downloads what a model needs, and returns its directory. Weights by other names are looked up last.
+
+    Args:
+      name: the model's name, for messages.
+      download: downloads the files with one of these patterns, unless they are there, and returns their directory.
+      listed: lists the names of all files.
+
+    Raises:
+      DownloadError: there are no weights.
+    """
     for file_name in WEIGHT_FILES:
         stem, suffix = Path(file_name).stem, Path(file_name).suffix
         parts = [file_name, f"{file_name}{INDEX_SUFFIX}", f"{stem}-*-of-*{suffix}"]
@@ -165,7 +182,7 @@ def _fetch(name: str, download: Callable[[Sequence[str]], Path], listed: Callabl
         folder = sentence_transformers.transformer_folder(directory)
         if (folder / adapters.CONFIG_FILE).is_file():
             for adapter_file in adapters.WEIGHT_FILES:
-                if (download([adapter_file]) / adapter_file).is_file():
+                if (download([adapter_file, *adapters.OWN_FILES]) / adapter_file).is_file():
                     break
             return directory
         if weights.own_files(folder) and weight_files(folder):
@@ -178,6 +195,37 @@ def _fetch(name: str, download: Callable[[Sequence[str]], Path], listed: Callabl
             f"{name} has none of {', '.join(WEIGHT_FILES)} (found: {', '.join(names[:8]) or 'nothing'})"
         )
     return download([(Path(inside) / each).as_posix() for each in found])
+
+
+def model_type_of(config: RobertaConfig, tokenizer: Tokenizer) -> str:
+    """The model_type under which Transformers computes what a network does.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    backend = tokenizer.backend
+    match config.normalize_before, config.layernorm_embedding:
+        case False, True if isinstance(backend, FairseqTokenizer):
+            if not isinstance(backend.bpe, SentencePiece):
+                return "roberta"
+            return "camembert" if backend.bos_id != 0 else "xlm-roberta"
+        case False, True:
+            named = backend.settings.model_type if isinstance(backend, HuggingFaceTokenizer) else ""
+            return named if named in ("xlm-roberta", "camembert") else "roberta"
+        case True, False:
+            return "xlm-roberta-xl"
+        case True, True:
+            return "roberta-prelayernorm"
+    raise CheckpointError("Transformers has no RoBERTa with a LayerNorm after each block but none after the embedding")
+
+
+def check_sentence_head(config: RobertaConfig, head: HeadConfig) -> None:
+    """Raises CheckpointError unless a sentence head is built as those of Transformers."""
+    if head.kind == "sentence" and (head.inner_size, config.pooler_activation) != (config.hidden_size, "tanh"):
+        raise CheckpointError(
+            f"Transformers' sentence heads are as wide as the features ({config.hidden_size}) and use tanh; head "
+            f"{head.name!r} is {head.inner_size} wide and uses {config.pooler_activation}"
+        )
 
 
 class ConfigError(CheckpointError):
@@ -248,7 +296,7 @@ def read(
         modern, settings = merged.tensors, merged.settings
         builder.provenance |= merged.left_out
     read_tokenizer = partial(_read_tokenizer, [bpe_dir, home, folder], settings, model_type, notes)
-    kind = _head_kind(settings, modern, model_type, notes)
+    kind = head_kind(settings, modern, model_type, notes)
     tokenizer_files = None
     if model_type == bert.MODEL_TYPE:
         tokenizer_files, settings, modern = _fold_bert(
@@ -257,7 +305,7 @@ def read(
     head = None if kind is None else (head_name or HEAD_NAMES[kind], kind)
     modern = _merge_lm_head_biases(modern, builder, notes, decoder_wins=model_type != bert.MODEL_TYPE)
     tied = settings["tie_word_embeddings"] is not False
-    _put(builder, modern, head, tied, notes)
+    put(builder, modern, head, tied, notes)
     config = interpret(source_name, lambda: _config(settings, model_type, builder, head, tied))
     _note_labels(settings, config, notes)
     builder.check(source_name, files, config, added=max(0, _size(modern) - _size(network.tensors)))
@@ -344,7 +392,7 @@ def _fold_bert(
     return tokenizer_files, {**settings, "pad_token_id": pad_id}, folded
 
 
-def _put(
+def put(
     builder: TreeBuilder,
     modern: Mapping[str, tuple[str, LazyTensor]],
     head: tuple[str, str] | None,
@@ -384,6 +432,7 @@ def _repository(
     if adapter is not None:
         others["base model"] = sorted(path.name for path in paths)
         own = [adapter.folder / name for name in hf_tokenizer.FILES if (adapter.folder / name).is_file()]
+        own += [adapter.folder / name for name in adapter.own_files()]
         paths = {adapter.file, adapter.folder / adapters.CONFIG_FILE, *own}
     read_files = sorted({*usage.files, *(path.relative_to(usage.root).as_posix() for path in paths)})
     return {"read": read_files, "not read": sentence_transformers.unread(usage.root, read_files), **others}
@@ -441,7 +490,7 @@ def _merge_lm_head_biases(
     return {**others, HF_LM_HEAD_BIAS: (kept_name, kept_tensor)}
 
 
-def _head_kind(
+def head_kind(
     settings: Mapping[str, Any], modern: Mapping[str, tuple[str, LazyTensor]], model_type: str, notes: list[str]
 ) -> str | None:
     """The kind of the model's head, a key of HEAD_NAMES; None if it has no head."""
@@ -519,11 +568,12 @@ def _config(
         type_vocab_size=builder.size("embeddings.token_type.embedding", 0, 0),
         lm_head=builder.has("lm_head"),
         tie_word_embeddings=tied,
-        heads=tuple(_heads(settings, builder, head)),
+        heads=tuple(heads(settings, builder, head)),
     )
 
 
-def _heads(settings: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, str] | None) -> Iterable[HeadConfig]:
+def heads(settings: Mapping[str, Any], builder: TreeBuilder, head: tuple[str, str] | None) -> Iterable[HeadConfig]:
+    """The head called head[0], of kind head[1], and the pooler, as far as the parameters have them."""
     if head is not None:
         name, kind = head
         classes = builder.size(f"heads.{name}.output.kernel", 1, 1)

@@ -16,13 +16,14 @@ from roberta_flax.checkpoint import checksums, converted
 from roberta_flax.checkpoint import usage as usages
 from roberta_flax.checkpoint.checksums import FileComparison
 from roberta_flax.checkpoint.tensors import LazyTensor, StoredTensor
-from roberta_flax.convert import fairseq_files
+from roberta_flax.convert import fairseq_files, remote_models
 from roberta_flax.convert.adapters import Adapter
 from roberta_flax.convert.conversion import open_source, write_files
 from roberta_flax.convert.source import Parameter
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import reading
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.remote import is_url, to_path
 from roberta_flax.text.huggingface_tokenizer import HuggingFaceTokenizer
 from roberta_flax.text.tokenizer import NoTokenizer, Tokenizer
 
@@ -100,7 +101,7 @@ def verify(
         converted by an older version.
     """
     converted.check_directory(bpe_dir)
-    folder = Path(directory)
+    folder = remote_models.local_copy(directory, cache_dir)
     if against is None:
         if checkpoint_file or bpe_dir or head_name or base_model:
             raise InputError(
@@ -156,8 +157,9 @@ def _recorded_checkpoint_file(conversion: Mapping[str, Any]) -> str:
 
 def _recorded_base_model(conversion: Mapping[str, Any], against: str | os.PathLike[str]) -> str | None:
     """The model that an adapter was merged into, if `against` is the adapter."""
-    name, path = conversion.get("base_model"), Path(against)
-    is_adapter = Adapter.open(path) is not None if path.exists() else conversion.get("source") == path.name
+    name, path = conversion.get("base_model"), to_path(against)
+    is_here = not is_url(path) and path.exists()
+    is_adapter = Adapter.open(path) is not None if is_here else conversion.get("source") == path.name
     return name if isinstance(name, str) and name and is_adapter else None
 
 

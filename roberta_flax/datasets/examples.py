@@ -21,6 +21,7 @@ from roberta_flax.datasets.framing import Rows, choice_inputs, framing_of, list_
 from roberta_flax.datasets.layouts import Layout, Match, class_of, gold_value, is_missing
 from roberta_flax.errors import InputError, printable
 from roberta_flax.files import PathLike
+from roberta_flax.remote import to_path
 from roberta_flax.text.encoding import Ids, encode_texts
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -191,8 +192,8 @@ def sentence_examples(
         sequence = encode_texts(tokenizer, texts, limit, "truncate")[0]
         return [_Example([sequence.ids], target, sequence.truncated)]
 
-    rows = _table_rows(path, layout.texts, (layout.label,), layout.header)
-    return _collect("sentence", Tally(Path(path)), rows, encode, np.int32 if labels else np.float32)
+    rows = table_rows(path, layout.texts, (layout.label,), layout.header)
+    return _collect("sentence", Tally(to_path(path)), rows, encode, np.int32 if labels else np.float32)
 
 
 def multi_label_examples(
@@ -223,7 +224,7 @@ def multi_label_examples(
         target = [_zero_or_one(label, value) for label, value in zip(labels, values[len(texts) :], strict=True)]
         return [_Example([sequence.ids], target, sequence.truncated)]
 
-    return _collect("sentence", Tally(Path(path)), _table_rows(path, texts, labels, header), encode, np.float32)
+    return _collect("sentence", Tally(to_path(path)), table_rows(path, texts, labels, header), encode, np.float32)
 
 
 def token_examples(
@@ -274,7 +275,7 @@ def token_examples(
         ]
         return [_Example([ids], target, not inside.all())]
 
-    return _collect("token", Tally(Path(path)), objects(path), encode, np.int32)
+    return _collect("token", Tally(to_path(path)), objects(path), encode, np.int32)
 
 
 def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
@@ -318,7 +319,7 @@ def span_examples(path: PathLike, tokenizer: Tokenizer, limit: int) -> Examples:
         questions.append(Question(context, tuple(text for text, _ in answers)))
         return found
 
-    examples = _collect("span", Tally(Path(path)), objects(path), encode, np.int32)
+    examples = _collect("span", Tally(to_path(path)), objects(path), encode, np.int32)
     return Examples(
         "span", examples.tokens, examples.offsets, examples.targets, examples.tally, 1, tuple(questions),
         np.array(windows, np.int64),
@@ -376,7 +377,7 @@ def choice_examples(
             made.append(_Example(list(sequences), number, any(truncated)))
         return made
 
-    return _collect("choice", Tally(Path(path)), chosen.rows(path), encode, np.int32)
+    return _collect("choice", Tally(to_path(path)), chosen.rows(path), encode, np.int32)
 
 
 def label_names(path: PathLike, label: str, *, header: bool = True) -> tuple[str, ...]:
@@ -387,7 +388,7 @@ def label_names(path: PathLike, label: str, *, header: bool = True) -> tuple[str
     Raises:
       InputError: the file cannot be read, no row has a label, or there are so many that they are probably values.
     """
-    rows = (values for _, values in _table_rows(path, (), (label,), header))
+    rows = (values for _, values in table_rows(path, (), (label,), header))
     cells = ([] if isinstance(values, tables.BadRow) else values for values in rows)
     return _sorted_names(path, label, ([str(value) for value in row if not is_missing(value)] for row in cells))
 
@@ -456,8 +457,9 @@ def _collect(
     )
 
 
-def _table_rows(path: PathLike, texts: Sequence[str], keep: Sequence[str], header: bool) -> Rows:
-    format = "tsv" if Path(path).suffix == ".txt" else None  # a line of text has no label
+def table_rows(path: PathLike, texts: Sequence[str], keep: Sequence[str], header: bool) -> Rows:
+    """Yields the location of each row of a file, and its values in these columns or a BadRow."""
+    format = "tsv" if to_path(path).suffix == ".txt" else None  # a line of text has no label
     for row in tables.read_rows(path, texts, keep=keep, header=None if header else False, format=format):
         yield f"{path}, line {row.line}", row.values if isinstance(row, tables.Row) else row
 

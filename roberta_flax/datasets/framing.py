@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
+from roberta_flax.remote import to_path
 from roberta_flax.text.encoding import Ids, encode_texts
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ def objects(path: PathLike) -> Rows:
 
 def _race_objects(path: PathLike) -> Rows:
     """Yields the objects in one of RACE's directories, which have one file per article, or in a JSONL file."""
-    folder = Path(path)
+    folder = to_path(path)
     if not folder.is_dir():
         yield from objects(path)
         return

@@ -152,7 +152,7 @@ def layout_of(name_or_path: str | os.PathLike[str]) -> Layout:
     Raises:
       InputError: there is no such name, or one part contains two. The message lists the names.
     """
-    text = os.fspath(name_or_path)
+    text = str(name_or_path)
     for part in reversed(re.split(r"[/\\]", text.casefold())):
         found = {_NAME_BY_LETTERS[re.sub("[-_ ]", "", match)] for match in _NAME_PATTERN.findall(part)}
         if len(found) == 1:

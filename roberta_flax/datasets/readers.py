@@ -22,6 +22,7 @@ from roberta_flax.datasets.recipes import recipe_of
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.remote import to_path
 from roberta_flax.text.encoding import resolve_max_length
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -110,7 +111,7 @@ class TrainedOn:
     def texts_are_in(self, path: PathLike) -> bool:
         """Whether a file has the text columns. One that cannot be read has none."""
         try:
-            names = tables.column_names(path, None if self.columns.header else False, _format(Path(path))) or []
+            names = tables.column_names(path, None if self.columns.header else False, _format(to_path(path))) or []
         except InputError:
             return False
         numbers = map(str, range(len(names)))  # which name columns, too
@@ -191,7 +192,7 @@ def task_reader(
         raise InputError("several label columns are for --kind multi-label; give one")
     match = match or ("number" if columns.labels else "exact" if task == CUSTOM else "case")
     builder = _ReaderBuilder(
-        task, kind if task == CUSTOM else None, Path(train), config, tokenizer, columns, head or task, limit, match
+        task, kind if task == CUSTOM else None, to_path(train), config, tokenizer, columns, head or task, limit, match
     )
     if task not in (CUSTOM, *CHOICE_TASKS):
         return builder.sentence_reader(LAYOUTS[task])

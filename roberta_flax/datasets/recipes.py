@@ -1,5 +1,7 @@
 """The hyperparameters that fairseq publishes for RoBERTa: a Recipe for each fine-tuning task, and one for pretraining.
 
+And those that sentence-transformers publishes for sentence encoders and cross-encoders.
+
 The columns of each task's files and its metrics are in layouts.
 """
 
@@ -22,7 +24,7 @@ class Recipe:
     A batch always has `batch_size` examples. fairseq's GLUE recipes also end a batch at 4,400 tokens.
 
     Attributes:
-      source: the file in fairseq's repository that publishes them.
+      source: where they are published: the file in fairseq's repository.
       learning_rate: the peak learning rate, at the end of the warmup.
       end_learning_rate: the learning rate after the last step.
       total_steps: the number of steps published for the task's own training file; None if only epochs are published.
@@ -99,6 +101,22 @@ PRETRAINING = Recipe(
     batch_size=16,
     update_freq=16,
     weight_decay=0.01,
+    dropout=None,
+    attention_dropout=None,
+)
+
+# Of sentence encoders and cross-encoders: the arguments in the training overviews of sentence-transformers 5.1, for the
+# rest the defaults of Transformers' TrainingArguments.
+ENCODER = Recipe(
+    "sentence-transformers' training overview",
+    learning_rate=2e-5,
+    warmup_share=0.1,
+    epochs=1,
+    batch_size=16,
+    adam_betas=(0.9, 0.999),
+    adam_eps=1e-8,
+    weight_decay=0.0,
+    clip_norm=1.0,
     dropout=None,
     attention_dropout=None,
 )

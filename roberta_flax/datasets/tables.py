@@ -28,7 +28,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,7 +38,8 @@ import numpy as np
 
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
-from roberta_flax.files import replacing, require_rereadable
+from roberta_flax.files import reading, replacing, require_rereadable
+from roberta_flax.remote import is_url, to_path
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def read_rows(
       InputError: before the first row, if the format, a column or its type cannot be read, or if JSONL has objects of
         which none has the column; at any time, if the file is missing, truncated or damaged.
     """
-    path = Path(path)
+    path = to_path(path)
     format, named = _input_format(path, header, format)
     if start < 0:
         raise InputError(f"start must be 0 or more rows, got {start}")
@@ -213,7 +214,7 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[Row | BadRow]:
     Raises:
       InputError: as in `read_rows`, or the file has another format.
     """
-    path = Path(path)
+    path = to_path(path)
     format, _ = _input_format(path, None, None)
     if format != "jsonl":
         raise InputError(f"{path}: expected a .jsonl or .ndjson file, whose rows can contain lists and objects")
@@ -233,7 +234,7 @@ def column_names(
     Raises:
       InputError: as in `read_rows`.
     """
-    path = Path(path)
+    path = to_path(path)
     format, named = _input_format(path, header, format)
     if format == "parquet":
         with _parquet_file(_parquet_files(path)[0]) as file:
@@ -243,12 +244,12 @@ def column_names(
 
 def input_files(path: str | os.PathLike[str]) -> list[Path]:
     """The files that `read_rows` reads, in order: the file, or those in a directory of Parquet files."""
-    return _parquet_files(Path(path))
+    return _parquet_files(to_path(path))
 
 
 def input_format(path: str | os.PathLike[str], format: str | None = None) -> str:
     """The format in which `read_rows` reads a file, by its name or as given. Raises InputError as it does."""
-    return _input_format(Path(path), None, format)[0]
+    return _input_format(to_path(path), None, format)[0]
 
 
 def count_rows(path: str | os.PathLike[str], header: bool | None = None, format: str | None = None) -> int | None:
@@ -256,12 +257,11 @@ def count_rows(path: str | os.PathLike[str], header: bool | None = None, format:
 
     A line break between quotes of a CSV file ends no record. Empty lines of JSONL count. Errors are those of read_rows.
     """
-    path = Path(path)
+    path = to_path(path)
     format, named = _input_format(path, header, format)
     if format == "parquet":
-        metadata = _pyarrow().parquet.read_metadata
-        return sum(int(metadata(file).num_rows) for file in _parquet_files(path))
-    if path.suffix.lower() == ".gz" or is_gzip(path):
+        return sum(_parquet_row_count(file) for file in _parquet_files(path))
+    if is_url(path) or path.suffix.lower() == ".gz" or is_gzip(path):
         return None
     lines, last, quoted = 0, b"\n", False
     for block in _blocks(path):
@@ -301,7 +301,7 @@ def usual_columns(
     found = next((columns for columns in _USUAL_COLUMNS if set(columns) <= set(names)), None)
     if found is None and len(names) == 1:
         found = (names[0],)
-        if header is not False and _input_format(Path(path), header, format)[1]:
+        if header is not False and _input_format(to_path(path), header, format)[1]:
             logger.info(
                 "%s: the only column, %r, holds the texts; if that is a text and no name, say that there is no header "
                 "(--no-header)",
@@ -314,7 +314,9 @@ def usual_columns(
 
 
 def is_named_as_input(text: str) -> bool:
-    """Whether a text names an input for `read_rows`: it has the suffix of one, or is a directory."""
+    """Whether a text names an input for `read_rows`: it has the suffix of one, is a directory, or a URL of a store."""
+    if is_url(text) and not text.startswith("http"):  # which texts may begin with
+        return True
     path = Path(text)
     compressed = path.suffix.lower() == ".gz"
     suffix = (path.with_suffix("") if compressed else path).suffix.lower()
@@ -327,7 +329,7 @@ def output_format(path: str | os.PathLike[str]) -> str:
     Raises:
       InputError: another suffix.
     """
-    format = _SUFFIXES.get(Path(path).suffix.lower())
+    format = _SUFFIXES.get(to_path(path).suffix.lower())
     if format is None or format == "txt":
         raise InputError(
             f"{path}: predictions are written to .jsonl, .ndjson, .csv, .tsv or .parquet; name such a file"
@@ -360,6 +362,22 @@ def write_part(path: Path, records: Iterable[Mapping[str, Any]], schema: Mapping
             line = _LINES[format]
             for record in records:
                 file.write(line({field: _by_name(record.get(field), kind) for field, kind in schema.items()}).encode())
+
+
+def plain_record(record: Mapping[str, Any], schema: Mapping[str, Kind]) -> dict[str, Any]:
+    """A record of values that any library takes.
+
+    Args:
+      record: as in `write_part`.
+      schema: the fields and their kinds.
+
+    Returns:
+      A dict of str, int, float, bool, None, and lists and dicts of these, as `write_part` writes them to JSONL: a Named
+      field is a dict of its names. Only "floats" and "vectors" are float32 arrays, [n] and [m, n].
+    """
+    arrays = ("floats", "vectors")
+    values = {field: _by_name(record.get(field), kind) for field, kind in schema.items()}
+    return {field: value if schema[field] in arrays else _plain(value) for field, value in values.items()}
 
 
 def join_parts(
@@ -400,7 +418,9 @@ def _input_format(path: Path, header: bool | None, given: str | None) -> tuple[s
     require_rereadable(path)
     compressed = path.suffix.lower() == ".gz"
     format = given or _SUFFIXES.get((path.with_suffix("") if compressed else path).suffix.lower())
-    if path.is_dir():
+    with reading(path, InputError):
+        is_directory = path.is_dir()
+    if is_directory:
         format = "parquet"
     if format is None or (compressed and format == "parquet"):
         raise InputError(
@@ -776,6 +796,11 @@ def _pyarrow() -> Any:
 
 
 def _parquet_files(path: Path) -> list[Path]:
+    with reading(path, InputError):
+        return _files_of(path)
+
+
+def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if nested := next((file for file in path.glob("*/**/*.parquet") if not _is_hidden(file.relative_to(path))), None):
@@ -809,13 +834,19 @@ def _parquet_file(path: Path) -> Iterator[Any]:
         if not (start := file.peek(_SNIFFED)[:_SNIFFED]).startswith(_PARQUET):
             _require_rows(path, start, "Parquet")
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=_BLOCK, pre_buffer=False) as file:
-            yield file
+        with ExitStack() as stack:
+            source = stack.enter_context(path.open("rb")) if is_url(path) else path
+            yield stack.enter_context(pyarrow.parquet.ParquetFile(source, buffer_size=_BLOCK, pre_buffer=False))
     except (OSError, pyarrow.ArrowException) as error:
         if isinstance(error, OSError) and error.errno:
-            raise InputError(f"cannot read {path}: {os.strerror(error.errno)}") from None
+            raise InputError(f"cannot read {path}: {error.strerror or os.strerror(error.errno)}") from None
         problem = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{path} is not a whole Parquet file ({problem}); copy or write it again") from None
+
+
+def _parquet_row_count(path: Path) -> int:
+    with _parquet_file(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def _check_parquet(path: Path, columns: Sequence[str], keep: Sequence[str]) -> None:

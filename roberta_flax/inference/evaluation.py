@@ -36,6 +36,7 @@ from roberta_flax.metrics import Evaluation
 from roberta_flax.nn import sharding
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.nn.quantize import is_quantized
+from roberta_flax.remote import to_path
 from roberta_flax.tasks import judging
 from roberta_flax.tasks.classify import Classify
 from roberta_flax.text.batching import Strategy
@@ -108,7 +109,7 @@ def evaluate(
         option is not for this kind of head, the model's outputs are NaN or infinite, or with on_long="error" an input
         is too long.
     """
-    path = Path(path)
+    path = to_path(path)
     check_file(path)
     chosen = head_of(roberta.config, head)
     match: Match = "number" if columns.labels else "case"

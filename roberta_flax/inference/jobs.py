@@ -13,6 +13,9 @@ At the end the parts are joined to OUTPUT, which appears only when it is complet
 therefore produces the same bytes as one that was not. Several processes can share a job: with N processes, each takes
 every Nth part, and the last one to finish joins the parts.
 
+Locks keep other runs out. At a URL, where there are none, a run looks at job.json before each part, and stops if it is
+another run's. Two runs of one share do the same work twice, and write the same bytes.
+
 Whatever can be checked is checked before anything is written. Parts without a single result bind nobody: a run with
 other settings removes them.
 """
@@ -39,7 +42,8 @@ from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError, require_positive
 from roberta_flax.files import Contents, differences, reading, replacing
 from roberta_flax.inference.predictor import Predictor, Results
-from roberta_flax.nn.config import HeadConfig
+from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from roberta_flax.remote import RemotePath, read_all, to_path
 from roberta_flax.tasks.answers import Answer
 from roberta_flax.tasks.base import Task, TaskOfModel, sequences_per_input
 from roberta_flax.tasks.choose import Choose
@@ -52,6 +56,7 @@ from roberta_flax.tasks.sentence_embedding import SentenceEmbedding, SparseEmbed
 from roberta_flax.tasks.sentence_scores import SentenceScores
 from roberta_flax.tasks.zero_shot import ZeroShot
 from roberta_flax.text.encoding import Rejected
+from roberta_flax.text.tokenizer import Tokenizer
 
 ROWS_PER_PART = 8192  # of one sequence each
 Rows = Sequence[tables.Row | tables.BadRow]
@@ -95,6 +100,8 @@ class Job:
     share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "input", to_path(self.input))
+        object.__setattr__(self, "output", to_path(self.output))
         require_positive(rows_per_part=self.rows_per_part)
         if not 0 <= self.share[0] < self.share[1]:
             raise InputError(f"share must be (index, number of processes), with index from 0; got {self.share}")
@@ -254,7 +261,8 @@ def run(job: Job, predictor: Predictor, progress: Progress | None = None) -> dic
 
 
 def _run(job: Job, parts: _PartFiles, predictor: Predictor, progress: Progress | None, begin: float) -> dict[str, Any]:
-    resumed = {number: parts.counts(number) for number in sorted(parts.done)}
+    numbers = sorted(parts.done)
+    resumed = dict(zip(numbers, parts.counts(numbers), strict=True))
     process, processes = job.share
     rows_before = sum(counts["rows"] for number, counts in resumed.items() if number % processes == process)
     texts_before = predictor.stats.texts
@@ -351,14 +359,18 @@ class _PartFiles:
         self.writer = writer
         self.done: set[int] = set()
         self.total: int | None = None
+        self._config = b""
 
     def open(self, run_config: dict[str, Any]) -> None:
         """Finds the parts of a run that was stopped, or begins anew. The caller holds the lock of the job."""
         job, config_file = self.job, self.job.parts / _CONFIG_FILE
         text = json.dumps(run_config, indent=2, sort_keys=True) + "\n"
+        self._config = text.encode()
         try:
-            shutil.rmtree(_joined_parts(job), ignore_errors=True)
-            self.done = {int(file.stem) for file in job.parts.glob("*.part") if file.stem.isdecimal()}
+            if not isinstance(job.parts, RemotePath):
+                shutil.rmtree(_joined_parts(job), ignore_errors=True)
+            files = list(job.parts.iterdir())
+            self.done = {int(file.stem) for file in files if file.suffix == ".part" and file.stem.isdecimal()}
             if config_file.is_file():
                 changes = _changes(_parsed(config_file.read_bytes()), json.loads(text))
                 if changes is None:
@@ -370,17 +382,18 @@ class _PartFiles:
                     )
                 _require_nobody(job)
             _require_no_output(job)
-            for file in job.parts.iterdir():
+            for file in files:
                 if file.name != _JOB_LOCK:
                     file.unlink()
             self.done = set()
-            _write_text(config_file, text)
+            with replacing(config_file) as content:
+                content.write(self._config)
         except (OSError, ValueError) as error:
             raise _unwritable(job.parts, error) from None
 
     def _has_results(self) -> bool:
         """Whether a row of a complete part has a result."""
-        return any(counts["rows"] > counts["rejected"] for counts in map(self.counts, self.done))
+        return any(counts["rows"] > counts["rejected"] for counts in self.counts(self.done))
 
     def unfinished(self) -> Iterator[tuple[int, Rows]]:
         """Yields the number and the rows of each part of this process's share that is not complete."""
@@ -408,20 +421,36 @@ class _PartFiles:
             first = rejects[0]
             raise InputError(f"{job.input}, line {first['line']}: {first['reason']}. Stopped, because strict is set")
         self.source.require_unchanged()
+        self._require_own_parts()
         tables.write_part(self._file(number, _REJECTS_SUFFIX), rejects, _REJECTS_SCHEMA, format="jsonl")
         counts = {"rows": len(rows), "rejected": len(rejects), "truncated": len(results.truncated)}
-        _write_text(self._file(number, ".json"), json.dumps(counts) + "\n")
+        with replacing(self._file(number, ".json")) as file:
+            file.write(json.dumps(counts).encode() + b"\n")
         self.writer.write(self._file(number, ".part"), rows, results)
         self.done.add(number)
         return counts
 
-    def counts(self, number: int) -> dict[str, int]:
-        """The counts of a complete part, as `write` recorded them."""
+    def _require_own_parts(self) -> None:
+        """Raises InputError if another run has begun anew at the same URL. Elsewhere a lock keeps it from doing so."""
+        if isinstance(self.job.parts, RemotePath):
+            with reading(self.job.parts, InputError):
+                config = (self.job.parts / _CONFIG_FILE).read_bytes() if self._is_open() else None
+            if config != self._config:
+                raise InputError(
+                    f"{self.job.parts} is no longer that of this run: another one has begun or ended there; let one "
+                    "run at a time write it"
+                )
+
+    def _is_open(self) -> bool:
+        """Whether the parts are still to be joined."""
+        return (self.job.parts / _CONFIG_FILE).is_file()
+
+    def counts(self, numbers: Collection[int]) -> list[dict[str, int]]:
+        """The counts of complete parts, as `write` recorded them."""
         try:
-            counts: dict[str, int] = json.loads(self._file(number, ".json").read_text(encoding="utf-8"))
+            return [json.loads(content) for content in read_all([self._file(number, ".json") for number in numbers])]
         except (OSError, ValueError) as error:
-            raise _unwritable(self._file(number, ".json"), error) from None
-        return counts
+            raise _unwritable(Path(getattr(error, "filename", None) or self.job.parts), error) from None
 
     def join(self) -> dict[str, int] | None:
         """Joins all parts to OUTPUT and removes them.
@@ -437,24 +466,22 @@ class _PartFiles:
         assert self.total is not None, "the input has been read to its end"
         numbers = range(self.total)
         try:
-            with filelock.FileLock(job.parts.with_name(job.parts.name + ".lock")):
-                if not job.parts.is_dir():  # another process has joined them
+            with _join_lock(job):
+                if not self._is_open():  # another process has joined them
                     return {} if job.output.exists() else None
-                if not all(self._file(number, ".part").is_file() for number in numbers):
+                there = {file.name for file in job.parts.iterdir()}
+                if not all(self._file(number, ".part").name in there for number in numbers):
                     return None
-                part_counts = [self.counts(number) for number in numbers]
+                part_counts = self.counts(numbers)
                 counts = {key: sum(part[key] for part in part_counts) for key in _COUNTS}
                 if counts["rejected"] == counts["rows"] > 0:
                     raise self._all_rejected(counts["rows"])
                 self._write_output(numbers, any_rejects=counts["rejected"] > 0)
-                joined = _joined_parts(job)
-                job.parts.rename(joined)  # atomic: a run that is killed here is either to be joined or done
-                shutil.rmtree(joined)
-        except OSError as error:
+                _remove_parts(job)
+        except (OSError, InputError) as error:
+            if isinstance(job.parts, RemotePath) and not self._is_open() and job.output.exists():
+                return {}  # another process has joined them meanwhile
             raise _unwritable(job.output, error) from None
-        finally:
-            with suppress(OSError):
-                job.parts.with_name(job.parts.name + ".lock").unlink()
         return counts
 
     def _all_rejected(self, rows: int) -> InputError:
@@ -475,6 +502,17 @@ class _PartFiles:
         return self.job.parts / f"{number:08d}{suffix}"
 
 
+def _remove_parts(job: Job) -> None:
+    """Removes joined parts. A run that is killed meanwhile is either to be joined again or done."""
+    if isinstance(job.parts, RemotePath):
+        (job.parts / _CONFIG_FILE).unlink()  # what is left after that is nobody's
+        job.parts.remove_tree()
+        return
+    joined = _joined_parts(job)
+    job.parts.rename(joined)  # atomic
+    shutil.rmtree(joined)
+
+
 def _joined_parts(job: Job) -> Path:
     """The directory that holds parts after they have been joined, until they are removed."""
     return job.parts.with_name(job.parts.name + ".done")
@@ -483,6 +521,9 @@ def _joined_parts(job: Job) -> Path:
 @contextmanager
 def _share_lock(job: Job) -> Iterator[None]:
     """Keeps other processes from running the same share of the same job. The lock ends with the process."""
+    if isinstance(job.parts, RemotePath):
+        yield
+        return
     lock = filelock.FileLock(job.parts / f"share-{job.share[0]}.lock")
     try:
         lock.acquire(timeout=0)
@@ -514,6 +555,9 @@ def _busy(job: Job) -> InputError:
 @contextmanager
 def _job_lock(job: Job) -> Iterator[None]:
     """Lets one process at a time look at the parts and decide whether it may write such parts too."""
+    if isinstance(job.parts, RemotePath):
+        yield
+        return
     try:
         job.parts.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(job.parts / _JOB_LOCK)
@@ -524,6 +568,21 @@ def _job_lock(job: Job) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _join_lock(job: Job) -> Iterator[None]:
+    """Lets one process at a time join the parts."""
+    if isinstance(job.parts, RemotePath):
+        yield
+        return
+    path = job.parts.with_name(job.parts.name + ".lock")
+    try:
+        with filelock.FileLock(path):
+            yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _run_config(job: Job, predictor: Predictor, contents: Contents) -> dict[str, Any]:
@@ -561,11 +620,6 @@ def _changes(before: Any, now: Mapping[str, Any]) -> str | None:
     others = [{key: value for key, value in config.items() if key not in (_INPUT, _MODEL)} for config in (before, now)]
     found.append(differences(*others))
     return ", ".join(filter(None, found)) or None
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode())
 
 
 def _unwritable(path: Path, error: Exception) -> InputError:
@@ -635,8 +689,22 @@ class _TableWriter:
         return dict(zip(self._kept_names, row.values[self._num_texts :], strict=True))
 
 
-def result_format(predictor: Predictor) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
+class Described(Protocol):
+    """What the format of results depends on; a Predictor has it."""
+
+    @property
+    def task(self) -> Task: ...
+    @property
+    def config(self) -> RobertaConfig: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+
+def result_format(predictor: Described) -> tuple[Schema, Callable[[Any], dict[str, Any]]]:
     """How the results of a predictor are written to a file.
+
+    Args:
+      predictor: a Predictor, or what else has its task, its model's configuration and tokenizer.
 
     Returns:
       The columns with the kind of each, and a function that converts a result to a record of these columns.

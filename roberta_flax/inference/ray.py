@@ -8,7 +8,9 @@
 ...     "text_columns": ["premise", "hypothesis"],
 ... }
 >>> pool = ray.data.ActorPoolStrategy(size=8)
->>> results = dataset.map_batches(Predict, fn_constructor_kwargs=options, compute=pool, batch_format="pyarrow")
+>>> results = dataset.map_batches(  # num_gpus=1 on GPUs
+...     Predict, fn_constructor_kwargs=options, compute=pool, batch_format="pyarrow", resources={"TPU": 4}
+... )
 >>> results.write_parquet("predictions/")
 
 `predict_parquet` does this from one directory of Parquet files to another.
@@ -16,7 +18,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -24,25 +25,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from roberta_flax import hub
-from roberta_flax.convert import cache
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
 from roberta_flax.extras import require
 from roberta_flax.inference import jobs
-from roberta_flax.inference.predictor import Predictor, windows_of
+from roberta_flax.inference.workers import REASON, TRUNCATED, Assignment, Worker
+from roberta_flax.remote import to_path
 from roberta_flax.tasks.base import Task, TaskOfModel
-from roberta_flax.text.encoding import Rejected
 
 __all__ = ["Predict", "predict_parquet"]
 
 ROWS_PER_BATCH = 4096
-_FILES = ("cache_dir", "sha256", "checkpoint_file", "bpe_dir")  # arguments of load that find a model's files
-REASON = "rejected"  # the column with the reason why a row has no result
-TRUNCATED = "truncated"  # the column that tells whether an input was over the maximum length and lost tokens
+_MEMORY_OF_A_GPU = 0.75  # JAX's own default of XLA_CLIENT_MEM_FRACTION
 
 
 class Predict:
@@ -75,41 +69,20 @@ class Predict:
           options: options of roberta_flax.Predictor.
         """
         self._text_columns, self._keep = list(text_columns), keep
-        others = dict(load or {})
-        directory = cache.resolve(model, **{name: others.pop(name) for name in _FILES if name in others})
-        self._predictor = Predictor(hub.load(directory, **others), task, **options)
-        self._schema, self._to_record = jobs.result_format(self._predictor)
-        settings = jobs.settings_of(self._predictor, jobs.model_contents(str(model), directory))
-        self._metadata = {jobs.METADATA: json.dumps(settings, sort_keys=True)}
+        self._worker = Worker(Assignment.of(model, task, load, options))
+        self._metadata = self._worker.metadata()
 
     def __call__(self, batch: Any) -> Any:
         """Returns a table with the kept columns, the result columns, "rejected" and "truncated"."""
-        import pyarrow
-
         texts = [batch.column(name).to_pylist() for name in self._text_columns]
         inputs = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
-        results, is_truncated = self._results(inputs)
-        no_result = dict.fromkeys(self._schema)
-        records = [no_result if isinstance(result, Rejected) else self._to_record(result) for result in results]
-        reasons = [result.reason if isinstance(result, Rejected) else None for result in results]
+        results = tables.arrow_table("results", self._worker.records(inputs), self._worker.schema)
         keep = batch.column_names if self._keep is None else list(self._keep)
         output = batch.select(keep)
-        output = output.rename_columns([*jobs.kept_names(keep, {REASON, TRUNCATED, *self._schema}).values()])
-        result_columns = tables.arrow_table("results", records, self._schema)
-        for name in result_columns.column_names:
-            output = output.append_column(name, result_columns.column(name))
-        output = output.append_column(REASON, pyarrow.array(reasons, pyarrow.string()))
-        output = output.append_column(TRUNCATED, pyarrow.array(is_truncated))
+        output = output.rename_columns([*jobs.kept_names(keep, self._worker.schema).values()])
+        for name in results.column_names:
+            output = output.append_column(name, results.column(name))
         return output.replace_schema_metadata({**(output.schema.metadata or {}), **self._metadata})
-
-    def _results(self, inputs: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.bool_]]:
-        """The results of a batch's inputs, and which of these were over the maximum length."""
-        found: list[Any] = []
-        is_truncated = np.zeros(len(inputs), bool)
-        for results in self._predictor.windows(windows_of(inputs, self._predictor.window)):
-            is_truncated[[len(found) + number for number in results.truncated]] = True
-            found += results
-        return found, is_truncated
 
 
 def predict_parquet(
@@ -119,47 +92,49 @@ def predict_parquet(
     workers: int | None = None,
     rows_per_batch: int = ROWS_PER_BATCH,
     num_gpus: float = 0,
+    resources: Mapping[str, float] | None = None,
     **options: Any,
 ) -> dict[str, int]:
     """Runs Predict over a Parquet file, or a directory of them, and writes a directory of Parquet files.
 
     Workers write batches as they finish them, so the rows come in no particular order: keep a column that identifies
-    them. If a worker dies, it is replaced and its batches are repeated. The destination appears when every row is in it
-    exactly once. Ray starts on this machine, or the cluster named in RAY_ADDRESS is joined.
+    them. Rows stream: memory holds those that are read ahead or not yet written, never the whole input. If a worker
+    dies, it is replaced and its batches are repeated. The destination appears when every row is in it exactly once.
+    Ray starts on this machine, or the cluster named in RAY_ADDRESS is joined.
 
     Args:
       source: the Parquet file or directory, on a file system that all workers share.
       destination: the directory to write, on a file system that all workers share. It must not exist.
       workers: number of workers, each with its own copy of the model. The default is one less than Ray's number of
-        CPUs, or as many as its GPUs allow with num_gpus.
+        CPUs; with num_gpus or resources, as many as the cluster has these for.
       rows_per_batch: number of rows that a worker processes at a time.
-      num_gpus: number of GPUs that each worker needs.
+      num_gpus: number of GPUs that each worker takes. Of a fraction, JAX takes that fraction of the GPU's memory.
+      resources: what else of Ray's resources each worker takes, such as {"TPU": 4} for the four chips of a host.
       options: arguments of Predict.
 
     Returns:
       The number of "rows", and how many of them were "rejected" and "truncated".
 
     Raises:
-      InputError: Ray is not installed, there are no Parquet files, a column is missing, the destination exists, or all
-        rows were rejected.
+      InputError: Ray is not installed, there are no Parquet files or no rows in them, a column is missing or is not
+        text, the destination exists, an option does not exist, the cluster has none of what a worker takes, or all rows
+        were rejected.
     """
     ray = require("ray", "ray")
     require("ray.data", "ray")
-    source, destination = Path(source).resolve(), Path(destination).resolve()
+    source, destination = (Path(to_path(path)).resolve() for path in (source, destination))
     if destination.exists():
         raise InputError(f"{destination} exists already; remove it or choose another name")
-    names = tables.column_names(source, format="parquet") or []
-    if missing := [name for name in (*options["text_columns"], *(options.get("keep") or ())) if name not in names]:
-        raise InputError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(map(repr, names))}")
+    columns = _check(source, **options)
     ray.init(ignore_reinit_error=True, logging_level="warning")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    resources = ray.cluster_resources()
-    cpus = resources.get("CPU", 1)
-    workers = workers or max(1, int(resources.get("GPU", 0) / num_gpus if num_gpus else cpus - 1))
+    cluster = ray.cluster_resources()
+    cpus = cluster.get("CPU", 1)
+    workers = workers or _workers(cluster, {"GPU": num_gpus, **(resources or {})})
     partial = destination.with_name(f".{destination.name}-{uuid.uuid4().hex[:8]}.partial")
     try:
-        ray.data.read_parquet(str(source)).map_batches(
+        ray.data.read_parquet(str(source), columns=columns).map_batches(
             Predict,
             fn_constructor_kwargs=options,
             compute=ray.data.ActorPoolStrategy(size=workers),
@@ -167,14 +142,14 @@ def predict_parquet(
             batch_format="pyarrow",
             num_cpus=min(1.0, max(0.1, (cpus - 1) / workers)),  # the rest is left for reading and writing
             num_gpus=num_gpus,
+            resources=dict(resources or {}),
+            runtime_env=_environment(num_gpus),
         ).write_parquet(str(partial))
-        written = ray.data.read_parquet(str(partial)).select_columns([REASON, TRUNCATED])
-        rejected = written.filter(_is_rejected)
-        counts = {"rows": written.count(), "rejected": rejected.count(), "truncated": int(written.sum(TRUNCATED) or 0)}
+        counts, reason = _counts(partial)
         if counts["rejected"] == counts["rows"] > 0:
             raise InputError(
                 f"all {counts['rows']} rows of {source} were rejected, so {destination} was not written; one of them: "
-                f"{rejected.take(1)[0][REASON]}"
+                f"{reason}"
             )
         partial.rename(destination)
     finally:
@@ -182,8 +157,56 @@ def predict_parquet(
     return counts
 
 
-def _is_rejected(row: Mapping[str, Any]) -> bool:
-    return row[REASON] is not None
+def _check(
+    source: Path,
+    model: str | os.PathLike[str],
+    task: Task | TaskOfModel,
+    text_columns: Sequence[str],
+    keep: Sequence[str] | None = None,
+    load: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> list[str] | None:
+    """Checks what can be checked before Ray starts. Returns the columns to read; None for all."""
+    Assignment.of(model, task, load, options)
+    names = tables.column_names(source, format="parquet") or []
+    wanted = list(dict.fromkeys((*text_columns, *(keep or ()))))
+    if missing := [name for name in wanted if name not in names]:
+        raise InputError(f"{source} has no column {missing[0]!r}; its columns are {', '.join(map(repr, names))}")
+    if next(tables.read_rows(source, text_columns, format="parquet"), None) is None:
+        raise InputError(f"{source} has no rows")
+    return None if keep is None else wanted
+
+
+def _workers(cluster: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """How many workers fit that take `needs` of each accelerator; without any, one less than there are CPUs."""
+    counts = {name: int(cluster.get(name, 0) / needed) for name, needed in needs.items() if needed}
+    if short := next((name for name, count in counts.items() if not count), None):
+        raise InputError(
+            f"each worker takes {needs[short]:g} of {short}, and the cluster has {cluster.get(short, 0):g}; if it will "
+            "grow, say with workers (--workers) how many to wait for"
+        )
+    return min(counts.values(), default=max(1, int(cluster.get("CPU", 1)) - 1))
+
+
+def _environment(num_gpus: float) -> dict[str, Any]:
+    """The runtime environment of a worker. JAX would take three quarters of a GPU's memory for the first of several."""
+    if not 0 < num_gpus < 1:
+        return {}
+    return {"env_vars": {"XLA_CLIENT_MEM_FRACTION": f"{_MEMORY_OF_A_GPU * num_gpus:.3f}"}}
+
+
+def _counts(directory: Path) -> tuple[dict[str, int], str | None]:
+    """Counts the rows that were written, and those rejected or truncated; also gives the reason of one rejection."""
+    datasets = require("pyarrow.dataset", "ray")
+    written = datasets.dataset(directory, format="parquet")
+    is_rejected, is_truncated = datasets.field(REASON).is_valid(), datasets.field(TRUNCATED)
+    counts = {
+        "rows": written.count_rows(),
+        "rejected": written.count_rows(filter=is_rejected),
+        "truncated": written.count_rows(filter=is_truncated),
+    }
+    reasons = written.head(1, columns=[REASON], filter=is_rejected).column(REASON).to_pylist()
+    return counts, next(iter(reasons), None)
 
 
 def __dir__() -> list[str]:

@@ -70,11 +70,8 @@ def in_auto_mode(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
         arrays = [leaves[i] for i in places]
-        mesh = _mesh_of(arrays)
-        with _using(mesh):
-            mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-            axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
-            explicit = tuple(name for name, kind in axes if kind == AxisType.Explicit)
+        with _using(_mesh_of(arrays)):
+            mesh, explicit = _explicit_axes(arrays)
             if not explicit:
                 return function(*args, **kwargs)
             rows = _rows(*args[1:2], kwargs.get("tokens"), kwargs.get("inputs_embeds"))
@@ -84,6 +81,19 @@ def in_auto_mode(function: Callable[P, R]) -> Callable[P, R]:
             return result
 
     return run
+
+
+def has_explicit_axes(tree: Any) -> bool:
+    """Whether the mesh of a tree's arrays, or else the caller's, has an Explicit axis."""
+    return bool(_explicit_axes(jax.tree.leaves(tree))[1])
+
+
+def _explicit_axes(leaves: Iterable[Any]) -> tuple[AbstractMesh, tuple[str, ...]]:
+    """The mesh of arrays, or else the caller's, and its Explicit axes."""
+    mesh = _mesh_of(leaves)
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return mesh, tuple(name for name, kind in axes if kind == AxisType.Explicit)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from jax import lax
 from roberta_flax.errors import InputError
 from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
+from roberta_flax.nn.meshes import has_explicit_axes, in_auto_mode
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.products import broadcast_like, product
 from roberta_flax.nn.quantize import QuantizedLinear, smooth, smoothing
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     Positions = Int[Array, "batch selected"] | slice
 
 FIRST_TOKEN = slice(0, 1)
+_Result = TypeVar("_Result")
 
 # From this many tokens on, the stream is stored after each layer. The TPU's compiler would rather keep what each layer
 # adds to it, 32 MiB in 8,192 tokens of 1,024 features, until the end (docs/performance.md).
@@ -503,8 +505,12 @@ class RobertaModel(Part):
         Raises:
           InputError: an array of `inputs` has another shape than the model takes.
         """
-        x = self._layer_outputs(token_ids, segments, key, positions, **inputs)[-1]
-        return x if self.layer_norm is None else self.layer_norm(x)
+
+        def features(model: RobertaModel, *arrays: Any, **inputs: Any) -> Array:
+            x = model._layer_outputs(*arrays, **inputs)[-1]
+            return x if model.layer_norm is None else model.layer_norm(x)
+
+        return self._on_any_mesh(features, token_ids, segments, self._key(key), positions, **inputs)
 
     def hidden_states(
         self,
@@ -518,7 +524,22 @@ class RobertaModel(Part):
         The final LayerNorm of a pre-norm network is in `features` and not in the last of these. Arguments as of
         `features`.
         """
-        return self._layer_outputs(token_ids, segments, key, **inputs)
+        return self._on_any_mesh(RobertaModel._layer_outputs, token_ids, segments, self._key(key), **inputs)
+
+    def _on_any_mesh(self, function: Callable[..., _Result], rows: Any, *others: Any, **inputs: Any) -> _Result:
+        """A function of the model, of an array whose rows divide its results, and of others; on Explicit axes too.
+
+        There it runs on a copy of the model, in Auto mode (see nn.meshes). Values inside are those of the copy:
+        forward.intermediates returns them on any mesh, and nnx.capture only on others.
+        """
+        if not has_explicit_axes((self.embeddings.token.embedding[...], rows, others, inputs)):
+            return function(self, rows, *others, **inputs)
+        graphdef, state = nnx.split(self)
+
+        def of_arrays(state: Any, *arrays: Any, **inputs: Any) -> _Result:
+            return function(nnx.merge(graphdef, state), *arrays, **inputs)
+
+        return in_auto_mode(of_arrays)(state, rows, *others, **inputs)
 
     def _layer_outputs(
         self,
@@ -532,7 +553,7 @@ class RobertaModel(Part):
         token_ids = given_tokens(token_ids, self.config, inputs)
         head_mask = inputs.get("head_mask")
         mask = attention_mask(token_ids == self.config.pad_id, segments)
-        keys = _split(self._key(key), 1 + 2 * len(self.layers))
+        keys = _split(key, 1 + 2 * len(self.layers))
         x = self.embeddings(token_ids, segments, keys[0], inputs.get("inputs_embeds"), inputs.get("token_types"))
         outputs = [x]
         for i, layer in enumerate(self.layers):
@@ -561,13 +582,23 @@ class RobertaModel(Part):
         """
         if self.lm_head is None:
             raise InputError(NO_LM_HEAD)
-        return self.lm_head(features, self.embeddings.token.embedding[...])
+
+        def logits(model: RobertaModel, features: Array) -> Array:
+            assert model.lm_head is not None, "checked above"
+            return model.lm_head(features, model.embeddings.token.embedding[...])
+
+        return self._on_any_mesh(logits, features)
 
     def head_logits(
         self, head: str, features: Float[Array, "batch time hidden"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch classes"] | Float[Array, "batch time classes"]:
         """The outputs of the head called `head`, in the accumulation dtype."""
-        return self.heads[head](features, self._key(key))
+
+        def logits(model: RobertaModel, features: Array, key: Any) -> Array:
+            outputs: Array = model.heads[head](features, key)
+            return outputs
+
+        return self._on_any_mesh(logits, features, self._key(key))
 
 
 class Linear(nnx.Module):

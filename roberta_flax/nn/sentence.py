@@ -24,7 +24,7 @@ from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import numerics_for
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Bool, Float, Int, Key
 
 # Pooling.POOLING_MODES, in the order in which Pooling.forward concatenates several
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -208,6 +208,7 @@ def sentence_vectors(
     modules: tuple[Module, ...],
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
+    key: Key[Array, ""] | None = None,
 ) -> Float[Array, "batch size"] | Float[Array, "batch segment size"]:
     """One vector for each sequence, in the accumulation dtype, in which all modules compute.
 
@@ -217,6 +218,7 @@ def sentence_vectors(
       prompt_length: how many tokens at the beginning of each sequence a Pooling without include_prompt leaves out.
       modules: a Pooling or a SpladePooling, and then any modules. A SpladePooling takes one sequence a row.
       config, numerics: see nn.forward.
+      key: for the network's dropout; None evaluates.
 
     Returns:
       [batch, size], or [batch, segment, size] with `starts`.
@@ -226,13 +228,13 @@ def sentence_vectors(
     if isinstance(pooling, SpladePooling):
         if starts is not None:
             raise InputError("a SpladePooling takes one sequence a row")
-        x = _token_weights(pooling, network, network.features(tokens), tokens != config.pad_id)[:, None]
+        x = _token_weights(pooling, network, network.features(tokens, key=key), tokens != config.pad_id)[:, None]
     elif not isinstance(pooling, Pooling):
         raise InputError(f"the first module must be a Pooling, got {type(pooling).__name__}")
     elif pooling.modes == ("cls",):
-        x = network.features(tokens, segments, None, FIRST_TOKEN if starts is None else starts)
+        x = network.features(tokens, segments, key, FIRST_TOKEN if starts is None else starts)
     else:
-        features = network.features(tokens, segments)
+        features = network.features(tokens, segments, key)
         is_first = jnp.zeros((tokens.shape[0], 1), jnp.int32) if starts is None else starts
         if segments is None or starts is None:
             member = (tokens != config.pad_id)[:, None, :]

@@ -3,20 +3,34 @@
 from typing import TYPE_CHECKING
 
 from roberta_flax import lazy
+from roberta_flax.nn.adapters import LoRA
 from roberta_flax.train.losses import Batch, Loss, head_loss, masked_lm_loss
 from roberta_flax.train.optimizer import adam, polynomial_decay
 from roberta_flax.train.step import TrainStep, init_optimizer, make_eval_step, make_train_step
 
 if TYPE_CHECKING:
-    from roberta_flax.train import batches, corpus, finetuning, loop, masking, pretraining, validation
+    from roberta_flax.train import (
+        batches,
+        corpus,
+        encoder_losses,
+        encoder_training,
+        finetuning,
+        loop,
+        masking,
+        pretraining,
+        validation,
+    )
 
 __all__ = [
     "Batch",
+    "LoRA",
     "Loss",
     "TrainStep",
     "adam",
     "batches",
     "corpus",
+    "encoder_losses",
+    "encoder_training",
     "finetuning",
     "head_loss",
     "init_optimizer",

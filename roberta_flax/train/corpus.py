@@ -33,10 +33,12 @@ from typing import IO, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from roberta_flax.checkpoint import download
 from roberta_flax.datasets import tables
 from roberta_flax.errors import InputError
 from roberta_flax.files import PathLike, replacing, require_rereadable
 from roberta_flax.prefetch import computed_ahead
+from roberta_flax.remote import is_url, to_path
 from roberta_flax.text.tokenizer import Tokenizer
 
 MAGIC = b"\x89RoBERTa"
@@ -135,14 +137,14 @@ def write(
       InputError: there are no texts, one cannot be read or is not text (with its line), they contain no sentence, or
         the destination cannot be written.
     """
-    files, destination = list(map(Path, texts)), Path(destination)
+    files, destination = list(map(to_path, texts)), to_path(destination)
     _check_files(files, destination)
     rows = [tables.read_rows(file, ("text",), format="txt") for file in files]
     dtype, threads = _dtype(tokenizer.vocab_size), threads or os.cpu_count() or 1
     calls = (partial(_encode, tokenizer, chunk, dtype=dtype) for chunk in _chunks(_lines(files, rows)))
     with (
         replacing(destination) as content,
-        tempfile.TemporaryFile(dir=destination.parent) as offsets,
+        tempfile.TemporaryFile(dir=None if is_url(destination) else destination.parent) as offsets,
         closing(computed_ahead(calls, threads=threads, ahead=2 * threads)) as encoded,
     ):
         writer = _Writer(content, offsets)
@@ -266,10 +268,10 @@ class Corpus:
         Raises:
           InputError: the file cannot be read, has another format, or is truncated or damaged.
         """
-        self.path = Path(path)
+        self.path = to_path(path)
         require_rereadable(self.path)
         try:
-            with self.path.open("rb") as file:
+            with download.local_file(self.path).open("rb") as file:
                 self.header = _read_header(file)
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from roberta_flax.checkpoint import converted
 from roberta_flax.checkpoint.usage import Usage
+from roberta_flax.convert import adapters
 from roberta_flax.datasets.readers import TrainedOn
 from roberta_flax.errors import InputError
 from roberta_flax.files import differences, remove_partial, replacing
@@ -154,10 +155,12 @@ def save_best(
     converted.save(best, config, params, tokenizer, replace=True, trained_on=trained_on, usage=usage)
 
 
-def check_best(directory: Path) -> None:
-    """Raises InputError if a run's best model is gone, or lacks files."""
+def check_best(directory: Path, *, is_adapter: bool = False) -> None:
+    """Raises InputError if a run's best model, or adapter, is gone or lacks files."""
     best = directory / BEST
-    if missing := converted.missing_files(best):
+    of_adapter = (adapters.CONFIG_FILE, adapters.WEIGHT_FILES[0])
+    missing = [name for name in of_adapter if not (best / name).is_file()]
+    if missing := missing if is_adapter else converted.missing_files(best):
         lost = f"lacks {', '.join(missing)}" if best.is_dir() else "is gone"
         raise InputError(
             f"{best}, the best model so far, {lost}; put it back to resume, or choose another directory to start over"

@@ -29,18 +29,22 @@ from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.metrics import LESS_IS_BETTER, Evaluation
 from roberta_flax.nn import sharding
+from roberta_flax.nn.adapters import LoRA
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.model import Head
 from roberta_flax.nn.numerics import Numerics
+from roberta_flax.remote import to_path
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
 from roberta_flax.train.losses import head_loss
+from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
-from roberta_flax.train.progress import is_first_process
-from roberta_flax.train.step import init_optimizer, make_train_step
+from roberta_flax.train.progress import is_first_process, report
+from roberta_flax.train.step import make_train_step
+from roberta_flax.train.trained import ApartAdapter, Trained, check_apart, lora_note
 from roberta_flax.train.validation import Validation
 
 _SAVE_EVERY_RANGE = (100, 1000)  # limits of the default interval between checkpoints, which is an epoch, in steps
@@ -67,6 +71,9 @@ class FineTuning:
       freeze: patterns of parameters to leave unchanged (see make_train_step).
       layer_decay: factor of the learning rate from each layer to the one below; 1 disables it.
       numerics: how to compute (see head_loss).
+      lora: settings of adapters to train, with the head, in the place of the network; None trains the network.
+      lora_apart: whether best/ is the adapter and the head alone, in PEFT's files; otherwise they are merged into the
+        network.
       task: the task's name, for the records.
       trained_on: what best/ says that the head was trained on.
       note: anything else that a run's numbers depend on, as a JSON object. The content of the initial model and of the
@@ -90,9 +97,19 @@ class FineTuning:
     freeze: tuple[str, ...] = ()
     layer_decay: float = 1.0
     numerics: Numerics = field(default_factory=Numerics)
+    lora: LoRA | None = None
+    lora_apart: bool = False
     task: str = readers.CUSTOM
     trained_on: TrainedOn | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_apart(self.lora, self.lora_apart)
+        if self.lora is not None and self.freeze:
+            raise InputError(
+                "with adapters nothing of the network is trained; leave out freeze, and choose layers by the adapters' "
+                "targets"
+            )
 
     @classmethod
     def of_files(
@@ -169,7 +186,6 @@ class FineTuning:
             **options,
         )
 
-    @with_own_mesh
     def run(
         self,
         roberta: Roberta,
@@ -185,8 +201,9 @@ class FineTuning:
         """Fine-tunes a model, or resumes a run that was stopped (see loop.run).
 
         Args:
-          roberta: the initial model. Its parameters are donated.
-          directory: the run's directory. The best model is saved in its `best`, and the result in its `summary.json`.
+          roberta: the initial model. Its parameters are donated, but with adapters only those of its head.
+          directory: the run's directory, also at a URL (module mirror). The best model is saved in its `best`, and the
+            result in its `summary.json`.
           seed: the seed that initializes a new head, orders the examples, and draws dropout.
           mesh: devices that share a batch's rows and each layer; the default is one device.
           fully_sharded: whether to also divide the parameters over the devices that share the rows.
@@ -196,21 +213,45 @@ class FineTuning:
           InputError: as in loop.run, or the best metric was not a number in any validation.
           DivergedError, StoppedError: as in loop.run.
         """
+        with mirrored(directory) as (local, mirror):
+            options: dict[str, Any] = {
+                "tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror,
+            }  # fmt: skip
+            return self._run(roberta, local, seed, mesh=mesh, fully_sharded=fully_sharded, **options)
+
+    @with_own_mesh
+    def _run(
+        self,
+        roberta: Roberta,
+        directory: Path,
+        seed: int,
+        *,
+        mesh: Mesh | None = None,
+        fully_sharded: bool = False,
+        progress: bool = True,
+        **options: Any,
+    ) -> Result:
+        """The same in a directory of this machine; `options` are those of loop.run."""
         recipe, name, note = self.recipe, self.head.name, self._note(roberta, seed)
         config, params = trained_part(roberta, self.head, recipe, seed)
         untrained = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
-        placed = _place(params, config, mesh, fully_sharded)
+        apart = ApartAdapter.of(roberta, self.lora, config, self.head) if self.lora and self.lora_apart else None
+        trained = Trained.of(params, config, self.lora, seed, lambda tree: _place(tree, config, mesh, fully_sharded))
         schedule, optimizer = recipe_optimizer(
             recipe, config=config, warmup_steps=self.warmup_steps, total_steps=self.total_steps,
             layer_decay=self.layer_decay,
         )  # fmt: skip
-        loss = head_loss(name, config=config, numerics=self.numerics)
+        loss = head_loss(name, config=config, numerics=self.numerics, lora=self.lora)
+        train_step = make_train_step(loss, optimizer, accumulate=recipe.update_freq, freeze=self.freeze)
         validation = Validation(
             self.validation, name, config=config, tokenizer=roberta.tokenizer, labels=self.labels,
             metrics=self.metrics, batch_size=recipe.batch_size, mesh=mesh, numerics=self.numerics,
         )  # fmt: skip
 
         def save_best(params: Params) -> None:
+            if apart is not None:
+                apart.save(directory / run_directory.BEST, params, self.trained_on)
+                return
             saved_config = dataclasses.replace(config, lm_head=roberta.config.lm_head)
             # the scores of the head that was trained are those of the recipe, and no longer the source's
             usage = (
@@ -219,13 +260,17 @@ class FineTuning:
                 else dataclasses.replace(roberta.usage, scoring=None)
             )
             run_directory.save_best(
-                directory, saved_config, {**params, **untrained}, roberta.tokenizer, self.trained_on, usage
-            )
+                directory, saved_config, {**trained.merged_to_save(params), **untrained}, roberta.tokenizer,
+                self.trained_on, usage,
+            )  # fmt: skip
+
+        if trained.lora is not None and progress:
+            report(trained.to_text())
 
         outcome = loop.run(
-            make_train_step(loss, optimizer, accumulate=recipe.update_freq, freeze=self.freeze),
-            placed,
-            init_optimizer(optimizer, placed, self.freeze),
+            trained.step(train_step),
+            trained.params,
+            train_step.init(trained.params),
             training_batches(
                 self.training, batch_size=recipe.batch_size, update_freq=recipe.update_freq, pad_id=config.pad_id,
                 max_positions=config.max_positions, seed=seed,
@@ -237,22 +282,25 @@ class FineTuning:
             directory=directory,
             config_note=note,
             schedule=schedule,
-            validate=validation,
+            validate=lambda params: validation(trained.merged(params)),
             save_best=save_best,
-            check_best=lambda: run_directory.check_best(directory),
+            check_best=lambda: run_directory.check_best(directory, is_adapter=apart is not None),
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
-            tensorboard=tensorboard,
-            plot=plot,
             progress=progress,
+            **options,
         )  # fmt: skip
         if outcome.best is None or outcome.best_step is None:
             raise InputError(
                 f"{self.best} was not a number in any validation on {self.validation.tally.path}, so there is no best "
                 "model; choose another metric or train longer"
             )
-        saved = _network_and_head(converted.read(directory / run_directory.BEST)[1], self.head)
+        best = directory / run_directory.BEST
+        if apart is None:
+            saved = _network_and_head(converted.read(best)[1], self.head)
+        else:
+            saved = apart.lora.merge(trained.loaded, apart.load(best))
         evaluation, mean_loss = validation.evaluate(_place(saved, config, mesh, fully_sharded))
         result = Result(seed, outcome.steps, outcome.stopped, outcome.best_step, self.best, mean_loss, evaluation)
         if is_first_process():
@@ -280,13 +328,21 @@ class FineTuning:
             raise InputError(
                 f"seeds must be distinct numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds)) or 'none'}"
             )
+        with mirrored(directory) as (local, mirror):
+            results = self._run_seeds(load, local, seeds, mirror=mirror, **options)
+        return dataclasses.replace(results, directory=to_path(directory))
+
+    def _run_seeds(
+        self, load: Callable[[], Roberta], directory: Path, seeds: Sequence[int], **options: Any
+    ) -> SeedResults:
+        """The same in a directory of this machine."""
         if len(seeds) == 1:
-            return SeedResults(directory, (self.run(load(), directory, seed=seeds[0], **options),))
+            return SeedResults(directory, (self._run(load(), directory, seeds[0], **options),))
         loaded = [load()]
         with run_directory.open_run(directory, self._common_note(loaded[0]), run_directory.SEEDS_FILE):
             run_directory.checked_by_first_process(lambda: _require_seeds(directory, seeds))
             found = [
-                self.run(loaded.pop() if loaded else load(), directory / f"seed-{seed}", seed=seed, **options)
+                self._run(loaded.pop() if loaded else load(), directory / f"seed-{seed}", seed, **options)
                 for seed in seeds
             ]
             results = SeedResults(directory, tuple(found))
@@ -306,6 +362,7 @@ class FineTuning:
             "total_steps": self.total_steps,
             "warmup_steps": self.warmup_steps,
             "recipe": asdict(self.recipe),
+            **lora_note(self.lora, self.lora_apart),
             "training": rows(self.training.tally),
             "validation": rows(self.validation.tally),
             "classes": self.training.class_counts(self.labels),
@@ -354,6 +411,7 @@ class FineTuning:
             "validation": self.validation.fingerprint(),
             "freeze": list(self.freeze),
             "layer_decay": self.layer_decay,
+            **lora_note(self.lora, self.lora_apart),
             **run_directory.numerics_note(self.numerics),
             "seed": seed,
         }

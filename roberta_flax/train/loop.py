@@ -35,10 +35,12 @@ from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.sharding import DATA, place_batch
+from roberta_flax.remote import to_path
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, open_checkpoints
 from roberta_flax.train.losses import HostBatch
+from roberta_flax.train.mirror import Mirror
 from roberta_flax.train.progress import Progress, report
 from roberta_flax.train.progress import shown as show_progress
 from roberta_flax.train.records import Recorded, Records, Stopwatch
@@ -144,6 +146,7 @@ def run(
     tensorboard: bool = False,
     plot: bool = False,
     progress: bool = True,
+    mirror: Mirror | None = None,
 ) -> Outcome:
     """Trains a model, or resumes a run that was stopped.
 
@@ -170,6 +173,7 @@ def run(
       tensorboard: whether to write DIR/tensorboard.
       plot: whether to draw DIR/curves.png at the end.
       progress: whether to show progress on stderr.
+      mirror: uploads `directory`, if that is the local one of a run at a URL (mirror.mirrored).
 
     Returns:
       How the run ended. If it had ended before, the same outcome is returned at once.
@@ -181,6 +185,7 @@ def run(
       DivergedError: a loss, a gradient or the state is not finite. Such a state is never saved in a checkpoint.
       StoppedError: SIGINT or SIGTERM was received. The current step has been finished and saved.
     """
+    directory = Path(to_path(directory))  # one of this machine, also for a run at a URL
     if plot:
         require("matplotlib.figure", "train")  # fail before hours of training, not after
     if jax.process_count() > 1 and mesh is None:
@@ -192,12 +197,15 @@ def run(
         run_directory.open_run(directory, run_config),
         open_checkpoints(directory / run_directory.CHECKPOINTS, plan.keep) as checkpoints,
     ):
+        if mirror is not None:
+            mirror.claim()
         placement = _Placement(mesh, accumulate)
         params, opt_state = placement.replicate((params, opt_state))
         params, opt_state, state, recorded = _restored(directory, checkpoints, params, opt_state, batches, check_best)
         if progress and state.stopped is None and (directory / run_directory.METRICS_FILE).exists():
             done = f": resuming after step {state.step} of {plan.total_steps}"
-            report(f"{directory}{done if state.step else ' has no checkpoint yet; the run starts over'}")
+            where = directory if mirror is None else mirror.url
+            report(f"{where}{done if state.step else ' has no checkpoint yet; the run starts over'}")
         if state.stopped is None:
             with ExitStack() as stack:
                 records = on_step = None
@@ -221,6 +229,7 @@ def run(
                     step_inputs=_make_step_inputs(plan.seed, schedule, mesh),
                     placement=placement,
                     tokens_of=tokens_of,
+                    mirror=mirror,
                 )
                 loop.run(stack.enter_context(StopRequests()))
                 params = loop.params
@@ -327,6 +336,7 @@ class _Loop:
     step_inputs: Callable[[int], tuple[jax.Array, jax.Array | None]]
     placement: _Placement
     tokens_of: Callable[[HostBatch], int]
+    mirror: Mirror | None = None
 
     def __post_init__(self) -> None:
         self._pending: deque[_PendingStep] = deque()
@@ -450,6 +460,9 @@ class _Loop:
         saved = {**asdict(self.state), "data": self.batches.get_state(), "recorded": asdict(recorded)}
         self.checkpoints.save(step, self.params, self.opt_state, json.loads(json.dumps(saved)))
         _return_freed_memory()
+        if self.mirror is not None:
+            self.checkpoints.wait()
+            self.mirror.save()
 
     def _require_finite(self, step: int) -> None:
         """Raises DivergedError if the parameters or the optimizer's state are not finite, even if the loss was."""

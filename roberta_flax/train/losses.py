@@ -29,8 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.errors import InputError
+from roberta_flax.nn.adapters import LoRA, adapted_network
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
-from roberta_flax.nn.forward import Params, check_lm_head, head_outputs, network
+from roberta_flax.nn.forward import Params, check_lm_head, head_outputs
 from roberta_flax.nn.meshes import in_auto_mode
 from roberta_flax.nn.numerics import Numerics
 
@@ -69,6 +70,7 @@ def head_loss(
     *,
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
+    lora: LoRA | None = None,
 ) -> NetworkLoss:
     """Returns the loss of a head, which depends on its kind and problem.
 
@@ -84,6 +86,7 @@ def head_loss(
       config: the network's configuration.
       numerics: how to compute. With dtype bfloat16, the computation is in bfloat16 and the parameters keep their dtype,
         so float32 parameters are the master weights. `remat` needs less memory and a third more computation.
+      lora: the settings of the adapters that the parameters hold, if they hold any.
 
     Raises:
       InputError: there is no such head, it has no loss (a pooler), or gradients would vanish in the dtype (float16).
@@ -91,12 +94,13 @@ def head_loss(
     kind = config.head(head)
     if kind.kind == "pooler":
         raise InputError(f"head {head!r} is a pooler: it has no loss to train with; register a head of another kind")
-    _check_trainable(numerics)
+    check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
         tokens, targets = batch["tokens"], batch["targets"]
         rows = tokens.reshape(-1, tokens.shape[-1])
-        outputs = head_outputs(network(params, config, numerics), kind, rows, key=key)
+        model, key = adapted_network(params, config, numerics, lora, key)
+        outputs = head_outputs(model, kind, rows, key=key)
         if tokens.ndim == 3:
             is_choice = (tokens != config.pad_id).any(axis=-1)
             losses = _cross_entropy(_excluding_padding(is_choice, outputs.reshape(is_choice.shape)), targets)
@@ -112,20 +116,21 @@ def masked_lm_loss(
     *,
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
+    lora: LoRA | None = None,
 ) -> NetworkLoss:
     """Returns the masked-LM loss: the negative log-probability of the original tokens (fairseq's masked_lm).
 
     Args:
-      config, numerics: as in head_loss.
+      config, numerics, lora: as in head_loss.
 
     Raises:
       InputError: the model has no masked-LM head, or gradients would vanish in the dtype (float16).
     """
     check_lm_head(config)
-    _check_trainable(numerics)
+    check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        model = network(params, config, numerics)
+        model, key = adapted_network(params, config, numerics, lora, key)
         features = model.features(batch["tokens"], key=key, positions=batch["positions"])
         losses = _cross_entropy(model.lm_logits(features), batch["targets"])
         return _weighted(losses, batch.get("weights", jnp.ones_like(losses)))
@@ -139,7 +144,8 @@ def _weighted(losses: Float[Array, "..."], weights: Array) -> tuple[Float[Array,
     return (losses * weights).sum(), weights.sum()
 
 
-def _check_trainable(numerics: Numerics) -> None:
+def check_trainable(numerics: Numerics) -> None:
+    """Raises InputError if gradients would vanish in the dtype."""
     if numerics.dtype == jnp.float16:
         raise InputError("float16 has too small a range of exponents for gradients; train in bfloat16 or float32")
 

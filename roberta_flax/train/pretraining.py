@@ -26,20 +26,24 @@ from roberta_flax.datasets.recipes import PRETRAINING, Recipe
 from roberta_flax.errors import InputError
 from roberta_flax.hub import Roberta
 from roberta_flax.nn import forward, sharding
+from roberta_flax.nn.adapters import LoRA
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.numerics import Numerics
+from roberta_flax.remote import to_path
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.losses import HostBatch, masked_lm_loss
 from roberta_flax.train.masked_batches import training_batches
+from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
-from roberta_flax.train.progress import is_first_process
+from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.samples import Samples
-from roberta_flax.train.step import init_optimizer, make_eval_step, make_train_step
+from roberta_flax.train.step import make_eval_step, make_train_step
+from roberta_flax.train.trained import ApartAdapter, Trained, check_apart, lora_note
 
 SIZES: Mapping[str, Callable[..., RobertaConfig]] = {"base": RobertaConfig.base, "large": RobertaConfig.large}
 
@@ -78,6 +82,8 @@ class Pretraining:
       log_every: log metrics every N steps.
       patience: stop after N validations in a row without improvement; None never stops early.
       numerics: how to compute.
+      lora: settings of adapters to train in the place of the network; None trains the network.
+      lora_apart: whether best/ is the adapter alone, in PEFT's files; otherwise it is merged into the network.
       note: anything else that a run's numbers depend on, as a JSON object. The content of the initial model and of the
         files is part of it in any case.
     """
@@ -94,9 +100,13 @@ class Pretraining:
     log_every: int = 100
     patience: int | None = None
     numerics: Numerics = field(default_factory=Numerics)
+    lora: LoRA | None = None
+    lora_apart: bool = False
     note: Mapping[str, Any] = field(default_factory=dict)
 
-    @with_own_mesh
+    def __post_init__(self) -> None:
+        check_apart(self.lora, self.lora_apart)
+
     def run(
         self,
         roberta: Roberta,
@@ -113,8 +123,10 @@ class Pretraining:
         The model's classification heads are dropped, because masked language modeling does not train them.
 
         Args:
-          roberta: the initial model, from new_model or roberta_flax.load. Its parameters are donated.
-          directory: the run's directory. The best model is saved in its `best`, and the result in its `summary.json`.
+          roberta: the initial model, from new_model or roberta_flax.load. Its parameters are donated, except with
+            adapters.
+          directory: the run's directory, also at a URL (module mirror). The best model is saved in its `best`, and the
+            result in its `summary.json`.
           mesh: devices that share a batch's rows and each layer (devices.mesh_for); the default is one device.
           fully_sharded: whether to also divide the parameters over the devices that share the rows.
           tensorboard, plot, progress: as in loop.run.
@@ -123,6 +135,25 @@ class Pretraining:
           InputError: as in loop.run, or the files do not match the model.
           DivergedError, StoppedError: as in loop.run.
         """
+        with mirrored(directory) as (local, mirror):
+            options: dict[str, Any] = {
+                "tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror,
+            }  # fmt: skip
+            result = self._run(roberta, local, mesh=mesh, fully_sharded=fully_sharded, **options)
+        return dataclasses.replace(result, model=to_path(directory) / run_directory.BEST)
+
+    @with_own_mesh
+    def _run(
+        self,
+        roberta: Roberta,
+        directory: Path,
+        *,
+        mesh: Mesh | None,
+        fully_sharded: bool,
+        progress: bool,
+        **options: Any,
+    ) -> Result:
+        """The same in a directory of this machine; `options` are those of loop.run."""
         recipe, tokenizer = self.recipe, roberta.tokenizer
         fingerprint = run_directory.model_fingerprint(roberta)
         config = recipe.with_dropout(dataclasses.replace(roberta.config, heads=()))
@@ -136,16 +167,30 @@ class Pretraining:
         )
         total, warmup = self._steps()
         schedule, optimizer = recipe_optimizer(recipe, config=config, warmup_steps=warmup, total_steps=total)
-        loss = masked_lm_loss(config=config, numerics=self.numerics)
+        loss = masked_lm_loss(config=config, numerics=self.numerics, lora=self.lora)
+        train_step = make_train_step(loss, optimizer, accumulate=recipe.update_freq)
         eval_step = make_eval_step(
             masked_lm_loss(config=config, numerics=dataclasses.replace(self.numerics, remat=False))
         )
-        if mesh is not None:
-            params = sharding.place(params, config, mesh, fully_sharded=fully_sharded)
+        apart = ApartAdapter.of(roberta, self.lora, config, None) if self.lora and self.lora_apart else None
+
+        def place(params: Params) -> Params:
+            return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)
+
+        trained = Trained.of(params, config, self.lora, self.samples.seed, place)
+        if trained.lora is not None and progress:
+            report(trained.to_text())
+
+        def save_best(params: Params) -> None:
+            if apart is not None:
+                apart.save(directory / run_directory.BEST, params)
+            else:
+                run_directory.save_best(directory, config, trained.merged_to_save(params), tokenizer)
+
         outcome = loop.run(
-            make_train_step(loss, optimizer, accumulate=recipe.update_freq),
-            params,
-            init_optimizer(optimizer, params),
+            trained.step(train_step),
+            trained.params,
+            train_step.init(trained.params),
             training_batches(training_samples),
             plan=loop.Plan(
                 total, self.validate_every, self.save_every, self.keep, self.log_every, self.patience,
@@ -161,18 +206,20 @@ class Pretraining:
                 "samples": asdict(self.samples),
                 **asdict(recipe),
                 "warmup_steps": warmup,
+                **lora_note(self.lora, self.lora_apart),
                 **run_directory.numerics_note(self.numerics),
             },
             schedule=schedule,
-            validate=lambda params: mean_loss(eval_step, params, validation_samples.in_order(), mesh),
-            save_best=lambda params: run_directory.save_best(directory, config, params, tokenizer),
-            check_best=lambda: run_directory.check_best(directory),
+            validate=lambda params: mean_loss(
+                eval_step, trained.merged(params), validation_samples.in_order(), mesh
+            ),
+            save_best=save_best,
+            check_best=lambda: run_directory.check_best(directory, is_adapter=apart is not None),
             mesh=mesh,
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
-            tensorboard=tensorboard,
-            plot=plot,
             progress=progress,
+            **options,
         )  # fmt: skip
         result = Result(
             directory / run_directory.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,

@@ -21,6 +21,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from roberta_flax.errors import InputError
+from roberta_flax.nn.adapters import joined
 from roberta_flax.nn.cpu import KEEP_BARRIERS
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import on_mesh_of_arguments
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 def make_train_step(
     loss: Loss, optimizer: optax.GradientTransformation, *, accumulate: int = 1, freeze: Sequence[str] = ()
 ) -> TrainStep:
-    """Returns a jitted function (params, opt_state, batch, key) -> (params, opt_state, metrics).
+    """Returns a jitted function (params, opt_state, batch, key, frozen=None) -> (params, opt_state, metrics).
+
+    `frozen` has parameters that the loss reads beside `params`, in the same form of tree. The step neither changes nor
+    returns them, and they are not donated: those of a network whose adapters are trained (nn.adapters.LoRA).
 
     The gradient is that of the weighted mean over the whole step. Parameters that the loss does not use
     (losses.NetworkLoss) stay unchanged. The arrays in `params` and `opt_state` are donated: their memory goes to the
@@ -64,30 +68,33 @@ def make_train_step(
     unread = getattr(loss, "unread", ())
 
     def sums_and_gradients(
-        trained: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
+        trained: Params, others: tuple[Params, Params | None], batch: Batch, key: Key[Array, ""]
     ) -> tuple[Array, Array, Params]:
         """Returns the loss, size and gradients of one batch, all as sums."""
+        unchanged, frozen = others
 
         def loss_of_trained(trained: Params) -> tuple[Array, Array]:
-            return loss(_merged(trained, frozen), batch, key)
+            params = _merged(trained, unchanged)
+            return loss(params if frozen is None else joined(params, frozen), batch, key)
 
         (total, size), gradients = jax.value_and_grad(loss_of_trained, has_aux=True)(trained)
         return total, size, gradients
 
     def train_step(
-        params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""]
+        params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""], frozen: Params | None = None
     ) -> tuple[Params, optax.OptState, Metrics]:
-        trained, frozen = partition(params, freeze)
+        trained, unchanged = partition(params, freeze)
+        others = unchanged, frozen
         if accumulate == 1:
-            total, size, gradients = sums_and_gradients(trained, frozen, batch, key)
+            total, size, gradients = sums_and_gradients(trained, others, batch, key)
         else:
 
             def add(sums: Any, batch_and_key: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
-                return optax.tree.add(sums, sums_and_gradients(trained, frozen, *batch_and_key)), None
+                return optax.tree.add(sums, sums_and_gradients(trained, others, *batch_and_key)), None
 
             batches_and_keys = batch, jax.random.split(key, accumulate)
             first = jax.tree.map(lambda x: x[0], batches_and_keys)
-            *sums, _ = jax.eval_shape(sums_and_gradients, trained, frozen, *first)
+            *sums, _ = jax.eval_shape(sums_and_gradients, trained, others, *first)
             zeros = (*(jnp.zeros(x.shape, x.dtype) for x in sums), optax.tree.zeros_like(trained))
             (total, size, gradients), _ = lax.scan(add, zeros, batches_and_keys)
         scale = 1 / jnp.where(size == 0, 1, size)
@@ -99,13 +106,13 @@ def make_train_step(
             trained,
             optax.apply_updates(trained, updates),
         )
-        return _merged(updated, frozen), opt_state, metrics
+        return _merged(updated, unchanged), opt_state, metrics
 
     return TrainStep(on_mesh_of_arguments(train_step), lambda params: init_optimizer(optimizer, params, freeze))
 
 
 class TrainStep:
-    """A function (params, opt_state, batch, key) -> (params, opt_state, metrics), compiled for each shape and sharding.
+    """A function of make_train_step, compiled for each shape and sharding.
 
     The returned params and opt_state have the sharding of the given ones. The compiler would change it for some arrays.
     """
@@ -119,9 +126,14 @@ class TrainStep:
         self._cached_jit = lru_cache(maxsize=None)(self._jit)
 
     def __call__(
-        self, params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""]
+        self,
+        params: Params,
+        opt_state: optax.OptState,
+        batch: Batch,
+        key: Key[Array, ""],
+        frozen: Params | None = None,
     ) -> tuple[Params, optax.OptState, Metrics]:
-        """Does one step. `params` and `opt_state` are donated.
+        """Does one step. `params` and `opt_state` are donated, and `frozen` is not.
 
         Raises:
           InputError: an array has been donated already.
@@ -132,7 +144,7 @@ class TrainStep:
                 "returned, or give it copies (jax.tree.map(jnp.copy, params))"
             )
         updated: tuple[Params, optax.OptState, Metrics] = self._compiled_for(params, opt_state)(
-            params, opt_state, batch, key
+            params, opt_state, batch, key, *_given(frozen)
         )
         return updated
 
@@ -140,9 +152,13 @@ class TrainStep:
         """Returns the optimizer's state for the parameters that the step trains (see init_optimizer)."""
         return self._init(params)
 
-    def lower(self, params: Params, opt_state: optax.OptState, batch: Batch, key: Any) -> jax.stages.Lowered:
+    def lower(
+        self, params: Params, opt_state: optax.OptState, batch: Batch, key: Any, frozen: Params | None = None
+    ) -> jax.stages.Lowered:
         """Lowers the step for arrays or jax.ShapeDtypeStructs, for ahead-of-time compilation."""
-        lowered: jax.stages.Lowered = self._compiled_for(params, opt_state).lower(params, opt_state, batch, key)
+        lowered: jax.stages.Lowered = self._compiled_for(params, opt_state).lower(
+            params, opt_state, batch, key, *_given(frozen)
+        )
         return lowered
 
     def _compiled_for(self, *kept: Any) -> Any:
@@ -153,6 +169,10 @@ class TrainStep:
         kept = jax.tree.unflatten(tree, shardings)
         options = KEEP_BARRIERS if on_cpu else None
         return jax.jit(self._function, donate_argnums=(0, 1), out_shardings=(*kept, None), compiler_options=options)
+
+
+def _given(frozen: Params | None) -> tuple[Params, ...]:
+    return () if frozen is None else (frozen,)
 
 
 def _platforms(leaves: Sequence[Any]) -> set[str]:

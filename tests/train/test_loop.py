@@ -577,7 +577,7 @@ def run(name, spec, **options):
     if spec is not None:
         begin["layer"]["kernel"] = jax.device_put(begin["layer"]["kernel"], NamedSharding(mesh, spec))
         begin["layer"]["bias"] = jax.device_put(begin["layer"]["bias"], NamedSharding(mesh, PartitionSpec()))
-    plan = {{"total_steps": 20}}
+    plan = {{"total_steps": 20, "save_every": 20}}
     outcome = small.train(Path({str(tmp_path)!r}) / name, plan, params=begin, train_step=step, **options)
     return outcome.params["layer"]["kernel"]
 

@@ -323,6 +323,24 @@ def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_d
 
 
 @pytest.mark.slow
+def test_an_adapter_that_is_pretrained_is_loaded_with_its_network(run, data, tiny, tiny_directory, tmp_path):
+    arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "run", "--model", tiny_directory)
+    options = (*SHORT, *ONE_SHAPE, "--lora-rank", 2, "--lora-targets", "value", "--lr", 0.01, "--lora-apart", "--json")
+    status, out, err = run(*arguments, *options)
+    assert status == 0, err
+    assert sorted(path.name for path in (tmp_path / "run" / "best").iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    further = roberta_flax.load(tmp_path / "run" / "best")
+    before, after = flatten(tiny.params), flatten(further.params)
+    changed = {name for name in after if not np.array_equal(before[name], after[name])}
+    assert changed == {f"layers.{layer}.attention.value.kernel" for layer in range(2)}
+    status, found, err = run("perplexity", data, "--model", tmp_path / "run" / "best", *ONE_SHAPE[:4], "--json")
+    assert status == 0, err
+    assert json.loads(found)["perplexity"] == pytest.approx(json.loads(out)["perplexity"], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_two_hosts_and_one_agree(run, two_hosts, data, tiny_source, tmp_path):
     options = (data, "--valid", data, "--tokenizer", tiny_source, *SMALL, *SHORT, *ONE_SHAPE)
     assert run("pretrain", "-o", tmp_path / "one", *options)[0] == 0
@@ -361,6 +379,8 @@ def test_what_cannot_be_done_is_said_in_one_line(run, data, tiny_directory, tiny
         (data, (*start, "--seed", -1), "seed must be 0 or more, got -1"),
         (data, (*start, "--dtype", "float16"), "float16"),
         (data, (*start, "--tensor-parallel", 3), "tensor_parallel must divide"),
+        (data, (*start, "--lora-rank", 4), "adapters are for a network that is trained already: give --model"),
+        (data, ("--model", tiny_directory, "--dora"), "options of adapters need their rank"),
     ):
         status, _, err = run("pretrain", data_file, "--valid", data, "-o", out, *options, *SHORT)
         assert (status, err.count("\n"), message in err) == (1, 1, True), (options, err)

@@ -12,6 +12,7 @@ import json
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)
 from roberta_flax.nn import forward, sharding
+from roberta_flax.nn.adapters import LoRA, joined
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step
@@ -21,13 +22,24 @@ config = RobertaConfig(
     heads=(HeadConfig("mnli", 3, 64),),
 )
 params = forward.init_params(config, jax.random.key(0), jnp.float64)
-random = np.random.default_rng(0)
+lora = LoRA(4, 8, ("all-linear",), dropout=0.1, dora=True)
+body = {name: part for name, part in params.items() if name != "heads"}
+parts = {
+    "network": (params, None),
+    "adapters": (joined(lora.init(params, config, jax.random.key(1)), {"heads": params["heads"]}), body),
+}
 
-def updates(devices, tensor_parallel, fully_sharded):
+def updates(devices, tensor_parallel, fully_sharded, what):
     mesh = sharding.mesh(jax.devices()[:devices], tensor_parallel)
-    placed = sharding.place(jax.tree.map(jnp.copy, params), config, mesh, fully_sharded=fully_sharded)
+
+    def place(tree):
+        return sharding.place(jax.tree.map(jnp.copy, tree), config, mesh, fully_sharded=fully_sharded)
+
+    placed, frozen = (part and place(part) for part in parts[what])
     optimizer = adam(1e-3, config=config, clip_norm=1.0)
-    train_step = make_train_step(head_loss("mnli", config=config, numerics=Numerics("float64")), optimizer)
+    settings = None if frozen is None else lora
+    loss = head_loss("mnli", config=config, numerics=Numerics("float64"), lora=settings)
+    train_step = make_train_step(loss, optimizer)
     # its count belongs to no parameter: whole on all devices, as the loop places it, so that updates are one program
     whole = jax.NamedSharding(mesh, jax.P())
     opt_state = jax.tree.map(lambda x: x if x.committed else jax.device_put(x, whole), init_optimizer(optimizer, placed))
@@ -40,24 +52,32 @@ def updates(devices, tensor_parallel, fully_sharded):
             "weights": np.array([1.0] * 7 + [0.0]),
         }
         batch = {name: sharding.place_rows(array, mesh) for name, array in batch.items()}
-        placed, opt_state, metrics = train_step(placed, opt_state, batch, jax.random.key(update))
+        placed, opt_state, metrics = train_step(placed, opt_state, batch, jax.random.key(update), frozen)
     moments = opt_state[1].mean
     same = jax.tree.map(lambda s, x, m: s.is_equivalent_to(x.sharding, x.ndim) and s.is_equivalent_to(m.sharding, m.ndim),
                         shardings, placed, moments)
     assert all(jax.tree.leaves(same)), "the parameters or moments that came back are divided otherwise"
-    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((placed, moments)))
-    whole = sum(x.nbytes for x in jax.tree.leaves((placed, moments)))
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((placed, moments, frozen)))
+    whole = sum(x.nbytes for x in jax.tree.leaves((placed, moments, frozen)))
+    if frozen is not None:
+        placed = lora.merge(frozen, placed)
     return jax.device_get(placed), held / whole
 
-one, _ = updates(1, 1, False)
+one = {what: updates(1, 1, False, what)[0] for what in parts}
 for how in WAYS:
     several, share = updates(*how)
-    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, several)
+    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one[how[-1]], several)
     print(json.dumps({"how": how, "difference": max(jax.tree.leaves(differences)), "share": share}))
 """
-# devices, tensor parallel, fully sharded -> the share of parameters and moments that each device holds, at most: small
-# ones, a third of so small a network, are whole on each unless tensor parallelism divides them
-WAYS = {(8, 1, False): 1.0, (8, 1, True): 0.45, (8, 4, False): 0.5, (8, 2, True): 0.35}
+# devices, tensor parallel, fully sharded, what is trained -> the share of parameters and moments that each device holds,
+# at most: small ones, a third of so small a network, are whole on each unless tensor parallelism divides them
+WAYS = {
+    (8, 1, False, "network"): 1.0,
+    (8, 1, True, "network"): 0.45,
+    (8, 4, False, "network"): 0.5,
+    (8, 2, True, "network"): 0.35,
+    (8, 2, True, "adapters"): 0.5,
+}
 
 
 @pytest.fixture(scope="module")

@@ -292,7 +292,7 @@ def test_a_choice_of_padding_alone_is_none(params):
     batch = {"tokens": tokens, "targets": np.array([1, 0], np.int32), "weights": np.ones(2, np.float32)}
     padded = {**batch, "tokens": np.concatenate([tokens, nothing], 1)}
     loss = head_loss("choice", config=CONFIG)
-    gradients = jax.grad(lambda params, batch: loss(params, batch, None)[0])
+    gradients = jax.jit(jax.grad(lambda params, batch: loss(params, batch, None)[0]))
     with_two, with_three = (gradients(params, some) for some in (batch, padded))
     # the same sums, over more rows: float32, rounded otherwise
     jax.tree.map(
@@ -373,7 +373,7 @@ def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
     kernels = 2 * (4 * hidden**2 + 2 * hidden * inner)
     by_hand = rows * time * (of_a_token + time * of_a_pair) + kernels
     # a tenth for how buffers fit together
-    assert (temporaries(7) - temporaries(3)) / 4 < 1.1 * by_hand
+    assert (temporaries(4) - temporaries(2)) / 2 < 1.1 * by_hand
 
 
 @pytest.mark.slow
