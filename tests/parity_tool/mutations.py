@@ -225,8 +225,8 @@ def norm(
     return replaced(model, "layer_norm", wrong)
 
 
-def _variance_in_one_pass(right: Any, *args: Any) -> nnx.LayerNorm:
-    made = right(*args)
+def _variance_in_one_pass(right: Any, *args: Any, **options: Any) -> nnx.LayerNorm:
+    made = right(*args, **options)
     made.use_fast_variance = True
     return made
 
