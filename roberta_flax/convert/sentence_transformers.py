@@ -283,7 +283,12 @@ def read(
     }
     files = sorted({os.path.relpath(path, repository.root) for path in repository.files})
     length = None if math.isinf(limit) else min(int(limit), config.max_positions)
-    return Reading(Usage(length, embedding, scoring, params, token_params), tuple(files), repository.root)
+    usage = Usage(length, embedding, scoring, params, token_params)
+    try:
+        usage.check(config)
+    except InputError as error:
+        raise CheckpointError(f"{repository.root}: {error}") from None
+    return Reading(usage, tuple(files), repository.root)
 
 
 def _unsupported(repository: _Repository, entry: _Entry) -> CheckpointError:
