@@ -80,6 +80,8 @@ class Embedding:
             raise InputError("prompts must be texts by name")
         if self.truncate_dim is not None:
             require_positive(truncate_dim=self.truncate_dim)
+            if self.is_multi_vector:
+                raise InputError("truncate_dim is for one vector a text; a multi-vector encoder keeps all numbers")
         if self.max_active_dims is not None:
             require_positive(max_active_dims=self.max_active_dims)
         known = MULTI_VECTOR_SIMILARITIES if self.is_multi_vector else SIMILARITIES

@@ -268,7 +268,9 @@ def read(
             modules, params = _multi_vector_modules(
                 repository, entries[1:], config, _pylate_lengths(model) | transformer, model if is_of_pylate else None
             )
-            model = {**model, "prompts": _with_prefixes(repository, model, tokenizer_json)}
+            splitter = None if tokenizer_json is None else parse(tokenizer_json)
+            model = {**model, "prompts": _with_prefixes(repository, model, splitter)}
+            _note_unknown_tokens(modules[0], splitter, notes)
         else:
             modules, params = _modules(repository, entries[1:], config, task)
         embedding = _embedding(repository, modules, transformer, model)
@@ -674,9 +676,7 @@ def _pylate_lengths(model: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _with_prefixes(
-    repository: _Repository, model: Mapping[str, Any], tokenizer_json: str | None
-) -> dict[str, str | None]:
+def _with_prefixes(repository: _Repository, model: Mapping[str, Any], tokenizer: Any) -> dict[str, str | None]:
     """The prompts, with PyLate's prefixes before them.
 
     Raises:
@@ -687,7 +687,7 @@ def _with_prefixes(
         if key in model:
             prefix = model[key] or ""
             prompts[role] = prefix + (prompts.get(role) or "").removeprefix(prefix)
-            if tokenizer_json is not None and (token := _split_token(prefix, tokenizer_json)) is not None:
+            if tokenizer is not None and (token := _split_token(prefix, tokenizer)) is not None:
                 raise CheckpointError(
                     f"{repository.root / SETTINGS_FILE} has the {key} {shortened(repr(prefix))}: the token {token!r} "
                     "is split by the tokenizer where a text begins with it, and nothing here inserts it by its id"
@@ -695,13 +695,20 @@ def _with_prefixes(
     return prompts
 
 
-def _split_token(prefix: str, tokenizer_json: str) -> str | None:
+def _split_token(prefix: str, tokenizer: Any) -> str | None:
     """The token that a prefix is, or begins with, if text is not encoded as it (_register_prefix_tokens)."""
-    tokenizer = parse(tokenizer_json)
     for token in (prefix, *prefix.split(None, 1)[:1]):
         if prefix.split() and tokenizer.token_to_id(token) is not None:
             return None if tokenizer.encode(token, add_special_tokens=False).tokens == [token] else token
     return None
+
+
+def _note_unknown_tokens(mask: Module, tokenizer: Any, notes: list[str]) -> None:
+    if isinstance(mask, MultiVectorMask) and tokenizer is not None:
+        unknown = [repr(token) for token in mask.skiplist if tokenizer.token_to_id(token) is None]
+        if unknown:
+            listed = shortened(", ".join(unknown))
+            notes.append(f"the vocabulary does not have all tokens of the skiplist; left out are: {listed}")
 
 
 # What else is in a repository

@@ -110,8 +110,9 @@ def multi_vector_task(
     assert isinstance(mask, MultiVectorMask)
     expansion = mask.expansion if role == "query" else None
     words = mask.skiplist if (role or "document") in mask.skiplist_roles else ()
-    # as theirs, a word that is no token is left out: as the unknown token it would be all unknown words
+    # as in resolve_with_tokenizer, a word that is no token is left out; the unknown token stands for others too
     skipped = [token for token in map(tokenizer.named_token, words) if token is not None]
+    # a length over the network's, which sentence-transformers fails at, is the network's, as for any encoder
     limit = _max_length(mask, role) or max_length or model.usage.max_length
     return MultiVectorEmbedding(
         embedding,

@@ -99,12 +99,14 @@ LAYOUTS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_vectors_are_those_of_sentence_transformers_6(layout, networks, tmp_path):
+def test_vectors_are_those_of_sentence_transformers_6(layout, networks, tmp_path, caplog):
     family, skiplist, settings = LAYOUTS[layout]
     prompts = {"query": "[Q] ", "document": "[D] "}
     modules = (dense(), MultiVectorMask(skiplist), Normalize("token_embeddings"))
     theirs = repository(tmp_path / "repository", networks[family], *modules, prompts=prompts, **settings)
     assert_same(theirs, SentenceEncoder(tmp_path / "repository"))
+    noted = any("of the skiplist; left out are: 'of no vocabulary'" in message for message in caplog.messages)
+    assert noted == ("of no vocabulary" in skiplist)
 
 
 def test_what_is_exported_answers_the_same_there(networks, tmp_path):
@@ -250,5 +252,7 @@ def test_vectors_of_another_form_are_refused_in_one_line(whole):
         model.encode_multi_vector(TEXTS, task="passage")
     with pytest.raises(InputError, match="takes as many texts twice, got 1 and 2"):
         model.similarity_pairwise(model.encode_query(TEXTS[:1]), model.encode_query(TEXTS[:2]))
+    with pytest.raises(InputError, match="truncate_dim is for one vector a text"):
+        SentenceEncoder(model.roberta, truncate_dim=4)
     assert model.encode_query(TEXTS[0]).shape[1] == SIZE
     assert model.encode_query([]) == []
