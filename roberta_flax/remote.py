@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import logging
 import os
 import re
 import stat
@@ -31,6 +32,7 @@ from roberta_flax.extras import imported, require
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,3}(?=[^/\s])(.+)", re.DOTALL)  # pathlib leaves one of two slashes
 _LOCAL = ("file", "local")
 _EXTRAS = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3", "hf": "huggingface"}  # which install their file systems
+_CLIENTS = ("gcsfs", "s3fs")
 _KNOWN = "gs://, s3://, hf:// or memory://"
 # What file systems call the version of an object; those that one gives change whenever its content does.
 _VERSIONS = (
@@ -337,6 +339,9 @@ def _fsspec(scheme: str) -> Any:
 def _require_scheme(scheme: str) -> None:
     """Raises InputError unless fsspec opens URLs with this scheme."""
     fsspec = _fsspec(scheme)
+    for client in map(logging.getLogger, _CLIENTS):
+        if client.level == logging.NOTSET:  # they log with tracebacks the errors that they also raise
+            client.setLevel(logging.CRITICAL)
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError:

@@ -136,8 +136,8 @@ OFFERED = {
     "roberta_flax.datasets": "readers recipes",
     "roberta_flax.forward": """
         MoreInputs Params abstract_params features first_layers head_log_probs head_logits head_outputs hidden_states
-        init_params intermediate_names intermediates lm_logits network operands pooled_features quantize token_log_probs
-        top_tokens
+        init_params intermediate_names intermediates largest_inputs lm_logits network operands pooled_features quantize
+        token_log_probs top_tokens
         """,
     "roberta_flax.parity": """
         DecisionResult Element Report Run TensorResult TokenError assert_parity compare compare_subject read_report

@@ -227,6 +227,7 @@ def local_file(path: Path) -> Path:
     copy = cache_dir() / "remote" / key / path.name
     with locked(copy):
         if not copy.is_file():
+            logger.info("copying %s to the cache", path)
             part = copy.with_name(f"{copy.name}.part")
             path.get(part)
             os.replace(part, copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -16,6 +17,8 @@ from roberta_flax.convert import huggingface
 from roberta_flax.errors import CheckpointError
 from roberta_flax.files import new_directory, read_text, reading, remove_partial
 from roberta_flax.remote import RemotePath, to_path
+
+logger = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
 _SMALL = (".txt", ".json", ".bpe", ".codes", ".model")
@@ -63,6 +66,7 @@ def local_copy(
         with download.locked(copy):
             if not copy.is_dir():
                 remove_partial(copy)
+                logger.info("copying %s to the cache", url)
                 with new_directory(copy) as temporary, reading(url):
                     wanted = url.name if is_file else checkpoint_file
                     _Copy(folder, versions, temporary).fetch(wanted, is_file=is_file)

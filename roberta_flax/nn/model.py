@@ -67,11 +67,14 @@ class MoreInputs(TypedDict, total=False):
       token_types: Int [batch, time], rows of the token type embedding; by default 0 for every token.
       head_mask: Float [layers, heads] or [layers, batch, heads], factors of what each attention head adds: 0 leaves a
         head out (Michel et al., 2019). With Transformers' `head_mask` it multiplies the weights, to the same effect.
+      attention_mask: Bool [batch, time], which tokens the others of their row attend to; never padding. A token that
+        none attends to has a position and features still. For one sequence a row, without segments.
     """
 
     inputs_embeds: Array | None
     token_types: Array | None
     head_mask: Array | None
+    attention_mask: Array | None
 
 
 def given_tokens(tokens: Array | None, config: RobertaConfig, inputs: MoreInputs) -> Array:
@@ -81,6 +84,7 @@ def given_tokens(tokens: Array | None, config: RobertaConfig, inputs: MoreInputs
       InputError: neither is given, or an array of `inputs` has another shape than the model takes.
     """
     embeds, types, of_heads = (inputs.get(name) for name in ("inputs_embeds", "token_types", "head_mask"))
+    attended = inputs.get("attention_mask")
     given: Any = embeds if tokens is None else tokens
     if given is None:
         raise InputError("give tokens or inputs_embeds, got neither")
@@ -89,6 +93,7 @@ def given_tokens(tokens: Array | None, config: RobertaConfig, inputs: MoreInputs
     _check_shape("inputs_embeds", embeds, (batch, time, config.hidden_size))
     _check_shape("token_types", types, (batch, time))
     _check_shape("head_mask", of_heads, (layers, heads), (layers, batch, heads))
+    _check_shape("attention_mask", attended, (batch, time))
     if types is not None and config.type_vocab_size < 2:
         raise InputError(f"the model has {config.type_vocab_size} token types, so there are none to choose")
     return jnp.full((batch, time), config.pad_id + 1, jnp.int32) if tokens is None else tokens
@@ -151,14 +156,21 @@ def position_ids(
 
 
 def attention_mask(
-    is_padding: Bool[Array, "batch time"], segments: Int[Array, "batch time"] | None
+    is_padding: Bool[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None,
+    given: Bool[Array, "batch time"] | None = None,
 ) -> Bool[Array, "batch #time time"]:
     """The keys that each query sees: [batch, 1, time], those that are not padding, the same for all queries.
 
-    With `segments`, [batch, time, time]: those of the query's own segment.
+    With `given`, those of them that it has. With `segments`, [batch, time, time]: those of the query's own segment.
+
+    Raises:
+      InputError: both are given.
     """
     if segments is None:
-        return ~is_padding[:, None, :]
+        return ~is_padding[:, None, :] if given is None else (~is_padding & given.astype(bool))[:, None, :]
+    if given is not None:
+        raise InputError("attention_mask is for one sequence a row, and segments were given too")
     return segments[:, :, None] == segments[:, None, :]
 
 
@@ -319,10 +331,12 @@ class TransformerLayer(Part):
 
     def __init__(self, config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         super().__init__(config, numerics)
+        # remat recomputes all of a layer; to recompute a LayerNorm in that once more would take passes of its own
+        norm = partial(layer_norm, config, numerics, rngs, recomputed=not numerics.remat)
         self.attention = SelfAttention(config, numerics, rngs)
-        self.attention_layer_norm = layer_norm(config, numerics, rngs)
+        self.attention_layer_norm = norm()
         self.feed_forward = FeedForward(config, numerics, rngs)
-        self.feed_forward_layer_norm = layer_norm(config, numerics, rngs)
+        self.feed_forward_layer_norm = norm()
 
     def __call__(
         self,
@@ -550,7 +564,7 @@ class RobertaModel(Part):
         """The embedding output and each layer's; the last of the tokens at `positions` only."""
         token_ids = given_tokens(token_ids, self.config, inputs)
         head_mask = inputs.get("head_mask")
-        mask = attention_mask(token_ids == self.config.pad_id, segments)
+        mask = attention_mask(token_ids == self.config.pad_id, segments, inputs.get("attention_mask"))
         keys = _split(key, 1 + 2 * len(self.layers))
         x = self.embeddings(token_ids, segments, keys[0], inputs.get("inputs_embeds"), inputs.get("token_types"))
         outputs = [x]
@@ -626,14 +640,14 @@ def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) 
     return Linear(inputs, outputs, numerics, rngs)
 
 
-def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the features, in the accumulation dtype.
+def layer_norm(config: RobertaConfig, numerics: Numerics, rngs: nnx.Rngs, recomputed: bool = True) -> nnx.LayerNorm:
+    """LayerNorm over the features, in the accumulation dtype; `recomputed` for its gradient under a 16-bit `dtype`.
 
     The variance is computed in two passes, as torch does, but under a 16-bit `dtype` in one (the mean of squares less
     the square of the mean): what that loses is far below what rounding the operands loses, and an accelerator reads the
     features once.
     """
-    kind = RecomputedLayerNorm if numerics.dtype.itemsize == 2 else LayerNorm
+    kind = RecomputedLayerNorm if recomputed and numerics.dtype.itemsize == 2 else LayerNorm
     return kind(
         config.hidden_size,
         epsilon=config.layer_norm_epsilon,

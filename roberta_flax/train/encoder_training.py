@@ -345,6 +345,10 @@ class SentenceEncoderTraining(EncoderTraining):
             embedding = dataclasses.replace(embedding, modules=(Pooling((pooling,)),))
         if embedding.is_sparse:
             raise InputError("a sparse encoder cannot be trained here; give pooling (--pooling) to train dense vectors")
+        if embedding.is_multi_vector:
+            raise InputError(
+                "a multi-vector encoder cannot be trained here; give pooling (--pooling) to train one vector a text"
+            )
         embedding = dataclasses.replace(embedding, similarity=loss.compared_by)
         size = vector_size(embedding.modules, roberta.config.hidden_size)
         loss.check_size(size)

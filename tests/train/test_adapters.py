@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from roberta_flax.convert import cache, load_adapter, save_adapter
+from roberta_flax.convert.adapters import Adapter
 from roberta_flax.convert.names import localize_huggingface, to_huggingface
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.nn import adapters, forward
@@ -334,4 +335,15 @@ def test_an_adapter_that_names_itself_as_its_network_is_refused_in_one_line(writ
     file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(folder)}))
     with pytest.raises(CheckpointError) as error:
         cache.resolve(folder, cache_dir=tmp_path / "cache")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"name": "task", "num_classes": 3, "inner_size": 32, "kind": "none", "labels": []}']
+)
+def test_a_head_that_is_damaged_is_refused_in_one_line(content, written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "adapter")
+    (folder / "head.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"head\.json (is|should)") as error:
+        Adapter.open(folder).head()
     assert "\n" not in str(error.value)

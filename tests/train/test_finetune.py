@@ -432,12 +432,12 @@ def test_runs_of_one_seed_and_of_several_keep_out_of_each_others_directories(sen
     tuning = FineTuning.of_files(tiny, "sst-2", sentiment, sentiment, steps=2)
     ran: list[tuple[str, int]] = []
 
-    def run(self, roberta, directory, *, seed, **_):  # what matters is where
+    def run(self, roberta, directory, seed, **_):  # what matters is where
         with run_directory.open_run(directory, self._note(roberta, seed)):
             ran.append((directory.name, seed))
         return Result(seed, 2, "done", 2, "f1", 0.5, evaluate_answers(["a"], [("a",)]))
 
-    monkeypatch.setattr(FineTuning, "run", run)
+    monkeypatch.setattr(FineTuning, "_run", run)
     tuning.run_seeds(lambda: tiny, tmp_path / "one", (4,))
     tuning.run_seeds(lambda: tiny, tmp_path / "two", (1, 2))
     assert ran == [("one", 4), ("seed-1", 1), ("seed-2", 2)]
