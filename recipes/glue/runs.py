@@ -73,7 +73,14 @@ class Suite:
         }
 
     def check(self, tasks: Sequence[str]) -> None:
-        """Raises InputError if a task cannot begin: its MNLI model is not there, or its batches cannot be divided."""
+        """Raises InputError for seeds that cannot be, and if a task cannot begin.
+
+        It cannot if its MNLI model is not there, or if its batches cannot be divided over the devices.
+        """
+        if len(set(self.seeds)) != len(self.seeds) or not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise InputError(
+                f"seeds must be distinct numbers from 0 to 2**32 - 1, got {', '.join(map(str, self.seeds))}"
+            )
         for task in tasks:
             self.devices.mesh(self.recipe(task).batch_size)
             if self._starts_from_mnli(task) and "mnli" not in tasks:

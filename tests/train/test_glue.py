@@ -213,6 +213,12 @@ def test_a_batch_that_does_not_divide_a_step_is_refused(run_glue, glue, tmp_path
     assert "--batch-size must divide the 32 examples of a step, got 12" in err
 
 
+def test_a_seed_that_is_given_twice_is_refused(run_glue, glue, tmp_path):
+    status, _, err = run_glue(glue, "-o", tmp_path / "runs", "--seed", "3", "--seed", "3")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "seeds must be distinct numbers from 0 to 2**32 - 1, got 3, 3" in err
+
+
 def test_tasks_have_the_names_of_their_folders_and_mnli_is_first():
     assert chosen_tasks(["SST2", "RTE", "mnli"]) == ("mnli", "rte", "sst-2")
     assert chosen_tasks([]) == tuple(FOLDERS)
