@@ -34,6 +34,7 @@ each_page = pytest.mark.parametrize("page", PAGES)
 # Options that the pages name and that other programs have
 OTHERS_OPTIONS = {
     "--help": "every program",
+    "--after-mnli": "recipes.glue",
     "--cache-clear": "pytest",
     "--config-name": "fairseq-hydra-train",
     "--lora": "benchmarks.train",
