@@ -342,7 +342,8 @@ class SentenceEncoderTraining(EncoderTraining):
         recipe = options.pop("recipe", None) or ENCODER
         embedding = roberta.usage.embedding or Embedding(prompts={"query": "", "document": ""})
         if pooling is not None:
-            embedding = dataclasses.replace(embedding, modules=(Pooling((pooling,)),))
+            modules = (Pooling((pooling,)),)
+            embedding = dataclasses.replace(embedding, modules=modules, similarity=loss.compared_by)
         if embedding.is_sparse:
             raise InputError("a sparse encoder cannot be trained here; give pooling (--pooling) to train dense vectors")
         if embedding.is_multi_vector:
