@@ -80,6 +80,7 @@ def run_forward(nn, params, config, numerics) -> None:
                 trace("head_log_probs", head=head.name, **packed)
     trace("top_tokens", POSITIONS, topk=3)
     trace("token_log_probs", POSITIONS, POSITIONS)
+    assert {len(each.shape) for each in trace("largest_inputs").values()} == {1}
     assert list(trace("intermediates", POSITIONS)) == sorted(nn.forward.intermediate_names(config))
 
 

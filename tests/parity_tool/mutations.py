@@ -290,7 +290,7 @@ def _exponentials_over_their_sum(right: Any, scores: jax.Array, mask: jax.Array)
 
 def mask(of: Callable[[jax.Array], jax.Array]) -> Change:
     """Another mask: of the right one."""
-    return replaced(model, "attention_mask", lambda right, is_padding, segments: of(right(is_padding, segments)))
+    return replaced(model, "attention_mask", lambda right, *given: of(right(*given)))
 
 
 # layers
