@@ -40,6 +40,8 @@ OTHERS_OPTIONS = {
     "--lora": "benchmarks.train",
     "--keep-empty": "fairseq's multiprocessing_bpe_encoder.py",
     "--generator": "benchmarks.tpu",
+    "--gpus": "docker",
+    "--privileged": "docker",
     "--layers": "benchmarks.compilation, benchmarks.tpu",
     "--length": "benchmarks.compilation",
     "--mixed": "benchmarks.inference",

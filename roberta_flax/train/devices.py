@@ -43,9 +43,10 @@ def mesh_for(
     mesh = sharding.mesh(devices, tensor_parallel)
     parts = mesh.shape[sharding.DATA]
     if batch_size % parts:
+        fewer = "" if distributed else ", or limit their number with data_parallel (--data-parallel)"
         raise InputError(
-            f"batch_size must be a multiple of the {parts} devices that share its rows, got {batch_size}; change it, "
-            "or limit their number with data_parallel"
+            f"batch_size (--batch-size) must be a multiple of the {parts} devices that share its rows, got "
+            f"{batch_size}; change it{fewer}"
         )
     return mesh if mesh.size > 1 else None
 
