@@ -7,6 +7,8 @@ from jax.sharding import Mesh
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn import sharding
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import Params
 
 
 def mesh_for(
@@ -49,6 +51,11 @@ def mesh_for(
             f"{batch_size}; change it{fewer}"
         )
     return mesh if mesh.size > 1 else None
+
+
+def place(params: Params, config: RobertaConfig, mesh: Mesh | None, fully_sharded: bool) -> Params:
+    """Returns parameters on the devices of a run; without a mesh, as they are."""
+    return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)
 
 
 def join_hosts() -> None:

@@ -29,7 +29,6 @@ from roberta_flax.errors import InputError, printable
 from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.metrics import LESS_IS_BETTER, Evaluation
-from roberta_flax.nn import sharding
 from roberta_flax.nn.adapters import LoRA
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
@@ -40,6 +39,7 @@ from roberta_flax.remote import to_path
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
+from roberta_flax.train.devices import place
 from roberta_flax.train.losses import head_loss
 from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
@@ -182,7 +182,7 @@ class FineTuning:
             metrics=reader.metrics,
             best=_best_metric(best, reader.metrics),
             validate_every=validate_every or per_epoch,
-            save_every=save_every or min(max(per_epoch, _SAVE_EVERY_RANGE[0]), _SAVE_EVERY_RANGE[1]),
+            save_every=save_every or default_save_every(per_epoch),
             freeze=frozen_paths(freeze, roberta.config),
             task=task,
             trained_on=reader.trained_on,
@@ -240,7 +240,7 @@ class FineTuning:
         config, params = trained_part(roberta, self.head, recipe, seed)
         untrained = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
         apart = ApartAdapter.of(roberta, self.lora, config, self.head) if self.lora and self.lora_apart else None
-        trained = Trained.of(params, config, self.lora, seed, lambda tree: _place(tree, config, mesh, fully_sharded))
+        trained = Trained.of(params, config, self.lora, seed, lambda tree: place(tree, config, mesh, fully_sharded))
         schedule, optimizer = recipe_optimizer(
             recipe, config=config, warmup_steps=self.warmup_steps, total_steps=self.total_steps,
             layer_decay=self.layer_decay,
@@ -305,7 +305,7 @@ class FineTuning:
             saved = _network_and_head(converted.read(best)[1], self.head)
         else:
             saved = apart.lora.merge(trained.loaded, apart.load(best))
-        evaluation, mean_loss = validation.evaluate(_place(saved, config, mesh, fully_sharded))
+        evaluation, mean_loss = validation.evaluate(place(saved, config, mesh, fully_sharded))
         result = Result(seed, outcome.steps, outcome.stopped, outcome.best_step, self.best, mean_loss, evaluation)
         if is_first_process():
             run_directory.write_summary(directory, {**self.to_json(), **result.to_json()})
@@ -606,5 +606,6 @@ def _network_and_head(params: Params, head: HeadConfig | None) -> Params:
     return body if head is None else {**body, "heads": {head.name: params["heads"][head.name]}}
 
 
-def _place(params: Params, config: RobertaConfig, mesh: Mesh | None, fully_sharded: bool) -> Params:
-    return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)
+def default_save_every(steps_per_epoch: int) -> int:
+    """Returns the number of steps between checkpoints unless it is given: an epoch, within limits."""
+    return min(max(steps_per_epoch, _SAVE_EVERY_RANGE[0]), _SAVE_EVERY_RANGE[1])
