@@ -500,6 +500,7 @@ def test_a_run_that_was_stopped_computes_the_same_bits(tiny_directory, scored, t
         (("--batch-size", "1"), "batch_size must be 2 or more, got 1"),
         (("-c", "anchor", "-c", "other"), "other"),
         (("--matryoshka-dims", "64,x"), "--matryoshka-dims takes numbers separated by commas, such as 768,256,64"),
+        (("--matryoshka-dims", "64.5"), "such as 768,256,64; got '64.5'"),
         (("--matryoshka-dims", "65"), "must be at most the 64 values of a vector"),
         (("--mini-batch-size", "3"), "mini_batch_size must divide batch_size, 16, got 3"),
         (("--evaluation", "correlation"), "name their column with --label-column"),
