@@ -151,12 +151,15 @@ class Program:
             of_queries = self.rows * queries * (2 * projection + feed_forward)
             return of_tokens + of_queries + 2 * self.rows * queries * self.length * hidden
 
-        multiply_adds = (self.num_layers - 1) * layer(self.length)
-        multiply_adds += layer(self.selected)
-        if self.wanted == "head":
-            multiply_adds += self.rows * (projection + hidden * config.head(HEAD).num_classes)
-        if self.wanted == "lm":
-            multiply_adds += self.rows * self.selected * (projection + hidden * config.vocab_size)
+        multiply_adds = (self.num_layers - 1) * layer(self.length) + layer(self.selected)
+        return 2 * multiply_adds / len(devices(self.topology)) + self.hand_count_of_head()
+
+    def hand_count_of_head(self) -> float:
+        """Of these, those after the layers."""
+        config = self.config
+        outputs = {"head": config.head(HEAD).num_classes, "lm": config.vocab_size}.get(self.wanted)
+        tokens, hidden = self.rows * self.selected, config.hidden_size
+        multiply_adds = 0 if outputs is None else tokens * (hidden**2 + hidden * outputs)
         return 2 * multiply_adds / len(devices(self.topology))
 
 
@@ -222,8 +225,9 @@ class Update(Program):
         return self.placed(key.shape, key.dtype, PartitionSpec())
 
     def hand_count(self) -> float:
-        """Each product of the forward pass, and two for its gradients; with remat it is computed twice."""
-        return (4 if self.remat else 3) * super().hand_count()
+        """Each product of the forward pass, and two for its gradients; with remat a layer's are computed twice."""
+        forward, head = super().hand_count(), self.hand_count_of_head()
+        return 3 * forward + (forward - head if self.remat else 0)
 
 
 def figures(compiled: jax.stages.Compiled) -> dict[str, float]:

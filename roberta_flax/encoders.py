@@ -28,6 +28,7 @@ from roberta_flax.nn.config import HeadConfig
 from roberta_flax.nn.sentence import ACTIVATIONS, SpladePooling
 from roberta_flax.tasks.base import Task
 from roberta_flax.tasks.embed import Embed
+from roberta_flax.tasks.multi_vector import multi_vector_task
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding, SparseEmbedding
 from roberta_flax.tasks.sentence_scores import SentenceScores
 from roberta_flax.tasks.similarity import normalized, pairwise_similarities, similarities
@@ -83,14 +84,20 @@ class _Encoder:
         self.roberta, self._predictor = load_with_predictor(model, options, type(self).__name__)
         self._max_length = min(self.roberta.usage.max_length or self.roberta.max_positions, self.roberta.max_positions)
 
-    def _run(self, task: Task, inputs: Sequence[Any], show_progress_bar: bool | None) -> list[Any]:
-        predictor = self._predictor.with_task(task, on_long="truncate", max_length=self._max_length)
+    def _run(
+        self, task: Task, inputs: Sequence[Any], show_progress_bar: bool | None, max_length: int | None = None
+    ) -> list[Any]:
+        """Runs a task, with a maximum length in place of the encoder's if one is given."""
+        length = self._max_length if max_length is None else max_length
+        predictor = self._predictor.with_task(task, on_long="truncate", max_length=length)
         results = predictor(inputs)
         return list(_with_progress(results, len(inputs)) if show_progress_bar else results)
 
 
 class SentenceEncoder(_Encoder):
-    """Makes sentence vectors, as sentence_transformers.SentenceTransformer does, and SparseEncoder for sparse vectors.
+    """Makes sentence vectors, as sentence_transformers.SentenceTransformer does.
+
+    It makes sparse vectors as SparseEncoder does, and a vector of each token as MultiVectorEncoder does.
 
     >>> model = SentenceEncoder("hf:intfloat/multilingual-e5-base", dtype="bfloat16")
     >>> queries = model.encode(["how do tides work"], prompt="query: ")
@@ -103,7 +110,8 @@ class SentenceEncoder(_Encoder):
       roberta: the model.
       prompts: the text to put before each text, by name.
       default_prompt_name: the name of the prompt of calls that choose none, or None.
-      similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
+      similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan"; of a multi-vector encoder "maxsim" or
+        "meanmaxsim".
       truncate_dim: how many numbers of each vector to keep, or None for all.
     """
 
@@ -217,10 +225,14 @@ class SentenceEncoder(_Encoder):
 
         Raises:
           InputError: a text is not a str, there is no such prompt, an option is invalid, or the model is a sparse
-            encoder.
+            encoder or a multi-vector encoder.
         """
         if self._embedding.is_sparse and output_value == "sentence_embedding":
             raise InputError("this model is a sparse encoder: use encode_sparse()")
+        if self._embedding.is_multi_vector and output_value == "sentence_embedding":
+            raise InputError(
+                "this model is a multi-vector encoder: use encode_query(), encode_document() or encode_multi_vector()"
+            )
         if precision not in get_args(Precision):
             raise InputError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
         if output_value not in ("sentence_embedding", *_TOKEN_OUTPUTS):
@@ -249,9 +261,14 @@ class SentenceEncoder(_Encoder):
     def encode_query(
         self, sentences: str | Sequence[str], prompt_name: str | None = None, prompt: str | None = None, **options: Any
     ) -> Any:
-        """Makes vectors of queries: `encode` with the prompt called "query" if none is chosen."""
+        """Makes vectors of queries: `encode` with the prompt called "query" if none is chosen.
+
+        For a multi-vector encoder: `encode_multi_vector` with the task "query" and this prompt.
+        """
         if prompt is None and prompt_name is None and "query" in self.prompts:
             prompt_name = "query"
+        if self._embedding.is_multi_vector:
+            return self.encode_multi_vector(sentences, prompt_name, prompt, task="query", **options)
         return self.encode(sentences, prompt_name, prompt, **options)
 
     def encode_document(
@@ -259,10 +276,13 @@ class SentenceEncoder(_Encoder):
     ) -> Any:
         """Makes vectors of documents: `encode` with the prompt "document", "passage" or "corpus" if none is chosen.
 
-        As in sentence-transformers, the prompt "document" is there and empty unless the repository defines it.
+        As in sentence-transformers, the prompt "document" is there and empty unless the repository defines it. For a
+        multi-vector encoder: `encode_multi_vector` with the task "document" and this prompt.
         """
         if prompt is None and prompt_name is None:
             prompt_name = next((name for name in _DOCUMENT_PROMPTS if name in self.prompts), None)
+        if self._embedding.is_multi_vector:
+            return self.encode_multi_vector(sentences, prompt_name, prompt, task="document", **options)
         return self.encode(sentences, prompt_name, prompt, **options)
 
     def encode_sparse(
@@ -343,36 +363,80 @@ class SentenceEncoder(_Encoder):
         return decoded
 
     def encode_multi_vector(
-        self, sentences: str | Sequence[str], prompt_name: str | None = None, prompt: str | None = None, **options: Any
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        normalize_embeddings: bool = False,
+        task: str | None = None,
     ) -> Any:
-        """Makes a vector for each token of each text, for late interaction (`maxsim`): BGE-M3's ColBERT vectors.
+        """Makes a vector for each token of each text, for late interaction (`maxsim`).
+
+        These are the vectors of a multi-vector encoder, as sentence_transformers.MultiVectorEncoder makes them
+        (encode_query and encode_document choose prompt and task), or the ColBERT vectors of BGE-M3.
 
         Args:
-          sentences, prompt_name, prompt: as in `encode`.
-          options: batch_size and show_progress_bar of `encode`.
+          sentences, prompt_name, prompt, batch_size, show_progress_bar: as in `encode`.
+          normalize_embeddings: whether to divide each vector by its norm.
+          task: "query" or "document", for the maximum length, the query expansion and the skiplist that the repository
+            defines for these; None for texts that are neither (see tasks.multi_vector). BGE-M3 has none.
 
         Returns:
-          A list of float32 [tokens - 1, size], of norm 1 and without `<s>`; for one text its array.
+          A list of float32 [tokens, size], one array for each text; for one text its array. BGE-M3's are of norm 1 and
+          without `<s>`.
 
         Raises:
-          InputError: the model has no colbert_linear.pt, or as in `encode`.
+          InputError: the model makes no such vectors, or as in `encode`.
         """
-        return self.encode(sentences, prompt_name, prompt, output_value="colbert_vecs", **options)
+        if batch_size is not None:
+            require_positive(batch_size=batch_size)
+        texts: Sequence[Any] = [sentences] if isinstance(sentences, str) else list(sentences)
+        settings = self._settings()
+        if settings.is_multi_vector:
+            text_prompt = settings.prompt(prompt, prompt_name)
+            of_role = multi_vector_task(self.roberta, settings, task, text_prompt, self._max_length)
+            vectors = self._run(of_role, texts, show_progress_bar, of_role.max_length)
+        elif task is not None:
+            raise InputError(f"this model makes the same vectors of queries and documents; leave out task={task!r:.80}")
+        else:
+            prepared = SentenceEmbedding(settings, settings.prompt(prompt, prompt_name)).prepared
+            vectors = self._run(_TOKEN_OUTPUTS["colbert_vecs"], [prepared(text) for text in texts], show_progress_bar)
+        if normalize_embeddings:
+            vectors = [normalized(each) for each in vectors]
+        return vectors[0] if isinstance(sentences, str) else vectors
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> npt.NDArray[Any]:
         """Compares all vectors of one set with all of another.
 
         Args:
           embeddings1, embeddings2: [n, size] and [m, size], of numpy, JAX or scipy.sparse; one vector, [size], is a set
-            of one.
+            of one. Of a multi-vector encoder lists of n and m arrays [tokens, size]; one array is a list of one.
 
         Returns:
-          [n, m]: the cosine, the dot product, or the negative Euclidean or Manhattan distance (similarity_fn_name).
+          [n, m]: the cosine, the dot product, or the negative Euclidean or Manhattan distance (similarity_fn_name). Of
+          a multi-vector encoder the score of `maxsim`, or its mean for "meanmaxsim".
         """
+        if self._embedding.is_multi_vector:
+            first, second = _arrays_of_texts(embeddings1), _arrays_of_texts(embeddings2)
+            return maxsim(first, second, mean=self._settings().similarity == "meanmaxsim")
         return similarities(embeddings1, embeddings2, self.similarity_fn_name)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> npt.NDArray[Any]:
-        """Compares each vector with the one at the same place in another set: [n], with the values of `similarity`."""
+        """Compares each vector with the one at the same place in another set: [n], with the values of `similarity`.
+
+        Of a multi-vector encoder, each text's vectors with those of the text at the same place.
+
+        Raises:
+          InputError: the numbers of texts differ.
+        """
+        if self._embedding.is_multi_vector:
+            first, second = _arrays_of_texts(embeddings1), _arrays_of_texts(embeddings2)
+            if len(first) != len(second):
+                raise InputError(f"similarity_pairwise takes as many texts twice, got {len(first)} and {len(second)}")
+            scores = [self.similarity(a, b)[0, 0] for a, b in zip(first, second, strict=True)]
+            return np.asarray(scores, np.float32 if not scores else None)
         return pairwise_similarities(embeddings1, embeddings2, self.similarity_fn_name)
 
     def save(self, path: PathLike) -> None:
@@ -586,6 +650,11 @@ def maxsim(queries: Sequence[Any], documents: Sequence[Any], *, mean: bool = Fal
             highest = (query @ document.T).max(axis=1)
             row[column] = highest.mean() if mean else highest.sum()
     return scores
+
+
+def _arrays_of_texts(vectors: Any) -> list[Any]:
+    """The arrays [tokens, size] of several texts, of one text's array or of a sequence of them."""
+    return [vectors] if getattr(vectors, "ndim", None) == 2 else list(vectors)
 
 
 def _highest(weights: Mapping[int, float], count: int | None) -> Mapping[int, float]:

@@ -49,6 +49,7 @@ def _of_package() -> dict[str, ModuleType]:
 @contextlib.contextmanager
 def checked_modules(*names: str) -> Iterator[SimpleNamespace]:
     """Modules of the second copy, by the last part of their names. It is forgotten at the end."""
+    importlib.import_module("orbax.checkpoint")
     for name in roberta_flax.__all__:
         getattr(roberta_flax, name)  # other packages are imported before TYPE_CHECKING is said to be true
     imported = _of_package()

@@ -34,11 +34,14 @@ each_page = pytest.mark.parametrize("page", PAGES)
 # Options that the pages name and that other programs have
 OTHERS_OPTIONS = {
     "--help": "every program",
+    "--after-mnli": "recipes.glue",
     "--cache-clear": "pytest",
     "--config-name": "fairseq-hydra-train",
     "--lora": "benchmarks.train",
     "--keep-empty": "fairseq's multiprocessing_bpe_encoder.py",
     "--generator": "benchmarks.tpu",
+    "--gpus": "docker",
+    "--privileged": "docker",
     "--layers": "benchmarks.compilation, benchmarks.tpu",
     "--length": "benchmarks.compilation",
     "--mixed": "benchmarks.inference",

@@ -269,6 +269,7 @@ def test_an_interruption_at_any_moment_of_the_start_is_no_traceback(tiny_directo
 def test_an_interruption_inside_a_destructor_is_not_lost():
     program_text = """
 import os, signal, time, roberta_flax.cli as cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
 class Destroyed:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)

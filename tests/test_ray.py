@@ -40,7 +40,6 @@ from roberta_flax import Classify
 source, destination, model, object_store = sys.argv[1:]
 ray.init(
     num_cpus=4, resources={"TPU": 4}, object_store_memory=int(object_store),
-    _system_config={"local_fs_capacity_threshold": 0.0},  # what does not fit into the object store is an error
     logging_level="error", log_to_driver=False, include_dashboard=False,
 )
 ray.data.DataContext.get_current().target_max_block_size = 4 << 20  # of 128 MiB, which the object store cannot hold

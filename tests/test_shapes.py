@@ -80,6 +80,7 @@ def run_forward(nn, params, config, numerics) -> None:
                 trace("head_log_probs", head=head.name, **packed)
     trace("top_tokens", POSITIONS, topk=3)
     trace("token_log_probs", POSITIONS, POSITIONS)
+    assert {len(each.shape) for each in trace("largest_inputs").values()} == {1}
     assert list(trace("intermediates", POSITIONS)) == sorted(nn.forward.intermediate_names(config))
 
 
@@ -147,6 +148,12 @@ def run_sentence(nn, config) -> None:
     assert jax.eval_shape(vectors, params, given, TOKENS, SEGMENTS, STARTS).shape == (BATCH, STARTS.shape[1], 6)
     sparse = partial(vectors, modules=(nn.sentence.SpladePooling(config.vocab_size),))
     assert jax.eval_shape(sparse, params, [{}], TOKENS).shape == (BATCH, config.vocab_size)
+    of_each = partial(
+        vectors, modules=(nn.sentence.MultiVectorMask(), *modules[1:2]), attended=np.ones(BATCH, np.int32)
+    )
+    size = modules[1].outputs
+    arrays = [{}, {"kernel": np.ones((config.hidden_size, size)), "bias": np.ones(size)}]
+    assert jax.eval_shape(of_each, params, arrays, TOKENS).shape == (*TOKENS.shape, size)
     head = {"kernel": np.ones((config.hidden_size, 5), np.float32), "bias": np.ones(5, np.float32)}
     of_tokens = partial(nn.sentence.token_vectors, head="colbert", config=config)
     assert jax.eval_shape(of_tokens, params, head, TOKENS).shape == (*TOKENS.shape, 5)

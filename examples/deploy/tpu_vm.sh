@@ -51,6 +51,10 @@ create() {
   if [[ "$spot" == 1 ]]; then
     options+=(--spot)
   fi
+  if [[ -n "$(state)" ]]; then
+    echo "there is a TPU VM $name already; run a command on it, or delete it" >&2
+    return 1
+  fi
   until vm create "$name" "${options[@]}"; do
     echo "no TPU VM yet; trying again in $retry_seconds seconds" >&2
     sleep "$retry_seconds"

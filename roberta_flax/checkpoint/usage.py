@@ -25,7 +25,9 @@ from roberta_flax.nn.sentence import (
     MODULES,
     Module,
     ModuleParams,
+    MultiVectorMask,
     Pooling,
+    QueryExpansion,
     SpladePooling,
     check_activation,
     param_shapes,
@@ -36,18 +38,20 @@ USAGE_FILE = "usage.json"
 MODULES_FILE = "modules.safetensors"
 TOKEN_HEADS = ("sparse", "colbert")  # of BGE-M3: linear layers over each token's features
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")  # sentence_transformers.SimilarityFunction
+MULTI_VECTOR_SIMILARITIES = ("maxsim", "meanmaxsim")  # MultiVectorEncoder.SUPPORTED_SIMILARITY_FN_NAMES
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """How sentence vectors are made.
+    """How sentence vectors are made, or those of a text's tokens.
 
     Attributes:
-      modules: a Pooling or a SpladePooling, and then any modules of nn.sentence.
+      modules: a Pooling, a SpladePooling or a MultiVectorMask, and then any modules of nn.sentence.
       lower_case: whether texts are lowercased before they are encoded.
       prompts: the text to put before each text, by name.
       default_prompt: the name of the prompt to use if none is chosen.
-      similarity: how two vectors are compared, one of SIMILARITIES.
+      similarity: how two vectors are compared, one of SIMILARITIES; or two texts' vectors, one of
+        MULTI_VECTOR_SIMILARITIES.
       truncate_dim: how many numbers of each vector are kept; None for all.
       max_active_dims: how many weights of a sparse vector are kept, the highest; None for all.
       strip: whether whitespace at both ends of a text is removed before it is encoded.
@@ -63,9 +67,12 @@ class Embedding:
     strip: bool = True
 
     def __post_init__(self) -> None:
-        if not self.modules or not isinstance(self.modules[0], Pooling | SpladePooling):
-            raise InputError("the first module of a sentence encoder must be a Pooling or a SpladePooling")
-        if any(isinstance(module, Pooling | SpladePooling) for module in self.modules[1:]):
+        firsts = Pooling | SpladePooling | MultiVectorMask
+        if not self.modules or not isinstance(self.modules[0], firsts):
+            raise InputError(
+                "the first module of a sentence encoder must be a Pooling, a SpladePooling or a MultiVectorMask"
+            )
+        if any(isinstance(module, firsts) for module in self.modules[1:]):
             raise InputError("a sentence encoder has one pooling")
         if self.default_prompt is not None and self.default_prompt not in self.prompts:
             raise InputError(f"there is no prompt {self.default_prompt!r}; there are: {', '.join(self.prompts)}")
@@ -73,15 +80,23 @@ class Embedding:
             raise InputError("prompts must be texts by name")
         if self.truncate_dim is not None:
             require_positive(truncate_dim=self.truncate_dim)
+            if self.is_multi_vector:
+                raise InputError("truncate_dim is for one vector a text; a multi-vector encoder keeps all numbers")
         if self.max_active_dims is not None:
             require_positive(max_active_dims=self.max_active_dims)
-        if self.similarity not in SIMILARITIES:
-            raise InputError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {self.similarity!r}")
+        known = MULTI_VECTOR_SIMILARITIES if self.is_multi_vector else SIMILARITIES
+        if self.similarity not in known:
+            raise InputError(f"similarity must be one of {', '.join(known)}, got {self.similarity!r}")
 
     @property
     def is_sparse(self) -> bool:
         """Whether a vector has a weight for each token of the vocabulary, most of which are zero."""
         return isinstance(self.modules[0], SpladePooling)
+
+    @property
+    def is_multi_vector(self) -> bool:
+        """Whether a text has a vector for each of its tokens."""
+        return isinstance(self.modules[0], MultiVectorMask)
 
     def prompt(self, prompt: str | None = None, name: str | None = None) -> str:
         """The text to put before each text: `prompt`, or the prompt called `name`, or else the default one.
@@ -160,6 +175,11 @@ class Usage:
                 raise InputError(
                     f"a SpladePooling of {pooling.vocab_size} tokens does not fit a vocabulary of {config.vocab_size}"
                 )
+        expansion = pooling.expansion if isinstance(pooling, MultiVectorMask) else None
+        if expansion is not None and expansion.length > config.max_positions:
+            raise InputError(
+                f"queries are expanded to {expansion.length} tokens, over the model's {config.max_positions}"
+            )
         hidden_size = config.hidden_size
         expected = [] if self.embedding is None else param_shapes(self.embedding.modules, hidden_size)
         found = [{name: tuple(value.shape) for name, value in each.items()} for each in self.module_params]
@@ -224,6 +244,8 @@ def _parse(settings: dict[str, Any]) -> Usage:
         modules = []
         for module in embedding["modules"]:
             values = {key: value for key, value in module.items() if key != "type"}
+            if values.get("expansion") is not None:
+                values["expansion"] = QueryExpansion(**values["expansion"])
             modules.append(MODULES[module["type"]](**values))
         embedding = Embedding(**{**embedding, "modules": tuple(modules)})
     return Usage(settings.get("max_length"), embedding, None if scoring is None else Scoring(**scoring))

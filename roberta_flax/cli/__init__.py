@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "app", "main", "run"]
 
 _PROGRAM = "roberta-flax"
+_ending = threading.Event()  # set when the program ends: then it is not interrupted again
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF)
 _REASON = 300  # characters
 _MORE_MEMORY = (
@@ -60,15 +62,18 @@ def run(app: Any, program: str) -> None:
 @contextmanager
 def _errors_as_lines(program: str) -> Iterator[None]:
     """Ends the process as a command line does: with one line on stderr for what the user can mend."""
+    _ending.clear()
     try:
         if sys.unraisablehook is sys.__unraisablehook__:
             sys.unraisablehook = _interrupt_again
         _prepare_streams()
         with _output_written():
             yield
+        _ending.set()
     except StoppedError as stopped:
         _end(program, str(stopped), 128 + stopped.signal)  # as a shell says it of a process that a signal ended
     except (KeyboardInterrupt, SystemExit) as stopped:
+        _ending.set()
         if isinstance(stopped, SystemExit) and stopped.code != 128 + signal.SIGINT:  # typer makes it of Ctrl-C
             raise
         _end(program, "interrupted; rerun the command to resume a run over a file", 128 + signal.SIGINT)
@@ -83,13 +88,14 @@ def _interrupt_again(unraisable: Any) -> None:
     if not isinstance(unraisable.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
         return
-    import _thread
-    import threading
+    main_thread = threading.main_thread().ident or 0
+
+    def interrupt() -> None:
+        while not _ending.wait(0.05):  # the callback has returned by then
+            signal.pthread_kill(main_thread, signal.SIGINT)
 
     with suppress(RuntimeError):  # no thread starts while Python shuts down, where there is nothing to interrupt
-        again = threading.Timer(0.01, _thread.interrupt_main)  # the callback has returned by then
-        again.daemon = True
-        again.start()
+        threading.Thread(target=interrupt, daemon=True).start()
 
 
 def message(error: Exception) -> str | None:

@@ -34,7 +34,10 @@ def command(
     ] = None,
     prompt_name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Prompt of the model's repository to put before each row."),
+        typer.Option(
+            metavar="NAME",
+            help="Prompt of the model's repository for each row; query or document for a multi-vector encoder.",
+        ),
         ADVANCED,
     ] = None,
     all_layers: Annotated[

@@ -117,7 +117,7 @@ RunDirectory = Annotated[
 ]
 Valid = Annotated[
     Path,
-    typer.Option("--valid", metavar="FILE", help="Validation file, of the same layout as INPUT."),
+    typer.Option("--valid", metavar="FILE", help="Validation file, laid out as INPUT."),
     Formerly(("--validation", "--validation-file", "--valid-file", "--dev")),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed of initialization, order, masks and dropout.")]

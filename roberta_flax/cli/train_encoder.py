@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -20,6 +21,8 @@ from roberta_flax.cli.options import (
 )
 from roberta_flax.cli.row_options import TRAINING, RowOptions, Rows, ScheduleOptions, train
 from roberta_flax.errors import InputError
+
+Number = TypeVar("Number", int, float)
 
 
 @grouped
@@ -101,8 +104,8 @@ def command(
 
     chosen = SentenceLoss(
         loss, scale, margin, distance, temperature, similarity,
-        matryoshka_dims=tuple(map(int, _numbers("--matryoshka-dims", matryoshka_dims))),
-        matryoshka_weights=tuple(_numbers("--matryoshka-weights", matryoshka_weights)),
+        matryoshka_dims=_numbers("--matryoshka-dims", matryoshka_dims, int),
+        matryoshka_weights=_numbers("--matryoshka-weights", matryoshka_weights, float),
     )  # fmt: skip
     train(
         lambda roberta, *files, **options: SentenceEncoderTraining.of_files(roberta, chosen, *files, **options),
@@ -111,8 +114,8 @@ def command(
     )  # fmt: skip
 
 
-def _numbers(option: str, given: str | None) -> list[float]:
+def _numbers(option: str, given: str | None, kind: Callable[[str], Number]) -> tuple[Number, ...]:
     try:
-        return [float(number) for number in given.split(",")] if given else []
+        return tuple(map(kind, given.split(","))) if given else ()
     except ValueError:
         raise InputError(f"{option} takes numbers separated by commas, such as 768,256,64; got {given!r}") from None

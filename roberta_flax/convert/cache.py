@@ -12,6 +12,7 @@ from pathlib import Path
 from roberta_flax.checkpoint import checksums, converted
 from roberta_flax.errors import CheckpointError, DownloadError, InputError, did_you_mean
 from roberta_flax.files import PathLike, reading, remove_partial
+from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.remote import called, is_url, to_path
 
 # The suffixes of files that a conversion may read in addition to the checkpoint itself.
@@ -38,6 +39,14 @@ _HUB_NAMES = {
     "roberta-base-openai-detector": "openai-community/roberta-base-openai-detector",
     "roberta-large-openai-detector": "openai-community/roberta-large-openai-detector",
 }
+# Copies of released models on the Hub
+_RELEASED_ON_HUB = {
+    "hf:FacebookAI/roberta-base": "roberta.base",
+    "hf:FacebookAI/roberta-large": "roberta.large",
+    "hf:FacebookAI/roberta-large-mnli": "roberta.large.mnli",
+}
+# Their layers and hidden size: roberta_base and roberta_large in fairseq/models/roberta/model.py
+_RELEASED_SIZES = {"roberta.base": (12, 768), "roberta.large": (24, 1024), "roberta.large.mnli": (24, 1024)}
 _VERSION = 3  # of what a conversion makes of a source; directories of earlier versions stay unused in the cache
 
 
@@ -142,6 +151,29 @@ def canonical(name: str) -> str:
     if is_on_hub and not os.path.exists(name) and not os.path.isdir(name.partition("/")[0]):
         return f"hf:{name}"
     return name
+
+
+def released_name(name_or_path: str | None, config: RobertaConfig) -> str | None:
+    """Returns which of the models that fairseq publishes scores for a model is; None if it is none of them.
+
+    A released name or its copy on the Hub is the model itself. A path is taken for it if the archive or directory that
+    was converted is called so and the network has its size.
+
+    Args:
+      name_or_path: what the model was loaded from, if it was.
+      config: its configuration.
+    """
+    if name_or_path is None:
+        return None
+    name = canonical(name_or_path)
+    if (released := _RELEASED_ON_HUB.get(name, name)) in _RELEASED_SIZES:
+        return released
+    path = to_path(name)
+    source = path.name
+    if not is_url(name) and converted.is_converted(path):
+        source = str(checksums.read_conversion(path).get("source") or "")
+    source = source.removesuffix(".tar.gz")
+    return source if _RELEASED_SIZES.get(source) == (config.num_layers, config.hidden_size) else None
 
 
 @contextmanager

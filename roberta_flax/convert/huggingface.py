@@ -43,7 +43,7 @@ from roberta_flax.errors import CheckpointError, DownloadError, shortened
 from roberta_flax.extras import require
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.text.fairseq_tokenizer import PAD_ID, FairseqTokenizer, SentencePiece
-from roberta_flax.text.huggingface_tokenizer import HuggingFaceTokenizer
+from roberta_flax.text.huggingface_tokenizer import EFFECTIVE_FILE, HuggingFaceTokenizer
 from roberta_flax.text.tokenizer import Tokenizer
 
 HUB_PREFIX = "hf:"
@@ -319,6 +319,7 @@ def read(
         config=config,
         head=next((each for each in config.heads if each.kind == "sentence"), None),
         notes=notes,
+        tokenizer_json=str(tokenizer_files[EFFECTIVE_FILE]) if with_tokenizer else None,
     )
     repository = _repository(usage, folder, files, adapter) | network.record()
     return Source(

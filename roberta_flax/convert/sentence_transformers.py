@@ -3,8 +3,10 @@
   modules.json                          the modules, in order: a Transformer, a Pooling, ...
   sentence_bert_config.json             the Transformer's settings, beside its config.json
   1_Pooling/config.json, 2_Dense/...    the other modules' settings and weights
-  config_sentence_transformers.json     prompts, similarity, the kind of model
+  config_sentence_transformers.json     prompts, similarity, the kind of model; what PyLate says of its models
   config.json                           a cross-encoder's activation, with the network's settings
+
+Multi-vector encoders are those of version 6, and those that PyLate wrote, which version 6 reads too.
 
 Nothing that these files name is imported. A setting that would change the answers, and that nothing here computes, is
 a CheckpointError with its name.
@@ -16,15 +18,23 @@ import json
 import math
 import os
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from roberta_flax.checkpoint.tensors import LazyTensor, Values, read_tensors, write_tensors
-from roberta_flax.checkpoint.usage import SIMILARITIES, TOKEN_HEADS, Embedding, Scoring, Usage
+from roberta_flax.checkpoint.usage import (
+    MULTI_VECTOR_SIMILARITIES,
+    SIMILARITIES,
+    TOKEN_HEADS,
+    Embedding,
+    Scoring,
+    Usage,
+)
 from roberta_flax.convert import torch_file
 from roberta_flax.convert.source import check_fits_files, is_floating, read_json
 from roberta_flax.errors import CheckpointError, InputError, shortened
@@ -37,10 +47,13 @@ from roberta_flax.nn.sentence import (
     LayerNorm,
     Module,
     ModuleParams,
+    MultiVectorMask,
     Normalize,
     Pooling,
+    QueryExpansion,
     SpladePooling,
 )
+from roberta_flax.text.huggingface_tokenizer import parse
 
 MODULES_FILE = "modules.json"
 SETTINGS_FILE = "config_sentence_transformers.json"
@@ -58,7 +71,7 @@ PATTERNS = (
     MODULES_FILE, SETTINGS_FILE, *TRANSFORMER_FILES, "adapter_config.json", *_TOKEN_HEAD_FILES.values(),
     "[0-9]*_*/config.json", *(f"[1-9]*_*/{name}" for name in _WEIGHT_FILES),
 )  # fmt: skip
-_OWN_MODULES = "sentence_transformers."
+_OWN_MODULES = ("sentence_transformers.", "pylate.models.Dense.")
 _EARLY_TRANSFORMERS = ("BERT", "RoBERTa", "XLMRoBERTa", "CamemBERT")  # the Transformer's names before version 0.3
 _MAX_MODULES = 32
 _POOLING_KEYS = {  # Pooling.config_keys until version 5
@@ -76,7 +89,17 @@ _HARMLESS_ARGUMENTS = (
 )  # fmt: skip
 _ARGUMENTS = ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs")
 _TOKENIZER_ARGUMENTS = ("tokenizer_args", "processor_kwargs")
-_KINDS = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
+_MULTI_VECTOR = "MultiVectorEncoder"
+_KINDS = ("SentenceTransformer", "SparseEncoder", "CrossEncoder", _MULTI_VECTOR)
+_PYLATE = "ColBERT"  # the kind that PyLate writes; before its version 1.2, none
+_PYLATE_PREFIXES = {"query_prefix": "query", "document_prefix": "document"}  # MultiVectorEncoder._parse_model_config
+_PYLATE_LENGTHS = ("query_length", "document_length", "query_expansion")  # _LegacyStash._PYLATE_TRANSFORMER_KEYS
+_PYLATE_MARKERS = (
+    *_PYLATE_LENGTHS, "do_query_expansion", "attend_to_expansion_tokens", "attend_to_mask_tokens", *_PYLATE_PREFIXES,
+    "skiplist_words",
+)  # fmt: skip
+_PYLATE_QUERY_LENGTH = 32
+_SENTENCE, _TOKENS = "sentence_embedding", "token_embeddings"  # what a module reads and writes (module_input_name)
 _MASKED_LM = "MLMTransformer"  # the class of a Transformer with its masked-LM head, until version 5.4
 # By the task of a Transformer, the method's output that it takes and what it calls it (TRANSFORMER_TASK_DEFAULTS)
 _FEATURES_TASK, _LM_TASK, _SCORES_TASK = "feature-extraction", "fill-mask", "sequence-classification"
@@ -203,6 +226,7 @@ def read(
     config: RobertaConfig,
     head: HeadConfig | None,
     notes: list[str],
+    tokenizer_json: str | None = None,
 ) -> Reading:
     """Reads how a model that Transformers saved is used.
 
@@ -212,6 +236,7 @@ def read(
       config: of the network.
       head: its sentence head; None if it has none.
       notes: a list to which messages for the user are appended.
+      tokenizer_json: the tokenizer, as `tokenizers` writes it; None for a model without one.
 
     Raises:
       CheckpointError: the files are damaged, or ask for what nothing here computes.
@@ -220,6 +245,8 @@ def read(
     model = repository.json(repository.root / SETTINGS_FILE)
     entries = _entries(repository.root / MODULES_FILE) if (repository.root / MODULES_FILE).is_file() else []
     kind = str(model.get("model_type", "SentenceTransformer"))
+    is_of_pylate = _is_of_pylate(kind, model, entries)
+    kind = _MULTI_VECTOR if is_of_pylate else kind
     if entries:
         repository.files.append(repository.root / MODULES_FILE)
         if kind not in _KINDS:
@@ -230,14 +257,22 @@ def read(
         if entries[0].kind not in ("Transformer", _MASKED_LM):
             raise _unsupported(repository, entries[0])
     task = _task(kind, entries)
-    transformer = _transformer(repository, task) if entries else {}
+    transformer = _transformer(repository, task, kind == _MULTI_VECTOR) if entries else {}
     tokenizer = repository.json(folder / TOKENIZER_CONFIG_FILE)
     limit = _max_length(settings, tokenizer, transformer)
     scoring = None if head is None else _scoring(settings, model, head, notes)
     embedding: Embedding | None = None
     params: tuple[ModuleParams, ...] = ()
     if entries and kind != "CrossEncoder":
-        modules, params = _modules(repository, entries[1:], config, task)
+        if kind == _MULTI_VECTOR:
+            modules, params = _multi_vector_modules(
+                repository, entries[1:], config, _pylate_lengths(model) | transformer, model if is_of_pylate else None
+            )
+            splitter = None if tokenizer_json is None else parse(tokenizer_json)
+            model = {**model, "prompts": _with_prefixes(repository, model, splitter)}
+            _note_unknown_tokens(modules[0], splitter, notes)
+        else:
+            modules, params = _modules(repository, entries[1:], config, task)
         embedding = _embedding(repository, modules, transformer, model)
     elif len(entries) > 1:
         raise _unsupported(repository, entries[1])
@@ -250,13 +285,19 @@ def read(
     }
     files = sorted({os.path.relpath(path, repository.root) for path in repository.files})
     length = None if math.isinf(limit) else min(int(limit), config.max_positions)
-    return Reading(Usage(length, embedding, scoring, params, token_params), tuple(files), repository.root)
+    usage = Usage(length, embedding, scoring, params, token_params)
+    try:
+        usage.check(config)
+    except InputError as error:
+        raise CheckpointError(f"{repository.root}: {error}") from None
+    return Reading(usage, tuple(files), repository.root)
 
 
 def _unsupported(repository: _Repository, entry: _Entry) -> CheckpointError:
     return CheckpointError(
         f"{repository.root / MODULES_FILE} has a module {shortened(entry.kind)} that nothing here computes; "
-        "supported are Transformer, Pooling or SpladePooling, and then Dense, LayerNorm, Normalize and Dropout. "
+        "supported are Transformer, Pooling or SpladePooling, and then Dense, LayerNorm, Normalize and Dropout; or "
+        "Transformer, Dense, Normalize and MultiVectorMask. "
         f"Without {MODULES_FILE} the network alone can be converted"
     )
 
@@ -268,8 +309,11 @@ def _task(kind: str, entries: Sequence[_Entry]) -> str:
     return _LM_TASK if any(entry.kind == "SpladePooling" for entry in entries) else _FEATURES_TASK
 
 
-def _transformer(repository: _Repository, task: str) -> dict[str, Any]:
-    """The settings of the Transformer: max_seq_length, do_lower_case, model_max_length."""
+def _transformer(repository: _Repository, task: str, is_multi_vector: bool) -> dict[str, Any]:
+    """The settings of the Transformer: max_seq_length, do_lower_case, model_max_length.
+
+    Of a multi-vector encoder also those that there are of query_length, document_length and query_expansion.
+    """
     path = next((path for name in TRANSFORMER_FILES if (path := repository.folder / name).is_file()), None)
     settings = {} if path is None else repository.json(path)
     found = {
@@ -277,6 +321,9 @@ def _transformer(repository: _Repository, task: str) -> dict[str, Any]:
         "do_lower_case": settings.pop("do_lower_case", None),
     }
     refused = []
+    if is_multi_vector:
+        found |= {key: settings.pop(key) for key in _PYLATE_LENGTHS if key in settings}
+        refused += ["do_lower_case"] if found["do_lower_case"] else []
     for key in _ARGUMENTS:
         given = settings.pop(key, None) or {}
         if not isinstance(given, dict):
@@ -320,8 +367,10 @@ def _max_length(settings: Mapping[str, Any], tokenizer: Mapping[str, Any], trans
 def _embedding(
     repository: _Repository, modules: tuple[Module, ...], transformer: Mapping[str, Any], model: Mapping[str, Any]
 ) -> Embedding:
-    is_sparse = isinstance(modules[0], SpladePooling)
+    is_sparse, is_multi_vector = (isinstance(modules[0], kind) for kind in (SpladePooling, MultiVectorMask))
     similarity = model.get("similarity_fn_name") or ("dot" if is_sparse else SIMILARITIES[0])
+    if is_multi_vector and similarity not in MULTI_VECTOR_SIMILARITIES:
+        similarity = MULTI_VECTOR_SIMILARITIES[0]
     prompts = model.get("prompts") or {}
     try:
         return Embedding(
@@ -330,9 +379,9 @@ def _embedding(
             prompts={**_DEFAULT_PROMPTS, **{name: text or "" for name, text in prompts.items()}},
             default_prompt=model.get("default_prompt_name"),
             similarity=similarity,
-            truncate_dim=model.get("truncate_dim"),
+            truncate_dim=None if is_multi_vector else model.get("truncate_dim"),
             max_active_dims=model.get("max_active_dims") if is_sparse else None,
-            strip=_version(model) < _FIRST_WITHOUT_STRIP,
+            strip=not is_multi_vector and _version(model) < _FIRST_WITHOUT_STRIP,
         )
     except (InputError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{repository.root / SETTINGS_FILE}: {error}") from None
@@ -392,17 +441,26 @@ def _modules(
             continue
         if entry.kind not in _READERS or (entry.kind.endswith("Pooling") and modules):
             raise _unsupported(repository, entry)
-        folder = repository.root / entry.folder
-        if entry.kind in _WITH_SETTINGS and not (folder / _CONFIG_FILE).is_file():
-            raise CheckpointError(f"{folder / _CONFIG_FILE} is missing, which says what {entry.kind} does; copy it too")
-        try:
-            module = _READERS[entry.kind](folder, repository.json(folder / _CONFIG_FILE), size)
-        except (InputError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / _CONFIG_FILE}: {shortened(str(error))}") from None
+        module, arrays = _module(repository, entry, size, _SENTENCE)
         modules.append(module)
-        params.append(_module_params(repository, folder, module, size))
+        params.append(arrays)
         size = module.size(size)
     return tuple(modules), tuple(params)
+
+
+def _module(repository: _Repository, entry: _Entry, size: int, name: str) -> tuple[Module, ModuleParams]:
+    """A module that reads and writes what is called `name`, and its parameters."""
+    folder = repository.root / entry.folder
+    if entry.kind in _WITH_SETTINGS and not (folder / _CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder / _CONFIG_FILE} is missing, which says what {entry.kind} does; copy it too")
+    try:
+        settings = repository.json(folder / _CONFIG_FILE)
+        if entry.kind in ("Dense", "Normalize"):
+            _require_name(entry.kind, settings, name)
+        module = _READERS[entry.kind](folder, settings, size)
+    except (InputError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / _CONFIG_FILE}: {shortened(str(error))}") from None
+    return module, _module_params(repository, folder, module, size)
 
 
 def _pooling(folder: Path, settings: Mapping[str, Any], size: int) -> Pooling:
@@ -432,7 +490,6 @@ def _splade_pooling(folder: Path, settings: Mapping[str, Any], size: int) -> Spl
 
 def _dense(folder: Path, settings: Mapping[str, Any], size: int) -> Dense:
     _require_size(folder, [settings.get("in_features")], size)
-    _require_sentence_embedding(settings)
     return Dense(
         settings.get("out_features", 0),
         _activation(settings.get("activation_function", "torch.nn.modules.activation.Tanh")),
@@ -447,7 +504,6 @@ def _layer_norm(folder: Path, settings: Mapping[str, Any], size: int) -> LayerNo
 
 
 def _normalize(folder: Path, settings: Mapping[str, Any], size: int) -> Normalize:
-    _require_sentence_embedding(settings)
     return Normalize()
 
 
@@ -465,10 +521,15 @@ def _require_size(folder: Path, given: Sequence[Any], size: int) -> None:
         raise InputError(f"it takes vectors of {shortened(str(wrong[0]))} numbers, but gets {size}")
 
 
-def _require_sentence_embedding(settings: Mapping[str, Any]) -> None:
-    for key in ("module_input_name", "module_output_name"):
-        if settings.get(key) not in (None, "sentence_embedding"):
-            raise InputError(f"{key} must be sentence_embedding, got {shortened(str(settings[key]))}")
+def _require_name(kind: str, settings: Mapping[str, Any], name: str) -> None:
+    """Requires that a Dense or Normalize reads and writes what is called `name`.
+
+    A Dense of a multi-vector encoder reads vectors of tokens if nothing is said (_get_module_init_defaults).
+    """
+    given = settings.get("module_input_name") or (name if kind == "Dense" else _SENTENCE)
+    for key, value in (("module_input_name", given), ("module_output_name", settings.get("module_output_name"))):
+        if value not in (None, name):
+            raise InputError(f"{key} must be {name}, got {shortened(str(value))}")
 
 
 def _tensor_names(module: Module) -> dict[str, str]:
@@ -527,6 +588,129 @@ def _tensors(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+# Multi-vector encoders
+
+
+def _is_of_pylate(kind: str, model: Mapping[str, Any], entries: Sequence[_Entry]) -> bool:
+    is_projected = [entry.kind for entry in entries[1:2]] == ["Dense"]
+    has_prefix = any(key in model for key in _PYLATE_PREFIXES)
+    return kind == _PYLATE or (kind == "SentenceTransformer" and is_projected and has_prefix)
+
+
+def _multi_vector_modules(
+    repository: _Repository,
+    entries: Sequence[_Entry],
+    config: RobertaConfig,
+    lengths: Mapping[str, Any],
+    pylate: Mapping[str, Any] | None,
+) -> tuple[tuple[Module, ...], tuple[ModuleParams, ...]]:
+    """The modules after the Transformer, the MultiVectorMask first: the others do not read what it writes.
+
+    Args:
+      repository, entries, config: as in `_modules`.
+      lengths: query_length, document_length and query_expansion, where they are given.
+      pylate: SETTINGS_FILE of a repository that PyLate wrote, whose last two modules are not listed.
+    """
+    path = repository.root / MODULES_FILE
+    settings: dict[str, Any] | None = None
+    modules: list[Module] = []
+    params: list[ModuleParams] = []
+    size = config.hidden_size
+    for entry in entries:
+        if entry.kind == MultiVectorMask.__name__ and settings is None:
+            path = repository.root / entry.folder / _CONFIG_FILE
+            settings = repository.json(path)
+        elif entry.kind in ("Dense", "Normalize"):
+            module, arrays = _module(repository, entry, size, _TOKENS)
+            modules.append(module)
+            params.append(arrays)
+            size = module.size(size)
+        else:
+            raise _unsupported(repository, entry)
+    if pylate is not None:
+        path, words = repository.root / SETTINGS_FILE, pylate.get("skiplist_words")
+        settings = {"skiplist_words": list(string.punctuation) if words is None else words}
+        modules.append(Normalize())
+        params.append({})
+    try:
+        mask = _multi_vector_mask(settings, lengths)
+    except (InputError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {shortened(str(error))}") from None
+    return (mask, *modules), ({}, *params)
+
+
+def _multi_vector_mask(settings: Mapping[str, Any] | None, lengths: Mapping[str, Any]) -> MultiVectorMask:
+    """The MultiVectorMask of these settings, None if a repository has none, and of the Transformer's lengths."""
+    given = dict(settings or {})
+    words, tasks = given.pop("skiplist_words", None), given.pop("skiplist_tasks", None)
+    if unknown := [key for key, value in given.items() if value]:
+        raise InputError(f"the setting {shortened(min(unknown))} is not supported")
+    expansion = lengths.get("query_expansion")
+    if not isinstance(expansion, Mapping | None):
+        raise InputError(f"query_expansion must be an object, got {shortened(str(expansion))}")
+    expansion = None if expansion is None else QueryExpansion(**expansion)
+    if settings is None and expansion is not None and not expansion.attend:
+        raise InputError("query_expansion without attention needs a MultiVectorMask, which is not listed")
+    return MultiVectorMask(
+        lengths.get("query_length"),
+        lengths.get("document_length"),
+        expansion,
+        () if words is None else words,
+        ("document",) if tasks is None else (tasks,) if isinstance(tasks, str) else tasks,
+    )
+
+
+def _pylate_lengths(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What SETTINGS_FILE says in place of the Transformer's settings (MultiVectorEncoder._parse_model_config)."""
+    found = {key: model[key] for key in _PYLATE_LENGTHS if model.get(key) is not None}
+    if not any(key in model for key in _PYLATE_MARKERS):
+        return found
+    if "query_expansion" in model:
+        found["query_expansion"] = model["query_expansion"]
+    elif model.get("do_query_expansion") is False:
+        found["query_expansion"] = None
+    else:
+        attend = model.get("attend_to_expansion_tokens", model.get("attend_to_mask_tokens"))
+        length = found.pop("query_length", None) or _PYLATE_QUERY_LENGTH
+        found["query_expansion"] = {"strategy": "fixed", "attend": bool(attend), "length": length}
+    return found
+
+
+def _with_prefixes(repository: _Repository, model: Mapping[str, Any], tokenizer: Any) -> dict[str, str | None]:
+    """The prompts, with PyLate's prefixes before them.
+
+    Raises:
+      CheckpointError: a prefix is a token that the tokenizer does not find in text.
+    """
+    prompts = dict(model.get("prompts") or {})
+    for key, role in _PYLATE_PREFIXES.items():
+        if key in model:
+            prefix = model[key] or ""
+            prompts[role] = prefix + (prompts.get(role) or "").removeprefix(prefix)
+            if tokenizer is not None and (token := _split_token(prefix, tokenizer)) is not None:
+                raise CheckpointError(
+                    f"{repository.root / SETTINGS_FILE} has the {key} {shortened(repr(prefix))}: the token {token!r} "
+                    "is split by the tokenizer where a text begins with it, and nothing here inserts it by its id"
+                )
+    return prompts
+
+
+def _split_token(prefix: str, tokenizer: Any) -> str | None:
+    """The token that a prefix is, or begins with, if text is not encoded as it (_register_prefix_tokens)."""
+    for token in (prefix, *prefix.split(None, 1)[:1]):
+        if prefix.split() and tokenizer.token_to_id(token) is not None:
+            return None if tokenizer.encode(token, add_special_tokens=False).tokens == [token] else token
+    return None
+
+
+def _note_unknown_tokens(mask: Module, tokenizer: Any, notes: list[str]) -> None:
+    if isinstance(mask, MultiVectorMask) and tokenizer is not None:
+        unknown = [repr(token) for token in mask.skiplist if tokenizer.token_to_id(token) is None]
+        if unknown:
+            listed = shortened(", ".join(unknown))
+            notes.append(f"the vocabulary does not have all tokens of the skiplist; left out are: {listed}")
+
+
 # What else is in a repository
 
 _UNREAD = (  # the reasons why files are not read, by what their paths match
@@ -571,7 +755,10 @@ def _reason(name: str) -> str:
 
 
 _WRITTEN_VERSION, _WRITTEN_WITHOUT_STRIP = "5.1.2", "5.4.0"
+_WRITTEN_MULTI_VECTOR = "6.2.0"
 _DENSE_MODULES, _SPARSE_MODULES = "sentence_transformers.models", "sentence_transformers.sparse_encoder.models"
+_BASE_MODULES = "sentence_transformers.base.modules"  # since 5.4
+_MULTI_VECTOR_MODULES = "sentence_transformers.multi_vector_encoder.modules"
 
 
 def write_limits(usage: Usage, directory: Path, head: HeadConfig | None, max_positions: int) -> None:
@@ -601,16 +788,27 @@ def write_limits(usage: Usage, directory: Path, head: HeadConfig | None, max_pos
 
 
 def write(usage: Usage, directory: Path, config: RobertaConfig) -> None:
-    """Adds a sentence encoder's files, as version 5.1 writes them, to a directory that Transformers can load."""
+    """Adds a sentence encoder's files to a directory that Transformers can load.
+
+    They are as version 5.1 writes them, or for a multi-vector encoder 6.2.
+    """
     embedding = usage.embedding or Embedding()
+    mask = embedding.modules[0]
+    lengths = _lengths(mask) if isinstance(mask, MultiVectorMask) else {}
+    kind, version = "SentenceTransformer", _WRITTEN_VERSION if embedding.strip else _WRITTEN_WITHOUT_STRIP
+    if embedding.is_sparse:
+        kind = "SparseEncoder"
+    elif embedding.is_multi_vector:
+        kind, version = _MULTI_VECTOR, _WRITTEN_MULTI_VECTOR
     _write_json(
-        directory / TRANSFORMER_FILES[0], {"max_seq_length": usage.max_length, "do_lower_case": embedding.lower_case}
+        directory / TRANSFORMER_FILES[0],
+        {"max_seq_length": usage.max_length, "do_lower_case": embedding.lower_case, **lengths},
     )
     _write_json(
         directory / SETTINGS_FILE,
         {
-            "model_type": "SparseEncoder" if embedding.is_sparse else "SentenceTransformer",
-            "__version__": {"sentence_transformers": _WRITTEN_VERSION if embedding.strip else _WRITTEN_WITHOUT_STRIP},
+            "model_type": kind,
+            "__version__": {"sentence_transformers": version},
             "prompts": dict(embedding.prompts),
             "default_prompt_name": embedding.default_prompt,
             "similarity_fn_name": embedding.similarity,
@@ -618,23 +816,43 @@ def write(usage: Usage, directory: Path, config: RobertaConfig) -> None:
             **({} if embedding.max_active_dims is None else {"max_active_dims": embedding.max_active_dims}),
         },
     )
-    first = f"{_SPARSE_MODULES}.{_MASKED_LM}" if embedding.is_sparse else f"{_DENSE_MODULES}.Transformer"
+    first = f"{_SPARSE_MODULES}.{_MASKED_LM}" if embedding.is_sparse else _path("Transformer", embedding)
     entries = [{"idx": 0, "name": "0", "path": "", "type": first}]
     size = config.hidden_size
     for number, (module, params) in enumerate(zip(embedding.modules, usage.module_params or ({},), strict=True), 1):
         kind = type(module).__name__
         folder = directory / f"{number}_{kind}"
         folder.mkdir()
-        if settings := _settings(module, size):
+        settings = _settings(module, size)
+        if embedding.is_multi_vector and kind in ("Dense", "Normalize"):
+            settings |= {"module_input_name": _TOKENS, "module_output_name": _TOKENS}
+        if settings:
             _write_json(folder / _CONFIG_FILE, settings)
         if params:
             names = _tensor_names(module)
             tensors = {names[name]: Values(np.ascontiguousarray(np.asarray(value).T)) for name, value in params.items()}
             write_tensors(folder / _WEIGHT_FILES[0], tensors, metadata={"format": "pt"})
-        home = _SPARSE_MODULES if isinstance(module, SpladePooling) else _DENSE_MODULES
-        entries.append({"idx": number, "name": str(number), "path": folder.name, "type": f"{home}.{kind}"})
+        entries.append({"idx": number, "name": str(number), "path": folder.name, "type": _path(kind, embedding)})
         size = module.size(size)
     _write_json(directory / MODULES_FILE, entries)
+
+
+def _path(kind: str, embedding: Embedding) -> str:
+    """The path of a module's class, in the version that writes such an encoder."""
+    if kind == MultiVectorMask.__name__:
+        return f"{_MULTI_VECTOR_MODULES}.multi_vector_mask.{kind}"
+    if embedding.is_multi_vector:
+        return f"{_BASE_MODULES}.{kind.lower()}.{kind}"
+    return f"{_SPARSE_MODULES if kind == SpladePooling.__name__ else _DENSE_MODULES}.{kind}"
+
+
+def _lengths(mask: MultiVectorMask) -> dict[str, Any]:
+    """What a Transformer's settings say of queries and documents."""
+    expansion = None if mask.expansion is None else asdict(mask.expansion)
+    given = {
+        "query_length": mask.query_length, "document_length": mask.document_length, "query_expansion": expansion
+    }  # fmt: skip
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _settings(module: Module, size: int) -> dict[str, Any]:
@@ -650,6 +868,8 @@ def _settings(module: Module, size: int) -> dict[str, Any]:
         case SpladePooling(vocab_size, strategy, activation):
             settings = {"pooling_strategy": strategy, "activation_function": activation}
             return {**settings, "word_embedding_dimension": vocab_size}
+        case MultiVectorMask(skiplist=words, skiplist_roles=roles):
+            return {"skiplist_words": list(words), "skiplist_tasks": list(roles), "keep_only_token_ids": None}
         case Dense(outputs, activation, bias, residual):
             if residual:
                 raise CheckpointError("sentence-transformers 5.1 has no Dense with a residual connection")

@@ -107,6 +107,10 @@ def _embedding(roberta: Roberta, truncate_dim: int | None) -> Embedding:
         embedding = Embedding()
     if embedding.is_sparse:
         raise InputError("a sparse encoder is not evaluated here")
+    if embedding.is_multi_vector:
+        raise InputError(
+            "a multi-vector encoder is not evaluated here; score its texts' vectors with roberta_flax.maxsim"
+        )
     return embedding if truncate_dim is None else dataclasses.replace(embedding, truncate_dim=truncate_dim)
 
 

@@ -51,6 +51,7 @@ from roberta_flax.tasks.classify import Classify, distinct_names, label_scores, 
 from roberta_flax.tasks.embed import Embed
 from roberta_flax.tasks.entities import Tag
 from roberta_flax.tasks.fill_mask import FillMask
+from roberta_flax.tasks.multi_vector import MultiVectorEmbedding
 from roberta_flax.tasks.rank import Rank
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding, SparseEmbedding
 from roberta_flax.tasks.sentence_scores import SentenceScores
@@ -654,7 +655,7 @@ def _make_writer(job: Job, predictor: Predictor, metadata: Mapping[str, str]) ->
 def _vector_size(predictor: Predictor) -> int | None:
     """The width of a result that is one vector; None for any other result."""
     match predictor.task:
-        case SparseEmbedding():
+        case SparseEmbedding() | MultiVectorEmbedding():
             return None
         case SentenceEmbedding(embedding):
             return embedding.vector_size(predictor.config.hidden_size)
@@ -713,7 +714,7 @@ def result_format(predictor: Described) -> tuple[Schema, Callable[[Any], dict[st
       InputError: the results of this task cannot be written to a file.
     """
     match predictor.task:
-        case Embed("tokens"):
+        case Embed("tokens") | MultiVectorEmbedding():
             return {_FEATURES: "vectors"}, lambda features: {_FEATURES: features}
         case SparseEmbedding():
             token_name = predictor.tokenizer.token_name

@@ -14,7 +14,8 @@ Several sequences may stand in one row, one after the other. `segments`, [batch,
 token's sequence, from 0 in every row, and -1 for padding; `starts`, [batch, segment], the position of each sequence's
 first token. Results are those of the sequences alone. batching.lay_out makes all three.
 
-Most functions take more inputs by name (MoreInputs): `inputs_embeds` in place of tokens, `token_types` and `head_mask`.
+Most functions take more inputs by name (MoreInputs): `inputs_embeds` in place of tokens, `token_types`, `head_mask` and
+`attention_mask`.
 """
 
 from __future__ import annotations

@@ -68,11 +68,14 @@ class MoreInputs(TypedDict, total=False):
       token_types: Int [batch, time], rows of the token type embedding; by default 0 for every token.
       head_mask: Float [layers, heads] or [layers, batch, heads], factors of what each attention head adds: 0 leaves a
         head out (Michel et al., 2019). With Transformers' `head_mask` it multiplies the weights, to the same effect.
+      attention_mask: Bool [batch, time], which tokens the others of their row attend to; never padding. A token that
+        none attends to has a position and features still. For one sequence a row, without segments.
     """
 
     inputs_embeds: Array | None
     token_types: Array | None
     head_mask: Array | None
+    attention_mask: Array | None
 
 
 def given_tokens(tokens: Array | None, config: RobertaConfig, inputs: MoreInputs) -> Array:
@@ -82,6 +85,7 @@ def given_tokens(tokens: Array | None, config: RobertaConfig, inputs: MoreInputs
       InputError: neither is given, or an array of `inputs` has another shape than the model takes.
     """
     embeds, types, of_heads = (inputs.get(name) for name in ("inputs_embeds", "token_types", "head_mask"))
+    attended = inputs.get("attention_mask")
     given: Any = embeds if tokens is None else tokens
     if given is None:
         raise InputError("give tokens or inputs_embeds, got neither")
@@ -90,6 +94,7 @@ def given_tokens(tokens: Array | None, config: RobertaConfig, inputs: MoreInputs
     _check_shape("inputs_embeds", embeds, (batch, time, config.hidden_size))
     _check_shape("token_types", types, (batch, time))
     _check_shape("head_mask", of_heads, (layers, heads), (layers, batch, heads))
+    _check_shape("attention_mask", attended, (batch, time))
     if types is not None and config.type_vocab_size < 2:
         raise InputError(f"the model has {config.type_vocab_size} token types, so there are none to choose")
     return jnp.full((batch, time), config.pad_id + 1, jnp.int32) if tokens is None else tokens
@@ -152,14 +157,21 @@ def position_ids(
 
 
 def attention_mask(
-    is_padding: Bool[Array, "batch time"], segments: Int[Array, "batch time"] | None
+    is_padding: Bool[Array, "batch time"],
+    segments: Int[Array, "batch time"] | None,
+    given: Bool[Array, "batch time"] | None = None,
 ) -> Bool[Array, "batch #time time"]:
     """The keys that each query sees: [batch, 1, time], those that are not padding, the same for all queries.
 
-    With `segments`, [batch, time, time]: those of the query's own segment.
+    With `given`, those of them that it has. With `segments`, [batch, time, time]: those of the query's own segment.
+
+    Raises:
+      InputError: both are given.
     """
     if segments is None:
-        return ~is_padding[:, None, :]
+        return ~is_padding[:, None, :] if given is None else (~is_padding & given.astype(bool))[:, None, :]
+    if given is not None:
+        raise InputError("attention_mask is for one sequence a row, and segments were given too")
     return segments[:, :, None] == segments[:, None, :]
 
 
@@ -553,7 +565,7 @@ class RobertaModel(Part):
         """The embedding output and each layer's; the last of the tokens at `positions` only."""
         token_ids = given_tokens(token_ids, self.config, inputs)
         head_mask = inputs.get("head_mask")
-        mask = attention_mask(token_ids == self.config.pad_id, segments)
+        mask = attention_mask(token_ids == self.config.pad_id, segments, inputs.get("attention_mask"))
         keys = _split(key, 1 + 2 * len(self.layers))
         x = self.embeddings(token_ids, segments, keys[0], inputs.get("inputs_embeds"), inputs.get("token_types"))
         x = with_rows_along(x, DATA)

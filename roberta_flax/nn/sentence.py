@@ -1,8 +1,10 @@
 """The modules that turn the features of a sequence's tokens into one vector, as sentence-transformers has them.
 
-The vector is as wide as the features or the last Dense; a sparse encoder's, as the vocabulary. Each class is a module's
-settings, without its parameters; `sentence_vectors` computes a chain of them in one jitted function. The computations
-are those of sentence-transformers 5.1 (sentence_transformers/models).
+The vector is as wide as the features or the last Dense; a sparse encoder's, as the vocabulary. A multi-vector encoder
+keeps a vector of each token. Each class is a module's settings, without its parameters; `sentence_vectors` computes a
+chain of them in one jitted function. The computations are those of sentence-transformers 5.1
+(sentence_transformers/models), and for a multi-vector encoder those of 6.2 (sentence_transformers/base/modules,
+sentence_transformers/multi_vector_encoder).
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ _NORMALIZE_EPSILON = 1e-12  # torch.nn.functional.normalize
 _LAYER_NORM_EPSILON = 1e-5  # torch.nn.LayerNorm
 SPLADE_STRATEGIES = ("max", "sum")  # SpladePooling.SPLADE_POOLING_MODES
 SPLADE_LOGARITHMS = {"relu": 1, "log1p_relu": 2}  # SpladePooling.SPLADE_ACTIVATION: how often log1p is applied
+ROLES = ("query", "document")  # the `task` of MultiVectorEncoder.encode
+EXPANSIONS = ("fixed", "min")  # QueryExpansionConfig, "strategy"
 _LOGITS_AT_ONCE = 1 << 26  # numbers; 256 MB in float32
 
 # torch.nn's modules without arguments, by the names of their classes in lower case
@@ -173,9 +177,71 @@ class SpladePooling:
         return {}
 
 
-Module = Pooling | SpladePooling | Dense | LayerNorm | Normalize
+@dataclass(frozen=True)
+class QueryExpansion:
+    """Mask tokens after a query, up to a length; each has a vector (Khattab and Zaharia, 2020, section 3.2).
+
+    Attributes:
+      strategy: "fixed" truncates longer queries to the length, "min" leaves them as they are.
+      length: in tokens.
+      attend: whether the network's tokens attend to them.
+      token: as the vocabulary writes it; None for the mask.
+    """
+
+    strategy: str
+    length: int
+    attend: bool = False
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in EXPANSIONS:
+            raise InputError(
+                f"the strategy of a query expansion must be one of {', '.join(EXPANSIONS)}, got {self.strategy!r:.80}"
+            )
+        require_positive(length=self.length)
+        if not isinstance(self.attend, bool) or not isinstance(self.token, str | None):
+            raise InputError(f"attend must be true or false and token a text, got {self.attend!r}, {self.token!r:.80}")
+
+
+@dataclass(frozen=True)
+class MultiVectorMask:
+    """Keeps a vector of each token of a query or a document, as late interaction takes them.
+
+    Attributes:
+      query_length, document_length: the maximum length of either in tokens; None for the model's.
+      expansion: of queries.
+      skiplist: tokens without a vector, as the vocabulary writes them.
+      skiplist_roles: of ROLES, the texts for which the skiplist counts. A text without a role counts as a document.
+    """
+
+    query_length: int | None = None
+    document_length: int | None = None
+    expansion: QueryExpansion | None = None
+    skiplist: tuple[str, ...] = ()
+    skiplist_roles: tuple[str, ...] = ("document",)
+
+    def __post_init__(self) -> None:
+        for name, texts in (("skiplist", self.skiplist), ("skiplist_roles", self.skiplist_roles)):
+            if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+                raise InputError(f"{name} must be a list of texts, got {texts!r:.80}")
+            object.__setattr__(self, name, tuple(texts))
+        lengths = {"query_length": self.query_length, "document_length": self.document_length}
+        require_positive(**{name: length for name, length in lengths.items() if length is not None})
+        if self.expansion is not None and self.expansion.length > (self.query_length or self.expansion.length):
+            raise InputError(
+                f"query_length {self.query_length} is below the {self.expansion.length} tokens of the query expansion"
+            )
+
+    def size(self, size: int) -> int:
+        return size
+
+    def shapes(self, size: int) -> dict[str, tuple[int, ...]]:
+        return {}
+
+
+Module = Pooling | SpladePooling | MultiVectorMask | Dense | LayerNorm | Normalize
 MODULES: Mapping[str, type[Module]] = {
-    kind.__name__: kind for kind in (Pooling, SpladePooling, Dense, LayerNorm, Normalize)
+    kind.__name__: kind for kind in (Pooling, SpladePooling, MultiVectorMask, Dense, LayerNorm, Normalize)
 }
 
 
@@ -205,27 +271,34 @@ def sentence_vectors(
     starts: Int[Array, "batch segment"] | None = None,
     *,
     prompt_length: int | Int[Array, ""] = 0,
+    attended: Int[Array, " batch"] | None = None,
     modules: tuple[Module, ...],
     config: RobertaConfig,
     numerics: Numerics = Numerics(),
     key: Key[Array, ""] | None = None,
-) -> Float[Array, "batch size"] | Float[Array, "batch segment size"]:
-    """One vector for each sequence, in the accumulation dtype, in which all modules compute.
+) -> Float[Array, "batch size"] | Float[Array, "batch segment size"] | Float[Array, "batch time size"]:
+    """One vector for each sequence, or for each token, in the accumulation dtype, in which all modules compute.
 
     Args:
       params, tokens, segments, starts: see nn.forward.
       module_params: for each module its parameters by name (`param_shapes`).
       prompt_length: how many tokens at the beginning of each sequence a Pooling without include_prompt leaves out.
-      modules: a Pooling or a SpladePooling, and then any modules. A SpladePooling takes one sequence a row.
+      attended: for a MultiVectorMask, to how many tokens at the beginning of each row its tokens attend; by default to
+        all. One sequence a row.
+      modules: a Pooling, a SpladePooling or a MultiVectorMask, and then any modules. A SpladePooling takes one sequence
+        a row.
       config, numerics: see nn.forward.
       key: for the network's dropout; None evaluates.
 
     Returns:
-      [batch, size], or [batch, segment, size] with `starts`.
+      [batch, size], or [batch, segment, size] with `starts`; of a MultiVectorMask [batch, time, size].
     """
     network = forward.network(params, config, numerics_for(params, numerics))
     pooling, *others = modules
-    if isinstance(pooling, SpladePooling):
+    if isinstance(pooling, MultiVectorMask):
+        mask = None if attended is None else jnp.arange(tokens.shape[1])[None] < attended[:, None]
+        x = network.features(tokens, segments, key, attention_mask=mask)
+    elif isinstance(pooling, SpladePooling):
         if starts is not None:
             raise InputError("a SpladePooling takes one sequence a row")
         x = _token_weights(pooling, network, network.features(tokens, key=key), tokens != config.pad_id)[:, None]
@@ -243,7 +316,8 @@ def sentence_vectors(
         x = _pooled(pooling, features, member, is_first, prompt_length)
     for module, parameters in zip(others, module_params[1:], strict=True):
         x = _applied(module, x, {name: value.astype(x.dtype) for name, value in parameters.items()})
-    return x[:, 0] if starts is None else x
+    has_one = starts is None and not isinstance(pooling, MultiVectorMask)
+    return x[:, 0] if has_one else x
 
 
 @partial(jax.jit, static_argnames=("head", "config", "numerics"))

@@ -94,8 +94,10 @@ class Subject:
             found = self._intermediates(batch)
             if parts is None or parts & {"logits", "log_probabilities", "score"}:
                 found |= self._results(batch)
-            if self.usage.embedding is not None and (parts is None or SENTENCE_VECTOR in parts):
-                found[SENTENCE_VECTOR] = self._sentence_vectors(self.usage.embedding, batch)
+            embedding = self.usage.embedding
+            has_vector = embedding is not None and not embedding.is_multi_vector
+            if embedding is not None and has_vector and (parts is None or SENTENCE_VECTOR in parts):
+                found[SENTENCE_VECTOR] = self._sentence_vectors(embedding, batch)
             if self.dtype not in WITHOUT_LOSS and (parts is None or gradients or "loss" in parts):
                 found |= self._losses(batch, gradients)
             return {name: np.asarray(value) for name, value in found.items()}

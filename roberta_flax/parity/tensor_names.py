@@ -53,7 +53,7 @@ def all_names(config: RobertaConfig, gradients: bool = False, usage: Usage = Usa
     names: list[str] = []
     for name in intermediate_names(config):
         names += [name, *_after(name, config, usage)]
-    if usage.embedding is not None:
+    if usage.embedding is not None and not usage.embedding.is_multi_vector:
         names.append(SENTENCE_VECTOR)
     if gradients:
         names += [GRADIENTS + path for path in _backwards(flatten(abstract_params(config)), names)]

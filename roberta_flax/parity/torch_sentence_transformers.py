@@ -57,6 +57,8 @@ class SentenceTransformersModel:
         self._is_sparse = usage.embedding is not None and usage.embedding.is_sparse
         scored = [head.name for head in config.heads if cross_encoder_activation(head, usage)]
         self._scored = scored[0] if scored and usage.embedding is None else None
+        if usage.embedding is not None and usage.embedding.is_multi_vector:
+            raise InputError("the vectors of a multi-vector encoder are not compared here; use builtin or transformers")
         if usage.embedding is None and self._scored is None:
             raise InputError(
                 "the model is neither a sentence encoder nor a cross-encoder of sentence-transformers; use builtin or "

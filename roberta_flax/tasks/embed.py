@@ -11,7 +11,9 @@ import numpy as np
 from roberta_flax.errors import InputError
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.sentence import ROLES
 from roberta_flax.tasks.base import Model, Task, merge_windows, unpack_tokens, unpack_vectors
+from roberta_flax.tasks.multi_vector import multi_vector_task
 from roberta_flax.tasks.sentence_embedding import sentence_task
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_batch
@@ -25,11 +27,12 @@ class Embed:
     Attributes:
       pooling: "mean" or "first" for one vector, float32 [hidden]: the mean over all tokens, `<s>` and `</s>` included,
         or the features of the first token; "tokens" for those of all tokens, float32 [tokens, hidden]. By default the
-        vectors that the model's repository defines (see SentenceEmbedding and SparseEmbedding), or "mean" if it defines
-        none.
+        vectors that the model's repository defines (see SentenceEmbedding, SparseEmbedding and MultiVectorEmbedding),
+        or "mean" if it defines none.
       prompt: the text to put before each text, for the vectors that the repository defines; by default the
         repository's own.
-      prompt_name: the name of one of the repository's prompts, in place of `prompt`.
+      prompt_name: the name of one of the repository's prompts, in place of `prompt`. For a multi-vector encoder,
+        "query" or "document" also says what the texts are.
     """
 
     pooling: str | None = None
@@ -45,6 +48,9 @@ class Embed:
         usage = model.usage
         if self.pooling is None and usage.embedding is not None:
             prompt = usage.embedding.prompt(self.prompt, self.prompt_name)
+            if usage.embedding.is_multi_vector:
+                role = self.prompt_name if self.prompt_name in ROLES else None
+                return multi_vector_task(model, usage.embedding, role, prompt)
             return sentence_task(usage.embedding, prompt, usage.max_length)
         if self.prompt is not None or self.prompt_name is not None:
             raise InputError("a prompt is for the vectors that a model's repository defines, without a pooling")

@@ -189,7 +189,7 @@ class FillMasks:
                 raise InputError(
                     f"expected a text with {tokenizer.mask_token}, got {type(text).__name__}: {text!r:.60}"
                 )
-            (sequence,) = encode_texts(tokenizer, text, max_length, on_long)
+            sequence = _with_masks(tokenizer, text, max_length, on_long)
             if not (sequence.ids == tokenizer.mask_id).any():
                 kept = f"the first {max_length} tokens of the text" if sequence.truncated else "the text"
                 raise InputError(f"expected {tokenizer.mask_token} in {kept}: {text[:60]!r}")
@@ -226,6 +226,18 @@ class FillMasks:
 
     def can_pack(self) -> bool:
         return False
+
+
+def _with_masks(tokenizer: Tokenizer, text: str, max_length: int, on_long: OnLong) -> EncodedSequence:
+    ids, _ = tokenizer.encode_masked(text)
+    if len(ids) <= max_length:
+        return EncodedSequence(ids)
+    (sequence,) = encode_texts(tokenizer, text, max_length, on_long)
+    if tokenizer.mask_id in tokenizer.encode_text(tokenizer.mask_token):
+        return sequence
+    # fairseq's tokenizers read no special tokens in a text, and lose its end
+    _, after, _ = tokenizer.special_lengths(1)
+    return EncodedSequence(np.concatenate([ids[: max_length - after], ids[len(ids) - after :]]), truncated=True)
 
 
 @partial(jax.jit, static_argnames=("topk",))

@@ -610,6 +610,26 @@ class FairseqTokenizer:
         replaced = f" {MASK}" if f" {MASK}" in text else MASK
         return text.replace(replaced, self.token_text(token_id))
 
+    def named_token(self, name: str) -> int | None:
+        return self._ids_of_names.get(name)
+
+    @cached_property
+    def _ids_of_names(self) -> dict[str, int]:
+        return {self.token_name(token_id): token_id for token_id in range(self.vocab_size)}
+
+    def plain_text(self, ids: Sequence[int], *, with_specials: bool) -> str:
+        parts = []
+        for is_special, run in itertools.groupby(ids, lambda token_id: token_id in self._without_text):
+            if not is_special:
+                parts.append(self._text(np.array([*run])))
+            elif with_specials:
+                parts += map(self.token_name, run)
+        return "".join(parts)
+
+    @cached_property
+    def _without_text(self) -> frozenset[int]:
+        return frozenset(i for i, symbol in enumerate(self.dictionary.symbols) if symbol in (*_SILENT, UNK, MASK))
+
     def _text(self, ids: npt.NDArray[Any]) -> str:
         return self.bpe.decode_bytes(b"".join(self._bytes[i] for i in ids.tolist()))
 

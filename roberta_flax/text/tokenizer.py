@@ -158,6 +158,14 @@ class Backend(Protocol):
         """Puts the text of a token in place of the mask."""
         ...
 
+    def named_token(self, name: str) -> int | None:
+        """The id of the token that `token_name` gives this name, or None."""
+        ...
+
+    def plain_text(self, ids: Sequence[int], *, with_specials: bool) -> str:
+        """The text of ids as the tokenizers of Transformers decode them."""
+        ...
+
     def files(self) -> dict[str, bytes]:
         """The files that `Tokenizer.from_directory` reads: content by file name."""
         ...
@@ -381,15 +389,12 @@ class Tokenizer:
         return self.backend.join_names(names)
 
     def named_token(self, name: str) -> int | None:
-        """The id of the token that the vocabulary writes so, or None. Raises InputError for a fairseq model."""
-        return self._huggingface.named_token(name)
+        """The id of the token that the vocabulary writes so, or None."""
+        return self.backend.named_token(name)
 
     def plain_text(self, ids: Sequence[int], *, with_specials: bool = False) -> str:
-        """The text of token ids as the tokenizers of Transformers decode them, with special tokens or without them.
-
-        Raises InputError as `named_token` does.
-        """
-        return self._huggingface.plain_text(ids, with_specials=with_specials)
+        """The text of token ids as the tokenizers of Transformers decode them, with special tokens or without them."""
+        return self.backend.plain_text(ids, with_specials=with_specials)
 
     @property
     def continuation_mark(self) -> str:
@@ -400,17 +405,6 @@ class Tokenizer:
     def marks_continuations(self) -> bool:
         """Whether the vocabulary marks tokens that continue a word."""
         return self.backend.marks_continuations
-
-    @property
-    def _huggingface(self) -> HuggingFaceTokenizer:
-        if isinstance(self.backend, NoTokenizer):
-            self.backend.pieces()
-        if not isinstance(self.backend, HuggingFaceTokenizer):
-            raise InputError(
-                "this takes the tokenizer of a Hugging Face model, and the model has fairseq's: use the methods of "
-                "Roberta (predict, fill_mask), or Predictor"
-            )
-        return self.backend
 
     def is_silent(self, token_id: int) -> bool:
         """Whether an id has no text: it begins, ends or pads an input, or no token has it."""
@@ -502,7 +496,7 @@ class NoTokenizer:
         )
 
     pieces = around = joined_alone = truncate = spans = decode = word_begins = encode_masked = fill_mask = _refuse
-    windows = token_name = join_names = _refuse
+    windows = token_name = join_names = named_token = plain_text = _refuse
 
 
 def file_names(directory: Path) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from jax.sharding import Mesh
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn import sharding
+from roberta_flax.nn.config import RobertaConfig
+from roberta_flax.nn.forward import Params
 
 
 def mesh_for(
@@ -43,11 +45,17 @@ def mesh_for(
     mesh = sharding.mesh(devices, tensor_parallel)
     parts = mesh.shape[sharding.DATA]
     if batch_size % parts:
+        fewer = "" if distributed else ", or limit their number with data_parallel (--data-parallel)"
         raise InputError(
-            f"batch_size must be a multiple of the {parts} devices that share its rows, got {batch_size}; change it, "
-            "or limit their number with data_parallel"
+            f"batch_size (--batch-size) must be a multiple of the {parts} devices that share its rows, got "
+            f"{batch_size}; change it{fewer}"
         )
     return mesh if mesh.size > 1 else None
+
+
+def place(params: Params, config: RobertaConfig, mesh: Mesh | None, fully_sharded: bool) -> Params:
+    """Returns parameters on the devices of a run; without a mesh, as they are."""
+    return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)
 
 
 def join_hosts() -> None:

@@ -48,6 +48,7 @@ from roberta_flax.tasks.sentence_scores import SentenceScores
 from roberta_flax.text.encoding import resolve_max_length
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
+from roberta_flax.train.devices import place
 from roberta_flax.train.encoder_batches import EncodedRows, RowBatches, sequence_batches
 from roberta_flax.train.encoder_losses import (
     MODULES,
@@ -58,15 +59,14 @@ from roberta_flax.train.encoder_losses import (
     pair_scores,
     sentence_encoder_loss,
 )
-from roberta_flax.train.finetuning import frozen_paths, trained_part
+from roberta_flax.train.finetuning import default_save_every, frozen_paths, trained_part
 from roberta_flax.train.losses import NetworkLoss
 from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
 from roberta_flax.train.progress import is_first_process, report
-from roberta_flax.train.step import init_optimizer, make_train_step
+from roberta_flax.train.step import make_train_step
 
 EXPORTED = "sentence-transformers"  # the best model in a run's directory, as that library writes it
-_SAVE_EVERY_RANGE = (100, 1000)  # limits of the default interval between checkpoints, which is an epoch, in steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class EncoderTraining(ABC):
         recipe, note = self.recipe, self._note(roberta, seed)
         config, params = self._trained(roberta, seed)
         untrained = self._untrained(roberta)
-        placed = _place(params, config, mesh, fully_sharded)
+        placed = place(params, config, mesh, fully_sharded)
         schedule, optimizer = recipe_optimizer(
             recipe, config=config, warmup_steps=self.warmup_steps, total_steps=self.total_steps,
             layer_decay=self.layer_decay,
@@ -175,10 +175,11 @@ class EncoderTraining(ABC):
                 usage=self._usage(roberta, params),
             )  # fmt: skip
 
+        train_step = make_train_step(self._loss(config), optimizer, accumulate=recipe.update_freq, freeze=self.freeze)
         outcome = loop.run(
-            make_train_step(self._loss(config), optimizer, accumulate=recipe.update_freq, freeze=self.freeze),
+            train_step,
             placed,
-            init_optimizer(optimizer, placed, self.freeze),
+            train_step.init(placed),
             _batches(self.training, recipe, config, seed, no_duplicates=self._is_in_batch),
             plan=loop.Plan(
                 self.total_steps, self.validate_every, self.save_every, self.keep, self.log_every, self.patience,
@@ -201,7 +202,7 @@ class EncoderTraining(ABC):
                 "model; choose another metric or train longer"
             )
         best = hub.load(directory / run_directory.BEST)
-        after = validation.evaluate(_place(self._trained(best, seed)[1], config, mesh, fully_sharded))
+        after = validation.evaluate(place(self._trained(best, seed)[1], config, mesh, fully_sharded))
         result = Result(directory, outcome.steps, outcome.stopped, outcome.best_step, self.best, before, after)
         if is_first_process():
             _export(directory)
@@ -342,9 +343,14 @@ class SentenceEncoderTraining(EncoderTraining):
         recipe = options.pop("recipe", None) or ENCODER
         embedding = roberta.usage.embedding or Embedding(prompts={"query": "", "document": ""})
         if pooling is not None:
-            embedding = dataclasses.replace(embedding, modules=(Pooling((pooling,)),))
+            modules = (Pooling((pooling,)),)
+            embedding = dataclasses.replace(embedding, modules=modules, similarity=loss.compared_by)
         if embedding.is_sparse:
             raise InputError("a sparse encoder cannot be trained here; give pooling (--pooling) to train dense vectors")
+        if embedding.is_multi_vector:
+            raise InputError(
+                "a multi-vector encoder cannot be trained here; give pooling (--pooling) to train one vector a text"
+            )
         embedding = dataclasses.replace(embedding, similarity=loss.compared_by)
         size = vector_size(embedding.modules, roberta.config.hidden_size)
         loss.check_size(size)
@@ -742,7 +748,7 @@ def _common(
         "evaluation": chosen,
         "best": best or metrics[0],
         "validate_every": counts["validate_every"] or per_epoch,
-        "save_every": counts["save_every"] or min(max(per_epoch, _SAVE_EVERY_RANGE[0]), _SAVE_EVERY_RANGE[1]),
+        "save_every": counts["save_every"] or default_save_every(per_epoch),
         "freeze": frozen_paths(options.pop("freeze", ()), roberta.config),
         **options,
     }
@@ -753,7 +759,3 @@ def _batches(rows: EncodedRows, recipe: Recipe, config: RobertaConfig, seed: int
         rows, batch_size=recipe.batch_size, update_freq=recipe.update_freq, no_duplicates=no_duplicates,
         pad_id=config.pad_id, max_positions=config.max_positions, seed=seed,
     )  # fmt: skip
-
-
-def _place(params: Params, config: RobertaConfig, mesh: Mesh | None, fully_sharded: bool) -> Params:
-    return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)

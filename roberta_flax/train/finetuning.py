@@ -19,16 +19,16 @@ import jax
 from jax.sharding import Mesh
 
 from roberta_flax.checkpoint import converted
+from roberta_flax.convert.cache import released_name
 from roberta_flax.datasets import readers
 from roberta_flax.datasets.examples import Examples, Tally
 from roberta_flax.datasets.layouts import lookalikes
 from roberta_flax.datasets.readers import Columns, TrainedOn
-from roberta_flax.datasets.recipes import Recipe, recipe_of
+from roberta_flax.datasets.recipes import PublishedScore, Recipe, published_score, recipe_of
 from roberta_flax.errors import InputError, printable
 from roberta_flax.files import PathLike
 from roberta_flax.hub import Roberta
 from roberta_flax.metrics import LESS_IS_BETTER, Evaluation
-from roberta_flax.nn import sharding
 from roberta_flax.nn.adapters import LoRA
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
@@ -39,6 +39,7 @@ from roberta_flax.remote import to_path
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
+from roberta_flax.train.devices import place
 from roberta_flax.train.losses import head_loss
 from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
@@ -76,6 +77,7 @@ class FineTuning:
         network.
       task: the task's name, for the records.
       trained_on: what best/ says that the head was trained on.
+      published: the score that fairseq publishes for this task and the released model that is trained, if there is one.
       note: anything else that a run's numbers depend on, as a JSON object. The content of the initial model and of the
         examples is part of it in any case.
     """
@@ -101,6 +103,7 @@ class FineTuning:
     lora_apart: bool = False
     task: str = readers.CUSTOM
     trained_on: TrainedOn | None = None
+    published: PublishedScore | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -179,10 +182,11 @@ class FineTuning:
             metrics=reader.metrics,
             best=_best_metric(best, reader.metrics),
             validate_every=validate_every or per_epoch,
-            save_every=save_every or min(max(per_epoch, _SAVE_EVERY_RANGE[0]), _SAVE_EVERY_RANGE[1]),
+            save_every=save_every or default_save_every(per_epoch),
             freeze=frozen_paths(freeze, roberta.config),
             task=task,
             trained_on=reader.trained_on,
+            published=published_score(released_name(roberta.source, roberta.config), task),
             **options,
         )
 
@@ -236,7 +240,7 @@ class FineTuning:
         config, params = trained_part(roberta, self.head, recipe, seed)
         untrained = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
         apart = ApartAdapter.of(roberta, self.lora, config, self.head) if self.lora and self.lora_apart else None
-        trained = Trained.of(params, config, self.lora, seed, lambda tree: _place(tree, config, mesh, fully_sharded))
+        trained = Trained.of(params, config, self.lora, seed, lambda tree: place(tree, config, mesh, fully_sharded))
         schedule, optimizer = recipe_optimizer(
             recipe, config=config, warmup_steps=self.warmup_steps, total_steps=self.total_steps,
             layer_decay=self.layer_decay,
@@ -301,7 +305,7 @@ class FineTuning:
             saved = _network_and_head(converted.read(best)[1], self.head)
         else:
             saved = apart.lora.merge(trained.loaded, apart.load(best))
-        evaluation, mean_loss = validation.evaluate(_place(saved, config, mesh, fully_sharded))
+        evaluation, mean_loss = validation.evaluate(place(saved, config, mesh, fully_sharded))
         result = Result(seed, outcome.steps, outcome.stopped, outcome.best_step, self.best, mean_loss, evaluation)
         if is_first_process():
             run_directory.write_summary(directory, {**self.to_json(), **result.to_json()})
@@ -337,7 +341,7 @@ class FineTuning:
     ) -> SeedResults:
         """The same in a directory of this machine."""
         if len(seeds) == 1:
-            return SeedResults(directory, (self._run(load(), directory, seeds[0], **options),))
+            return SeedResults(directory, (self._run(load(), directory, seeds[0], **options),), self.published)
         loaded = [load()]
         with run_directory.open_run(directory, self._common_note(loaded[0]), run_directory.SEEDS_FILE):
             run_directory.checked_by_first_process(lambda: _require_seeds(directory, seeds))
@@ -345,7 +349,7 @@ class FineTuning:
                 self._run(loaded.pop() if loaded else load(), directory / f"seed-{seed}", seed, **options)
                 for seed in seeds
             ]
-            results = SeedResults(directory, tuple(found))
+            results = SeedResults(directory, tuple(found), self.published)
             if is_first_process():
                 run_directory.write_summary(directory, {**self.to_json(), **results.to_json()})
         return results
@@ -366,6 +370,7 @@ class FineTuning:
             "training": rows(self.training.tally),
             "validation": rows(self.validation.tally),
             "classes": self.training.class_counts(self.labels),
+            **({} if self.published is None else {"published": asdict(self.published)}),
         }
 
     def to_text(self) -> str:
@@ -472,10 +477,12 @@ class SeedResults:
     Attributes:
       directory: the directory of all runs.
       results: the result of each run, in the order of the seeds.
+      published: the score to compare them with, if there is one.
     """
 
     directory: Path
     results: tuple[Result, ...]
+    published: PublishedScore | None = None
 
     @property
     def best(self) -> Result:
@@ -497,7 +504,7 @@ class SeedResults:
         names = list(best.evaluation.metrics)
         return {
             "seeds": [result.to_json() for result in self.results],
-            "median": {name: statistics.median(r.evaluation.metrics[name] for r in self.results) for name in names},
+            "median": {name: self.median(name) for name in names},
             "best_metric": best.best_metric,
             "best": best.best,
             "best_seed": best.seed,
@@ -515,7 +522,18 @@ class SeedResults:
             f"{printable(str(self.best_model))}: best model, from step {best.best_step} of {best.steps}{ended}; "
             f"validation loss {best.loss:.4f}"
         )
-        return "\n".join((*lines, best.evaluation.to_text()))
+        return "\n".join((*lines, best.evaluation.to_text(), *self._comparison()))
+
+    def median(self, metric: str) -> float:
+        """The median of a metric of the best models."""
+        return statistics.median(result.evaluation.metrics[metric] for result in self.results)
+
+    def _comparison(self) -> Iterator[str]:
+        """Yields a line with the result beside the published score, if there is one."""
+        if self.published is not None:
+            median = "median " if len(self.results) > 1 else ""
+            value = self.median(self.published.metric)
+            yield f"{median}{self.published.metric} {value:.4f} ({self.published.to_text()})"
 
 
 def _require_seeds(directory: Path, seeds: Sequence[int]) -> None:
@@ -588,5 +606,6 @@ def _network_and_head(params: Params, head: HeadConfig | None) -> Params:
     return body if head is None else {**body, "heads": {head.name: params["heads"][head.name]}}
 
 
-def _place(params: Params, config: RobertaConfig, mesh: Mesh | None, fully_sharded: bool) -> Params:
-    return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)
+def default_save_every(steps_per_epoch: int) -> int:
+    """Returns the number of steps between checkpoints unless it is given: an epoch, within limits."""
+    return min(max(steps_per_epoch, _SAVE_EVERY_RANGE[0]), _SAVE_EVERY_RANGE[1])

@@ -36,6 +36,7 @@ from roberta_flax.tasks.base import check_finite
 from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
+from roberta_flax.train.devices import place
 from roberta_flax.train.losses import HostBatch, masked_lm_loss
 from roberta_flax.train.masked_batches import training_batches
 from roberta_flax.train.mirror import mirrored
@@ -174,10 +175,9 @@ class Pretraining:
         )
         apart = ApartAdapter.of(roberta, self.lora, config, None) if self.lora and self.lora_apart else None
 
-        def place(params: Params) -> Params:
-            return params if mesh is None else sharding.place(params, config, mesh, fully_sharded=fully_sharded)
-
-        trained = Trained.of(params, config, self.lora, self.samples.seed, place)
+        trained = Trained.of(
+            params, config, self.lora, self.samples.seed, lambda tree: place(tree, config, mesh, fully_sharded)
+        )
         if trained.lora is not None and progress:
             report(trained.to_text())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 
 from references.sentence_transformers import HIDDEN_SIZE, TEXTS, body, shaken
-from roberta_flax import CheckpointError, CrossEncoder, SentenceEncoder
+from roberta_flax import CrossEncoder, SentenceEncoder
 from roberta_flax.convert import convert, export
 from roberta_flax.parity import assert_parity
 
@@ -86,13 +85,3 @@ def test_sparse_vectors_are_the_same_on_both_sides(strategy, tmp_path):
     again = sentence_transformers.SparseEncoder(str(exported(tmp_path / "repository", tmp_path)), device="cpu")
     vectors = again.encode(TEXTS, convert_to_sparse_tensor=False).numpy()
     np.testing.assert_allclose(vectors, expected, rtol=TOLERANCE, atol=TOLERANCE)
-
-
-def test_an_encoder_of_several_vectors_is_refused_by_name(tmp_path):
-    network = str(body(tmp_path / "network"))
-    theirs = sentence_transformers.MultiVectorEncoder(network, device="cpu")
-    theirs.save_pretrained(str(tmp_path / "repository"), create_model_card=False)
-    names = json.loads((tmp_path / "repository" / "config_sentence_transformers.json").read_text())
-    assert names["model_type"] == "MultiVectorEncoder"
-    with pytest.raises(CheckpointError, match="is a MultiVectorEncoder of sentence-transformers"):
-        convert(tmp_path / "repository", tmp_path / "converted")

@@ -80,6 +80,17 @@ def test_embeddings_in_place_of_tokens_token_types_and_head_masks_are_transforme
     assert_same(pooled, np.asarray(expected.hidden_states[-1]).mean(axis=1))
 
 
+@pytest.mark.usefixtures("x64")
+def test_tokens_that_none_attends_to_have_positions_and_features_as_in_transformers(theirs, ours):
+    seen = REAL & (np.arange(TOKENS.shape[1]) % 3 != 1)
+    expected = of_torch(theirs, input_ids=np.int64(TOKENS), attention_mask=np.int64(seen))
+    found = run(ours, forward.features, TOKENS, attention_mask=seen)
+    assert_same(found, expected.hidden_states[-1], REAL)
+    assert not np.allclose(found[REAL], run(ours, forward.features, TOKENS)[REAL], atol=1e-3)
+    with pytest.raises(InputError, match="attention_mask is for one sequence a row, and segments were given too"):
+        run(ours, forward.features, TOKENS, np.zeros_like(TOKENS), attention_mask=seen)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_tokens_own_embedding_is_the_token(ours):
@@ -120,6 +131,7 @@ def test_the_first_layers_are_a_network_of_fewer(ours):
     [
         ({"inputs_embeds": np.zeros((3, 14, 7))}, r"inputs_embeds must be \[3, 14, 36\] here, got \[3, 14, 7\]"),
         ({"token_types": np.zeros((3, 2), np.int32)}, r"token_types must be \[3, 14\] here, got \[3, 2\]"),
+        ({"attention_mask": np.ones(14)}, r"attention_mask must be \[3, 14\] here, got \[14\]"),
         ({"head_mask": np.ones(3)}, r"head_mask must be \[3, 3\] or \[3, 3, 3\] here, got \[3\]"),
     ],
 )

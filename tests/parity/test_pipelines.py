@@ -401,6 +401,22 @@ def test_answers_by_fairseqs_tokenizer_are_those_by_the_tokenizer_of_its_export(
             assert same(ours(**inputs, **arguments), plain(theirs(**inputs, **arguments))), (text, arguments)
 
 
+def test_masks_by_fairseqs_tokenizer_are_filled_as_by_the_tokenizer_of_its_export(of_fairseq):
+    model, exported = of_fairseq(HeadConfig("span", 2, 0, "span"))
+    theirs = transformers.pipeline("fill-mask", model=str(exported), device="cpu")
+    ours = pipeline("fill-mask", model=model)
+    texts = [
+        "A man is <mask> the guitar.", "<mask>", "naïve <mask>, 👍🏽<mask>!  <mask>\n<mask> it's", "<mask> 東京都",
+        "a <mask> " + "b " * 600,
+    ]  # fmt: skip
+    for arguments in ({}, {"top_k": 40}, {"targets": ["a", "Ġman", "zq"], "top_k": 2}):
+        arguments = {**arguments, "tokenizer_kwargs": {"truncation": True}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            for text, one, other in zip(texts, ours(texts, **arguments), theirs(texts, **arguments), strict=True):
+                assert same(one, other), (text, arguments, one, other)
+
+
 CONTEXTS = [text for text in MANY_TEXTS if text] + [LONG]
 QUESTION_CALLS: list[dict[str, Any]] = [
     {"doc_stride": 4},

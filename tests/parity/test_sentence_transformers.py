@@ -626,7 +626,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: put_module(p, "sentence_transformers.models.WeightedLayerPooling", place=1), "should have a Pooling",
     ),
     "a kind": (
-        lambda p: edit(p / "config_sentence_transformers.json", model_type="MultiVectorEncoder"), "is a MultiVectorEncoder of",
+        lambda p: edit(p / "config_sentence_transformers.json", model_type="AudioEncoder"), "is a AudioEncoder of",
+    ),
+    "a pooling of a multi-vector encoder": (
+        lambda p: edit(p / "config_sentence_transformers.json", model_type="MultiVectorEncoder"), "a module Pooling that",
     ),
     "a similarity": (
         lambda p: edit(p / "config_sentence_transformers.json", similarity_fn_name="maxsim"), "similarity must be one of",

@@ -218,15 +218,15 @@ def norm(
             scale, bias = (each[...].astype(x.dtype) for each in (self.scale, self.bias))
             return of(x, self.epsilon) * scaled(scale) + bias
 
-    def wrong(right: Any, config: Any, numerics: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    def wrong(right: Any, config: Any, numerics: Any, rngs: nnx.Rngs, **options: Any) -> nnx.LayerNorm:
         dtypes = {"dtype": numerics.accumulation_dtype, "param_dtype": numerics.param_dtype}
         return WrittenOut(config.hidden_size, epsilon=config.layer_norm_epsilon, rngs=rngs, **dtypes)
 
     return replaced(model, "layer_norm", wrong)
 
 
-def _variance_in_one_pass(right: Any, *args: Any) -> nnx.LayerNorm:
-    made = right(*args)
+def _variance_in_one_pass(right: Any, *args: Any, **options: Any) -> nnx.LayerNorm:
+    made = right(*args, **options)
     made.use_fast_variance = True
     return made
 
@@ -290,7 +290,7 @@ def _exponentials_over_their_sum(right: Any, scores: jax.Array, mask: jax.Array)
 
 def mask(of: Callable[[jax.Array], jax.Array]) -> Change:
     """Another mask: of the right one."""
-    return replaced(model, "attention_mask", lambda right, is_padding, segments: of(right(is_padding, segments)))
+    return replaced(model, "attention_mask", lambda right, *given: of(right(*given)))
 
 
 # layers

@@ -67,10 +67,10 @@ def test_fully_sharded_devices_hold_a_quarter(compiled):
 
 
 def test_at_full_effort_it_takes_fewer_cycles_than_transformers_with_optax():
-    """Of one layer, half of whose update is the embedding table's; of more see `python -m benchmarks.tpu --only train`."""
+    """Of one layer, which we compute for first tokens alone; of more see `python -m benchmarks.tpu --only train`."""
     update = Update("v5e:1x1", rows=32, num_layers=1, generator="rbg")
     ours, theirs = figures(update.compiled()), figures(flax_compiled(update))
-    assert ours["estimated_cycles"] < 0.85 * theirs["estimated_cycles"]
+    assert ours["estimated_cycles"] < 0.7 * theirs["estimated_cycles"]
 
 
 def test_on_16_chips_tensor_parallel_and_fully_sharded_no_rows_are_gathered_and_each_kernel_is_summed_once(compiled):

@@ -17,11 +17,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import roberta_flax
 from roberta_flax import CrossEncoder, InputError, RobertaConfig, SentenceEncoder, forward
-from roberta_flax.checkpoint.usage import Embedding
+from roberta_flax.checkpoint.usage import Embedding, Usage
 from roberta_flax.datasets import text_rows
 from roberta_flax.datasets.readers import Columns
 from roberta_flax.inference.encoder_evaluation import evaluate_encoder
-from roberta_flax.nn.sentence import Pooling
+from roberta_flax.nn.sentence import MultiVectorMask, Pooling
 from roberta_flax.nn.tree import flatten
 from roberta_flax.remote import to_path
 from roberta_flax.tasks.ranking import evaluate_vectors
@@ -117,6 +117,17 @@ def test_the_validation_file_may_have_columns_of_its_own(tiny, pairs, scored):
     job = SentenceEncoderTraining.of_files(tiny, SentenceLoss("cosent"), scored, scored, evaluation="retrieval")
     assert (job.evaluation, job.best) == ("retrieval", "ndcg@10")
     assert job.validation.rows.labels.shape == (16, 1)
+
+
+def test_a_multi_vector_encoder_has_no_vector_of_a_text_to_train_or_evaluate(tiny, pairs, scored):
+    usage = Usage(embedding=Embedding((MultiVectorMask(),), similarity="maxsim"))
+    model = roberta_flax.Roberta(tiny.config, tiny.params, tiny.tokenizer, numerics=tiny.numerics, usage=usage)
+    with pytest.raises(InputError, match=r"a multi-vector encoder cannot be trained here; give pooling \(--pooling\)"):
+        SentenceEncoderTraining.of_files(model, SentenceLoss(), pairs, pairs)
+    job = SentenceEncoderTraining.of_files(model, SentenceLoss(), pairs, pairs, pooling="mean")
+    assert (job.embedding.modules, job.embedding.similarity) == ((Pooling(("mean",)),), "cosine")
+    with pytest.raises(InputError, match="a multi-vector encoder is not evaluated here"):
+        evaluate_encoder(model, scored)
 
 
 def test_a_run_warns_of_a_vector_that_is_only_trained_in_part(tiny, pairs):
@@ -489,6 +500,7 @@ def test_a_run_that_was_stopped_computes_the_same_bits(tiny_directory, scored, t
         (("--batch-size", "1"), "batch_size must be 2 or more, got 1"),
         (("-c", "anchor", "-c", "other"), "other"),
         (("--matryoshka-dims", "64,x"), "--matryoshka-dims takes numbers separated by commas, such as 768,256,64"),
+        (("--matryoshka-dims", "64.5"), "such as 768,256,64; got '64.5'"),
         (("--matryoshka-dims", "65"), "must be at most the 64 values of a vector"),
         (("--mini-batch-size", "3"), "mini_batch_size must divide batch_size, 16, got 3"),
         (("--evaluation", "correlation"), "name their column with --label-column"),

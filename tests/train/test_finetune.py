@@ -30,13 +30,13 @@ from roberta_flax.datasets.recipes import CUSTOM, RECIPES
 from roberta_flax.errors import CheckpointError, InputError
 from roberta_flax.files import differences
 from roberta_flax.inference.evaluation import evaluate
-from roberta_flax.metrics import evaluate_answers
+from roberta_flax.metrics import Evaluation, evaluate_answers
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.tree import flatten
 from roberta_flax.remote import to_path
 from roberta_flax.tasks import judging
 from roberta_flax.train import directory as run_directory
-from roberta_flax.train.finetuning import FineTuning, Result, continues, trained_part
+from roberta_flax.train.finetuning import FineTuning, Result, SeedResults, continues, trained_part
 from roberta_flax.train.validation import Validation
 from tests.conftest import EIGHT_DEVICES, ROOT
 
@@ -432,12 +432,12 @@ def test_runs_of_one_seed_and_of_several_keep_out_of_each_others_directories(sen
     tuning = FineTuning.of_files(tiny, "sst-2", sentiment, sentiment, steps=2)
     ran: list[tuple[str, int]] = []
 
-    def run(self, roberta, directory, *, seed, **_):  # what matters is where
+    def run(self, roberta, directory, seed, **_):  # what matters is where
         with run_directory.open_run(directory, self._note(roberta, seed)):
             ran.append((directory.name, seed))
         return Result(seed, 2, "done", 2, "f1", 0.5, evaluate_answers(["a"], [("a",)]))
 
-    monkeypatch.setattr(FineTuning, "run", run)
+    monkeypatch.setattr(FineTuning, "_run", run)
     tuning.run_seeds(lambda: tiny, tmp_path / "one", (4,))
     tuning.run_seeds(lambda: tiny, tmp_path / "two", (1, 2))
     assert ran == [("one", 4), ("seed-1", 1), ("seed-2", 2)]
@@ -910,3 +910,23 @@ def test_the_documentation_names_every_option():
     for name in inspect.signature(finetune_command.command).parameters.keys() - hyper_parameters - elsewhere:
         option = {"output": "-o", "seeds": "--seed"}.get(name, f"--{name.replace('_', '-')}")
         assert option in page, name
+
+
+def test_a_run_from_a_released_model_ends_with_its_score_beside_the_published_one(tiny, sentiment, tmp_path):
+    def results(*accuracies: float) -> SeedResults:
+        evaluations = [Evaluation(20, {"accuracy": accuracy}, {}) for accuracy in accuracies]
+        runs = [Result(seed, 40, "done", 20, "accuracy", 0.1, found) for seed, found in enumerate(evaluations)]
+        return SeedResults(tmp_path, tuple(runs), tuning.published)
+
+    tiny.source = "roberta.large"
+    tuning = FineTuning.of_files(tiny, "sst2", sentiment, sentiment)
+    published = tuning.to_json()["published"]
+    assert (published["percent"], published["model"], published["metric"]) == (96.4, "roberta.large", "accuracy")
+    line = "accuracy 0.9500 (fairseq's README: 96.4 for roberta.large on the dev set)"
+    assert results(0.95).to_text().split("\n")[-1] == line
+    assert results(0.9, 1.0, 0.95).to_text().split("\n")[-1] == f"median {line}"
+
+    tiny.source = str(tmp_path)
+    tuning = FineTuning.of_files(tiny, "sst2", sentiment, sentiment)
+    assert "published" not in tuning.to_json()
+    assert "fairseq's README" not in results(0.95).to_text()

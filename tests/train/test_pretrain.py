@@ -413,6 +413,6 @@ sys.argv += ["--data-parallel", "2", "--tensor-parallel", "2"]
 main()
 """
     message, status, perplexity = eight_devices(f"import sys; sys.stderr = sys.stdout\n{program}").splitlines()
-    assert "batch_size must be a multiple of the 8 devices that share its rows, got 12" in message
+    assert "batch_size (--batch-size) must be a multiple of the 8 devices that share its rows, got 12" in message
     assert status == "1"
     assert perplexity.startswith("loss ")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 
+from roberta_flax.convert.cache import released_name
 from roberta_flax.datasets.layouts import LAYOUTS
-from roberta_flax.datasets.recipes import CUSTOM, RECIPES, Recipe, recipe_of
+from roberta_flax.datasets.recipes import CUSTOM, PUBLISHED, RECIPES, Recipe, published_score, recipe_of
+from roberta_flax.nn.config import RobertaConfig
 from tests.conftest import skip_or_fail
 
 GLUE = ("mnli", "qnli", "qqp", "rte", "sst-2", "mrpc", "cola", "sts-b")
@@ -139,3 +143,85 @@ def test_tasks_without_a_published_recipe_have_the_custom_one():
     assert recipe_of("sick") is CUSTOM
     assert recipe_of("mnli") is RECIPES["mnli"]
     assert isinstance(recipe_of("anything"), Recipe)
+
+
+def tables(readme: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """The tables of a README's results: the cells by the name of the benchmark, the row and the column."""
+    found = {}
+    for name, table in re.findall(
+        r"^\*\*\[(.+?)[ (].*?\n\nModel \| (.*?)\n\n", readme.read_text(), re.DOTALL | re.MULTILINE
+    ):
+        header, _, *rows = table.split("\n")
+        cells = [row.split(" | ") for row in rows]
+        found[name] = {row[0].strip("` "): dict(zip(header.split(" | "), row[1:], strict=True)) for row in cells}
+    return found
+
+
+def test_the_published_scores_of_glue_are_those_of_fairseqs_readme(published):
+    theirs = {
+        (model, column.lower()): float(cell)
+        for model, row in tables(published / "README.md")["GLUE"].items()
+        for column, cell in row.items()
+        if cell != "-"
+    }
+    ours = {key: score.percent for key, score in PUBLISHED.items() if score.source == "fairseq's README"}
+    assert {key: percent for key, percent in ours.items() if key[1] in GLUE} == theirs
+    assert all(PUBLISHED[key].rows == "dev set" for key in theirs)
+
+
+def test_the_published_scores_of_multiple_choice_are_those_of_fairseqs_readme(published):
+    text = (published / "README.md").read_text()
+    race = published_score("roberta.large", "race")
+    choice = published_score("roberta.large", "commonsenseqa")
+    assert race is not None
+    assert choice is not None
+    assert race.rows == choice.rows == "test set"
+    assert f"Model | Accuracy | Middle | High\n---|---|---|---\n`roberta.large` | {race.percent} |" in text
+    assert f"`roberta.large` (single model) | {choice.percent}\n" in text
+
+
+def test_a_published_score_is_of_a_tasks_main_metric():
+    for (_, task), score in PUBLISHED.items():
+        if task in LAYOUTS:
+            assert score.metric == LAYOUTS[task].metrics[0]
+    assert {task for (_, task), score in PUBLISHED.items() if score.metric != "accuracy"} == {"cola", "sts-b"}
+
+
+def test_tasks_and_models_that_fairseq_has_no_score_for_have_none():
+    assert published_score("roberta.large", "wnli") is None
+    assert published_score("xlmr.large", "rte") is None
+    assert published_score("roberta.large.mnli", "cola") is None
+    assert published_score(None, "rte") is None
+
+
+LARGE = RobertaConfig(num_layers=24, hidden_size=1024, num_heads=16, intermediate_size=4096)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("roberta.large", "roberta.large"),
+        ("roberta-large", "roberta.large"),
+        ("FacebookAI/roberta-large-mnli", "roberta.large.mnli"),
+        ("hf:FacebookAI/roberta-base", "roberta.base"),
+        ("models/roberta.large", "roberta.large"),
+        ("models/roberta.large.mnli.tar.gz", "roberta.large.mnli"),
+        ("models/roberta.base.tar.gz", None),  # of another size than this network
+        ("models/my.roberta.large", None),
+        ("xlmr.large", None),
+        ("hf:someone/roberta-large", None),
+        (None, None),
+    ],
+)
+def test_a_released_model_is_known_by_its_name(source, name):
+    assert released_name(source, LARGE) == name
+
+
+def test_a_converted_directory_is_known_by_what_was_converted(tiny_directory, tmp_path):
+    assert released_name(str(tiny_directory), LARGE) is None
+    directory = tmp_path / "roberta.base"
+    shutil.copytree(tiny_directory, directory)
+    conversion = json.loads((directory / "conversion.json").read_text())
+    for source, name in (("roberta.large.tar.gz", "roberta.large"), (None, None)):  # a run's best/ has no source
+        (directory / "conversion.json").write_text(json.dumps({**conversion, "source": source}))
+        assert released_name(str(directory), LARGE) == name
