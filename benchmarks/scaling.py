@@ -1,30 +1,30 @@
 """Show whether an update of XLM-R XXL fits on a slice of TPUs, and what it sends: python -m benchmarks.scaling v5e:4x4
 
 Needs libtpu (the extra "tpu-tests"), but no TPU. Compiles a fully sharded update of some of the 48 layers for each
-number in --layers, and prints a line of JSON for each: what one chip holds and computes, and its collectives. Figures
-grow linearly with the layers, so the last line draws a line through the first two numbers and prints it at all layers.
-If there is a third number, "error_at_N" is the share by which the line misses it.
+number in --layers, and prints a line of JSON for each: what one chip holds and computes, and the number of its
+collectives by kind, dtype and shape. The last line is on the line through the first two numbers, at all layers, with
+what each layer adds. For a third number, "error_at_N" is the share by which the line misses it.
 
   JAX_PLATFORMS=cpu python -m benchmarks.scaling TOPOLOGY [--rows-per-chip N] [--length N] [--tensor-parallel N]
                                                  [--layers A B [C]] [--all-layers N] [--wanted head|lm] [--dropout]
 
-The compiler is asked for less effort (references.tpu.FAST). Its products, memory and collectives are within a few
-percent of those of full effort; its estimate of cycles means nothing and is not printed.
+Two layers of XXL take three minutes of CPU time, or so. If "loops" is not 0, what is in a loop is counted once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from references.tpu import ARCHITECTURES, FAST, Update, collectives, devices, figures
+from references.tpu import ARCHITECTURES, Update, collectives, devices, figures
 
-FIGURES = ("flops", "argument_bytes", "temporary_bytes", "peak_bytes", "program_bytes")
+HELD = ("argument_bytes", "peak_bytes", "program_bytes")
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,20 @@ CHIPS = {"v5e": Chip(16 * 2**30, 197e12, 400e9 / 2), "v5p": Chip(95 * 2**30, 459
 
 
 def measure(update: Update) -> dict[str, float]:
-    """Compiles an update and returns the figures of one chip, with the number and bytes of each kind of collective.
+    """Compiles an update and returns the figures of one chip and the number of each collective, "kind dtype[shape]".
 
-    The bytes of a collective are those of its whole array: of the result, or for a reduce-scatter of the operand.
+    The shape is that of the whole array: of the result, or for a reduce-scatter of the operand.
     """
-    compiled = update.compiled(FAST)
+    compiled = update.compiled()
     counted = figures(compiled)
-    numbers: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for operation in collectives(compiled):
-        kind = f"{operation.kind} {operation.dtype}"
-        numbers[kind] += 1
-        sizes[kind] += prod(operation.shape) * _itemsize(operation.dtype)
+    found = Counter(f"{each.kind} {each.dtype}{list(each.shape)}" for each in collectives(compiled))
     return {
-        **{name: counted[name] for name in FIGURES},
+        **{name: counted[name] for name in HELD},
+        "flops": counted["flops"],
         "hand_count": update.hand_count(),
-        **{f"number of {kind}": number for kind, number in numbers.items()},
-        **{f"bytes of {kind}": size for kind, size in sizes.items()},
+        "loops": compiled.as_text().count(" while("),
+        **dict(found.most_common()),
     }
-
-
-def _itemsize(dtype: str) -> int:
-    return {"pred": 1, "bf16": 2}.get(dtype) or int("".join(filter(str.isdigit, dtype))) // 8
 
 
 def at(layers: int, first: tuple[int, dict[str, float]], second: tuple[int, dict[str, float]]) -> dict[str, float]:
@@ -79,20 +71,27 @@ def at(layers: int, first: tuple[int, dict[str, float]], second: tuple[int, dict
     }
 
 
-def derived(found: dict[str, float], chip: Chip) -> dict[str, Any]:
-    """Whether it fits, and on paper the seconds of its products and of what it sends if nothing else limits them.
+def sent(found: dict[str, float]) -> float:
+    """The bytes that a chip sends in collectives: of an array that is summed for all chips, twice its size."""
+    total = 0.0
+    for name, number in found.items():
+        if collective := re.fullmatch(r"(\S+) ([a-z]+)(\d*)\[(.*)\]", name):
+            kind, _, bits, shape = collective.groups()
+            size = int(bits or 8) // 8 * prod(map(int, filter(None, shape.split(", "))))
+            total += number * size * (2 if kind == "all-reduce" else 1)
+    return total
 
-    Of an array that is gathered each chip receives nearly the whole, and twice that of one that is summed for all.
-    """
+
+def derived(found: dict[str, float], chip: Chip) -> dict[str, Any]:
+    """Whether it fits, and by hand the seconds of its products and of what it sends, if nothing else limits them."""
     held = found["peak_bytes"] + found["program_bytes"]
-    sent = sum(size * (2 if "all-reduce" in name else 1) for name, size in found.items() if name.startswith("bytes of"))
     return {
-        "GiB_of_chip": chip.memory / 2**30,
         "GiB_held": round(held / 2**30, 2),
-        "fits": held < chip.memory,
+        "GiB_of_chip": chip.memory / 2**30,
         "flops_over_hand_count": round(found["flops"] / found["hand_count"], 4),
+        "GB_sent": round(sent(found) / 1e9, 3),
         "seconds_of_products": round(found["hand_count"] / chip.flops, 4),
-        "seconds_of_collectives": round(sent / chip.sent, 4),
+        "seconds_of_collectives": round(sent(found) / chip.sent, 4),
     }
 
 
@@ -106,7 +105,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4], help="numbers of layers to compile")
     parser.add_argument("--all-layers", type=int, default=48, help="number of layers of the network")
     parser.add_argument("--wanted", choices=("head", "lm"), default="head", help="the loss: of a head or masked LM")
-    parser.add_argument("--dropout", action="store_true", help="with it the same takes three times as long to compile")
+    parser.add_argument("--dropout", action="store_true", help="compile dropout too, in three times the time")
     arguments = parser.parse_args()
     chip = CHIPS[arguments.topology.partition(":")[0]]
     update = Update(
@@ -126,17 +125,20 @@ def main() -> None:
         found = measure(replace(update, num_layers=number))
         measured.append((number, found))
         seconds = round(time.perf_counter() - begin, 1)
-        record = {**setting, "layers": number, **found, **derived(found, chip), "seconds_to_compile": seconds}
+        record = {**setting, "layers": number, **derived(found, chip), **found, "seconds_to_compile": seconds}
         print(json.dumps(record), flush=True)
     if len(measured) < 2:
         return
-    whole = at(arguments.all_layers, *measured[:2])
-    record = {**setting, "layers": arguments.all_layers, "from_layers": arguments.layers[:2], **whole}
-    record |= derived(whole, chip)
-    for number, found in measured[2:]:
-        expected = at(number, *measured[:2])
-        errors = {name: round(expected[name] / found[name] - 1, 4) for name in FIGURES}
-        record[f"error_at_{number}"] = errors
+    (first, second), others = measured[:2], measured[2:]
+    all_layers = at(arguments.all_layers, first, second)
+    record = {**setting, "layers": arguments.all_layers, "from_layers": arguments.layers[:2]}
+    record |= {**derived(all_layers, chip), **{name: all_layers[name] for name in HELD}}
+    one, none = at(1, first, second), at(0, first, second)
+    record["a_layer_adds"] = {name: one[name] - none[name] for name in one if one[name] != none[name]}
+    record |= {
+        f"error_at_{number}": {name: round(at(number, first, second)[name] / found[name] - 1, 4) for name in HELD}
+        for number, found in others
+    }
     print(json.dumps(record), flush=True)
 
 

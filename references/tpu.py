@@ -289,7 +289,7 @@ def products(compiled: jax.stages.Compiled) -> list[Operation]:
 
 
 def collectives(compiled: jax.stages.Compiled) -> list[Operation]:
-    """One for each array of a collective of several."""
+    """One for each array of a collective of several. What runs beside other operations, in parts, is one."""
     return list(_operations(compiled.as_text(), _COLLECTIVES))
 
 
@@ -300,6 +300,7 @@ def reshapes(compiled: jax.stages.Compiled) -> list[Operation]:
 
 def _operations(text: str, kinds: tuple[str, ...]) -> Iterator[Operation]:
     dtypes: dict[str, str] = {}  # of what the names of a computation stand for
+    channels = set()
     for line in text.splitlines():
         if not line.startswith(" "):
             dtypes = {}
@@ -308,10 +309,16 @@ def _operations(text: str, kinds: tuple[str, ...]) -> Iterator[Operation]:
         name, result, kind, rest = found.groups()
         arrays = _ARRAY.findall(result)
         dtypes[name] = arrays[0][0] if len(arrays) == 1 else ""
-        kind = kind.removesuffix("-start")
+        is_start, kind = kind.endswith("-start"), kind.removesuffix("-start")
         if kind not in kinds:
             continue
+        if channel := re.search(r"channel_id=(\d+)", rest):
+            if channel.group(1) in channels:
+                continue
+            channels.add(channel.group(1))
         operands = re.findall(r"%([^\s,)]+)", rest[: rest.index(")")])
+        if is_start and kind in ("all-gather", "collective-permute"):  # the operands, the results, and handles
+            arrays = arrays[len(operands) : 2 * len(operands)]
         for dtype, dimensions in arrays:
             shape = tuple(int(size) for size in dimensions.split(",") if size)
             yield Operation(kind, dtype, shape, tuple(dtypes[operand] for operand in operands))

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
 
+from roberta_flax.nn.sharding import DATA, MODEL
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -83,19 +85,22 @@ def in_auto_mode(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def with_rows_along(x: jax.Array, axis: str) -> jax.Array:
-    """Keeps the rows of an array [batch, ...] divided along an axis of its mesh, if it has such an axis, in Auto mode.
+def with_rows_divided(x: jax.Array) -> jax.Array:
+    """Keeps the rows of an array [batch, ...] divided along DATA, on a mesh of the axes of sharding.mesh, in Auto mode.
 
-    The compiler is free to divide activations as it likes. Where that axis divides parameters too (fully sharded), it
-    may gather the rows of all devices rather than the parameters.
+    Along Auto axes the compiler divides activations as it likes. Where DATA divides parameters too (fully sharded), it
+    may gather the rows of all devices instead of the parameters. A mesh with other axes may divide rows along those too
+    and is left to the compiler.
     """
     mesh = _mesh_of([x])
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if kinds.get(axis) != AxisType.Auto or mesh.shape[axis] == 1 or x.shape[0] % mesh.shape[axis]:
+    if not kinds.keys() <= {DATA, MODEL} or kinds.get(DATA) != AxisType.Auto or mesh.shape[DATA] == 1:
         return x
-    others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-    kept: jax.Array = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec(axis, *others)))
+    if x.shape[0] % mesh.shape[DATA]:
+        return x
+    rows = NamedSharding(mesh, _spec(DATA, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
+    kept: jax.Array = jax.lax.with_sharding_constraint(x, rows)  # type: ignore[no-untyped-call]
     return kept
 
 

@@ -32,7 +32,7 @@ from jax import lax
 from roberta_flax.errors import InputError
 from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import NO_LM_HEAD, HeadConfig, RobertaConfig
-from roberta_flax.nn.meshes import has_explicit_axes, in_auto_mode, with_rows_along
+from roberta_flax.nn.meshes import has_explicit_axes, in_auto_mode, with_rows_divided
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.products import broadcast_like, product
 from roberta_flax.nn.quantize import QuantizedLinear, smooth, smoothing
@@ -42,7 +42,6 @@ from roberta_flax.nn.residuals import (
     optimization_barrier,
     with_low_precision_residual,
 )
-from roberta_flax.nn.sharding import DATA
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key, Shaped
@@ -385,7 +384,7 @@ class LMHead(Part):
         x = self.layer_norm(ACTIVATION_FUNCTIONS[self.config.lm_head_activation](self.dense(features)))
         rows = token_embedding if self.embedding is None else self.embedding[...]
         logits = product("...h,vh->...v", x, rows, dtype=self.numerics.dtype, precision=self.numerics.precision)
-        return with_rows_along(logits + broadcast_like(self.bias[...], logits), DATA)
+        return with_rows_divided(logits + broadcast_like(self.bias[...], logits))
 
 
 class Head(Part):
@@ -568,7 +567,7 @@ class RobertaModel(Part):
         mask = attention_mask(token_ids == self.config.pad_id, segments, inputs.get("attention_mask"))
         keys = _split(key, 1 + 2 * len(self.layers))
         x = self.embeddings(token_ids, segments, keys[0], inputs.get("inputs_embeds"), inputs.get("token_types"))
-        x = with_rows_along(x, DATA)
+        x = with_rows_divided(x)
         outputs = [x]
         for i, layer in enumerate(self.layers):
             layer_key, drop_key = keys[1 + 2 * i], keys[2 + 2 * i]
@@ -584,7 +583,7 @@ class RobertaModel(Part):
                 skip = partial(tokens_at, positions=slice(None) if wanted is None else wanted)
                 x = lax.cond(jax.random.uniform(drop_key, dtype=np.float32) > self.config.layer_drop, run, skip, x)
             is_long = isinstance(token_ids.shape[1], int) and token_ids.shape[1] >= _LONG_ROW
-            x = with_rows_along(optimization_barrier(x) if is_long else x, DATA)
+            x = with_rows_divided(optimization_barrier(x) if is_long else x)
             outputs.append(x)
         return outputs
 
@@ -632,7 +631,7 @@ class Linear(nnx.Module):
         """The result is in the accumulation dtype."""
         numerics = self.numerics
         result = product("...i,io->...o", x, self.kernel[...], dtype=numerics.dtype, precision=numerics.precision)
-        return with_rows_along(result + broadcast_like(self.bias[...], result), DATA)
+        return with_rows_divided(result + broadcast_like(self.bias[...], result))
 
 
 def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear | QuantizedLinear:

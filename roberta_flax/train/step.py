@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.adapters import joined
@@ -68,7 +68,7 @@ def make_train_step(
     unread = getattr(loss, "unread", ())
 
     def sums_and_gradients(
-        trained: Params, others: tuple[Params, Params | None], batch: Batch, key: Key[Array, ""], shardings: Any
+        trained: Params, others: tuple[Params, Params | None], batch: Batch, key: Key[Array, ""]
     ) -> tuple[Array, Array, Params]:
         """Returns the loss, size and gradients of one batch, all as sums."""
         unchanged, frozen = others
@@ -78,28 +78,23 @@ def make_train_step(
             return loss(params if frozen is None else joined(params, frozen), batch, key)
 
         (total, size), gradients = jax.value_and_grad(loss_of_trained, has_aux=True)(trained)
-        return total, size, _divided(gradients, shardings)
+        return total, size, gradients
 
     def train_step(
-        shardings: Any,
-        params: Params,
-        opt_state: optax.OptState,
-        batch: Batch,
-        key: Key[Array, ""],
-        frozen: Params | None = None,
+        params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""], frozen: Params | None = None
     ) -> tuple[Params, optax.OptState, Metrics]:
         trained, unchanged = partition(params, freeze)
         others = unchanged, frozen
         if accumulate == 1:
-            total, size, gradients = sums_and_gradients(trained, others, batch, key, shardings)
+            total, size, gradients = sums_and_gradients(trained, others, batch, key)
         else:
 
             def add(sums: Any, batch_and_key: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
-                return optax.tree.add(sums, sums_and_gradients(trained, others, *batch_and_key, shardings)), None
+                return optax.tree.add(sums, sums_and_gradients(trained, others, *batch_and_key)), None
 
             batches_and_keys = batch, jax.random.split(key, accumulate)
             first = jax.tree.map(lambda x: x[0], batches_and_keys)
-            *sums, _ = jax.eval_shape(partial(sums_and_gradients, shardings=shardings), trained, others, *first)
+            *sums, _ = jax.eval_shape(sums_and_gradients, trained, others, *first)
             zeros = (*(jnp.zeros(x.shape, x.dtype) for x in sums), optax.tree.zeros_like(trained))
             (total, size, gradients), _ = lax.scan(add, zeros, batches_and_keys)
         scale = 1 / jnp.where(size == 0, 1, size)
@@ -113,7 +108,7 @@ def make_train_step(
         )
         return _merged(updated, unchanged), opt_state, metrics
 
-    return TrainStep(train_step, lambda params: init_optimizer(optimizer, params, freeze))
+    return TrainStep(on_mesh_of_arguments(train_step), lambda params: init_optimizer(optimizer, params, freeze))
 
 
 class TrainStep:
@@ -173,29 +168,7 @@ class TrainStep:
     def _jit(self, tree: Any, shardings: tuple[NamedSharding | None, ...], on_cpu: bool) -> Any:
         kept = jax.tree.unflatten(tree, shardings)
         options = KEEP_BARRIERS if on_cpu else None
-
-        def train_step(*args: Any) -> tuple[Params, optax.OptState, Metrics]:
-            return self._function(kept[0], *args)
-
-        function = on_mesh_of_arguments(train_step)
-        return jax.jit(function, donate_argnums=(0, 1), out_shardings=(*kept, None), compiler_options=options)
-
-
-def _divided(gradients: Params, shardings: Any) -> Params:
-    """Divides gradients as their parameters are, as soon as they are summed.
-
-    The norm of all gradients reads them all before any update, and the compiler would keep them whole on each device
-    until then. On Explicit axes they have the parameters' sharding already.
-    """
-
-    def divided(gradient: Array | None, sharding: NamedSharding | None) -> Array | None:
-        if gradient is None or sharding is None or set(sharding.mesh.axis_types) != {AxisType.Auto}:
-            return gradient
-        result: Array = lax.with_sharding_constraint(gradient, sharding)
-        return result
-
-    result: Params = jax.tree.map(divided, gradients, shardings, is_leaf=lambda leaf: leaf is None)
-    return result
+        return jax.jit(self._function, donate_argnums=(0, 1), out_shardings=(*kept, None), compiler_options=options)
 
 
 def _given(frozen: Params | None) -> tuple[Params, ...]:
