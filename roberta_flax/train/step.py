@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.adapters import joined
 from roberta_flax.nn.cpu import KEEP_BARRIERS
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import on_mesh_of_arguments
+from roberta_flax.nn.residuals import optimization_barrier
+from roberta_flax.nn.sharding import DATA
 from roberta_flax.nn.tree import path_name
 from roberta_flax.train.losses import Batch, Loss
 
@@ -68,7 +70,7 @@ def make_train_step(
     unread = getattr(loss, "unread", ())
 
     def sums_and_gradients(
-        trained: Params, others: tuple[Params, Params | None], batch: Batch, key: Key[Array, ""]
+        trained: Params, others: tuple[Params, Params | None], batch: Batch, key: Key[Array, ""], shardings: Any
     ) -> tuple[Array, Array, Params]:
         """Returns the loss, size and gradients of one batch, all as sums."""
         unchanged, frozen = others
@@ -78,23 +80,28 @@ def make_train_step(
             return loss(params if frozen is None else joined(params, frozen), batch, key)
 
         (total, size), gradients = jax.value_and_grad(loss_of_trained, has_aux=True)(trained)
-        return total, size, gradients
+        return total, size, _divided(gradients, shardings)
 
     def train_step(
-        params: Params, opt_state: optax.OptState, batch: Batch, key: Key[Array, ""], frozen: Params | None = None
+        shardings: Any,
+        params: Params,
+        opt_state: optax.OptState,
+        batch: Batch,
+        key: Key[Array, ""],
+        frozen: Params | None = None,
     ) -> tuple[Params, optax.OptState, Metrics]:
         trained, unchanged = partition(params, freeze)
         others = unchanged, frozen
         if accumulate == 1:
-            total, size, gradients = sums_and_gradients(trained, others, batch, key)
+            total, size, gradients = sums_and_gradients(trained, others, batch, key, shardings)
         else:
 
             def add(sums: Any, batch_and_key: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
-                return optax.tree.add(sums, sums_and_gradients(trained, others, *batch_and_key)), None
+                return optax.tree.add(sums, sums_and_gradients(trained, others, *batch_and_key, shardings)), None
 
             batches_and_keys = batch, jax.random.split(key, accumulate)
             first = jax.tree.map(lambda x: x[0], batches_and_keys)
-            *sums, _ = jax.eval_shape(sums_and_gradients, trained, others, *first)
+            *sums, _ = jax.eval_shape(partial(sums_and_gradients, shardings=shardings), trained, others, *first)
             zeros = (*(jnp.zeros(x.shape, x.dtype) for x in sums), optax.tree.zeros_like(trained))
             (total, size, gradients), _ = lax.scan(add, zeros, batches_and_keys)
         scale = 1 / jnp.where(size == 0, 1, size)
@@ -108,7 +115,7 @@ def make_train_step(
         )
         return _merged(updated, unchanged), opt_state, metrics
 
-    return TrainStep(on_mesh_of_arguments(train_step), lambda params: init_optimizer(optimizer, params, freeze))
+    return TrainStep(train_step, lambda params: init_optimizer(optimizer, params, freeze))
 
 
 class TrainStep:
@@ -168,7 +175,37 @@ class TrainStep:
     def _jit(self, tree: Any, shardings: tuple[NamedSharding | None, ...], on_cpu: bool) -> Any:
         kept = jax.tree.unflatten(tree, shardings)
         options = KEEP_BARRIERS if on_cpu else None
-        return jax.jit(self._function, donate_argnums=(0, 1), out_shardings=(*kept, None), compiler_options=options)
+
+        def train_step(*args: Any) -> tuple[Params, optax.OptState, Metrics]:
+            return self._function(kept[0], *args)
+
+        function = on_mesh_of_arguments(train_step)
+        return jax.jit(function, donate_argnums=(0, 1), out_shardings=(*kept, None), compiler_options=options)
+
+
+def _divided(gradients: Params, shardings: Any) -> Params:
+    """Divides the gradients of parameters that DATA divides, as soon as they are summed.
+
+    The norm of all gradients reads them all before any update, and the compiler would keep them whole on each device
+    until then: it fuses the division into the update, unless a barrier is between them.
+    """
+
+    def divided(gradient: Array | None, sharding: NamedSharding | None) -> Array | None:
+        if gradient is None or sharding is None or not _is_fully_sharded(sharding):
+            return gradient
+        gradient = lax.with_sharding_constraint(gradient, sharding)  # type: ignore[no-untyped-call]
+        return optimization_barrier(gradient)
+
+    result: Params = jax.tree.map(divided, gradients, shardings, is_leaf=lambda leaf: leaf is None)
+    return result
+
+
+def _is_fully_sharded(sharding: NamedSharding) -> bool:
+    """Whether DATA divides an array, on Auto axes: on Explicit ones its gradient is divided as it is."""
+    mesh = sharding.mesh
+    if mesh.shape.get(DATA, 1) == 1 or {*mesh.axis_types} != {AxisType.Auto}:
+        return False
+    return DATA in jax.tree.leaves((*sharding.spec,))
 
 
 def _given(frozen: Params | None) -> tuple[Params, ...]:
