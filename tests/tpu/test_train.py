@@ -66,4 +66,4 @@ def test_at_full_effort_it_takes_fewer_cycles_than_transformers_with_optax():
     """Of one layer, which we compute for first tokens alone; of more see `python -m benchmarks.tpu --only train`."""
     update = Update("v5e:1x1", rows=32, num_layers=1, generator="rbg")
     ours, theirs = figures(update.compiled()), figures(flax_compiled(update))
-    assert ours["estimated_cycles"] < 0.7 * theirs["estimated_cycles"]
+    assert ours["estimated_cycles"] < 0.6 * theirs["estimated_cycles"]
