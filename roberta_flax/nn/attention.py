@@ -199,7 +199,7 @@ def _with_dropout(
 
     A gradient then keeps the numerators and the context in 16 bits, and stores no float32 array of the scores' size:
     the sum of a query's weights times their gradients is that of its context times its gradient (Dao et al., 2022,
-    appendix B.2). On TPUs it takes half of the cycles (docs/performance.md).
+    appendix B.2). On TPUs it takes a fifth fewer cycles (docs/performance.md).
     """
     multiply = partial(product, dtype=value.dtype, precision=precision)
     scores = _masked(multiply("bqhd,bkhd->bhqk", query, key), mask[:, None])
