@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -92,8 +93,15 @@ def test_ids_are_fairseqs_on_over_100000_strings(gpt2_tokenizer, fairseq_hub, si
 
 @pytest.mark.slow
 def test_every_character_alone_and_between_letters_has_fairseqs_ids(gpt2_tokenizer, fairseq_hub):
-    # 16 a text. Planes 4 to 13 have no characters: of their 655,360 code points, every 97th takes part
-    code_points = (*range(0xD800), *range(0xE000, 0x40000), *range(0x40000, 0xE0000, 97), *range(0xE0000, 0x110000))
+    # 16 a text. Of plane 2 on only ideographs, tags and private use are assigned, each range of one category; of these, and
+    # of what is not assigned, every 31st takes part, and the first of each range.
+    ranges = (
+        range(0x20000, 0x40000, 31),
+        range(0x40000, 0xE0000, 97),
+        range(0xE0000, 0xE0200),
+        range(0xE0200, 0x110000, 31),
+    )
+    code_points = (*range(0xD800), *range(0xE000, 0x20000), *itertools.chain(*ranges))
     characters = [chr(c) for c in code_points]
     for i in range(0, len(characters), 16):
         text = " ".join(f"a{c}1{c}" for c in characters[i : i + 16])

@@ -6,6 +6,8 @@ time; the memory is the same.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import pytest
 
@@ -13,8 +15,8 @@ from references.tpu import V5E_BYTES, Update, collectives, figures, flax_compile
 
 pytestmark = pytest.mark.slow
 
-ONE = Update("v5e:1x1", rows=32, generator="rbg")
-# of fewer layers, which take minutes less to compile
+# of three layers of 24, which take minutes less to compile
+ONE = Update("v5e:1x1", rows=32, num_layers=3, generator="rbg")
 DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg")
 FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg", fully_sharded=True)
 TENSOR_PARALLEL = Update("v5e:2x2", rows=32, tensor_parallel=4, num_layers=3, generator="rbg")
@@ -49,6 +51,21 @@ def test_a_chip_holds_it_and_computes_nothing_twice_and_multiplies_no_float32(up
     found = products(program)
     assert len(found) >= 3 * 8 * (update.num_layers - 1)
     assert {dtype for product in found for dtype in product.operands} == {"bf16"}
+
+
+def test_a_chip_holds_all_24_layers(compiled):
+    """By a line through two layers and three, within half a chip, since 24 hold 8 % more than the line says: 5.0 GiB."""
+
+    def size(update: Update) -> float:
+        counted = figures(compiled(update))
+        return counted["peak_bytes"] + counted["program_bytes"]
+
+    three = size(ONE)
+    of_a_layer = three - size(replace(ONE, num_layers=2))
+    # the parameters and moments of a layer, its input in float32, and a few MiB of instructions
+    held = 3 * 4 * 12 * ONE.config.hidden_size**2 + 4 * ONE.rows * ONE.length * ONE.config.hidden_size
+    assert held < of_a_layer < 1.05 * held
+    assert three + 21 * of_a_layer < V5E_BYTES / 2
 
 
 def test_data_parallel_devices_send_gradients_and_gather_nothing(compiled):

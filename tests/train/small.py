@@ -44,7 +44,11 @@ def batches(seed: int = 7, batch: int = BATCH, bad: int | None = None, accumulat
     def row(index: int) -> dict[str, np.ndarray]:
         return {"row": np.int32(index), "tokens": inputs[index], "targets": targets[index], "weights": np.float32(1)}
 
-    data = grain.MapDataset.source(range(ROWS)).seed(seed).shuffle().repeat().map(row).batch(batch)
+    def shuffled(number: int) -> dict[str, np.ndarray]:
+        epoch, place = divmod(number, ROWS)
+        return row(int(np.random.default_rng((seed, epoch)).permutation(ROWS)[place]))
+
+    data = grain.MapDataset.range(sys.maxsize).map(shuffled).batch(batch)
     if accumulate > 1:
         data = data.batch(accumulate)
     return iter(data.to_iter_dataset())
