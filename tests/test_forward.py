@@ -18,7 +18,7 @@ from roberta_flax import InputError, RobertaConfig
 from roberta_flax.nn import attention, forward
 from roberta_flax.nn.attention import attend
 from roberta_flax.nn.config import HeadConfig
-from roberta_flax.nn.model import RobertaModel, tokens_at
+from roberta_flax.nn.model import RobertaModel, dropout, tokens_at
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import quantize
 
@@ -367,6 +367,49 @@ def test_attention_on_tpus_has_the_gradients_of_attention_elsewhere():
 
     on_tpus, elsewhere = gradients(attention._divided_last), gradients(partial(attention._whole, dropout=None))
     jax.tree.map(np.testing.assert_array_equal, on_tpus, elsewhere)
+
+
+def drop_a_third(x):
+    return dropout(x, 0.3, jax.random.key(2))
+
+
+def attention_with_dropout(query, key, value, mask):
+    return attend(query, key, value, mask, dropout=drop_a_third)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_attention_with_dropout_in_16_bits_is_the_mean_of_the_values_by_the_weights_that_are_left(dtype):
+    """A weight is rounded before it is dropped and as an operand, the result once: half a unit in the last place each."""
+    query, key, value, mask = attention_operands(dtype)
+    q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+    scores = np.where(np.asarray(mask)[:, None], np.einsum("bqhd,bkhd->bhqk", q, k), -1e30)
+    left = scipy.special.softmax(scores, axis=-1) * np.asarray(drop_a_third(jnp.ones(scores.shape)), np.float64)
+    expected, size = (np.einsum("bhqk,bkhd->bqhd", left, values) for values in (v, np.abs(v)))
+    result = attention_with_dropout(query, key, value, mask)
+    assert result.dtype == jnp.float32
+    unit = float(jnp.finfo(dtype).eps) / 2
+    errors = np.abs(np.asarray(result, np.float64) - expected)
+    assert (errors <= 1.01 * unit * (2 * size + np.abs(expected)) + 1e-6).all()  # and what float32 adds
+
+
+def test_attention_with_dropout_in_16_bits_has_the_derivatives_of_the_weights_that_are_left():
+    """Backward and forward, beside those in float64, which are another program's; five roundings one after the other."""
+    *operands, mask = attention_operands("bfloat16")
+    tangents = [jnp.cos(jnp.arange(x.size)).reshape(x.shape) for x in operands]
+
+    def derivatives(dtype):
+        of = [x.astype(dtype) for x in operands]
+        along = [x.astype(dtype) for x in tangents]
+        result, backward = jax.vjp(lambda *x: attention_with_dropout(*x, mask), *of)
+        forward = jax.jvp(lambda *x: attention_with_dropout(*x, mask), of, along)[1]
+        return *backward(along[0].astype(result.dtype)), forward
+
+    rounded = derivatives("bfloat16")
+    with jax.enable_x64(True):
+        exact = derivatives("float64")
+    for found, expected in zip(rounded, exact, strict=True):
+        distance = np.linalg.norm(np.float64(found) - np.float64(expected)) / np.linalg.norm(expected)
+        assert distance < 5 * float(jnp.finfo("bfloat16").eps) / 2
 
 
 def test_attention_divides_after_the_product_on_tpus_for_large_scores_in_16_bits_alone():

@@ -514,7 +514,7 @@ class TrainingOptions(Group, panel="Training"):
     ] = None
     remat: Annotated[
         bool,
-        typer.Option("--remat", help="Recompute layers for their gradients: less memory, a third more computation."),
+        typer.Option("--remat", help="Recompute layers for their gradients: less memory, a quarter more computation."),
         ADVANCED,
     ] = False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from roberta_flax.nn.products import accumulation_dtype, product
+from roberta_flax.nn.residuals import optimization_barrier
 from roberta_flax.nn.sharding import DATA, MODEL
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def attend(
     fused = {"cudnn": _cudnn, "flash": _flash}.get(implementation or "")
     if fused is not None and dropout is None and query.shape[1] == key.shape[1]:
         return fused(query, key, value, mask)
+    if dropout is not None and record is None and query.dtype.itemsize == 2:
+        return _with_dropout(query, key, value, mask, precision=precision, dropout=dropout)
     whole = partial(_whole, precision=precision, dropout=dropout)
     may_chunk = dropout is None and implementation in ("chunked", None)
     chunk = _chunk(query, key) if may_chunk else None
@@ -179,11 +182,71 @@ def _by_numerators(
     scores = _masked(multiply("bqhd,bkhd->bhqk", query, key), mask[:, None])
     numerators = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     # the barrier, because the compiler would otherwise keep the scores, and sum in a pass of its own
-    numerators, sums = lax.optimization_barrier(  # type: ignore[no-untyped-call]
-        (numerators.astype(value.dtype), numerators.sum(axis=-1))
-    )
+    numerators, sums = optimization_barrier((numerators.astype(value.dtype), numerators.sum(axis=-1)))
     context: Array = multiply("bhqk,bkhd->bqhd", numerators, value) / sums.swapaxes(1, 2)[..., None]
     return context
+
+
+def _with_dropout(
+    query: Float[Array, "batch queries heads depth"],
+    key: Float[Array, "batch keys heads depth"],
+    value: Float[Array, "batch keys heads depth"],
+    mask: Bool[Array, "batch #queries keys"],
+    precision: lax.Precision | None,
+    dropout: Dropout,
+) -> Float[Array, "batch queries heads depth"]:
+    """All scores at once, in 16 bits; the weights are divided by their sum after the product with the values.
+
+    A gradient then keeps the numerators and the context in 16 bits, and stores no float32 array of the scores' size:
+    the sum of a query's weights times their gradients is that of its context times its gradient (Dao et al., 2022,
+    appendix B.2). On TPUs it takes a fifth fewer cycles (docs/performance.md).
+    """
+    multiply = partial(product, dtype=value.dtype, precision=precision)
+    scores = _masked(multiply("bqhd,bkhd->bhqk", query, key), mask[:, None])
+    numerators, sums = _exponentials(value.dtype)(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    context = multiply("bhqk,bkhd->bqhd", dropout(numerators), value)
+    divided: Array = _quotients(value.dtype)(context, sums.swapaxes(1, 2)[..., None])
+    return divided
+
+
+@cache
+def _exponentials(dtype: jnp.dtype) -> Callable[[Array], tuple[Array, Array]]:
+    """Exponentials, rounded to `dtype`, and their sums along the last axis; the derivative is of the rounded ones.
+
+    With the barrier, the compiler sums what it rounds, and does not read it again for that.
+    """
+
+    def exponentials(x: Float[Array, "*rows n"]) -> tuple[Float[Array, "*rows n"], Float[Array, "*rows"]]:
+        exponentials = jnp.exp(x)
+        rounded, sums = optimization_barrier((exponentials.astype(dtype), exponentials.sum(axis=-1)))
+        return rounded.astype(x.dtype), sums
+
+    def jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        rounded, sums = exponentials(*primals)
+        of_rounded = rounded * tangents[0]
+        return (rounded, sums), (of_rounded, of_rounded.sum(axis=-1))
+
+    function = jax.custom_jvp(exponentials)
+    function.defjvp(jvp)
+    return cast("Callable[[Array], tuple[Array, Array]]", function)
+
+
+@cache
+def _quotients(dtype: jnp.dtype) -> Callable[[Array, Array], Array]:
+    """Quotients, rounded to `dtype`; the derivative is by the rounded ones."""
+
+    def quotients(dividend: Float[Array, "*rows n"], divisor: Float[Array, "*rows 1"]) -> Float[Array, "*rows n"]:
+        quotients: Array = (dividend * (1 / divisor)).astype(dtype)
+        return optimization_barrier(quotients).astype(dividend.dtype)
+
+    def jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+        rounded, (of_dividend, of_divisor) = quotients(*primals), tangents
+        factor = 1 / primals[1]
+        return rounded, of_dividend * factor - rounded * (of_divisor * factor)
+
+    function = jax.custom_jvp(quotients)
+    function.defjvp(jvp)
+    return cast("Callable[[Array, Array], Array]", function)
 
 
 def _chunked(

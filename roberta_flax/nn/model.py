@@ -347,6 +347,21 @@ class TransformerLayer(Part):
         head_mask: Float[Array, " heads"] | Float[Array, "batch heads"] | None = None,
     ) -> Float[Array, "batch queries hidden"]:
         """The layer's output for every token, or for those of each row at `positions`."""
+        return self.last_norm(self.residual_sum(x, mask, key, positions, head_mask))
+
+    def last_norm(self, x: Float[Array, "batch queries hidden"]) -> Float[Array, "batch queries hidden"]:
+        """The LayerNorm that ends a post-norm layer; in a pre-norm network, the array itself."""
+        return x if self.config.normalize_before else self.feed_forward_layer_norm(x)
+
+    def residual_sum(
+        self,
+        x: Float[Array, "batch time hidden"],
+        mask: Bool[Array, "batch #time time"],
+        key: Key[Array, ""] | None,
+        positions: Positions | None = None,
+        head_mask: Float[Array, " heads"] | Float[Array, "batch heads"] | None = None,
+    ) -> Float[Array, "batch queries hidden"]:
+        """The layer's output before `last_norm`."""
         keys = _split(key, 4)
         pre_norm = self.config.normalize_before
 
@@ -360,8 +375,7 @@ class TransformerLayer(Part):
         x = x if pre_norm else self.attention_layer_norm(x)
 
         mlp_output = self.feed_forward(self.feed_forward_layer_norm(x) if pre_norm else x, keys[2])
-        x = x + dropout(mlp_output, self.config.dropout, keys[3])
-        return x if pre_norm else self.feed_forward_layer_norm(x)
+        return x + dropout(mlp_output, self.config.dropout, keys[3])
 
 
 class LMHead(Part):
@@ -569,13 +583,17 @@ class RobertaModel(Part):
         x = self.embeddings(token_ids, segments, keys[0], inputs.get("inputs_embeds"), inputs.get("token_types"))
         x = with_rows_divided(x)
         outputs = [x]
+        # With remat, a layer's last LayerNorm is computed in the next one: what is kept is then the sum that it reads,
+        # and the product before that sum does not have to be computed again.
+        defers_norm = self.numerics.remat and (key is None or self.config.layer_drop == 0.0)
+        norm: Callable[[Array], Array] = _unchanged
         for i, layer in enumerate(self.layers):
             layer_key, drop_key = keys[1 + 2 * i], keys[2 + 2 * i]
             wanted = positions if i == len(self.layers) - 1 else None
             of_heads = None if head_mask is None else head_mask[i]
-            run: Callable[[Array], Array] = partial(
-                layer, mask=mask, key=layer_key, positions=wanted, head_mask=of_heads
-            )
+            arguments: dict[str, Any] = {"mask": mask, "key": layer_key, "positions": wanted, "head_mask": of_heads}
+            part: Callable[..., Array] = layer.residual_sum if defers_norm else layer
+            run: Callable[[Array], Array] = partial(_run_after, norm, part, **arguments)
             run = jax.checkpoint(run) if self.numerics.remat else run
             if drop_key is None or self.config.layer_drop == 0.0:
                 x = run(x)
@@ -584,7 +602,8 @@ class RobertaModel(Part):
                 x = lax.cond(jax.random.uniform(drop_key, dtype=np.float32) > self.config.layer_drop, run, skip, x)
             is_long = isinstance(token_ids.shape[1], int) and token_ids.shape[1] >= _LONG_ROW
             x = with_rows_divided(optimization_barrier(x) if is_long else x)
-            outputs.append(x)
+            norm = layer.last_norm if defers_norm else _unchanged
+            outputs.append(norm(x))
         return outputs
 
     def lm_logits(self, features: Float[Array, "*tokens hidden"]) -> Float[Array, "*tokens vocab"]:
@@ -632,6 +651,15 @@ class Linear(nnx.Module):
         numerics = self.numerics
         result = product("...i,io->...o", x, self.kernel[...], dtype=numerics.dtype, precision=numerics.precision)
         return with_rows_divided(result + broadcast_like(self.bias[...], result))
+
+
+def _unchanged(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return x
+
+
+def _run_after(norm: Callable[[Array], Array], run: Callable[..., Array], x: Array, **arguments: Any) -> Array:
+    """Runs a part of the network on a LayerNorm's result."""
+    return run(norm(x), **arguments)
 
 
 def layer_linear(inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> Linear | QuantizedLinear:

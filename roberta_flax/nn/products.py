@@ -15,6 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from roberta_flax.nn.cpu import kernel_gradient
+from roberta_flax.nn.residuals import optimization_barrier
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -170,7 +171,8 @@ def _transpose(gradient: Any, left: Any, right: Any, *, subscripts: str, dtype: 
     if isinstance(gradient, ad.Zero):
         found: Any = ad.Zero(wanted)
     else:
-        gradient = gradient.astype(dtype)
+        # stored once: in each of the two products that read it, what makes it would take as long again on TPUs
+        gradient = optimization_barrier(gradient.astype(dtype))
         pair = (gradient, right) if is_of_left else (left, gradient)
         subscripts = f"{of_result},{of_right}->{of_left}" if is_of_left else f"{of_left},{of_result}->{of_right}"
         found = _product_in_16_bits(*pair, subscripts=subscripts, dtype=dtype, **options).astype(wanted.dtype)

@@ -85,7 +85,7 @@ def head_loss(
       head: name of a head in `config.heads`.
       config: the network's configuration.
       numerics: how to compute. With dtype bfloat16, the computation is in bfloat16 and the parameters keep their dtype,
-        so float32 parameters are the master weights. `remat` needs less memory and a third more computation.
+        so float32 parameters are the master weights. `remat` needs less memory and a quarter more computation.
       lora: the settings of the adapters that the parameters hold, if they hold any.
 
     Raises:

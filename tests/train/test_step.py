@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from functools import partial
@@ -314,6 +315,20 @@ def test_layers_that_are_computed_again_give_the_same_update(params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *results)
 
 
+@pytest.mark.parametrize("normalize_before", [False, True], ids=["post-norm", "pre-norm"])
+def test_of_a_layer_that_is_computed_again_the_last_product_is_not(normalize_before):
+    """A layer has 8 products, of which each has two gradients."""
+
+    def products(layers: int) -> int:
+        config = dataclasses.replace(CONFIG, num_layers=layers, normalize_before=normalize_before)
+        loss = head_loss("sentence", config=config, numerics=Numerics(remat=True))
+        params = jax.eval_shape(lambda: forward.init_params(config, jax.random.key(0)))
+        gradient = jax.jit(jax.grad(lambda params: loss(params, sentence_batch(), jax.random.key(1))[0]))
+        return gradient.lower(params).as_text().count("stablehlo.dot_general")
+
+    assert products(3) - products(2) == 8 + 7 + 2 * 8
+
+
 def test_no_product_of_an_update_in_bfloat16_has_a_float32_operand(params):
     loss = head_loss("sentence", config=CONFIG, numerics=Numerics(dtype="bfloat16"))
     gradient = jax.grad(lambda p: loss(p, sentence_batch(), jax.random.key(0))[0])
@@ -368,8 +383,8 @@ def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
     # a token's: operands of products (six of the hidden size; the activation's argument and result), two LayerNorms'
     # inputs in float32, two dropout masks
     of_a_token = 2 * (6 * hidden + 2 * inner) + 4 * 2 * hidden + 2 * hidden
-    # a pair of tokens': the softmax in float32, its mask, the weights as an operand
-    of_a_pair = heads * (4 + 1 + 2)
+    # a pair of tokens': the numerators of the softmax, its mask, and what dropout leaves of them as an operand
+    of_a_pair = heads * (2 + 1 + 2)
     kernels = 2 * (4 * hidden**2 + 2 * hidden * inner)
     by_hand = rows * time * (of_a_token + time * of_a_pair) + kernels
     # a tenth for how buffers fit together
