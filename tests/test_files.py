@@ -145,6 +145,9 @@ def test_the_last_line_of_a_run_says_first_how_many_rows_were_rejected(run, tiny
     first, last = out.splitlines()
     assert (status, first.startswith(f"{output}: 4 rows, 1 rejected, 1 truncated; ")) == (0, True)
     assert last == f"1 of 4 rows rejected and not in the output; reasons: {output}.rejects.jsonl"
+    status, out, _ = run("features", source, "-o", tmp_path / "out.npy", "-m", tiny_directory)
+    assert out.splitlines()[-1].startswith("1 of 4 rows rejected and NaN in the output; ")
+    assert np.isnan(np.load(tmp_path / "out.npy")).all(axis=1).tolist() == [False, True, False, False]
     source.write_text(json.dumps({"text": "a"}) + "\n")
     status, out, _ = run("features", source, "-o", tmp_path / "good.jsonl", "-m", tiny_directory)
     assert out.count("\n") == 1

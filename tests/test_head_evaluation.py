@@ -16,6 +16,7 @@ from roberta_flax import InputError, Roberta
 from roberta_flax.datasets import readers
 from roberta_flax.datasets.readers import Columns, TrainedOn
 from roberta_flax.inference import evaluation
+from roberta_flax.inference.answers import answer
 from roberta_flax.inference.evaluation import evaluate
 from roberta_flax.metrics import ClassCounts, evaluate_values
 from roberta_flax.nn.config import HeadConfig
@@ -115,6 +116,16 @@ def test_a_file_without_rows_or_labels_says_so(tiny, tmp_path, rows):
     says = "no usable row: .* 1 without a label left out" if rows else r"own\.csv has no rows; expected at least one"
     with pytest.raises(InputError, match=says):
         evaluate(tiny, path, task="custom")
+
+
+def test_a_pair_is_not_given_to_a_head_that_was_trained_on_one_text(tiny):
+    one = TrainedOn("mnli", "custom", "classification", Columns(("review",), ("stars",), LABELS), "exact", 16)
+    trained = Roberta(tiny.config, tiny.params, tiny.tokenizer, trained_on=one)
+    assert answer(trained, ["A man sleeps."])["label"] in LABELS
+    with pytest.raises(
+        InputError, match=r"'mnli' was trained on one text \(review\), and 2 texts would be read as a pair"
+    ):
+        answer(trained, ["A man sleeps.", "A dog runs."])
 
 
 def test_a_model_is_judged_on_files_as_it_was_trained_on_them(tiny, mnli, tmp_path):

@@ -240,7 +240,9 @@ def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs,
         ({"rows_per_part": 32}, "rows_per_part was 64 and is 32"), ({"keep": ()}, r"keep was \['id'\] and is \[\]"),
         ({"keep": ("id",), "model": Contents("another", {"a": "0"})}, "the model is another"),
     ):  # fmt: skip
-        with pytest.raises(InputError, match=f"has parts of a different job .*{message}.*; remove it to start over"):
+        with pytest.raises(
+            InputError, match=f"has parts of a different job .*{message}.*; remove that directory to start over"
+        ):
             run(tiny, Classify("mnli"), pairs, output, **{"keep": ("id",), **change})
     with pytest.raises(InputError, match="max_length was 512 and is 64"):
         jobs.run(job, Predictor(tiny, Classify("mnli"), max_length=64))
@@ -505,8 +507,8 @@ cli.main()
     parts = tmp_path / "out.jsonl.parts"
     assert sorted(path.name for path in parts.glob("*.part")) == ["00000000.part", "00000001.part"]
     assert not list(parts.glob("*.tmp"))
-    done = subprocess.run([PROGRAM, *arguments, "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["this_run"]["parts_resumed"] == 2
+    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=True)
+    assert "\n2 parts kept from an earlier run; " in done.stdout
     assert len(records(tmp_path / "out.jsonl")) == 300
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100
 
@@ -605,7 +607,9 @@ def test_an_input_is_what_it_contains_whatever_its_name_and_time(tiny, pairs, tm
     pairs.write_bytes(content.replace(b'"x17"', b'"y17"'))
     os.utime(pairs, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (pairs.stat().st_size, pairs.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    with pytest.raises(InputError, match=r"parts of a different job \(pairs.jsonl has other contents\); remove it"):
+    with pytest.raises(
+        InputError, match=r"parts of a different job \(pairs.jsonl has other contents\); remove that directory"
+    ):
         jobs.run(job, predictor)
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(content)
@@ -713,7 +717,9 @@ def test_damaged_settings_beside_results_are_those_of_another_job(tiny, pairs, t
     job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
     stopped_after(job, Predictor(tiny, Classify("mnli")))
     (job.parts / "job.json").write_text('{"input": ')
-    with pytest.raises(InputError, match=r"parts of a different job \(its job.json is damaged\); remove it"):
+    with pytest.raises(
+        InputError, match=r"parts of a different job \(its job.json is damaged\); remove that directory"
+    ):
         jobs.run(job, Predictor(tiny, Classify("mnli")))
 
 

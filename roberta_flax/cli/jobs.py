@@ -270,10 +270,13 @@ def _show(summary: dict[str, Any], job: Job) -> None:
         f"padding {done['padding_share']:.1%}, {done['shapes']} shapes, {done['compilations']} compiled "
         f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
     )
+    if kept := done["parts_resumed"]:
+        print_line(f"{kept} parts kept from an earlier run; the time and the rates are of this one")
     if summary["rejected"]:
         reasons = summary["rejects"] or job.parts
         count = f"{summary['rejected']} of {summary['rows']} rows"
-        print_line(f"{count} rejected and not in the output; reasons: {reasons}")
+        where = "NaN in the output" if job.output.suffix == ".npy" else "not in the output"
+        print_line(f"{count} rejected and {where}; reasons: {reasons}")
 
 
 def _run_on_ray(

@@ -50,6 +50,12 @@ def answer(
         return {"head": chosen.name, **_answer_choice(roberta, chosen, texts, framing)}
     if framing is not None:
         raise InputError(f"framing (--framing) is for choice heads; {chosen.name!r} is of kind {chosen.kind}")
+    trained_on = roberta.trained_on
+    if trained_on is not None and trained_on.head == chosen.name and len(texts) > len(trained_on.columns.texts) == 1:
+        raise InputError(
+            f"the head {chosen.name!r} was trained on one text ({trained_on.columns.texts[0]}), and {len(texts)} texts "
+            "would be read as a pair; give one text at a time, or a file of them"
+        )
     return {"head": chosen.name, **_ANSWER_BY_KIND[chosen.kind](roberta, chosen, texts)}
 
 

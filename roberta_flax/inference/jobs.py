@@ -378,8 +378,8 @@ class _PartFiles:
                     return
                 if self._has_results():
                     raise InputError(
-                        f"{job.parts} has parts of a different job ({changes}); remove it to start over, or choose "
-                        "another output"
+                        f"{job.parts} has parts of a different job ({changes}); remove that directory to start "
+                        "over, or choose another output"
                     )
                 _require_nobody(job)
             _require_no_output(job)

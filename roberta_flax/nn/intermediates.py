@@ -49,7 +49,10 @@ def check_names(config: RobertaConfig, names: Collection[str] | None) -> tuple[s
     if isinstance(names, str):
         raise InputError(f"names must be a list of names, got the text {names!r}")
     if unknown := sorted(set(names or ()) - set(known)):
-        raise InputError(f"no value is called {unknown[0]!r}; this network's are {', '.join(known[:12])}, ...")
+        raise InputError(
+            f"no value is called {unknown[0]!r}; this network's are {', '.join(known[:12])}, ...; "
+            "forward.intermediate_names(config) lists them"
+        )
     return tuple(known if names is None else [name for name in known if name in names])
 
 

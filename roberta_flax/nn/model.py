@@ -81,13 +81,15 @@ def given_tokens(tokens: Array | None, config: RobertaConfig, inputs: MoreInputs
     """The token ids or, for `inputs_embeds` without them, ids that are not padding.
 
     Raises:
-      InputError: neither is given, or an array of `inputs` has another shape than the model takes.
+      InputError: neither is given, or an array has another shape than the model takes.
     """
     embeds, types, of_heads = (inputs.get(name) for name in ("inputs_embeds", "token_types", "head_mask"))
     attended = inputs.get("attention_mask")
     given: Any = embeds if tokens is None else tokens
     if given is None:
         raise InputError("give tokens or inputs_embeds, got neither")
+    if tokens is not None and tokens.ndim != 2:
+        raise InputError(f"tokens must be [batch, time], got {[*tokens.shape]}; pass one sequence as tokens[None]")
     batch, time = given.shape[:2]
     layers, heads = config.num_layers, config.num_heads
     _check_shape("inputs_embeds", embeds, (batch, time, config.hidden_size))

@@ -34,6 +34,7 @@ _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org
 _WIDTH, _HEIGHT = 7.0, 3.3  # inches: labels of 9 points can still be read where a phone shrinks them
 _MAX_LABELS = 50  # that fit on an axis, if they are vertical
 _MAX_HORIZONTAL_LABELS = 8
+_MAX_LABEL = 20  # characters; vertical ones would take the room of the plot
 _MAX_MARKERS = 60  # on a line
 _MAX_HISTOGRAMS = 4
 _TOLERANCE_OPACITY = 0.22
@@ -161,7 +162,8 @@ def _ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
             labels.append(label)
         seen.add(label)
     layer = "" if len(labels) > _MAX_HORIZONTAL_LABELS else "layer "
-    return positions, [printable(label).replace("layers.", layer) for label in labels]
+    shown = [printable(label).replace("layers.", layer) for label in labels]
+    return positions, [label if len(label) <= _MAX_LABEL else f"{label[: _MAX_LABEL - 1]}…" for label in shown]
 
 
 def _plot_histograms(report: Report) -> Plot | None:

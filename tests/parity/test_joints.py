@@ -150,6 +150,13 @@ def test_nothing_instead_of_tokens_is_refused_in_one_line(tiny):
         forward.features(tiny.params, None, config=tiny.config)
 
 
+def test_one_sequence_without_a_batch_axis_is_refused_in_one_line(tiny):
+    with pytest.raises(
+        InputError, match=r"tokens must be \[batch, time\], got \[4\]; pass one sequence as tokens\[None\]"
+    ):
+        forward.features(tiny.params, np.array([0, 5, 6, 2]), config=tiny.config)
+
+
 def test_values_that_a_network_does_not_have_are_refused_in_one_line(tiny):
     with pytest.raises(InputError, match=r"no value is called 'layers.9.output'; this network's are embeddings.sum"):
         forward.intermediates(tiny.params, TOKENS, names=["layers.9.output"], config=tiny.config)
