@@ -20,7 +20,6 @@ import argparse
 import logging
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.inference import fairseq_hub, mixed_pairs, sick_pairs
-from benchmarks.measurement import median_seconds, print_record
+from benchmarks.measurement import elapsed_and_cpu_seconds, median_seconds, print_record
 from references.fairseq import torch
 from roberta_flax import Answer, SentenceEncoder, Tokenizer, ZeroShot, load_tokenizer, pipeline
 from roberta_flax.convert import convert, export
@@ -65,14 +64,7 @@ def compare(
     """Times all runners, of which the first is ours, and prints their speeds."""
     for run in runners.values():
         run()
-    elapsed: dict[str, list[float]] = {name: [] for name in runners}
-    busy: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(rounds):
-        for name, run in runners.items():
-            begin, begin_busy = time.perf_counter(), time.process_time()
-            run()
-            elapsed[name].append(time.perf_counter() - begin)
-            busy[name].append(time.process_time() - begin_busy)
+    elapsed, busy = elapsed_and_cpu_seconds(rounds, runners)
     print_record(
         what=what,
         workload=workload,

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
+import statistics
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from benchmarks.inference import Pairs, mixed_pairs, sick_pairs
-from benchmarks.measurement import medians, print_record
+from benchmarks.measurement import elapsed_and_cpu_seconds, print_record
 from roberta_flax import Classify, Predictor, Roberta, RobertaConfig, Tokenizer
-from roberta_flax.inference.predictor import Stats
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import HeadConfig
 
@@ -35,12 +35,9 @@ def small(tokenizer: Tokenizer) -> Roberta:
     return Roberta(config, forward.init_params(config, jax.random.key(0)), tokenizer)
 
 
-def run(predictor: Predictor, pairs: Pairs) -> dict[str, float]:
-    predictor.stats = Stats()
-    begin, cpu_begin = time.perf_counter(), time.process_time()
+def run(predictor: Predictor, pairs: Pairs) -> None:
     for _ in predictor(pairs):
         pass
-    return {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu_begin}
 
 
 def main() -> None:
@@ -59,20 +56,20 @@ def main() -> None:
     roberta, task = small(tokenizer), Classify("mnli")
     chosen = {} if options.tokens_per_batch is None else {"tokens_per_batch": options.tokens_per_batch}
     predictors = {name: Predictor(roberta, task, strategy=name, **chosen) for name in STRATEGIES}
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in STRATEGIES}
-    for number in range(options.rounds + 1):
-        for name, predictor in predictors.items():
-            times = run(predictor, pairs)
-            if number:  # the first run compiles
-                runs[name].append(times)
-    found = {name: medians(times) for name, times in runs.items()}
-    base, base_slots = found["buckets"], predictors["buckets"].stats.slots
-    for name, times in found.items():
-        stats = predictors[name].stats
+    runs = {name: partial(run, predictor, pairs) for name, predictor in predictors.items()}
+    for compile_all in runs.values():
+        compile_all()
+    elapsed, busy = (
+        {name: statistics.median(times) for name, times in seconds.items()}
+        for seconds in elapsed_and_cpu_seconds(options.rounds, runs)
+    )
+    base_slots = predictors["buckets"].stats.slots
+    for name, predictor in predictors.items():
+        stats = predictor.stats
         print_record(
             strategy=name,
-            speed_over_buckets=base["seconds"] / times["seconds"],
-            cpu_speed_over_buckets=base["cpu_seconds"] / times["cpu_seconds"],
+            speed_over_buckets=elapsed["buckets"] / elapsed[name],
+            cpu_speed_over_buckets=busy["buckets"] / busy[name],
             slots_over_buckets=stats.slots / base_slots,
             padding_share=stats.padding,
             shapes=len(stats.shapes),

@@ -50,6 +50,21 @@ def median_seconds(
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def elapsed_and_cpu_seconds(
+    rounds: int, functions: Mapping[str, Callable[[], Any]]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Times each function once per round, in turn: the seconds that pass, and those of CPU time, of all threads."""
+    elapsed: dict[str, list[float]] = {name: [] for name in functions}
+    busy: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            begin, begin_busy = time.perf_counter(), time.process_time()
+            function()
+            elapsed[name].append(time.perf_counter() - begin)
+            busy[name].append(time.process_time() - begin_busy)
+    return elapsed, busy
+
+
 def peak_memory() -> int:
     """Returns the peak resident memory of this process in bytes, imports included."""
     # VmHWM, and not ru_maxrss of getrusage, which a process inherits from its parent.

@@ -271,7 +271,9 @@ def _show(summary: dict[str, Any], job: Job) -> None:
         f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
     )
     if kept := done["parts_resumed"]:
-        print_line(f"{kept} parts kept from an earlier run; the time and the rates are of this one")
+        print_line(
+            f"{kept} part{'s' if kept > 1 else ''} kept from an earlier run; the time and the rates are of this one"
+        )
     if summary["rejected"]:
         reasons = summary["rejects"] or job.parts
         count = f"{summary['rejected']} of {summary['rows']} rows"

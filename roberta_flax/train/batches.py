@@ -7,7 +7,7 @@ Validation uses the order of the file.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,6 @@ def training_batches(
     Raises:
       InputError: grain is not installed.
     """
-    grain = require("grain", "train")
     rows = batch_size * update_freq
     steps_per_epoch = -(-len(examples) // rows)
 
@@ -63,8 +62,23 @@ def training_batches(
         batches = [_batch(examples, part, batch_size, time, pad_id) for part in parts]
         return batches[0] if update_freq == 1 else {name: np.stack([b[name] for b in batches]) for name in batches[0]}
 
-    steps = grain.MapDataset.range(sys.maxsize).map(batch)
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
+    return endless(batch, prefetch=_PREFETCH)
+
+
+def endless(batch_of_step: Callable[[int], HostBatch], *, prefetch: int) -> grain.DatasetIterator[HostBatch]:
+    """Returns an endless iterator of the batches of steps 0, 1, ..., whose state can be saved and restored exactly.
+
+    Args:
+      batch_of_step: makes the batch of a step.
+      prefetch: number of batches that are made in advance.
+
+    Raises:
+      InputError: grain is not installed.
+    """
+    grain = require("grain", "train")
+    steps = grain.MapDataset.range(sys.maxsize).map(batch_of_step)
+    # One thread, because numpy holds Python's lock most of the time.
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
 
 
 def validation_batches(

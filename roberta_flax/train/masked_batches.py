@@ -7,7 +7,6 @@ for these and 0 for padding. With accumulation, each array has a leading axis: [
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from roberta_flax.errors import InputError
-from roberta_flax.extras import require
 from roberta_flax.text import batching
 from roberta_flax.text.fairseq_tokenizer import PAD_ID
+from roberta_flax.train.batches import endless
 from roberta_flax.train.corpus import Blocks
 from roberta_flax.train.losses import HostBatch
 from roberta_flax.train.masking import Block, Masking, mask_block, stream
@@ -168,7 +167,4 @@ def training_batches(batches: MaskedBatches) -> grain.DatasetIterator[HostBatch]
     Raises:
       InputError: grain is not installed.
     """
-    grain = require("grain", "train")
-    steps = grain.MapDataset.range(sys.maxsize).map(batches.shuffled)
-    # One thread, because numpy holds Python's lock most of the time.
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)))
+    return endless(batches.shuffled, prefetch=_PREFETCH)
