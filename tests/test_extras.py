@@ -73,3 +73,25 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(
         use(tiny_directory, tmp_path / "other")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("finetune", "--task", "rte"),
+        ("pretrain", "--tokenizer", "unread"),
+        ("train-encoder", "--loss", "cosent"),
+        ("train-reranker",),
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_training_needs_is_missed_before_anything_is_read(run, monkeypatch, tmp_path, command):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    name, *options = command
+    model = () if "--tokenizer" in options else ("-m", tmp_path / "no-model")
+    status, _, err = run(
+        name, tmp_path / "no.tsv", "--valid", tmp_path / "no.tsv", "-o", tmp_path / "o", *options, *model
+    )
+    assert status == 1
+    assert "training needs orbax.checkpoint (" in err
+    assert err.endswith("install it with: pip install 'roberta-flax[train]'\n")

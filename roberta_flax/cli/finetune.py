@@ -97,12 +97,9 @@ def command(
     """
     from roberta_flax.datasets.readers import task_name
     from roberta_flax.datasets.recipes import recipe_of
-    from roberta_flax.extras import require
     from roberta_flax.train.finetuning import FineTuning, continues
     from roberta_flax.train.progress import is_first_process, report
 
-    for module in ("grain", "orbax.checkpoint"):  # before the data are read
-        require(module, "train")
     recipe = training.recipe(recipe_of(task_name(task)))
     mesh = devices.mesh(recipe.batch_size)
     models = [model.load()]

@@ -16,6 +16,7 @@ import typer
 from roberta_flax.cli.groups import ADVANCED, Formerly, Group
 from roberta_flax.datasets.recipes import Recipe
 from roberta_flax.errors import InputError, is_printable, printable
+from roberta_flax.extras import require
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -525,7 +526,11 @@ class TrainingOptions(Group, panel="Training"):
         return cls(steps=recipe.total_steps, warmup_steps=recipe.warmup_steps, **shown)
 
     def recipe(self, base: Recipe) -> Recipe:
-        """A recipe with these hyperparameters."""
+        """A recipe with these hyperparameters; an InputError if what training needs is not installed.
+
+        Every command that trains begins with this, before it reads any data.
+        """
+        require("orbax.checkpoint", "train")
         return replace(base, **self.given(*_HYPERPARAMETERS))
 
 
