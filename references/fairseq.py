@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,11 +73,17 @@ def build(
     """
     torch.manual_seed(seed)
     task = argparse.Namespace(source_dictionary=dictionary(vocab), max_positions=lambda: 512)
-    model = RobertaModel.build_model(arguments(architecture, **changes), task)
-    for name, classes in (heads or {"mnli": LABELS}).items():
-        model.register_classification_head(name, num_classes=classes)
+    with without_initialization():
+        model = RobertaModel.build_model(arguments(architecture, **changes), task)
+        for name, classes in (heads or {"mnli": LABELS}).items():
+            model.register_classification_head(name, num_classes=classes)
     model = model.to(dtype).eval()
-    perturb(model)
+    with torch.no_grad():  # in the model's dtype, so that float64 weights are not float32 numbers
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.02)
+            else:
+                parameter.normal_(mean=1.0 if name.endswith("weight") else 0.0, std=0.1)
     if dtype == torch.float64 and model.args.activation_fn == "gelu":
         for layer in model.encoder.sentence_encoder.layers:
             layer.activation_fn = F.gelu
@@ -83,11 +91,14 @@ def build(
     return model
 
 
-def perturb(model: torch.nn.Module) -> None:
-    """Adds noise to every parameter, after the change of dtype, so that float64 weights are not float32 numbers."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1 if parameter.dim() == 1 else 1e-3)
+@contextmanager
+def without_initialization() -> Iterator[None]:
+    """Leaves parameters as they are allocated: fairseq and torch draw each five times over, half a minute for large."""
+    with ExitStack() as patched:
+        for name in ("kaiming_uniform_", "normal_", "uniform_", "xavier_uniform_"):
+            patched.enter_context(mock.patch.object(torch.nn.init, name, lambda tensor, *_, **__: tensor))
+        patched.enter_context(mock.patch.object(fairseq_roberta, "init_bert_params", return_value=None))
+        yield
 
 
 def write(model: RobertaModel, folder: Path, bpe: Path, style: str = "main") -> Path:

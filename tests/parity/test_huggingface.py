@@ -20,7 +20,7 @@ from roberta_flax.nn import forward
 from roberta_flax.nn.numerics import Numerics
 from tests.conftest import skip_or_fail
 from tests.parity.test_network import FLOAT64, outputs
-from tests.references import perturb, random_tokens, torch
+from tests.references import random_tokens, torch
 
 if find_spec("transformers") is None:
     skip_or_fail("transformers, the reference, is not installed; the README's test command installs it")
@@ -64,6 +64,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_dropout_prob": 0.2, "classifier_dropout": 0.3, "num_labels": 2},
     ),
 }
+
+
+def perturb(model: torch.nn.Module) -> None:
+    """Adds noise to every parameter, after the change of dtype, so that float64 weights are not float32 numbers."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1 if parameter.dim() == 1 else 1e-3)
 
 
 def build(class_name: str, vocab: int, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ def batches(seed: int = 7, batch: int = BATCH, bad: int | None = None, accumulat
     def row(index: int) -> dict[str, np.ndarray]:
         return {"row": np.int32(index), "tokens": inputs[index], "targets": targets[index], "weights": np.float32(1)}
 
+    @cache
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(ROWS)
+
     def shuffled(number: int) -> dict[str, np.ndarray]:
         epoch, place = divmod(number, ROWS)
-        return row(int(np.random.default_rng((seed, epoch)).permutation(ROWS)[place]))
+        return row(int(order(epoch)[place]))
 
     data = grain.MapDataset.range(sys.maxsize).map(shuffled).batch(batch)
     if accumulate > 1:
