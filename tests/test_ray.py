@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,15 +21,15 @@ from tests.conftest import skip_or_fail
 try:
     import pyarrow
     import pyarrow.parquet
-    import ray
+    import ray  # noqa: F401
 except ImportError as error:
     skip_or_fail(f"Ray cannot be imported ({error}); the README's test command installs it")
     pytest.skip("no ray", allow_module_level=True)
 
 pytestmark = pytest.mark.slow
-ROWS, FILES = 1200, 12
-OBJECT_STORE = 128 << 20  # bytes
-PADDING = "x" * 200_000  # a column that is only carried along: in memory, all rows are 1.8 times the object store
+ROWS, FILES = 600, 12
+OBJECT_STORE = 80 << 20  # bytes
+PADDING = "x" * 250_000  # a column that is only carried along: in memory, all rows are 1.8 times the object store
 TEXTS = ["id", "premise", "hypothesis"]
 
 DRIVER = """
@@ -35,11 +37,11 @@ import json, signal, sys, threading, time
 from pathlib import Path
 import psutil, ray
 import roberta_flax.inference.ray
-from roberta_flax import Classify
+from roberta_flax import Classify, InputError
 
-source, destination, model, object_store = sys.argv[1:]
+source, destination, model, object_store, nulls = sys.argv[1:]
 ray.init(
-    num_cpus=4, resources={"TPU": 4}, object_store_memory=int(object_store),
+    num_cpus=2, resources={"TPU": 4}, object_store_memory=int(object_store),
     logging_level="error", log_to_driver=False, include_dashboard=False,
 )
 ray.data.DataContext.get_current().target_max_block_size = 4 << 20  # of 128 MiB, which the object store cannot hold
@@ -63,8 +65,25 @@ counts = roberta_flax.inference.ray.predict_parquet(
     source, destination, model=model, task=Classify("mnli"), text_columns=["premise", "hypothesis"], rows_per_batch=25,
     resources={"TPU": 2},
 )
+try:  # on the same cluster, which takes long to start
+    roberta_flax.inference.ray.predict_parquet(
+        nulls, Path(nulls).with_name("nothing"), model=model, task=Classify("mnli"), text_columns=["text"], workers=1,
+    )
+except InputError as error:
+    print(error)
 print(json.dumps({**counts, "killed": len(killed), "chips left": chips_left}))
 """
+
+
+def environment() -> dict[str, str]:
+    """Of drivers and their clusters: on CPUs, and what one worker has compiled is there for the others."""
+    changes = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "RAY_prestart_worker_first_driver": "0",  # workers for tasks that never come
+    }
+    return {**os.environ, **changes}
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +116,34 @@ def assert_every_row_is_there_once(output: Path, roberta: roberta_flax.Roberta, 
     assert all(row["label"] is None and "NoneType" in row["rejected"] for row in found[::100])
 
 
-def test_more_rows_than_memory_holds_are_there_once_also_where_one_of_two_workers_is_killed(
-    source, tiny, tiny_directory, tmp_path
-):
-    """Each worker takes two of four TPU chips, so there are two; JAX_PLATFORMS has them compute on CPUs."""
-    arguments = [sys.executable, "-c", DRIVER, source, tmp_path / "out", tiny_directory, OBJECT_STORE]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+@pytest.fixture(scope="module")
+def driven(source, tiny_directory, tmp_path_factory) -> tuple[Path, list[str]]:
+    """The directory in which DRIVER wrote, and the lines that it printed."""
+    folder = tmp_path_factory.mktemp("driven")
+    nulls = folder / "nulls.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([None, None], "string")}), nulls)
+    arguments = [sys.executable, "-c", DRIVER, source, folder / "out", tiny_directory, OBJECT_STORE, nulls]
     done = subprocess.run(
-        [*map(str, arguments)], capture_output=True, text=True, check=False, timeout=400, env=environment
+        [*map(str, arguments)], capture_output=True, text=True, check=False, timeout=400, env=environment()
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout.splitlines()
+
+
+def test_more_rows_than_memory_holds_are_there_once_also_where_one_of_two_workers_is_killed(driven, source, tiny):
+    """Each worker takes two of four TPU chips, so there are two; JAX_PLATFORMS has them compute on CPUs."""
+    folder, lines = driven
     counts = {"rows": ROWS, "rejected": ROWS // 100, "truncated": 0, "killed": 1, "chips left": [0]}
-    assert json.loads(done.stdout.splitlines()[-1]) == counts
-    assert_every_row_is_there_once(tmp_path / "out", tiny, source)
-    assert not list(tmp_path.glob(".*.partial"))
+    assert json.loads(lines[-1]) == counts
+    assert_every_row_is_there_once(folder / "out", tiny, source)
+    assert not list(folder.glob(".*.partial"))
+
+
+def test_a_run_whose_rows_are_all_rejected_fails_and_writes_nothing(driven):
+    folder, lines = driven
+    reason = "all 2 rows of .*nulls.parquet were rejected, so .*nothing was not written; one of them"
+    assert re.search(reason, lines[-2])
+    assert sorted(path.name for path in folder.iterdir()) == ["nulls.parquet", "out"]
 
 
 def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory, run):
@@ -162,7 +195,9 @@ def test_the_command_line_runs_on_ray(source, tiny, tiny_directory, tmp_path):
         "id",
         "--json",
     ]
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300, env=environment()
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["rows"], summary["rejected"]) == (ROWS, ROWS // 100)
@@ -202,22 +237,3 @@ def test_a_batch_says_which_rows_were_truncated_and_keeps_columns_of_the_results
     sha256 = hashlib.sha256((tiny_directory / "model.safetensors").read_bytes()).hexdigest()
     assert settings["model"]["sha256"]["model.safetensors"] == sha256
     assert settings["task"] == ["Classify", {"activation": None, "head": "mnli", "logits": False}]
-
-
-def test_a_run_whose_rows_are_all_rejected_fails_and_writes_nothing(tiny_directory, tmp_path, request):
-    import roberta_flax.inference.ray
-
-    request.addfinalizer(ray.shutdown)
-    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([None, None], "string")}), tmp_path / "in.parquet")
-    with pytest.raises(
-        InputError, match="all 2 rows of .*in.parquet were rejected, so .* was not written; one of them"
-    ):
-        roberta_flax.inference.ray.predict_parquet(
-            tmp_path / "in.parquet",
-            tmp_path / "out",
-            model=tiny_directory,
-            task=Classify("mnli"),
-            text_columns=["text"],
-            workers=1,
-        )
-    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]

@@ -52,7 +52,7 @@ def nn():
 def config_of(nn, name: str):
     heads = tuple(nn.config.HeadConfig(kind, *sizes, kind=kind) for kind, sizes in HEADS.items())
     return nn.config.RobertaConfig(
-        vocab_size=61, num_layers=2, hidden_size=32, num_heads=4, intermediate_size=48, max_positions=24, heads=heads,
+        vocab_size=61, num_layers=1, hidden_size=32, num_heads=4, intermediate_size=48, max_positions=24, heads=heads,
         **CONFIGS[name],
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from roberta_flax import HeadConfig, InputError, Numerics, RobertaConfig, forwar
 from roberta_flax.nn.quantize import quantize
 from roberta_flax.nn.tree import flatten, to_dict
 from roberta_flax.train import head_loss
+from tests.params import random_params
 
 # Twelve layers, so that "10" sorts before "2"; every layer differs from the others.
 CONFIG = RobertaConfig(
@@ -29,8 +30,7 @@ TOKENS = np.array([[0, 5, 6, 7, 8, 2]], np.int32)
 
 @pytest.fixture(scope="module")
 def params():
-    small = forward.init_params(CONFIG, jax.random.key(0))
-    return jax.tree.map(lambda x: x * 20 if x.ndim == 2 and x.shape[0] < 40 else x, small)
+    return random_params(CONFIG, deviation=0.4)
 
 
 def logits(params, config=CONFIG):
@@ -60,14 +60,26 @@ FORMS = {
 }
 
 
+def assert_same_arrays(tree, expected):
+    """Under the same names: what is computed of them is the same."""
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_tree_is_the_same_model(params, form, tmp_path):
     other, expected = FORMS[form](params), logits(params)
     np.testing.assert_array_equal(logits(other), expected)
-    np.testing.assert_array_equal(logits(quantize(other)), logits(quantize(params)))
-    np.testing.assert_array_equal(logits(sharding.place(other, CONFIG, sharding.mesh(jax.devices()[:1]))), expected)
-    np.testing.assert_array_equal(logits(forward.operands(other, "float32")), expected)
+    assert_same_arrays(quantize(other), quantize(params))
+    mesh = sharding.mesh(jax.devices()[:1])
+    placed, expected_places = (sharding.place(tree, CONFIG, mesh) for tree in (other, params))
+    assert_same_arrays(placed, params)
+    assert jax.tree.map(lambda x: x.sharding, placed) == jax.tree.map(lambda x: x.sharding, expected_places)
+    for dtype in ("float32", "bfloat16"):
+        assert_same_arrays(forward.operands(other, dtype), forward.operands(params, dtype))
     batch = {"tokens": TOKENS, "targets": np.array([1]), "weights": np.ones(1, np.float32)}
     losses = [float(head_loss("mnli", config=CONFIG)(tree, batch, None)[0]) for tree in (other, params)]
     assert losses[0] == losses[1]
@@ -83,7 +95,8 @@ def test_a_tree_that_orbax_restored_without_a_template_is_the_same_model(params,
         checkpointer.save(tmp_path / "integer keys", with_integer_layers(params))
         checkpointer.wait_until_finished()
         for name in ("string keys", "integer keys"):
-            np.testing.assert_array_equal(logits(checkpointer.restore(tmp_path / name)), logits(params))
+            restored = jax.tree.map(np.asarray, checkpointer.restore(tmp_path / name))
+            np.testing.assert_array_equal(logits(restored), logits(params))
 
 
 def test_keys_are_strings_so_that_a_function_of_params_can_be_exported(params):

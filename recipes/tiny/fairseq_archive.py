@@ -13,6 +13,7 @@ import gzip
 import io
 import itertools
 import json
+import operator
 import pickle
 import re
 import struct
@@ -47,17 +48,32 @@ def train_bpe(texts: Iterable[str], merges: int) -> list[tuple[str, str]]:
     alphabet = byte_alphabet()
     counts = collections.Counter(word for text in texts for word in _WORD.findall(text))
     words = collections.Counter({tuple(alphabet[b] for b in word.encode()): count for word, count in counts.items()})
+    pairs: collections.Counter[tuple[str, str]] = collections.Counter()
+    words_of: dict[tuple[str, str], set[tuple[str, ...]]] = collections.defaultdict(set)
     learned: list[tuple[str, str]] = []
-    while len(learned) < merges:
-        pairs: collections.Counter[tuple[str, str]] = collections.Counter()
-        for word, count in words.items():
-            for pair in itertools.pairwise(word):
-                pairs[pair] += count
-        if not pairs:
-            break
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+
+    def add(word: tuple[str, ...], count: int) -> None:
+        words[word] = count
+        for pair in itertools.pairwise(word):
+            pairs[pair] += count
+            words_of[pair].add(word)
+
+    def remove(word: tuple[str, ...]) -> int:
+        count = words.pop(word)
+        for pair in itertools.pairwise(word):
+            pairs[pair] -= count
+            words_of[pair].discard(word)
+            if not words_of[pair]:
+                del pairs[pair], words_of[pair]
+        return count
+
+    for word, count in list(words.items()):
+        add(word, count)
+    while len(learned) < merges and pairs:
+        best, _ = max(pairs.items(), key=operator.itemgetter(1, 0))
         learned.append(best)
-        words = collections.Counter({_merge(word, best): count for word, count in words.items()})
+        for word in list(words_of[best]):
+            add(_merge(word, best), remove(word))
     return learned
 
 

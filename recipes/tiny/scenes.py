@@ -7,6 +7,7 @@ SNLI: both sentences are about one scene, so somebody who sleeps does not run.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -278,8 +279,13 @@ def can_do(noun: str, action: Action) -> bool:
     return any(agent in path for agent in action.agents)
 
 
+@functools.cache
+def actions_of(noun: str) -> list[Action]:
+    return [action for action in ACTIONS.values() if can_do(noun, action)]
+
+
 def sample_activity(random: Random, noun: str) -> Activity:
-    action = random.choice([action for action in ACTIONS.values() if can_do(noun, action)])
+    action = random.choice(actions_of(noun))
     return Activity(action.name, sample_thing(random, action.kind, noun) if action.kind else None)
 
 

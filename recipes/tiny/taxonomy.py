@@ -44,6 +44,11 @@ class Taxonomy:
             self.synonyms[word] = [word]
             if row.endswith("!"):
                 self.exclusive_kinds.add(word)
+        self._hypernyms = {word: self._path(word) for word in self.parents}
+        self._hyponyms: dict[str, list[str]] = {}
+        for word, path in self._hypernyms.items():
+            for kind in path:
+                self._hyponyms.setdefault(kind, []).append(word)
 
     @staticmethod
     def _name(forms: str) -> str:
@@ -55,12 +60,15 @@ class Taxonomy:
         if forms.endswith("~"):
             self.mass_nouns.add(word)
 
-    def hypernyms(self, word: str) -> list[str]:
-        """Returns the word, its hypernym, the hypernym of that, and so on."""
+    def _path(self, word: str) -> list[str]:
         path = [word]
         while (parent := self.parents.get(path[-1])) is not None:
             path.append(parent)
         return path
+
+    def hypernyms(self, word: str) -> list[str]:
+        """Returns the word, its hypernym, the hypernym of that, and so on."""
+        return self._hypernyms.get(word, [word])
 
     def is_a(self, word: str, kind: str) -> bool:
         """Whether `kind` is the word itself or one of its hypernyms."""
@@ -68,7 +76,7 @@ class Taxonomy:
 
     def hyponyms(self, kind: str) -> list[str]:
         """Returns every word that is a kind of `kind`, itself included."""
-        return [word for word in self.parents if self.is_a(word, kind)]
+        return self._hyponyms.get(kind, [])
 
     def relation(self, first: str, second: str) -> Relation:
         """Returns the label of the hypothesis "it is a SECOND" for the premise "it is a FIRST"."""
