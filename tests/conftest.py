@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -256,31 +257,36 @@ def x64():
 
 
 @pytest.fixture(scope="session")
-def eight_devices():
-    """Runs a program in a process that has eight CPU devices; gives what it prints."""
-
-    def run(program: str) -> str:
-        changes = {
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, **changes}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    return run
-
-
-@pytest.fixture(scope="session")
 def forked() -> multiprocessing.context.ForkServerContext:
     """Starts processes that have imported everything, and have not begun with JAX: in a moment, however often."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.processes", "tests.train.small", "roberta_flax.inference.jobs"])
     return context
+
+
+@pytest.fixture(scope="session")
+def in_a_process(forked, tmp_path_factory):
+    """Runs a program in a process of its own, with so many CPU devices; gives what it prints."""
+    folder = tmp_path_factory.mktemp("in-a-process")
+
+    def run(program: str, devices: int = 1, cache: Path | None = None) -> str:
+        from tests import processes
+
+        stdout, stderr = folder / "stdout", folder / "stderr"
+        arguments = (program, devices, str(cache or jax.config.jax_compilation_cache_dir), stdout, stderr)
+        process = forked.Process(target=processes.program_on_devices, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode == 0, stderr.read_text()[-3000:]
+        return stdout.read_text()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def eight_devices(in_a_process):
+    """Runs a program in a process that has eight CPU devices; gives what it prints."""
+    return partial(in_a_process, devices=8)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -20,12 +19,13 @@ from roberta_flax.parity import demo
 from roberta_flax.tasks import pronouns
 from roberta_flax.text.batching import collate_tokens
 from tests.conftest import TINY
+from tests.params import random_params
 
 
 def with_head(roberta: roberta_flax.Roberta, head: roberta_flax.HeadConfig) -> roberta_flax.Roberta:
     """The model with a fresh head in the place of its own."""
     config = dataclasses.replace(roberta.config, heads=(head,))
-    heads = roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]
+    heads = random_params(config)["heads"]
     return roberta_flax.Roberta(config, {**roberta.params, "heads": heads}, roberta.tokenizer)
 
 

@@ -15,6 +15,7 @@ from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.model import gelu
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.residuals import with_low_precision_residual
+from tests.params import random_params
 
 CONFIG = RobertaConfig(
     vocab_size=131, num_layers=1, hidden_size=24, num_heads=3, intermediate_size=40, max_positions=30,
@@ -32,9 +33,7 @@ def noise(like: Any, seed: int) -> Any:
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    """With noise everywhere, so that no bias is zero and no scale one."""
-    initial = forward.init_params(CONFIG, jax.random.key(0))
-    return jax.tree.map(lambda x, random: np.asarray(x + 0.1 * random, np.float32), initial, noise(initial, 0))
+    return jax.tree.map(np.asarray, random_params(CONFIG))
 
 
 @pytest.fixture(scope="module")

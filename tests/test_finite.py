@@ -24,6 +24,7 @@ from roberta_flax.text.encoding import Rejected
 from roberta_flax.train import corpus
 from roberta_flax.train.pretraining import perplexity
 from roberta_flax.train.samples import Samples
+from tests.params import random_params
 
 REFUSED = "outputs are NaN or infinite"
 HEADS = (
@@ -56,7 +57,7 @@ def broken(tiny) -> roberta_flax.Roberta:
     config = tiny.config
     for head in HEADS:
         config = config.with_head(head)
-    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    heads = random_params(config)["heads"]
     return with_value(
         roberta_flax.Roberta(config, {**tiny.params, "heads": heads | tiny.params["heads"]}, tiny.tokenizer), np.nan
     )

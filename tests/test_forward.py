@@ -21,10 +21,11 @@ from roberta_flax.nn.config import HeadConfig
 from roberta_flax.nn.model import RobertaModel, dropout, tokens_at
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.quantize import quantize
+from tests.params import random_params
 
 CONFIG = RobertaConfig(
     vocab_size=131,
-    num_layers=3,
+    num_layers=2,
     hidden_size=36,
     num_heads=3,
     intermediate_size=50,
@@ -32,13 +33,6 @@ CONFIG = RobertaConfig(
     heads=(HeadConfig("mnli", 3, 36), HeadConfig("tags", 5, 0, kind="token")),
 )
 CONFIGS = {"post-norm": CONFIG, "pre-norm": dataclasses.replace(CONFIG, normalize_before=True)}
-
-
-def params_of(config: RobertaConfig, dtype=jnp.float64):
-    """Fresh ones with noise on every parameter, so that no bias is zero and no scale one."""
-    leaves, tree = jax.tree.flatten(forward.init_params(config, jax.random.key(0), dtype))
-    random = np.random.default_rng(0)
-    return tree.unflatten(leaf + 0.1 * random.standard_normal(leaf.shape).astype(leaf.dtype) for leaf in leaves)
 
 
 def padded_tokens(lengths=(1, 9, 40), time=40) -> np.ndarray:
@@ -55,9 +49,9 @@ def padded_tokens(lengths=(1, 9, 40), time=40) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_head_on_the_first_token_has_the_same_logits_and_gradients_as_on_all_features(name, x64):
-    """1e-12: float64 sums of at most 50 terms of order one, in another order, through three layers."""
+    """1e-12: float64 sums of at most 50 terms of order one, in another order, through two layers."""
     config = CONFIGS[name]
-    params, tokens = params_of(config), padded_tokens()
+    params, tokens = random_params(config, np.float64), padded_tokens()
     options = {"config": config, "numerics": Numerics("float64")}
 
     def of_all_features(params):
@@ -69,9 +63,10 @@ def test_a_head_on_the_first_token_has_the_same_logits_and_gradients_as_on_all_f
     def of_the_first(params):
         return forward.head_logits(params, tokens, head="mnli", **options)
 
-    np.testing.assert_allclose(of_the_first(params), of_all_features(params), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(of_the_first(params), jax.jit(of_all_features)(params), rtol=0, atol=1e-12)
     weights = np.random.default_rng(2).standard_normal((3, 3))
-    gradients = [jax.grad(lambda p, f=f: (f(p) * weights).sum())(params) for f in (of_the_first, of_all_features)]
+    of_both = (of_the_first, of_all_features)
+    gradients = [jax.jit(jax.grad(lambda p, f=f: (f(p) * weights).sum()))(params) for f in of_both]
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1.0, float(np.abs(b).max())))
 
@@ -80,7 +75,7 @@ def test_a_head_on_the_first_token_has_the_same_logits_and_gradients_as_on_all_f
 @pytest.mark.parametrize("name", CONFIGS)
 def test_lm_logits_at_positions_are_those_of_all_tokens_there(name, x64):
     config = CONFIGS[name]
-    params, tokens = params_of(config), padded_tokens()
+    params, tokens = random_params(config, np.float64), padded_tokens()
     positions = np.array([[0, 0], [8, 3], [39, 20]])
     options = {"config": config, "numerics": Numerics("float64")}
     everywhere = np.asarray(forward.lm_logits(params, tokens, **options))
@@ -91,7 +86,7 @@ def test_lm_logits_at_positions_are_those_of_all_tokens_there(name, x64):
 
 
 def test_vectors_of_first_tokens_are_the_features_there(x64):
-    params, tokens = params_of(CONFIG), padded_tokens()
+    params, tokens = random_params(CONFIG, np.float64), padded_tokens()
     options = {"config": CONFIG, "numerics": Numerics("float64")}
     features = forward.features(params, tokens, **options)
     pooled = forward.pooled_features(params, tokens, pooling="first", **options)
@@ -182,7 +177,7 @@ def test_every_attention_is_that_by_hand(implementation, masked_by, dtype, x64, 
     else:
         segments = np.sort(random.integers(0, 4, (3, 40)), axis=1)
         mask = segments[:, :, None] == segments[:, None, :]
-    context = attend(query, key, value, jnp.asarray(mask), implementation=implementation)
+    context = jax.jit(partial(attend, implementation=implementation))(query, key, value, jnp.asarray(mask))
     assert context.dtype == ("float64" if dtype == "float64" else "float32")
     # one rounding of each weight to the operands' dtype, and sums of 40 weighted values of order one
     tolerance = 4 * float(jnp.finfo(dtype).eps) * 4
@@ -205,7 +200,7 @@ def test_chunks_of_queries_have_the_results_and_gradients_of_attention_at_once(m
             context = attend(*operands, mask, implementation=implementation)
             return (context**2).sum(), context
 
-        return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*operands)
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*operands)
 
     chunked, whole = result_and_gradients("chunked"), result_and_gradients("xla")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), chunked, whole)
@@ -243,9 +238,9 @@ def test_attention_for_long_rows_on_tpus_is_that_by_hand(masked_by, dtype, monke
         def total(*operands):
             return (attend(*operands, jnp.asarray(mask), implementation=implementation) ** 2).sum()
 
-        return jax.grad(total, argnums=(0, 1, 2))(query, key, value)
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(query, key, value)
 
-    context = attend(query, key, value, jnp.asarray(mask), implementation="flash")
+    context = jax.jit(partial(attend, implementation="flash"))(query, key, value, jnp.asarray(mask))
     found = gradients("flash")
     assert context.dtype == jnp.float32
     # scores of up to 16 are rounded, which makes weights of up to 16 units in the last place too much, of values of order four
@@ -397,6 +392,7 @@ def test_attention_with_dropout_in_16_bits_has_the_derivatives_of_the_weights_th
     *operands, mask = attention_operands("bfloat16")
     tangents = [jnp.cos(jnp.arange(x.size)).reshape(x.shape) for x in operands]
 
+    @partial(jax.jit, static_argnums=0)
     def derivatives(dtype):
         of = [x.astype(dtype) for x in operands]
         along = [x.astype(dtype) for x in tangents]
@@ -467,7 +463,7 @@ def test_operands_that_are_cast_beforehand_give_the_same_bits(tiny, dtype):
 def test_nothing_is_broadcast_or_promoted_implicitly(numerics, stored):
     """By jax_numpy_rank_promotion and jax_numpy_dtype_promotion, which research code sets: JAX raises if something is."""
     config, tokens = CONFIGS["pre-norm"], padded_tokens()
-    params, key = params_of(config, jnp.float32), jax.random.key(0)
+    params, key = random_params(config), jax.random.key(0)
     params = quantize(params) if stored == "int8" else params
     options = {"config": config, "numerics": numerics}
 

@@ -7,7 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,6 +20,7 @@ from roberta_flax.inference.evaluation import evaluate
 from roberta_flax.metrics import ClassCounts, evaluate_values
 from roberta_flax.nn.config import HeadConfig
 from roberta_flax.train.validation import Validation
+from tests.params import random_params
 
 LABELS = ("contradiction", "neutral", "entailment")
 NOUNS = ("dog", "cat", "man", "woman", "table", "house", "garden", "train")
@@ -30,7 +30,7 @@ GOLD = [LABELS[i % 3] for i in range(len(PAIRS))]
 
 def with_head(roberta: roberta_flax.Roberta, head: HeadConfig) -> roberta_flax.Roberta:
     config = dataclasses.replace(roberta.config, heads=(head,))
-    heads = roberta_flax.forward.init_params(config, jax.random.key(0))["heads"]
+    heads = random_params(config)["heads"]
     return roberta_flax.Roberta(config, {**roberta.params, "heads": heads}, roberta.tokenizer)
 
 

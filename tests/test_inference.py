@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -29,13 +27,14 @@ from roberta_flax.nn import forward
 from roberta_flax.text import batching
 from roberta_flax.text.encoding import encode_batch, encode_texts
 from roberta_flax.text.truncation import longest_first
+from tests.params import random_params
 
 TOLERANCE = 5e-5  # float32, as in tests/parity/test_network.py
 
 
 @pytest.fixture(scope="module")
-def texts(sick_pairs) -> list:
-    """Single texts and pairs of every length up to the longest that fits, empty ones and emoji among them."""
+def texts(sick_pairs, tiny_directory) -> list:
+    """Single texts and pairs, short and long, empty ones and emoji among them. Of few buckets: each is a program."""
     words = " ".join(text for pair in sick_pairs[:200] for text in pair).split(" ")
     random = np.random.default_rng(0)
     singles = [" ".join(words[start : start + n]) for start, n in random.integers(1, 60, (12, 2))]
@@ -51,7 +50,15 @@ def texts(sick_pairs) -> list:
         ("a", "b", "c"),
         ["x", "y"],
     ]
-    return [mixed[i] for i in random.permutation(len(mixed))]
+    tokenizer = roberta_flax.load_tokenizer(tiny_directory)
+
+    def bucket(item) -> int:
+        return batching.length_bucket(len(tokenizer.encode(*([item] if isinstance(item, str) else item))), 512)
+
+    buckets = {8, bucket(mixed[32]), *(size for size, _ in Counter(map(bucket, mixed[:20])).most_common(3))}
+    few = [item for item in mixed if bucket(item) in buckets]
+    assert len(few) > 20
+    return [few[i] for i in random.permutation(len(few))]
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def roberta(tiny: roberta_flax.Roberta) -> roberta_flax.Roberta:
     config = tiny.config
     for head in heads:
         config = config.with_head(head)
-    made = forward.init_params(config, jax.random.key(0))["heads"]
+    made = random_params(config)["heads"]
     tiny.params = {**tiny.params, "heads": {**made, **tiny.params["heads"]}}
     tiny.config = config
     return tiny
@@ -151,9 +158,9 @@ print("the same")
 
 
 def ragged_texts(count: int) -> list[str]:
-    """Texts of 1 to 60 words, half of them of 20 at most."""
+    """Texts of 1 to 25 words, half of them of 10 at most."""
     random = np.random.default_rng(0)
-    lengths = np.clip(np.exp(random.normal(np.log(20), 1.0, count)), 1, 60).astype(int)
+    lengths = np.clip(np.exp(random.normal(np.log(10), 1.0, count)), 1, 25).astype(int)
     return [" ".join(random.choice(["a", "dog", "runs", "home"], length)) for length in lengths]
 
 
@@ -405,24 +412,20 @@ def test_the_share_that_is_done_goes_by_slots_and_takes_what_is_not_laid_out_for
 
 
 @pytest.mark.slow
-def test_a_program_is_compiled_once_and_the_next_process_has_it_from_the_cache(tiny_directory, tmp_path):
+def test_a_program_is_compiled_once_and_the_next_process_has_it_from_the_cache(in_a_process, tiny_directory, tmp_path):
     program = """
-import json, sys, jax
-jax.config.update("jax_compilation_cache_dir", sys.argv[2])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+import json
 import roberta_flax
 from roberta_flax import Classify, Predictor
-roberta = roberta_flax.load(sys.argv[1])
+roberta = roberta_flax.load(MODEL)
 for _ in range(2):
     predictor = Predictor(roberta, Classify("mnli"), tokens_per_batch=8, strategy="buckets")
     list(predictor(["a", "w " * 50, "w " * 300]))
     print(json.dumps(predictor.stats.to_json()))
 """
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    arguments = [sys.executable, "-c", program, str(tiny_directory), str(tmp_path / "compiled")]
     for hits in (0, 3):
-        done = subprocess.run(arguments, capture_output=True, check=True, env=environment, text=True)
-        first, again = map(json.loads, done.stdout.splitlines())
+        printed = in_a_process(program.replace("MODEL", repr(str(tiny_directory))), cache=tmp_path / "compiled")
+        first, again = map(json.loads, printed.splitlines())
         assert (first["shapes"], first["compilations"], first["compilations_from_cache"]) == (3, 3, hits)
         assert (again["shapes"], again["compilations"], again["compilations_from_cache"]) == (3, 0, 0)
         assert again["compilation_seconds"] == 0 < first["compilation_seconds"]
@@ -638,7 +641,7 @@ def test_a_sequence_does_not_see_its_neighbors(tiny):
 
 def test_spans_are_not_taken_from_packed_rows(tiny):
     config = tiny.config.with_head(HeadConfig("span", 2, 0, "span"))
-    params = forward.init_params(config, jax.random.key(0))
+    params = random_params(config)
     with pytest.raises(InputError, match="kind span"):
         forward.head_log_probs(
             params, np.zeros((1, 8), np.int32), np.zeros((1, 8), np.int32), head="span", config=config

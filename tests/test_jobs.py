@@ -11,14 +11,12 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -27,6 +25,7 @@ from roberta_flax import Choose, Classify, Embed, FillMask, HeadConfig, InputErr
 from roberta_flax.files import Contents
 from roberta_flax.inference import jobs
 from tests import processes
+from tests.params import random_params
 
 TOLERANCE = 5e-5
 PROGRAM = Path(sys.executable).parent / "roberta-flax"
@@ -175,7 +174,7 @@ def test_nothing_in_is_a_valid_file_with_nothing_in_it(tiny, tmp_path, content):
 def test_the_choice_of_a_row_is_the_one_that_the_model_predicts(tiny, tmp_path, framing):
     head = HeadConfig("best", 1, 64, "choice")
     config = dataclasses.replace(tiny.config, heads=(head,))
-    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    heads = random_params(config)["heads"]
     roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
     rows = [
         {"q": "a man", "a": "is playing", "b": "sleeps."},
@@ -212,7 +211,7 @@ def of_heads(tiny_directory) -> roberta_flax.Roberta:
     """The random model with these heads."""
     tiny = roberta_flax.load(tiny_directory)
     config = dataclasses.replace(tiny.config, heads=tuple(HEADS))
-    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    heads = random_params(config)["heads"]
     return roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
 
 
@@ -539,10 +538,10 @@ def test_processes_that_begin_at_one_moment_share_the_job(tiny, pairs, tmp_path)
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_however_long_the_input(tiny_directory):
+def test_memory_stays_flat_however_long_the_input(in_a_process, tiny_directory):
     """The peak after eight times the rows is higher by less than a tenth of what their results hold, and a little noise."""
     program = """
-import sys, roberta_flax
+import roberta_flax
 from roberta_flax import Embed, Predictor
 
 def status(key):
@@ -550,17 +549,14 @@ def status(key):
 
 few, many, held = 1_000, 8_000, 0
 texts = ("a dog and a cat " * 8 + str(i % 100) for i in range(many))
-for number, features in enumerate(Predictor(roberta_flax.load(sys.argv[1]), Embed("tokens"), window=256)(texts), 1):
+for number, features in enumerate(Predictor(roberta_flax.load(MODEL), Embed("tokens"), window=256)(texts), 1):
     if number == few:
         warm = status("VmHWM")
     held += features.nbytes if number > few else 0
 assert number == many
 print(1024 * warm, 1024 * status("VmHWM"), held)
 """
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    arguments = [sys.executable, "-c", program, str(tiny_directory)]
-    done = subprocess.run(arguments, capture_output=True, check=True, env=environment, text=True)
-    warm, peak, held = map(int, done.stdout.split())
+    warm, peak, held = map(int, in_a_process(program.replace("MODEL", repr(str(tiny_directory)))).split())
     assert held > 4 * (16 << 20)
     assert peak - warm < 0.1 * held + (16 << 20)
 
@@ -866,7 +862,7 @@ def test_two_classes_of_one_name_have_a_column_each(tiny, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     head = HeadConfig("twice", 3, 64, labels=("A", "A", "C"))
     config = dataclasses.replace(tiny.config, heads=(head,))
-    heads = roberta_flax.forward.init_params(config, jax.random.key(1))["heads"]
+    heads = random_params(config)["heads"]
     roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
     source = write_rows(tmp_path / "in.jsonl", [{"text": "a dog"}])
     run(roberta, Classify("twice"), source, tmp_path / "out.parquet", ("text",))

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from roberta_flax import InputError, forward, sharding
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from tests.params import random_params
 
 # Runs in a process with eight CPU devices. In float64: devices add in another order, and nothing else differs.
 PROGRAM = """
@@ -22,12 +23,13 @@ jax.config.update("jax_enable_x64", True)
 import roberta_flax
 from roberta_flax import Numerics, forward, sharding, train
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
+from tests.params import random_params
 
 config = RobertaConfig(
     vocab_size=600, num_layers=1, hidden_size=64, num_heads=4, intermediate_size=256, max_positions=62,
     heads=(HeadConfig("mnli", 3, 64),),
 )
-params = forward.init_params(config, jax.random.key(0), jnp.float64)
+params = random_params(config, np.float64)
 tokens = np.random.default_rng(0).integers(4, 600, (8, 24)).astype(np.int32)
 options = {"config": config, "numerics": Numerics("float64")}
 mesh = jax.make_mesh((4, 2), ("batch", "tp"))
@@ -75,6 +77,7 @@ with jax.set_mesh(auto):
 # the module itself, evaluated and trained, and what it keeps of its random numbers
 modules = [forward.network(tree, config, Numerics("float64")) for tree in (params, placed[mesh])]
 
+@nnx.jit
 def of_module(module, tokens):
     features = module(tokens)
     return features, module.lm_logits(features[:, 0]), module.head_logits("mnli", features)
@@ -89,7 +92,8 @@ pair = [nnx.jit(gradients_of_module)(*each) for each in zip(modules, (tokens, ro
 report("module's gradients on explicit axes", *(nnx.to_pure_dict(nnx.state(each)) for each in reversed(pair)))
 for module in modules:
     module.train(nnx.Rngs(dropout=3))
-trained = [[module(of), module(of)] for module, of in zip(modules, (tokens, rows[mesh]), strict=True)]
+call = nnx.jit(lambda module, tokens: module(tokens))
+trained = [[call(module, of), call(module, of)] for module, of in zip(modules, (tokens, rows[mesh]), strict=True)]
 assert float(jnp.abs(trained[0][0] - trained[0][1]).max()) > 1e-3
 report("module in train mode on explicit axes", *reversed(trained))
 
@@ -153,9 +157,9 @@ def test_eight_devices_agree_with_one_on_meshes_of_every_kind(eight_devices, tin
     assert {name: difference for name, difference in found.items() if difference > bounds.get(name, 1e-9)} == {}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def params():
-    return forward.init_params(CONFIG, jax.random.key(0))
+    return random_params(CONFIG)
 
 
 def test_arrays_on_a_mesh_of_explicit_axes_give_the_same_result_divided_as_the_tokens(params):
