@@ -109,6 +109,8 @@ def updates(params, place_batch, accumulate, fully_sharded=False):
     optimizer = train.adam(1e-3, config=config, clip_norm=1.0)
     train_step = train.make_train_step(train.head_loss("mnli", **options), optimizer, accumulate=accumulate)
     opt_state = train.init_optimizer(optimizer, params)
+    on = {str(x.sharding.device_set) for x in jax.tree.leaves((params, opt_state))}
+    assert len(on) == 1, on  # which is where they are after a step too: it is compiled once
     for update in range(2):
         random, shape = np.random.default_rng(update), (accumulate, 8)[accumulate == 1:]
         batch = {

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.adapters import joined
@@ -238,10 +239,32 @@ def init_optimizer(
     """Returns an optimizer's state for the parameters that make_train_step(freeze=freeze) trains.
 
     Frozen parameters take no memory. Moments have the sharding of their parameters, because zeros_like keeps it outside
-    jit.
+    jit. If the parameters are on a mesh, what is not of one of them, such as the count of steps, is replicated on it.
     """
     with jax.transfer_guard("allow"):  # the zeros are made on the host
-        return optimizer.init(partition(params, freeze)[0])
+        return _on_mesh_of(params, optimizer.init(partition(params, freeze)[0]))
+
+
+def _on_mesh_of(params: Params, state: optax.OptState) -> optax.OptState:
+    """Replicates what is on no mesh, as it is after the first step: the second one would be compiled again."""
+    arrays = [leaf for leaf in jax.tree.leaves(params) if _is_array(leaf)]
+    mesh = next((leaf.sharding.mesh for leaf in arrays if isinstance(leaf.sharding, NamedSharding)), None)
+    if mesh is None:
+        return state
+    replicated = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+
+    def on_mesh(leaf: Any) -> Any:
+        if not _is_array(leaf) or isinstance(leaf.sharding, NamedSharding):
+            return leaf
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, replicated, lambda index: values[index])
+
+    return jax.tree.map(on_mesh, state)
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether it has a place, unlike an array of a traced function."""
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
 
 
 def partition(params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Params]:
