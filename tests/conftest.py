@@ -279,7 +279,8 @@ def in_a_process(forked, tmp_path_factory):
         from tests import processes
 
         stdout, stderr = folder / "stdout", folder / "stderr"
-        arguments = (program, devices, str(cache or jax.config.jax_compilation_cache_dir), stdout, stderr)
+        folder_of_programs = jax.config.jax_compilation_cache_dir if cache is None else str(cache)
+        arguments = (program, devices, folder_of_programs, stdout, stderr)
         process = forked.Process(target=processes.program_on_devices, args=arguments)
         process.start()
         process.join()

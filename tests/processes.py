@@ -65,7 +65,7 @@ def share_of_a_job(
     answers.put((process, summary["this_run"]["texts"]))
 
 
-def program_on_devices(program: str, count: int, cache: str, stdout: Path, stderr: Path) -> None:
+def program_on_devices(program: str, count: int, cache: str | None, stdout: Path, stderr: Path) -> None:
     """A program where JAX has so many CPU devices; `cache` is for what it compiles."""
     for stream, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
