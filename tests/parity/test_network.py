@@ -153,7 +153,7 @@ def base_float64(x64, base_directory):
 @pytest.mark.slow
 def test_base_agrees_in_float64(base_model, base_float64):
     assert_same_network(base_model, base_float64, random_tokens([1, 13, 60], 50265), FLOAT64)
-    tokens = random_tokens([512, 1], 50265, seed=1)
+    tokens = random_tokens([512], 50265, seed=1)
     assert largest_difference(all_hidden(base_model, tokens)[1], base_float64.extract_features(tokens)) <= FLOAT64
 
 
@@ -228,7 +228,7 @@ def test_a_row_of_nothing_but_padding_gives_no_nan(tiny):
 def test_base_agrees_in_float32(tmp_path, tiny_source):
     model = build(seed=3)
     roberta = converted(model, tmp_path, tiny_source)
-    for lengths in ([1, 20, 64], [512, 100]):
+    for lengths in ([1, 20, 64], [512]):
         tokens = random_tokens(lengths, 50265)
         states, _ = all_hidden(model, tokens)
         for state, ours in zip(states, roberta.extract_features(tokens, return_all_hiddens=True), strict=True):
