@@ -415,10 +415,10 @@ def _matthews(confusion: list[list[int]]) -> float:
 
 def _wilson(correct: int, count: int) -> tuple[float, float]:
     """Wilson's 95% interval: Probable inference, the law of succession, and statistical inference, JASA 22 (1927)."""
-    from scipy import stats
-
-    interval = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    z, share = NormalDist().inv_cdf(0.975), correct / count
+    center, half = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    low, high = ((center + side) / (1 + z**2 / count) for side in (-half, half))
+    return (low if correct else 0.0), (high if correct < count else 1.0)
 
 
 def _correlation(name: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:

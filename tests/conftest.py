@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
 import multiprocessing
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -42,10 +43,11 @@ import jax
 import pytest
 
 import roberta_flax
-from roberta_flax.checkpoint import download
+from roberta_flax.checkpoint import converted, download
 from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.convert import convert
 from roberta_flax.text.tokenizer import Tokenizer
+from tests import processes
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -200,6 +202,16 @@ def tiny_directory(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) 
     return convert(tiny_source, tmp_path_factory.mktemp("converted") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def one_layer(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random model's first layer alone, converted: what is compiled of it takes half the time."""
+    tiny = roberta_flax.load(tiny_directory)
+    params = {**tiny.params, "layers": {"0": tiny.params["layers"]["0"]}}
+    directory = tmp_path_factory.mktemp("one_layer") / "model"
+    converted.save(directory, dataclasses.replace(tiny.config, num_layers=1), params, tiny.tokenizer)
+    return directory
+
+
 @pytest.fixture
 def tiny(tiny_directory: Path) -> roberta_flax.Roberta:
     """The random model, loaded anew for each test."""
@@ -256,26 +268,6 @@ def x64():
 
 
 @pytest.fixture(scope="session")
-def eight_devices():
-    """Runs a program in a process that has eight CPU devices; gives what it prints."""
-
-    def run(program: str) -> str:
-        changes = {
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, **changes}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    return run
-
-
-@pytest.fixture(scope="session")
 def forked() -> multiprocessing.context.ForkServerContext:
     """Starts processes that have imported everything, and have not begun with JAX: in a moment, however often."""
     context = multiprocessing.get_context("forkserver")
@@ -283,38 +275,82 @@ def forked() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-@pytest.fixture
-def two_hosts():
-    """Starts the program with some arguments in two processes that find each other as under SLURM, a CPU device each."""
-    started: list[subprocess.Popen[str]] = []
+class Started:
+    """A process that was forked, under the names of subprocess.Popen; what it says is in files."""
 
-    def start(*arguments: object) -> list[subprocess.Popen[str]]:
+    def __init__(self, process: multiprocessing.process.BaseProcess, said: Sequence[Path]) -> None:
+        self.process, self.said = process, said
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    poll = returncode.fget
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid or 0, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.process.join(timeout)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Waits for its end; gives what it said on stdout and on stderr."""
+        assert self.wait(timeout) is not None, "it has not ended"
+        out, err = (path.read_text() for path in self.said)
+        return out, err
+
+
+@pytest.fixture(scope="session")
+def start(forked, tmp_path_factory) -> Callable[..., Started]:
+    """Calls a function in a forked process that has one CPU device, unless its environment says otherwise."""
+
+    def start(function: Callable[..., None], *arguments: object, **environment: str) -> Started:
+        folder = tmp_path_factory.mktemp("started")
+        said = [folder / "out", folder / "err"]
+        changes = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+        given = (said, changes, jax.config.jax_compilation_cache_dir, function, *map(str, arguments))
+        process = forked.Process(target=processes.begun, args=given)
+        process.start()
+        return Started(process, said)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def eight_devices(start):
+    """Runs a program in a process that has eight CPU devices; gives what it prints."""
+
+    def run(program: str) -> str:
+        started = start(processes.python, program, XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}")
+        out, err = started.communicate()
+        assert started.returncode == 0, err[-3000:]
+        return out
+
+    return run
+
+
+@pytest.fixture
+def two_hosts(start):
+    """Starts roberta-flax with some arguments in two processes that find each other as under SLURM, a CPU device each."""
+    started: list[Started] = []
+
+    def start_two(*arguments: object) -> list[Started]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             # jax makes the coordinator's port of the job's number (jax/_src/clusters/slurm_cluster.py)
             job = free.getsockname()[1] % 2**12
         job_of = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-        program = [sys.executable, "-c", "from roberta_flax.cli import main; main()"]
         hosts = [
-            subprocess.Popen(
-                [*program, *map(str, arguments)],
-                env={
-                    **os.environ,
-                    **job_of,
-                    "SLURM_PROCID": str(host),
-                    "SLURM_LOCALID": str(host),
-                    "JAX_PLATFORMS": "cpu",
-                },
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            start(processes.program, *arguments, **job_of, SLURM_PROCID=str(host), SLURM_LOCALID=str(host))
             for host in range(2)
         ]
         started.extend(hosts)
         return hosts
 
-    yield start
+    yield start_two
     for host in started:
         host.kill()
         host.wait()

@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 
-import roberta_flax
 from recipes.glue import runs
 from recipes.glue.__main__ import main
 from recipes.glue.files import FOLDERS, chosen_tasks, files_of
 from recipes.glue.runs import Suite
 from recipes.glue.table import to_markdown
-from roberta_flax.checkpoint import converted
 from roberta_flax.cli import options
 from roberta_flax.cli.options import MeshOptions, ModelOptions
 from roberta_flax.datasets.recipes import RECIPES, published_score
@@ -58,17 +56,6 @@ def glue(tmp_path_factory) -> Path:
             path.parent.mkdir(exist_ok=True)
             path.write_text("\n".join([*([header] if header else []), *rows]) + "\n", encoding="utf-8")
     return data
-
-
-@pytest.fixture(scope="module")
-def one_layer(tiny_directory, tmp_path_factory) -> Path:
-    """The first layer of the random model: each task compiles programs of its own."""
-    tiny = roberta_flax.load(tiny_directory)
-    config = dataclasses.replace(tiny.config, num_layers=1)
-    params = {**tiny.params, "layers": {"0": tiny.params["layers"]["0"]}}
-    directory = tmp_path_factory.mktemp("one_layer") / "model"
-    converted.save(directory, config, params, tiny.tokenizer)
-    return directory
 
 
 @pytest.fixture
