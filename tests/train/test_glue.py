@@ -37,9 +37,9 @@ LAYOUTS: dict[str, tuple[str | None, Callable[[int, str, str], str]]] = {
     "qnli": ("index\tquestion\tsentence\tlabel", lambda i, a, b: f"{i}\t{a}\t{b}\t{RTE[i % 2]}"),
     "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", lambda i, a, b: f"{i}\t1\t2\t{a}\t{b}\t{i % 2}"),
     "rte": ("index\tsentence1\tsentence2\tlabel", lambda i, a, b: f"{i}\t{a}\t{b}\t{RTE[i % 2]}"),
-    "sst-2": ("sentence\tlabel", lambda i, a, b: f"{a} \t{i % 2}"),
+    "sst-2": ("sentence\tlabel", lambda i, a, b: f"{a} {b} {a} \t{i % 2}"),
     "mrpc": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", lambda i, a, b: f"{i % 2}\t7\t8\t{a}\t{b}"),
-    "cola": (None, lambda i, a, b: f"gj04\t{i % 2}\t{'*' * (1 - i % 2)}\t{a}"),
+    "cola": (None, lambda i, a, b: f"gj04\t{i % 2}\t{'*' * (1 - i % 2)}\t{a} {b} {a}"),
     "sts-b": (
         "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
         lambda i, a, b: f"{i}\tmain\tMSRvid\t2012test\t{i:04}\tnone\tnone\t{a}\t{b}\t{i % 6}.000",
@@ -51,7 +51,7 @@ LAYOUTS: dict[str, tuple[str | None, Callable[[int, str, str], str]]] = {
 def glue(tmp_path_factory) -> Path:
     data = tmp_path_factory.mktemp("glue_data")
     for task, (header, row) in LAYOUTS.items():
-        rows = [row(i, f"dog {i % 7} .", f"cat {i % 5} .") for i in range(ROWS)]  # of one length: one program
+        rows = [row(i, f"dog {i % 7} .", f"cat {i % 5} .") for i in range(ROWS)]  # of one length: few programs
         for path in filter(None, files_of(data, task)):
             path.parent.mkdir(exist_ok=True)
             path.write_text("\n".join([*([header] if header else []), *rows]) + "\n", encoding="utf-8")
