@@ -32,7 +32,11 @@ def convert_again_and_again(source: Path, folder: Path, started: Any) -> None:
 
 
 def begun(
-    said: Sequence[Path], environment: Mapping[str, str], programs: str | None, function: Callable[..., None], *arguments: str
+    said: Sequence[Path],
+    environment: Mapping[str, str],
+    programs: str | None,
+    function: Callable[..., None],
+    *arguments: str,
 ) -> None:
     """Calls a function as if its process had been started for it: with an environment, and a file for each stream."""
     for stream, path in enumerate(said, start=1):
