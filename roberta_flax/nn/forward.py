@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import jax
@@ -74,10 +75,15 @@ def _abstract(config: RobertaConfig, numerics: Numerics) -> tuple[nnx.GraphDef[R
     """The network without its numbers: its structure, and its parameters as jax.ShapeDtypeStruct.
 
     All layers have the same shapes, so one is traced and the others are clones of it: tracing each of the 24 of
-    roberta.large takes ten times as long.
+    roberta.large takes ten times as long. All parameters have one key, since counting keys takes as long as the rest.
     """
-    layer = nnx.eval_shape(lambda: TransformerLayer(config, numerics, nnx.Rngs(0)))
-    model = nnx.eval_shape(lambda: RobertaModel(config, numerics, nnx.Rngs(0), layers=[]))
+
+    def rngs() -> nnx.Rngs:
+        key = jax.random.key(0)
+        return cast("nnx.Rngs", SimpleNamespace(params=lambda: key))
+
+    layer = nnx.eval_shape(lambda: TransformerLayer(config, numerics, rngs()))
+    model = nnx.eval_shape(lambda: RobertaModel(config, numerics, rngs(), layers=[]))
     model.layers = nnx.List([nnx.clone(layer) for _ in range(config.num_layers)])
     graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)

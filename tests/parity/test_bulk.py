@@ -174,6 +174,7 @@ def test_what_zero_shot_cannot_use_is_refused(models):
     ZeroShot(("a",), entailment=2).check(nameless)
 
 
+@pytest.mark.slow
 def test_documents_are_ranked_as_by_sentence_transformers(models, tmp_path):
     source, model = models("scores")
     theirs = sentence_transformers.CrossEncoder(str(source), device="cpu")
@@ -296,6 +297,7 @@ def agree_in_json(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs if isinstance(theirs, str) else ours == pytest.approx(theirs, abs=TOLERANCE))
 
 
+@pytest.mark.slow
 def test_the_command_line_does_each_task(models, tmp_path, run):
     names = {kind: models(kind)[0].with_name(f"{kind}-converted") for kind in KINDS}
     status, out, _ = run("tag", ROWS[0], "-m", names["tags"], "--json")

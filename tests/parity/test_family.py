@@ -534,6 +534,7 @@ def test_a_dictionary_that_lacks_pieces_goes_to_transformers_where_no_text_needs
         assert not verify(directory, exported, head_name="mnli").problems
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_here_goes_to_torch(tiny, tmp_path):
     """Parameters changed in JAX, saved, exported to both libraries: the outputs of these are ours."""
     transformers = pytest.importorskip("transformers")

@@ -40,6 +40,7 @@ def test_everything_a_hub_does_is_what_fairseq_does_with_the_embedded_model(
         assert [p for _, p, _ in ours] == pytest.approx([p for _, p, _ in expected], abs=FLOAT32)
 
 
+@pytest.mark.slow
 def test_fill_mask_with_the_real_vocabulary_is_what_fairseq_does(fairseq_loads, gpt2_bpe, tmp_path):
     model = build(**{**SMALL, "vocab": 50265})
     source = write(model, tmp_path / "source", gpt2_bpe)

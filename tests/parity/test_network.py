@@ -107,9 +107,7 @@ def assert_same_network(model, roberta: roberta_flax.Roberta, tokens: np.ndarray
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "variant", slow_but(["post-norm", "pre-norm", "untied", "one head, one layer"], SMALL_VARIANTS)
-)
+@pytest.mark.parametrize("variant", slow_but(["post-norm", "pre-norm", "one head, one layer"], SMALL_VARIANTS))
 def test_every_choice_of_network_agrees_in_float64(variant, tmp_path, tiny_source):
     model = build(**{**SMALL, **SMALL_VARIANTS[variant]}, heads={"mnli": 3, "rte": 2}, dtype=torch.float64)
     roberta = converted(model, tmp_path, tiny_source, dtype="float64", param_dtype="float64")
@@ -153,7 +151,7 @@ def base_float64(x64, base_directory):
 @pytest.mark.slow
 def test_base_agrees_in_float64(base_model, base_float64):
     assert_same_network(base_model, base_float64, random_tokens([1, 13, 60], 50265), FLOAT64)
-    tokens = random_tokens([512, 1], 50265, seed=1)
+    tokens = random_tokens([512], 50265, seed=1)
     assert largest_difference(all_hidden(base_model, tokens)[1], base_float64.extract_features(tokens)) <= FLOAT64
 
 
@@ -228,7 +226,7 @@ def test_a_row_of_nothing_but_padding_gives_no_nan(tiny):
 def test_base_agrees_in_float32(tmp_path, tiny_source):
     model = build(seed=3)
     roberta = converted(model, tmp_path, tiny_source)
-    for lengths in ([1, 20, 64], [512, 100]):
+    for lengths in ([1, 20, 64], [512]):
         tokens = random_tokens(lengths, 50265)
         states, _ = all_hidden(model, tokens)
         for state, ours in zip(states, roberta.extract_features(tokens, return_all_hiddens=True), strict=True):

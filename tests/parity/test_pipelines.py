@@ -391,6 +391,7 @@ def test_entities_by_fairseqs_tokenizer_are_those_by_the_tokenizer_of_its_export
             assert same(one, plain(other)), (text, arguments, one, other)
 
 
+@pytest.mark.slow
 def test_answers_by_fairseqs_tokenizer_are_those_by_the_tokenizer_of_its_export(of_fairseq):
     model, exported = of_fairseq(HeadConfig("span", 2, 0, "span"))
     theirs = transformers.pipeline("question-answering", model=str(exported), device="cpu")
@@ -401,6 +402,7 @@ def test_answers_by_fairseqs_tokenizer_are_those_by_the_tokenizer_of_its_export(
             assert same(ours(**inputs, **arguments), plain(theirs(**inputs, **arguments))), (text, arguments)
 
 
+@pytest.mark.slow
 def test_masks_by_fairseqs_tokenizer_are_filled_as_by_the_tokenizer_of_its_export(of_fairseq):
     model, exported = of_fairseq(HeadConfig("span", 2, 0, "span"))
     theirs = transformers.pipeline("fill-mask", model=str(exported), device="cpu")

@@ -206,6 +206,7 @@ def test_a_replay_repeats_the_measurements_of_the_recording(tiny_directory, reco
     assert (replayed.inputs, replayed.reference) == (recorded.inputs, recorded.reference)
 
 
+@pytest.mark.slow
 def test_recording_does_not_change_measurements(tiny_directory, recording):
     assert measurements(parity.compare(tiny_directory, texts=TEXTS, only=ONLY)) == measurements(recording[1])
 

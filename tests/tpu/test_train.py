@@ -17,13 +17,13 @@ from references.tpu import V5E_BYTES, Update, collectives, figures, products
 
 pytestmark = pytest.mark.slow
 
-# of three layers of 24, which take minutes less to compile
+# of two layers of 24, or three, which take minutes less to compile
 ONE = Update("v5e:1x1", rows=32, num_layers=3, generator="rbg")
-DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg")
-FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=3, generator="rbg", fully_sharded=True)
-TENSOR_PARALLEL = Update("v5e:2x2", rows=32, tensor_parallel=4, num_layers=3, generator="rbg")
+DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=2, generator="rbg")
+FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=2, generator="rbg", fully_sharded=True)
+TENSOR_PARALLEL = Update("v5e:2x2", rows=32, tensor_parallel=4, num_layers=2, generator="rbg")
 SLICE = Update("v5e:4x4", rows=64, tensor_parallel=4, num_layers=2, fully_sharded=True, dropout=False)
-KEPT = Update("v5e:1x1", rows=32, num_layers=3, generator="rbg", remat=False)
+KEPT = Update("v5e:1x1", rows=32, num_layers=2, generator="rbg", remat=False)
 UPDATES = {
     "one chip": ONE,
     "data parallel": DATA_PARALLEL,
@@ -32,6 +32,9 @@ UPDATES = {
     "one chip, nothing computed again": KEPT,
 }
 each_update = pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
+# Cycles of Transformers' Flax model with optax by flax_compiled(update, FAST), which takes as long to compile again. At
+# full effort it is a sixth of these, and of ours: `python -m benchmarks.tpu --only train --layers 3 --generator rbg`.
+THEIRS = {ONE: 157.0e6, KEPT: 85.2e6}
 
 
 @each_update
@@ -44,7 +47,7 @@ def test_a_chip_holds_it_and_computes_nothing_twice_and_multiplies_no_float32(up
     assert counted["peak_bytes"] + counted["program_bytes"] < V5E_BYTES
 
     # By hand, and at most 3 % for what stands between the products. Of a layer that is computed again the compiler leaves
-    # out what no gradient needs. Adam's 15 operations or so for each parameter count too, which three layers' products do
+    # out what no gradient needs. Adam's 15 operations or so for each parameter count too, which two layers' products do
     # not dwarf as 24 layers' do.
     adam = 15 * sum(leaf.size for leaf in jax.tree.leaves(update.params()))
     adam /= update.mesh.size if update.fully_sharded else update.tensor_parallel
@@ -53,6 +56,9 @@ def test_a_chip_holds_it_and_computes_nothing_twice_and_multiplies_no_float32(up
     found = products(program)
     assert len(found) >= 3 * 8 * (update.num_layers - 1)
     assert {dtype for product in found for dtype in product.operands} == {"bf16"}
+
+    if update in THEIRS:
+        assert counted["estimated_cycles"] < 0.75 * THEIRS[update]
 
 
 def test_a_chip_holds_all_24_layers(compiled):
@@ -80,13 +86,6 @@ def test_fully_sharded_devices_hold_a_quarter(compiled):
     numbers = sum(leaf.size for leaf in jax.tree.leaves(FULLY_SHARDED.params()))
     # parameters and two moments, float32; what is small is whole everywhere
     assert figures(compiled(FULLY_SHARDED))["argument_bytes"] == pytest.approx(3 * 4 * numbers / 4, rel=0.02)
-
-
-def test_at_full_effort_it_takes_fewer_cycles_than_transformers_with_optax():
-    """Of one layer, which we compute for first tokens alone; of more see `python -m benchmarks.tpu --only train`."""
-    update = Update("v5e:1x1", rows=32, num_layers=1, generator="rbg")
-    theirs = 11.65e6  # which takes as long to compile again: `python -m benchmarks.tpu --only train --layers 1 --generator rbg`
-    assert figures(update.compiled())["estimated_cycles"] < 0.6 * theirs
 
 
 def test_on_16_chips_tensor_parallel_and_fully_sharded_no_rows_are_gathered_and_each_kernel_is_summed_once(compiled):
