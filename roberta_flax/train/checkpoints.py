@@ -183,7 +183,7 @@ def _wanted(leaf: Any) -> Any:
     Orbax commits its arrays to their devices, and JAX compiles another program for those.
     """
     if isinstance(leaf, jax.Array) and leaf.committed:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)  # type: ignore[no-untyped-call]
     return np.empty(leaf.shape, leaf.dtype)
 
 
