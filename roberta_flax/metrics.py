@@ -415,13 +415,10 @@ def _matthews(confusion: list[list[int]]) -> float:
 
 def _wilson(correct: int, count: int) -> tuple[float, float]:
     """Wilson's 95% interval: Probable inference, the law of succession, and statistical inference, JASA 22 (1927)."""
-    square = _Z**2
-    center = correct + square / 2
-    distance = math.sqrt(square * (correct * (count - correct) / count + square / 4))
-    # the ends are 0 and 1 where all are wrong or right, but for rounding
-    low = 0.0 if correct == 0 else (center - distance) / (count + square)
-    high = 1.0 if correct == count else (center + distance) / (count + square)
-    return low, high
+    from scipy import stats
+
+    interval = stats.binomtest(correct, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _correlation(name: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
 import multiprocessing
@@ -12,12 +13,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 if version("jaxlib").startswith("0.10."):  # a jaxlib that does not know a flag ends the process
     # Most of a test's time is the compilation of programs that run once. With these flags XLA's CPU backend compiles in
@@ -44,10 +46,11 @@ import pytest
 import typer
 
 import roberta_flax
-from roberta_flax.checkpoint import download
+from roberta_flax.checkpoint import converted, download
 from roberta_flax.checkpoint.archive import extract_archive
 from roberta_flax.convert import convert
 from roberta_flax.text.tokenizer import Tokenizer
+from tests import processes
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -208,6 +211,16 @@ def tiny_directory(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) 
     return convert(tiny_source, tmp_path_factory.mktemp("converted") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def one_layer(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random model's first layer alone, converted: what is compiled of it takes half the time."""
+    tiny = roberta_flax.load(tiny_directory)
+    params = {**tiny.params, "layers": {"0": tiny.params["layers"]["0"]}}
+    directory = tmp_path_factory.mktemp("one_layer") / "model"
+    converted.save(directory, dataclasses.replace(tiny.config, num_layers=1), params, tiny.tokenizer)
+    return directory
+
+
 @pytest.fixture
 def tiny(tiny_directory: Path) -> roberta_flax.Roberta:
     """The random model, loaded anew for each test."""
@@ -276,64 +289,90 @@ def forked() -> multiprocessing.context.ForkServerContext:
     return context
 
 
+class Started:
+    """A process that was forked, under the names of subprocess.Popen; what it says is in files."""
+
+    def __init__(self, process: multiprocessing.process.BaseProcess, said: Sequence[Path]) -> None:
+        self.process, self.said = process, said
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    poll = returncode.fget
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid or 0, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.process.join(timeout)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Waits for its end; gives what it said on stdout and on stderr."""
+        assert self.wait(timeout) is not None, "it has not ended"
+        out, err = (path.read_text() for path in self.said)
+        return out, err
+
+
 @pytest.fixture(scope="session")
-def in_a_process(forked, tmp_path_factory):
-    """Runs a program in a process of its own, with so many CPU devices; gives what it prints."""
-    folder = tmp_path_factory.mktemp("in-a-process")
+def start(forked, tmp_path_factory) -> Callable[..., Started]:
+    """Calls a function in a forked process that has one CPU device, unless its environment says otherwise."""
 
-    def run(program: str, devices: int = 1, cache: Path | None = None) -> str:
-        from tests import processes
-
-        stdout, stderr = folder / "stdout", folder / "stderr"
-        folder_of_programs = jax.config.jax_compilation_cache_dir if cache is None else str(cache)
-        arguments = (program, devices, folder_of_programs, stdout, stderr)
-        process = forked.Process(target=processes.program_on_devices, args=arguments)
+    def start(
+        function: Callable[..., None], *arguments: object, programs: Path | None = None, **environment: str
+    ) -> Started:
+        folder = tmp_path_factory.mktemp("started")
+        said = [folder / "out", folder / "err"]
+        changes = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+        given = (said, changes, programs or jax.config.jax_compilation_cache_dir, function, *map(str, arguments))
+        process = forked.Process(target=processes.begun, args=given)
         process.start()
-        process.join()
-        assert process.exitcode == 0, stderr.read_text()[-3000:]
-        return stdout.read_text()
+        return Started(process, said)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def in_a_process(start) -> Callable[..., str]:
+    """Runs a program in a process of its own; gives what it prints. What it compiles is kept with that of the tests."""
+
+    def run(program: str, **options: Any) -> str:
+        started = start(processes.python, program, **options)
+        out, err = started.communicate()
+        assert started.returncode == 0, err[-3000:]
+        return out
 
     return run
 
 
 @pytest.fixture(scope="session")
-def eight_devices(in_a_process):
+def eight_devices(in_a_process) -> Callable[..., str]:
     """Runs a program in a process that has eight CPU devices; gives what it prints."""
-    return partial(in_a_process, devices=8)
+    return partial(in_a_process, XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}")
 
 
 @pytest.fixture
-def two_hosts():
-    """Starts the program with some arguments in two processes that find each other as under SLURM, a CPU device each."""
-    started: list[subprocess.Popen[str]] = []
+def two_hosts(start):
+    """Starts roberta-flax with some arguments in two processes that find each other as under SLURM, a CPU device each."""
+    started: list[Started] = []
 
-    def start(*arguments: object) -> list[subprocess.Popen[str]]:
+    def start_two(*arguments: object) -> list[Started]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             # jax makes the coordinator's port of the job's number (jax/_src/clusters/slurm_cluster.py)
             job = free.getsockname()[1] % 2**12
         job_of = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-        program = [sys.executable, "-c", "from roberta_flax.cli import main; main()"]
         hosts = [
-            subprocess.Popen(
-                [*program, *map(str, arguments)],
-                env={
-                    **os.environ,
-                    **job_of,
-                    "SLURM_PROCID": str(host),
-                    "SLURM_LOCALID": str(host),
-                    "JAX_PLATFORMS": "cpu",
-                },
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            start(processes.program, *arguments, **job_of, SLURM_PROCID=str(host), SLURM_LOCALID=str(host))
             for host in range(2)
         ]
         started.extend(hosts)
         return hosts
 
-    yield start
+    yield start_two
     for host in started:
         host.kill()
         host.wait()

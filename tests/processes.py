@@ -1,20 +1,23 @@
-"""What tests run in processes that they kill; conftest.forked starts them."""
+"""What tests run in processes of their own; conftest.forked starts them."""
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import multiprocessing
 import os
 import resource
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
+import scipy.stats  # noqa: F401  (it takes a second, as cli.program does)
 
 import roberta_flax
-import roberta_flax.cli.program  # which takes a second
+import roberta_flax.cli.program
 import tests.stores  # noqa: F401  (their scheme)
 from roberta_flax import CheckpointError, Classify, Predictor, cli
 from roberta_flax.checkpoint import stablehlo
@@ -30,8 +33,7 @@ def command_line(*arguments: str, stderr: Path | str = os.devnull, largest_file:
     for stream, path in ((1, os.devnull), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY), stream)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # which knows that it is no file
-    sys.argv = ["roberta-flax", *arguments]
-    cli.main()
+    program(*arguments)
 
 
 def command_line_with_room_for_parts(parts: int, stderr: Path, *arguments: str) -> None:
@@ -65,18 +67,6 @@ def share_of_a_job(
     answers.put((process, summary["this_run"]["texts"]))
 
 
-def program_on_devices(program: str, count: int, cache: str | None, stdout: Path, stderr: Path) -> None:
-    """A program where JAX has so many CPU devices; `cache` is for what it compiles."""
-    for stream, path in ((1, stdout), (2, stderr)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
-    jax.config.update("jax_num_cpu_devices", count)
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    exec(compile(program, "program", "exec"), {"__name__": "__main__"})  # noqa: S102
-
-
 def memory_to_refuse(path: Path, answers: multiprocessing.SimpleQueue[tuple[str, int]]) -> None:
     """Puts what is said of a torch checkpoint that is refused, and how many bytes that took."""
 
@@ -98,3 +88,36 @@ def convert_again_and_again(source: Path, folder: Path, started: Any) -> None:
 
 def export_stablehlo(model: Path, destination: Path) -> None:
     stablehlo.export(model, destination)
+
+
+def begun(
+    said: Sequence[Path],
+    environment: Mapping[str, str],
+    programs: str | None,
+    function: Callable[..., None],
+    *arguments: str,
+) -> None:
+    """Calls a function as if its process had been started for it: with an environment, and a file for each stream."""
+    for stream, path in enumerate(said, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, value in (("platforms", environment["JAX_PLATFORMS"]), ("compilation_cache_dir", programs)):
+        jax.config.update(f"jax_{name}", value)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        function(*arguments)
+    finally:
+        atexit._run_exitfuncs()  # as an interpreter does, and a forked process does not
+
+
+def python(program: str, *arguments: str) -> None:
+    """As python -c."""
+    sys.argv = ["-c", *arguments]
+    exec(program, {"__name__": "__main__"})  # noqa: S102
+
+
+def program(*arguments: str) -> None:
+    """roberta-flax with these arguments."""
+    sys.argv = ["roberta-flax", *arguments]
+    cli.main()

@@ -424,7 +424,7 @@ for _ in range(2):
     print(json.dumps(predictor.stats.to_json()))
 """
     for hits in (0, 3):
-        printed = in_a_process(program.replace("MODEL", repr(str(tiny_directory))), cache=tmp_path / "compiled")
+        printed = in_a_process(program.replace("MODEL", repr(str(tiny_directory))), programs=tmp_path / "compiled")
         first, again = map(json.loads, printed.splitlines())
         assert (first["shapes"], first["compilations"], first["compilations_from_cache"]) == (3, 3, hits)
         assert (again["shapes"], again["compilations"], again["compilations_from_cache"]) == (3, 0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from functools import cache
 from typing import Any
 
 import jax
@@ -55,13 +56,18 @@ def answers(directory: Any, settings: dict[str, Any]) -> dict[str, Any]:
     return jax.device_get(found)
 
 
+@pytest.fixture(scope="module")
+def expected_answers(one_layer) -> Callable[..., dict[str, Any]]:
+    return cache(lambda **settings: answers(one_layer, settings))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_answers_are_the_same(mode, tiny_directory):
+def test_answers_are_the_same(mode, one_layer, expected_answers):
     within, settings = MODES[mode]
-    expected = answers(tiny_directory, settings)
+    expected = expected_answers(**settings)
     with within():
-        found = answers(tiny_directory, settings)
+        found = answers(one_layer, settings)
     # compiled anew: in 16 bits a number may be rounded to a neighbor
     tolerance = 8 * float(jnp.finfo(settings.get("dtype", "float32")).eps)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, expected)
@@ -83,14 +89,19 @@ def answers_of_encoders_and_pipelines(directory: Any) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def expected_of_encoders_and_pipelines(one_layer) -> dict[str, Any]:
+    return answers_of_encoders_and_pipelines(one_layer)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["transfer_guard", "rank and dtype promotion"])
-def test_answers_of_encoders_and_pipelines_are_the_same(mode, tiny_directory):
-    expected = answers_of_encoders_and_pipelines(tiny_directory)
+def test_answers_of_encoders_and_pipelines_are_the_same(mode, one_layer, expected_of_encoders_and_pipelines):
     jax.clear_caches()  # so that programs are traced again, too
     with MODES[mode][0]():
-        found = answers_of_encoders_and_pipelines(tiny_directory)
+        found = answers_of_encoders_and_pipelines(one_layer)
     tolerance = 8 * float(jnp.finfo("bfloat16").eps)
+    expected = expected_of_encoders_and_pipelines
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, expected)
 
 
@@ -112,7 +123,7 @@ def losses_of_updates(directory: Any, numerics: Numerics) -> dict[str, float]:
     losses = {}
     for name, of in (("dropout", config), ("none", still)):
         step = train.make_train_step(train.head_loss("mnli", config=of, numerics=numerics), optimizer, accumulate=2)
-        params = jax.tree.map(jnp.copy, roberta.params)
+        params = jax.device_put(jax.tree.map(np.array, jax.device_get(roberta.params)))  # a copy of each
         state = train.init_optimizer(optimizer, params)
         for key in keys:
             params, state, metrics = step(params, state, batches, key)
@@ -121,14 +132,14 @@ def losses_of_updates(directory: Any, numerics: Numerics) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def expected_losses(tiny_directory) -> dict[str, float]:
-    return losses_of_updates(tiny_directory, Numerics("bfloat16"))
+def expected_losses(one_layer) -> dict[str, float]:
+    return losses_of_updates(one_layer, Numerics("bfloat16"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_updates_are_the_same_but_for_the_random_numbers_of_another_generator(mode, tiny_directory, expected_losses):
+def test_updates_are_the_same_but_for_the_random_numbers_of_another_generator(mode, one_layer, expected_losses):
     with MODES[mode][0]():
-        found = losses_of_updates(tiny_directory, Numerics("bfloat16"))
+        found = losses_of_updates(one_layer, Numerics("bfloat16"))
     assert found["none"] == pytest.approx(expected_losses["none"], rel=8 * float(jnp.finfo("bfloat16").eps))
     assert (found["dropout"] == pytest.approx(expected_losses["dropout"], rel=1e-3)) == ("rbg" not in mode)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from roberta_flax.errors import InputError
@@ -133,13 +134,14 @@ class Checkpoints:
         path, advice = self.directory / str(step), self._advice(step)
         checked_by_first_process(lambda: _require_undamaged(path, advice))
         ocp = require("orbax.checkpoint", "train")
-        wanted = jax.tree.map(ocp.tree.to_shape_dtype_struct, {"params": params, "opt_state": opt_state})
+        wanted = jax.tree.map(_wanted, {"params": params, "opt_state": opt_state})
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=items)
         except Exception as error:  # orbax raises bare Exceptions, too
             raise unreadable(path, error, advice) from None
-        return restored.state["params"], restored.state["opt_state"], restored.progress
+        state = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), restored.state)
+        return state["params"], state["opt_state"], restored.progress
 
     def delete_old(self) -> None:
         """Deletes all but the newest few. Saving does, too, unless the run was killed before, or keeps fewer now.
@@ -173,6 +175,16 @@ class Checkpoints:
         """Waits for the checkpoint that is being written, and ends orbax's threads."""
         self.wait()
         self._manager.close()
+
+
+def _wanted(leaf: Any) -> Any:
+    """Returns what orbax should restore: a numpy array where JAX chose the device.
+
+    Orbax commits its arrays to their devices, and JAX compiles another program for those.
+    """
+    if isinstance(leaf, jax.Array) and leaf.committed:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)  # type: ignore[no-untyped-call]
+    return np.empty(leaf.shape, leaf.dtype)
 
 
 def _require_undamaged(checkpoint: Path, advice: str) -> None:

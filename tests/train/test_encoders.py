@@ -381,7 +381,7 @@ FAST = ("--lr", "2e-3", "--dropout", "0", "--attention-dropout", "0", "--batch-s
 
 
 @pytest.mark.slow
-def test_a_sentence_encoder_learns_from_pairs_and_all_commands_take_it(run, tiny_directory, pairs, tmp_path):
+def test_a_sentence_encoder_learns_from_pairs_and_all_commands_take_it(run, one_layer, pairs, tmp_path):
     options = ("--matryoshka-dims", "64,16", "--mini-batch-size", "4", "--prompt", "query: ", "--prompt", "passage: ")
     status, out, err = run(
         "train-encoder",
@@ -389,7 +389,7 @@ def test_a_sentence_encoder_learns_from_pairs_and_all_commands_take_it(run, tiny
         "--valid",
         pairs,
         "--model",
-        tiny_directory,
+        one_layer,
         "-o",
         tmp_path / "o",
         *FAST,
@@ -419,12 +419,12 @@ def test_a_sentence_encoder_learns_from_pairs_and_all_commands_take_it(run, tiny
 
 
 @pytest.mark.slow
-def test_rows_and_run_may_be_at_urls(run, tiny_directory, pairs, tmp_path):
+def test_rows_and_run_may_be_at_urls(run, one_layer, pairs, tmp_path):
     fsspec.filesystem("memory").rm("/", recursive=True)
     bucket = to_path("memory://encoders")
     (bucket / "pairs.tsv").put(pairs)
     for file, directory in ((pairs, tmp_path / "run"), (bucket / "pairs.tsv", bucket / "run")):
-        arguments = (file, "--valid", file, "-o", directory, "--model", tiny_directory, *FAST, "--steps", "2")
+        arguments = (file, "--valid", file, "-o", directory, "--model", one_layer, *FAST, "--steps", "2")
         status, _, err = run("train-encoder", *arguments)
         assert status == 0, err
     for name in ("best/model.safetensors", "sentence-transformers/model.safetensors"):
@@ -432,13 +432,13 @@ def test_rows_and_run_may_be_at_urls(run, tiny_directory, pairs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cross_encoder_learns_from_scores(run, tiny_directory, scored, tmp_path):
+def test_a_cross_encoder_learns_from_scores(run, one_layer, scored, tmp_path):
     arguments = (
         scored,
         "--valid",
         scored,
         "--model",
-        tiny_directory,
+        one_layer,
         "-o",
         tmp_path / "o",
         *FAST,
@@ -465,9 +465,9 @@ def test_a_cross_encoder_learns_from_scores(run, tiny_directory, scored, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_computes_the_same_bits(tiny_directory, scored, tmp_path):
+def test_a_run_that_was_stopped_computes_the_same_bits(one_layer, scored, tmp_path):
     def train(directory: Path) -> None:
-        roberta = roberta_flax.load(tiny_directory)
+        roberta = roberta_flax.load(one_layer)
         job = SentenceEncoderTraining.of_files(
             roberta, SentenceLoss("cosent"), scored, scored, steps=6, save_every=3, validate_every=6, pooling="cls",
             best="pearson",

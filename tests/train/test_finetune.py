@@ -10,8 +10,6 @@ import re
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from roberta_flax.tasks import judging
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train.finetuning import FineTuning, Result, SeedResults, continues, trained_part
 from roberta_flax.train.validation import Validation
+from tests import processes
 from tests.conftest import EIGHT_DEVICES, ROOT
 
 # learns in seconds: no dropout, no warm-up of any length, and a learning rate for a random network of two layers
@@ -46,14 +45,14 @@ FAST = ("--lr", "2e-3", "--dropout", "0", "--attention-dropout", "0", "--batch-s
 
 
 @pytest.fixture
-def finetune(run, tiny_directory):
-    """Fine-tunes the embedded model; gives the summary and stderr."""
+def finetune(run, one_layer):
+    """Fine-tunes a network of one layer, unless another model is given; gives the summary and stderr."""
 
     def finetune(
-        train: Path, output: Path, *arguments: object, valid: Path | None = None
+        train: Path, output: Path, *arguments: object, model: Path | None = None
     ) -> tuple[dict[str, Any], str]:
-        files = (train, "--valid", valid or train, "-o", output)
-        status, out, err = run("finetune", "--model", tiny_directory, *files, *FAST, *arguments, "--json")
+        files = (train, "--valid", train, "-o", output)
+        status, out, err = run("finetune", *files, *FAST, "--model", model or one_layer, *arguments, "--json")
         assert status == 0, err
         return json.loads(out), err
 
@@ -280,13 +279,13 @@ def test_sts_b_is_trained_on_fifths_and_evaluate_agrees(finetune, run, tmp_path)
 
 
 @pytest.mark.slow
-def test_fine_tuning_from_python_is_the_commands(finetune, sentiment, tiny_directory, tmp_path):
+def test_fine_tuning_from_python_is_the_commands(finetune, sentiment, one_layer, tmp_path):
     """The same bytes of records; and evaluation reads the file as validation does."""
     summary, _ = finetune(sentiment, tmp_path / "command", "--task", "sst2", "--steps", "4", "--validate-every", "2")
     recipe = dataclasses.replace(
         RECIPES["sst-2"], learning_rate=2e-3, dropout=0.0, attention_dropout=0.0, batch_size=8, weight_decay=0.0
     )
-    roberta = roberta_flax.load(tiny_directory)
+    roberta = roberta_flax.load(one_layer)
     tuning = FineTuning.of_files(roberta, "SST-2", sentiment, sentiment, recipe=recipe, steps=4, validate_every=2)
     result = tuning.run(roberta, tmp_path / "python", seed=1, progress=False)
     assert json.loads(json.dumps({**tuning.to_json(), **result.to_json()})) == summary
@@ -343,52 +342,41 @@ def test_a_finished_run_started_again_says_the_same(finetune, sentiment, tmp_pat
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_started_again_ends_with_the_bits_of_one_that_was_not(
-    tiny_directory, sentiment, tmp_path
+    finetune, start, one_layer, sentiment, tmp_path
 ):
     options = ("--steps", "60", "--validate-every", "20", "--save-every", "10", "--dropout", "0.1")
-    files = (sentiment, "--valid", sentiment)
-    command = [
-        sys.executable,
-        "-c",
-        "from roberta_flax.cli import main; main()",
-        "finetune",
-        "--task",
-        "sst-2",
-        "--model",
-    ]
-    command += map(str, (tiny_directory, *files, *FAST, *options))
-
-    def finish(name: str) -> None:
-        done = subprocess.run([*command, "-o", tmp_path / name], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-
-    finish("whole")
-    killed = subprocess.Popen([*command, "-o", tmp_path / "killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    finetune(sentiment, tmp_path / "whole", "--task", "sst-2", *options)
+    files = (sentiment, "--valid", sentiment, "-o", tmp_path / "killed")
+    command = ("finetune", "--task", "sst-2", "--model", one_layer, *files, *FAST, *options)
+    killed = start(processes.program, *command)
     while not (tmp_path / "killed" / "checkpoints" / "30").exists():
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    finish("killed")
+    resumed = start(processes.program, *command)
+    _, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert "resuming after step" in err
     for file in ("summary.json", "metrics.jsonl", "best/model.safetensors", "best/config.json"):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
 @pytest.mark.slow
-def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run, sentiment, tiny_directory, tmp_path):
+def test_other_hyper_parameters_in_the_same_directory_are_refused(finetune, run, sentiment, one_layer, tmp_path):
     finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--steps", "2")
     files = (sentiment, "--valid", sentiment, "-o", tmp_path / "o", "--steps", "2")
-    status, _, err = run("finetune", "--model", tiny_directory, "--task", "sst-2", *files)
+    status, _, err = run("finetune", "--model", one_layer, "--task", "sst-2", *files)
     assert status == 1
     assert "has another run (" in err
     assert "batch_size was 8 and is 32" in err
 
 
 @pytest.mark.slow
-def test_a_run_is_its_contents_and_not_paths_or_times(finetune, run, sentiment, tiny_directory, tmp_path, monkeypatch):
+def test_a_run_is_its_contents_and_not_paths_or_times(finetune, run, sentiment, one_layer, tmp_path, monkeypatch):
     options = ("--task", "sst-2", "--steps", "2")
     first, _ = finetune(sentiment, tmp_path / "o", *options)
-    copy = shutil.copytree(tiny_directory, tmp_path / "copy")
+    copy = shutil.copytree(one_layer, tmp_path / "copy")
     os.utime(copy / "model.safetensors", (1, 1))
     monkeypatch.chdir(tmp_path)
     moved = shutil.copy(sentiment, "moved.tsv")
@@ -401,7 +389,7 @@ def test_a_run_is_its_contents_and_not_paths_or_times(finetune, run, sentiment, 
     config, params = converted.read(copy)
     params["embeddings"]["token"]["embedding"] = params["embeddings"]["token"]["embedding"].at[5, 5].add(0.01)
     shutil.rmtree(copy)
-    converted.save(copy, config, params, roberta_flax.load(tiny_directory).tokenizer)
+    converted.save(copy, config, params, roberta_flax.load(one_layer).tokenizer)
     os.utime(copy / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     status, _, err = run(*command, "--model", copy)
     assert status == 1
@@ -410,7 +398,7 @@ def test_a_run_is_its_contents_and_not_paths_or_times(finetune, run, sentiment, 
     # data with one label changed
     text = sentiment.read_text()
     Path(moved).write_text(text.replace("good\t1", "good\t0", 1))
-    status, _, err = run(*command, "--model", tiny_directory)
+    status, _, err = run(*command, "--model", one_layer)
     assert (status, "(training was '" in err, "validation was '" in err) == (1, True, True), err
 
 
@@ -536,7 +524,7 @@ def test_a_model_says_what_it_was_trained_on_and_the_commands_need_no_more(finet
 
 @pytest.mark.slow
 def test_frozen_parameters_stay_bit_for_bit_and_others_move(finetune, sentiment, tiny_directory, tmp_path):
-    finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--steps", "3", "--freeze", "1")
+    finetune(sentiment, tmp_path / "o", "--task", "sst-2", "--steps", "3", "--freeze", "1", model=tiny_directory)
     before, after = (flatten(converted.read(path)[1]) for path in (tiny_directory, tmp_path / "o" / "best"))
     for path, leaf in before.items():
         if path.startswith("heads."):
@@ -590,19 +578,19 @@ ADAPTERS = ("--task", "sst-2", "--lr", "2e-2", "--lora-rank", "4", "--lora-targe
 
 @pytest.mark.slow
 def test_adapters_learn_and_the_merged_model_is_one_that_the_other_commands_take(
-    finetune, run, sentiment, tiny_directory, tmp_path
+    finetune, run, sentiment, one_layer, tmp_path
 ):
     summary, err = finetune(sentiment, tmp_path / "o", *ADAPTERS)
     assert summary["metrics"] == {"accuracy": 1.0}
     assert summary["lora"]["rank"] == 4
-    # of two layers, six adapters of rank 4 each, and the head
-    adapters = 2 * 4 * (4 * (64 + 64) + 2 * (64 + 128))
+    # six adapters of rank 4, and the head
+    adapters = 4 * (4 * (64 + 64) + 2 * (64 + 128))
     head = 64 * 64 + 64 + 64 * 2 + 2
     assert f"{adapters + head:,} parameters are trained" in err
     best = tmp_path / "o" / "best"
-    before, after = (flatten(converted.read(path)[1]) for path in (tiny_directory, best))
+    before, after = (flatten(converted.read(path)[1]) for path in (one_layer, best))
     kernels = {name for name in before if re.match(r"layers\.\d+\.(attention|feed_forward)\.\w+\.kernel", name)}
-    assert len(kernels) == 12
+    assert len(kernels) == 6
     for name in before.keys() & after.keys():
         assert np.array_equal(before[name], after[name]) == (name not in kernels), name
     status, out, _ = run("evaluate", sentiment, "--model", best, "--json")
@@ -615,7 +603,7 @@ def test_adapters_learn_and_the_merged_model_is_one_that_the_other_commands_take
 
 @pytest.mark.slow
 def test_an_adapter_kept_apart_is_loaded_as_the_model_that_it_would_be_merged_into(
-    finetune, run, sentiment, tiny_directory, tmp_path
+    finetune, run, sentiment, one_layer, tmp_path
 ):
     options = (*ADAPTERS, "--dora", "--rslora", "--lora-dropout", "0.1")
     merged, _ = finetune(sentiment, tmp_path / "merged", *options)
@@ -624,7 +612,7 @@ def test_an_adapter_kept_apart_is_loaded_as_the_model_that_it_would_be_merged_in
     assert sorted(path.name for path in best.iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors", "head.json", "trained_on.json"
     ]  # fmt: skip
-    assert json.loads((best / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_directory)
+    assert json.loads((best / "adapter_config.json").read_text())["base_model_name_or_path"] == str(one_layer)
     assert apart["loss"] == merged["loss"]
     one, other = (roberta_flax.load(tmp_path / name / "best") for name in ("merged", "apart"))
     assert one.config.heads == other.config.heads
@@ -646,7 +634,7 @@ def test_an_adapter_kept_apart_is_loaded_as_the_model_that_it_would_be_merged_in
         "--valid",
         sentiment,
         "--model",
-        tiny_directory,
+        one_layer,
         "-o",
         tmp_path / "apart",
         *FAST,
@@ -717,21 +705,21 @@ def test_what_the_user_can_mend_is_one_line(arguments, message, run, sentiment, 
 
 
 @pytest.mark.slow
-def test_eight_devices_agree_with_one(tiny_directory, sentiment, tmp_path):
+def test_eight_devices_agree_with_one(run, start, one_layer, sentiment, tmp_path):
     """Tensor parallel and fully sharded, in a process of eight CPU devices; validation and the best model included."""
-    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}", "JAX_PLATFORMS": "cpu"}
     options = (*FAST, "--steps", "4", "--lr", "1e-4", "--adam-eps", "1e-4", "--json")
-    summaries = []
-    for name, devices in (("one", ("--data-parallel", "1")), ("eight", ("--tensor-parallel", "2", "--fully-sharded"))):
+
+    def asked(name: str, *devices: str) -> tuple[Any, ...]:
         files = (sentiment, "--valid", sentiment, "-o", tmp_path / name)
-        asked = ("finetune", "--model", tiny_directory, "--task", "sst-2", *files, *options, *devices)
-        done = subprocess.run(
-            [sys.executable, "-c", "from roberta_flax.cli import main; main()", *map(str, asked)],
-            env={**os.environ, **flags}, cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        summaries.append(json.loads(done.stdout))
-    assert summaries[0]["loss"] == pytest.approx(summaries[1]["loss"], abs=1e-5)
+        return "finetune", "--model", one_layer, "--task", "sst-2", *files, *options, *devices
+
+    status, summary, err = run(*asked("one", "--data-parallel", "1"))
+    assert status == 0, err
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}"
+    process = start(processes.program, *asked("eight", "--tensor-parallel", "2", "--fully-sharded"), XLA_FLAGS=flags)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert json.loads(summary)["loss"] == pytest.approx(json.loads(out)["loss"], abs=1e-5)
     one, eight = (flatten(converted.read(tmp_path / name / "best")[1]) for name in ("one", "eight"))
     for path, leaf in one.items():
         np.testing.assert_allclose(leaf, eight[path], rtol=0, atol=1e-5, err_msg=path)
@@ -739,14 +727,14 @@ def test_eight_devices_agree_with_one(tiny_directory, sentiment, tmp_path):
 
 @pytest.mark.slow
 def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
-    finetune, two_hosts, tiny_directory, sentiment, tmp_path
+    finetune, two_hosts, one_layer, sentiment, tmp_path
 ):
     """Dropout and an epoch's last batch, of 4 rows where others have 6, included."""
     options = ("--task", "sst-2", "--steps", "12", "--validate-every", "6", "--save-every", "3", "--batch-size", "6",
                "--dropout", "0.1", "--lr", "1e-4", "--adam-eps", "1e-4", "--best-metric", "loss")  # fmt: skip
     one, said = finetune(sentiment, tmp_path / "one", *options)
     files = (sentiment, "--valid", sentiment, "-o", tmp_path / "two")
-    command = ("finetune", "--model", tiny_directory, *files, *FAST, *options, "--json", "--distributed")
+    command = ("finetune", "--model", one_layer, *files, *FAST, *options, "--json", "--distributed")
     hosts = two_hosts(*command)
     while not (tmp_path / "two" / "checkpoints" / "3").exists():
         assert [host.poll() for host in hosts] == [None, None], [host.communicate() for host in hosts]

@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 
-import roberta_flax
 from recipes.glue import runs
 from recipes.glue.__main__ import main
 from recipes.glue.files import FOLDERS, chosen_tasks, files_of
 from recipes.glue.runs import Suite
 from recipes.glue.table import to_markdown
-from roberta_flax.checkpoint import converted
 from roberta_flax.cli import options
 from roberta_flax.cli.options import MeshOptions, ModelOptions
 from roberta_flax.datasets.recipes import RECIPES, published_score
@@ -39,9 +37,9 @@ LAYOUTS: dict[str, tuple[str | None, Callable[[int, str, str], str]]] = {
     "qnli": ("index\tquestion\tsentence\tlabel", lambda i, a, b: f"{i}\t{a}\t{b}\t{RTE[i % 2]}"),
     "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", lambda i, a, b: f"{i}\t1\t2\t{a}\t{b}\t{i % 2}"),
     "rte": ("index\tsentence1\tsentence2\tlabel", lambda i, a, b: f"{i}\t{a}\t{b}\t{RTE[i % 2]}"),
-    "sst-2": ("sentence\tlabel", lambda i, a, b: f"{a} \t{i % 2}"),
+    "sst-2": ("sentence\tlabel", lambda i, a, b: f"{a} {b} {a} \t{i % 2}"),
     "mrpc": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", lambda i, a, b: f"{i % 2}\t7\t8\t{a}\t{b}"),
-    "cola": (None, lambda i, a, b: f"gj04\t{i % 2}\t{'*' * (1 - i % 2)}\t{a}"),
+    "cola": (None, lambda i, a, b: f"gj04\t{i % 2}\t{'*' * (1 - i % 2)}\t{a} {b} {a}"),
     "sts-b": (
         "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
         lambda i, a, b: f"{i}\tmain\tMSRvid\t2012test\t{i:04}\tnone\tnone\t{a}\t{b}\t{i % 6}.000",
@@ -53,22 +51,11 @@ LAYOUTS: dict[str, tuple[str | None, Callable[[int, str, str], str]]] = {
 def glue(tmp_path_factory) -> Path:
     data = tmp_path_factory.mktemp("glue_data")
     for task, (header, row) in LAYOUTS.items():
-        rows = [row(i, f"dog {i % 7} .", f"cat {i % 5} .") for i in range(ROWS)]  # of one length: one program
+        rows = [row(i, f"dog {i % 7} .", f"cat {i % 5} .") for i in range(ROWS)]  # of one length: few programs
         for path in filter(None, files_of(data, task)):
             path.parent.mkdir(exist_ok=True)
             path.write_text("\n".join([*([header] if header else []), *rows]) + "\n", encoding="utf-8")
     return data
-
-
-@pytest.fixture(scope="module")
-def one_layer(tiny_directory, tmp_path_factory) -> Path:
-    """The first layer of the random model: each task compiles programs of its own."""
-    tiny = roberta_flax.load(tiny_directory)
-    config = dataclasses.replace(tiny.config, num_layers=1)
-    params = {**tiny.params, "layers": {"0": tiny.params["layers"]["0"]}}
-    directory = tmp_path_factory.mktemp("one_layer") / "model"
-    converted.save(directory, config, params, tiny.tokenizer)
-    return directory
 
 
 @pytest.fixture

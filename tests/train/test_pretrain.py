@@ -201,7 +201,7 @@ def test_perplexity_is_of_the_mean_over_tokens_hand_worked():
 
 
 @pytest.mark.slow
-def test_a_mesh_of_eight_devices_has_one_devices_loss(eight_devices, tiny_directory):
+def test_a_mesh_of_eight_devices_has_one_devices_loss(eight_devices, one_layer):
     program = f"""
 import jax, numpy as np
 import roberta_flax
@@ -211,7 +211,7 @@ from roberta_flax.train.masked_batches import MaskedBatches
 from roberta_flax.train.masking import Masking
 from roberta_flax.train.pretraining import mean_loss
 from tests.train.test_pretrain import random_blocks
-roberta = roberta_flax.load({str(tiny_directory)!r})
+roberta = roberta_flax.load({str(one_layer)!r})
 config = roberta.config
 batches = MaskedBatches(random_blocks(40, longest=12), Masking.of(roberta.tokenizer), rows=8, max_positions=64, seed=1)
 step = make_eval_step(masked_lm_loss(config=config))
@@ -310,31 +310,33 @@ def test_a_uniform_models_perplexity_is_its_vocabulary(run, data, tiny, tmp_path
 
 
 @pytest.mark.slow
-def test_a_model_is_pretrained_further_without_its_heads(run, data, tiny, tiny_directory, tmp_path):
-    arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "run", "--model", tiny_directory)
+def test_a_model_is_pretrained_further_without_its_heads(run, data, one_layer, tmp_path):
+    arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "run", "--model", one_layer)
+    begun = roberta_flax.load(one_layer)
     status, out, err = run(*arguments, *SHORT, *ONE_SHAPE)
     assert status == 0, err
     assert f"{tmp_path / 'run' / 'best'}: validation loss " in out
     further = roberta_flax.load(tmp_path / "run" / "best")
-    assert (further.config.num_layers, further.config.heads) == (tiny.config.num_layers, ())
-    before, after = flatten(tiny.params), flatten(further.params)
+    assert (further.config.num_layers, further.config.heads) == (begun.config.num_layers, ())
+    before, after = flatten(begun.params), flatten(further.params)
     assert all(before[name].shape == after[name].shape for name in after)
     assert not np.array_equal(before["embeddings.token.embedding"], after["embeddings.token.embedding"])
 
 
 @pytest.mark.slow
-def test_an_adapter_that_is_pretrained_is_loaded_with_its_network(run, data, tiny, tiny_directory, tmp_path):
-    arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "run", "--model", tiny_directory)
+def test_an_adapter_that_is_pretrained_is_loaded_with_its_network(run, data, one_layer, tmp_path):
+    arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "run", "--model", one_layer)
     options = (*SHORT, *ONE_SHAPE, "--lora-rank", 2, "--lora-targets", "value", "--lr", 0.01, "--lora-apart", "--json")
+    begun = roberta_flax.load(one_layer)
     status, out, err = run(*arguments, *options)
     assert status == 0, err
     assert sorted(path.name for path in (tmp_path / "run" / "best").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors",
     ]  # fmt: skip
     further = roberta_flax.load(tmp_path / "run" / "best")
-    before, after = flatten(tiny.params), flatten(further.params)
+    before, after = flatten(begun.params), flatten(further.params)
     changed = {name for name in after if not np.array_equal(before[name], after[name])}
-    assert changed == {f"layers.{layer}.attention.value.kernel" for layer in range(2)}
+    assert changed == {"layers.0.attention.value.kernel"}
     status, found, err = run("perplexity", data, "--model", tmp_path / "run" / "best", *ONE_SHAPE[:4], "--json")
     assert status == 0, err
     assert json.loads(found)["perplexity"] == pytest.approx(json.loads(out)["perplexity"], rel=1e-4)
@@ -400,11 +402,11 @@ def test_long_samples_are_left_out_and_counted(run, data, tiny_directory):
 
 
 @pytest.mark.slow
-def test_rows_that_the_devices_cannot_share_are_refused_in_one_line(eight_devices, data, tiny_directory, tmp_path):
+def test_rows_that_the_devices_cannot_share_are_refused_in_one_line(eight_devices, data, one_layer, tmp_path):
     program = f"""
 import sys
 from roberta_flax.cli import main
-sys.argv = {["roberta-flax", "perplexity", str(data), "--model", str(tiny_directory), "--batch-size", "12"]!r}
+sys.argv = {["roberta-flax", "perplexity", str(data), "--model", str(one_layer), "--batch-size", "12"]!r}
 try:
     main()
 except SystemExit as stopped:

@@ -18,7 +18,7 @@ from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step
 
 config = RobertaConfig(
-    vocab_size=600, num_layers=2, hidden_size=64, num_heads=4, intermediate_size=256, max_positions=62,
+    vocab_size=600, num_layers=1, hidden_size=64, num_heads=4, intermediate_size=256, max_positions=62,
     heads=(HeadConfig("mnli", 3, 64),),
 )
 params = forward.init_params(config, jax.random.key(0), jnp.float64)

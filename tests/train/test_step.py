@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from roberta_flax.convert.names import TRANSPOSE, from_fairseq
@@ -160,9 +159,9 @@ def masked_lm(random: np.random.Generator, seed: int) -> tuple[dict[str, np.ndar
 
 # and a norm that gradients are clipped to in some updates and not in all
 KINDS = {
-    "classification": (classification, 3, SentencePredictionCriterion, {}, 1.5),
-    "regression": (regression, 1, SentencePredictionCriterion, {"regression_target": True}, 12.0),
-    "ranking": (ranking, 1, SentenceRankingCriterion, {"num_classes": 3}, 0.1),
+    "classification": (classification, 3, SentencePredictionCriterion, {}, 0.7),
+    "regression": (regression, 1, SentencePredictionCriterion, {"regression_target": True}, 1.2),
+    "ranking": (ranking, 1, SentenceRankingCriterion, {"num_classes": 3}, 0.007),
     "masked LM": (masked_lm, 3, MaskedLmLoss, {}, 3.0),
 }
 
@@ -172,7 +171,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", slow_but(["masked LM"], KINDS))
 def test_twenty_updates_agree_with_fairseqs_trainer_in_float64(kind, accumulate, tmp_path, tiny_source):
     make, classes, criterion_class, options, clip = KINDS[kind]
-    model = build(**SMALL, **NO_DROPOUT, heads={"task": classes}, dtype=torch.float64)
+    size = {**SMALL, "encoder_layers": 2 if kind == "masked LM" else 1}
+    model = build(**size, **NO_DROPOUT, heads={"task": classes}, dtype=torch.float64)
     roberta = converted(model, tmp_path, tiny_source, dtype="float64", param_dtype="float64")
     # a rate that moves parameters of size 0.02 by their own size
     recipe = {"rate": 1e-3, "clip": clip if accumulate == 1 else 0.0, "decay": 0.1, "warmup": 5, "total": 18}
@@ -233,7 +233,20 @@ STILL = {"dropout": 0.0, "attention_dropout": 0.0}
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return forward.init_params(CONFIG, jax.random.key(0))
+    return jax.jit(partial(forward.init_params, CONFIG))(jax.random.key(0))
+
+
+# of one layer and one head, where their number says nothing
+SHALLOW = dataclasses.replace(CONFIG, num_layers=1, heads=CONFIG.heads[:1], lm_head=False)
+
+
+@pytest.fixture(scope="module")
+def shallow() -> Any:
+    return jax.jit(partial(forward.init_params, SHALLOW))(jax.random.key(0))
+
+
+def copy_of(params: Any) -> Any:
+    return jax.device_put(jax.tree.map(np.array, params))
 
 
 def sentence_batch(rows: int = 4) -> dict[str, np.ndarray]:
@@ -304,12 +317,12 @@ def test_a_choice_of_padding_alone_is_none(params):
 
 
 @pytest.mark.slow
-def test_layers_that_are_computed_again_give_the_same_update(params):
+def test_layers_that_are_computed_again_give_the_same_update(shallow):
     results = []
     for remat in (False, True):
-        optimizer = adam(1e-3, config=CONFIG)
-        train_step = make_train_step(head_loss("sentence", config=CONFIG, numerics=Numerics(remat=remat)), optimizer)
-        copy = jax.tree.map(jnp.copy, params)
+        optimizer = adam(1e-3, config=SHALLOW)
+        train_step = make_train_step(head_loss("sentence", config=SHALLOW, numerics=Numerics(remat=remat)), optimizer)
+        copy = copy_of(shallow)
         results.append(train_step(copy, init_optimizer(optimizer, copy), sentence_batch(), jax.random.key(7))[0])
     # the same operations on the same numbers, dropout included; fused otherwise, so rounded otherwise
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *results)
@@ -388,7 +401,7 @@ def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
     kernels = 2 * (4 * hidden**2 + 2 * hidden * inner)
     by_hand = rows * time * (of_a_token + time * of_a_pair) + kernels
     # a tenth for how buffers fit together
-    assert (temporaries(4) - temporaries(2)) / 2 < 1.1 * by_hand
+    assert temporaries(3) - temporaries(2) < 1.1 * by_hand
 
 
 @pytest.mark.slow
@@ -400,8 +413,9 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(params):
     exact, rounded = gradient("float32"), gradient("bfloat16")
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
     # 8 bits of mantissa, through some twenty products one after the other: a few hundredths of the whole
-    distance = optax.tree.norm(jax.tree.map(jnp.subtract, exact, rounded)) / optax.global_norm(exact)
-    assert 1e-4 < float(distance) < 0.05
+    pairs = list(zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (exact, rounded)), strict=True))
+    distance = sum(np.square(a - b).sum() for a, b in pairs) / sum(np.square(a).sum() for a, _ in pairs)
+    assert 1e-4 < distance**0.5 < 0.05
 
 
 @pytest.mark.slow
@@ -422,7 +436,7 @@ def test_what_is_frozen_stays_and_takes_no_moments(params):
     freeze = ("embeddings", r"layers\.0\.")
     optimizer = adam(1e-3, config=CONFIG)
     train_step = make_train_step(head_loss("sentence", config=CONFIG), optimizer, freeze=freeze)
-    copy = jax.tree.map(jnp.copy, params)
+    copy = copy_of(params)
     opt_state = init_optimizer(optimizer, copy, freeze)
     moments = set(flatten(opt_state[0].mean))
     after, *_ = train_step(copy, opt_state, sentence_batch(), jax.random.key(0))
@@ -436,7 +450,7 @@ def test_what_is_frozen_stays_and_takes_no_moments(params):
 @pytest.mark.slow
 def test_what_a_loss_does_not_read_is_not_decayed(params):
     optimizer = adam(1e-3, config=CONFIG)
-    copy = jax.tree.map(jnp.copy, params)
+    copy = copy_of(params)
     train_step = make_train_step(head_loss("sentence", config=CONFIG), optimizer)
     after = flatten(train_step(copy, init_optimizer(optimizer, copy), sentence_batch(), jax.random.key(0))[0])
     for path, value in flatten(params).items():
@@ -448,11 +462,12 @@ def test_what_a_loss_does_not_read_is_not_decayed(params):
 @pytest.mark.slow
 def test_layer_decay_scales_updates_by_depth(params):
     config = CONFIG
-    gradients = jax.tree.map(jnp.ones_like, params)
+    gradients = jax.tree.map(np.ones_like, params)
     updates = {}
     for decay in (1.0, 0.5):
         optimizer = adam(1e-3, config=config, layer_decay=decay)
-        updates[decay] = flatten(optimizer.update(gradients, optimizer.init(params), params)[0])
+        update = jax.jit(lambda g, p, optimizer=optimizer: optimizer.update(g, optimizer.init(p), p)[0])
+        updates[decay] = flatten(update(gradients, params))
     expected = {"embeddings.": 0.125, "layers.0.": 0.25, "layers.1.": 0.5, "heads.": 1.0, "lm_head.": 1.0}
     for path, plain in updates[1.0].items():
         factor = next(value for prefix, value in expected.items() if path.startswith(prefix))
