@@ -26,6 +26,7 @@ from fairseq.models.roberta import model as fairseq_roberta
 from omegaconf import OmegaConf
 
 LABELS = 3
+PADDING = 1  # Dictionary.pad()
 SMALL = {
     "encoder_layers": 3, "encoder_embed_dim": 36, "encoder_attention_heads": 3, "encoder_ffn_embed_dim": 50,
     "tokens_per_sample": 77, "max_positions": 77, "vocab": 131,
@@ -82,6 +83,8 @@ def build(
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.02)
+                if name.endswith(("embed_tokens.weight", "embed_positions.weight")):
+                    parameter[PADDING] /= 20  # zero in fairseq's initialization, and small in released models
             else:
                 parameter.normal_(mean=1.0 if name.endswith("weight") else 0.0, std=0.1)
     if dtype == torch.float64 and model.args.activation_fn == "gelu":

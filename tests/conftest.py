@@ -328,7 +328,8 @@ def start(forked, tmp_path_factory) -> Callable[..., Started]:
         folder = tmp_path_factory.mktemp("started")
         said = [folder / "out", folder / "err"]
         changes = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-        given = (said, changes, programs or jax.config.jax_compilation_cache_dir, function, *map(str, arguments))
+        kept = jax.config.jax_compilation_cache_dir if programs is None else str(programs)
+        given = (said, changes, kept, function, *map(str, arguments))
         process = forked.Process(target=processes.begun, args=given)
         process.start()
         return Started(process, said)

@@ -323,10 +323,10 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_and_ends_with_the_same_bytes
 
 
 @pytest.mark.slow
-def test_texts_have_the_same_bits_in_any_order_file_and_run(tiny, forked, tmp_path, tiny_directory):
+def test_ten_thousand_texts_have_the_same_bits_in_any_order_file_and_run(tiny, forked, tmp_path, tiny_directory):
     """In fixed batches: shuffled, in a run that is killed, in files that are cut elsewhere, and alone."""
     random = np.random.default_rng(0)
-    lengths = np.clip(np.exp(random.normal(np.log(8), 1.0, 1500)), 1, 20).astype(int)
+    lengths = np.clip(np.exp(random.normal(np.log(8), 1.0, 10_000)), 1, 60).astype(int)
     texts = [" ".join(random.choice(["a", "dog", "runs", "home"], length)) for length in lengths]
     order = random.permutation(len(texts))
     predictor = Predictor(tiny, Embed("mean"), strategy="fixed")
@@ -337,13 +337,13 @@ def test_texts_have_the_same_bits_in_any_order_file_and_run(tiny, forked, tmp_pa
         jobs.run(jobs.Job(source, output, ("text",), rows_per_part=rows_per_part), predictor)
         return np.load(output)
 
-    expected = features("whole", range(len(texts)), 1200)
-    cut = [features(f"cut-{n}", rows, 500) for n, rows in enumerate(np.split(order, [17, 700, 1499]))]
+    expected = features("whole", range(len(texts)), 8192)
+    cut = [features(f"cut-{n}", rows, 3000) for n, rows in enumerate(np.split(order, [17, 4500, 9999]))]
     np.testing.assert_array_equal(np.concatenate(cut), expected[order])
 
     output = tmp_path / "killed.npy"
     arguments = ["features", tmp_path / "whole.jsonl", "-o", output, "-m", tiny_directory, "--strategy", "fixed"]
-    arguments += ["--pooling", "mean", "--rows-per-part", 100]
+    arguments += ["--pooling", "mean", "--rows-per-part", 1000]
     parts = output.with_name(output.name + ".parts")
     for finished in (2, 5, None):  # parts, and then it is killed
         process = forked.Process(target=processes.command_line, args=[*map(str, arguments)])
@@ -356,7 +356,7 @@ def test_texts_have_the_same_bits_in_any_order_file_and_run(tiny, forked, tmp_pa
         process.join()
     np.testing.assert_array_equal(np.load(output), expected)
 
-    for i in random.choice(len(texts), 50):
+    for i in random.choice(len(texts), 300):
         (result,) = predictor([texts[i]])
         np.testing.assert_array_equal(result, expected[i])
 

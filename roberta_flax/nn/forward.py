@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from functools import lru_cache, partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import jax
@@ -79,8 +78,10 @@ def _abstract(config: RobertaConfig, numerics: Numerics) -> tuple[nnx.GraphDef[R
     """
 
     def rngs() -> nnx.Rngs:
-        key = jax.random.key(0)
-        return cast("nnx.Rngs", SimpleNamespace(params=lambda: key))
+        one_key = nnx.Rngs(params=0)
+        key = one_key.params()
+        one_key.params = lambda: key  # type: ignore[attr-defined]
+        return one_key
 
     layer = nnx.eval_shape(lambda: TransformerLayer(config, numerics, rngs()))
     model = nnx.eval_shape(lambda: RobertaModel(config, numerics, rngs(), layers=[]))
