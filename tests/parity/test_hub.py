@@ -105,6 +105,7 @@ def test_transformers_network_agrees(size, tmp_path, tiny_source):
     """A second reference, which shares no code with fairseq."""
     try:
         from transformers import RobertaForMaskedLM, RobertaForSequenceClassification
+        from transformers.modeling_utils import no_init_weights
 
         from references.transformers import configuration
     except ImportError as error:
@@ -137,7 +138,7 @@ def test_transformers_network_agrees(size, tmp_path, tiny_source):
         "attention_mask": torch.from_numpy(tokens != 1).long(),
     }
     not_padding = tokens != 1
-    with torch.no_grad():
+    with torch.no_grad(), no_init_weights():
         for network, compute in (
             (
                 RobertaForMaskedLM(config),

@@ -143,9 +143,15 @@ def base_directory(base_model, tmp_path_factory, tiny_source):
     return converted_directory(base_model, tmp_path_factory.mktemp("base"), tiny_source)
 
 
+@pytest.fixture(scope="module")
+def loaded_base(base_directory):
+    with jax.enable_x64(True):
+        return roberta_flax.load(base_directory, dtype="float64", param_dtype="float64")
+
+
 @pytest.fixture
-def base_float64(x64, base_directory):
-    return roberta_flax.load(base_directory, dtype="float64", param_dtype="float64")
+def base_float64(x64, loaded_base):
+    return loaded_base
 
 
 @pytest.mark.slow
