@@ -109,6 +109,7 @@ def test_a_filled_or_decoded_text_stays_on_its_line(run, tiny_directory, tiny):
     assert run("decode", "-m", tiny_directory, "--", *ids)[1] == "a\\nb\\x1b[2J\n"
 
 
+@pytest.mark.slow
 def test_log_lines_and_warnings_are_shown(tmp_path):
     """A line of this package's log is one; of Python's warnings, which have two, each is shown."""
     say = r"""

@@ -85,6 +85,7 @@ def test_lm_logits_at_positions_are_those_of_all_tokens_there(name, x64):
     )  # of 131 logits of order ten
 
 
+@pytest.mark.slow
 def test_vectors_of_first_tokens_are_the_features_there(x64):
     params, tokens = random_params(CONFIG, np.float64), padded_tokens()
     options = {"config": CONFIG, "numerics": Numerics("float64")}

@@ -568,6 +568,7 @@ def test_sequences_are_laid_out_by_what_costs_less_for_their_lengths(lengths, ch
         random.shuffle(lengths)
 
 
+@pytest.mark.slow
 def test_programs_of_a_window_are_compiled_at_the_same_time_but_not_under_settings_of_one_thread(tiny, monkeypatch):
     """Each once, with the same results; a run of one shape waits for that of another, so that they must overlap."""
     texts = ["a", "w " * 20, "w " * 50, "b"]

@@ -93,6 +93,7 @@ def test_nnx_optimizer_and_jit_take_the_step_that_optax_takes_of_a_tree(module, 
     np.testing.assert_allclose(found, features, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_values_inside_are_there_after_nnx_tabulate_too(module, params):
     """It leaves methods in classes, among them one that capturing the values would replace by a call of itself."""
     nnx.tabulate(module, TOKENS, depth=1)

@@ -190,6 +190,7 @@ def test_parameters_are_taken_in_the_dtype_that_they_are_stored_in_but_not_in_fl
     np.testing.assert_allclose(program(tokens), wanted, atol=FLOAT32)
 
 
+@pytest.mark.slow
 def test_the_bytecode_is_portable_stablehlo_whose_main_takes_what_programs_json_says(exported):
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo as dialect
