@@ -55,7 +55,8 @@ from tests import processes
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 TINY = ROOT / "tests" / "data" / "roberta.random.tar.gz"  # tests.random_model writes it
-EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+# the environment of a process that has them
+EIGHT_DEVICES = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"}
 
 # Fixtures whose tests start processes that compile for themselves.
 SLOW_FIXTURES = {"eight_devices", "two_hosts"}
@@ -353,7 +354,7 @@ def in_a_process(start) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def eight_devices(in_a_process) -> Callable[..., str]:
     """Runs a program in a process that has eight CPU devices; gives what it prints."""
-    return partial(in_a_process, XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}")
+    return partial(in_a_process, **EIGHT_DEVICES)
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def stand_ins(tmp_path) -> dict[str, str]:
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NTASKS": "2",
         "RETRY_SECONDS": "0",
-        "PIP_NO_BUILD_ISOLATION": "0",  # which means what it says
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads 0 as --no-build-isolation
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
 

@@ -259,7 +259,7 @@ def test_an_interruption_is_one_line_and_its_exit_status(capsys):
 def test_an_interruption_at_any_moment_of_the_start_is_no_traceback(tiny_directory):
     command = "from roberta_flax.cli import main; print(flush=True); main()"
     said = set()
-    for seconds in np.linspace(0, 2.5, 4):
+    for seconds in np.linspace(0, 2.5, 6):
         arguments = ["mnli", "a", "b", "-m", str(tiny_directory)]
         process = subprocess.Popen(
             [sys.executable, "-c", command, *arguments],

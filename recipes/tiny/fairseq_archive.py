@@ -47,7 +47,7 @@ def train_bpe(texts: Iterable[str], merges: int) -> list[tuple[str, str]]:
     """
     alphabet = byte_alphabet()
     counts = collections.Counter(word for text in texts for word in _WORD.findall(text))
-    words = collections.Counter({tuple(alphabet[b] for b in word.encode()): count for word, count in counts.items()})
+    words: dict[tuple[str, ...], int] = {}
     pairs: collections.Counter[tuple[str, str]] = collections.Counter()
     words_of: dict[tuple[str, str], set[tuple[str, ...]]] = collections.defaultdict(set)
     learned: list[tuple[str, str]] = []
@@ -67,8 +67,8 @@ def train_bpe(texts: Iterable[str], merges: int) -> list[tuple[str, str]]:
                 del pairs[pair], words_of[pair]
         return count
 
-    for word, count in list(words.items()):
-        add(word, count)
+    for word, count in counts.items():
+        add(tuple(alphabet[b] for b in word.encode()), count)
     while len(learned) < merges and pairs:
         best, _ = max(pairs.items(), key=operator.itemgetter(1, 0))
         learned.append(best)

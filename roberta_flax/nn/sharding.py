@@ -157,6 +157,20 @@ def place_batch(
     return {name: jax.make_array_from_callback(array.shape, rows, array.__getitem__) for name, array in batch.items()}
 
 
+def replicated(tree: Any, on: Mesh) -> Any:
+    """Replicates on a mesh, on all hosts, the arrays of a tree that are not on its devices; not those of a trace."""
+    devices = set(on.devices.flat)
+    everywhere = NamedSharding(on, PartitionSpec())  # type: ignore[no-untyped-call]
+
+    def on_mesh(leaf: Any) -> Any:
+        if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices):
+            return leaf
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, everywhere, lambda index: values[index])
+
+    return jax.tree.map(on_mesh, tree)
+
+
 def _check_axes(on: Mesh, names: Sequence[str]) -> None:
     if missing := sorted(set(names) - set(on.axis_names)):
         raise InputError(

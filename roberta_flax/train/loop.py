@@ -36,7 +36,7 @@ from roberta_flax.extras import require
 from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
-from roberta_flax.nn.sharding import DATA, place_batch
+from roberta_flax.nn.sharding import DATA, place_batch, replicated
 from roberta_flax.remote import to_path
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
@@ -202,7 +202,8 @@ def run(
         if mirror is not None:
             mirror.claim()
         placement = _Placement(mesh, accumulate)
-        params, opt_state = placement.replicate((params, opt_state))
+        if mesh is not None:
+            params, opt_state = replicated((params, opt_state), mesh)
         params, opt_state, state, recorded = _restored(directory, checkpoints, params, opt_state, batches, check_best)
         if progress and state.stopped is None and (directory / run_directory.METRICS_FILE).exists():
             done = f": resuming after step {state.step} of {plan.total_steps}"
@@ -511,7 +512,7 @@ def _jax_settings() -> dict[str, Any]:
 
 
 class _Placement:
-    """Puts arrays on devices: a batch's rows are divided over the mesh's DATA axis, other arrays are replicated."""
+    """Puts batches on devices: their rows are divided over the mesh's DATA axis."""
 
     def __init__(self, mesh: Mesh | None, accumulate: int) -> None:
         self._mesh = mesh
@@ -532,21 +533,6 @@ class _Placement:
                 )
         return place_batch(arrays, self._mesh, self._axis)
 
-    def replicate(self, tree: Any) -> Any:
-        """Replicates the arrays of a tree that are not on the mesh yet, such as an optimizer's count."""
-        if self._mesh is None:
-            return tree
-        devices = set(self._mesh.devices.flat)
-        replicated = NamedSharding(self._mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-
-        def on_mesh(leaf: jax.Array) -> jax.Array:
-            if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
-                return leaf
-            values = np.asarray(leaf)
-            return jax.make_array_from_callback(values.shape, replicated, lambda index: values[index])
-
-        return jax.tree.map(on_mesh, tree)
-
 
 def _make_step_inputs(
     seed: int, schedule: optax.Schedule | None, mesh: Mesh | None
@@ -557,9 +543,9 @@ def _make_step_inputs(
         key = jax.random.fold_in(jax.random.key(seed), step)
         return key, None if schedule is None else jnp.asarray(schedule(step), jnp.float32)
 
-    replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-    compiled = jax.jit(inputs, out_shardings=replicated)
-    return lambda step: compiled(jax.device_put(np.int32(step), replicated))
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
+    compiled = jax.jit(inputs, out_shardings=everywhere)
+    return lambda step: compiled(jax.device_put(np.int32(step), everywhere))
 
 
 @jax.jit

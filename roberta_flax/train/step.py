@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from roberta_flax.errors import InputError
 from roberta_flax.nn.adapters import joined
@@ -27,7 +26,7 @@ from roberta_flax.nn.cpu import KEEP_BARRIERS
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import on_mesh_of_arguments
 from roberta_flax.nn.residuals import optimization_barrier
-from roberta_flax.nn.sharding import DATA
+from roberta_flax.nn.sharding import DATA, replicated
 from roberta_flax.nn.tree import path_name
 from roberta_flax.train.losses import Batch, Loss
 
@@ -242,29 +241,12 @@ def init_optimizer(
     jit. If the parameters are on a mesh, what is not of one of them, such as the count of steps, is replicated on it.
     """
     with jax.transfer_guard("allow"):  # the zeros are made on the host
-        return _on_mesh_of(params, optimizer.init(partition(params, freeze)[0]))
-
-
-def _on_mesh_of(params: Params, state: optax.OptState) -> optax.OptState:
-    """Replicates what is on no mesh, as it is after the first step: the second one would be compiled again."""
-    arrays = [leaf for leaf in jax.tree.leaves(params) if _is_array(leaf)]
-    mesh = next((leaf.sharding.mesh for leaf in arrays if isinstance(leaf.sharding, NamedSharding)), None)
-    if mesh is None:
-        return state
-    replicated = NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-
-    def on_mesh(leaf: Any) -> Any:
-        if not _is_array(leaf) or isinstance(leaf.sharding, NamedSharding):
-            return leaf
-        values = np.asarray(leaf)
-        return jax.make_array_from_callback(values.shape, replicated, lambda index: values[index])
-
-    return jax.tree.map(on_mesh, state)
-
-
-def _is_array(leaf: Any) -> bool:
-    """Whether it has a place, unlike an array of a traced function."""
-    return isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        state = optimizer.init(partition(params, freeze)[0])
+        arrays = (leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array))
+        places = (array.sharding for array in arrays if not isinstance(array, jax.core.Tracer))
+        mesh = next((place.mesh for place in places if isinstance(place, NamedSharding)), None)
+        # the count of steps is on no mesh, and is after the first step: the second one would be compiled again
+        return replicated(state, mesh) if isinstance(mesh, Mesh) else state
 
 
 def partition(params: Params, freeze: Sequence[str] = ()) -> tuple[Params, Params]:

@@ -715,8 +715,7 @@ def test_eight_devices_agree_with_one(run, start, one_layer, sentiment, tmp_path
 
     status, summary, err = run(*asked("one", "--data-parallel", "1"))
     assert status == 0, err
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT_DEVICES}"
-    process = start(processes.program, *asked("eight", "--tensor-parallel", "2", "--fully-sharded"), XLA_FLAGS=flags)
+    process = start(processes.program, *asked("eight", "--tensor-parallel", "2", "--fully-sharded"), **EIGHT_DEVICES)
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert json.loads(summary)["loss"] == pytest.approx(json.loads(out)["loss"], abs=1e-5)
