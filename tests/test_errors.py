@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +23,17 @@ from roberta_flax.cli import options
 from roberta_flax.datasets.examples import Tally
 from roberta_flax.errors import InputError, printable
 from roberta_flax.parity import output, report_html, report_plots
+from tests import processes
 from tests.conftest import ROOT
 
 STEERING = "\x1b[2J\r\n\t\x07\x9b1m\u202e\u2066\u2028\ud800\x00[red]"
 SHOWN = r"\x1b[2J\r\n\t\x07\x9b1m\u202e\u2066\u2028\ud800\x00[red]"
 
 
-def program(*arguments: object, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line in a process of its own; `shell` is what a shell does with its streams."""
-    command = [sys.executable, "-c", "from roberta_flax.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(
-        ["bash", "-c", f'"$@" {shell}', "bash", *command],
-        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, errors="surrogateescape", check=False,
-    )  # fmt: skip
+def in_a_shell(shell: str, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs a program of Python in a process of its own; `shell` is what a shell does with its streams."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(["bash", "-c", f'"$@" {shell}', "bash", *command], cwd=ROOT, capture_output=True, text=True)
 
 
 # Text of others
@@ -47,9 +46,9 @@ def test_everything_that_is_not_printable_is_escaped():
 
 
 @pytest.fixture
-def steering(tiny_directory: Path, tmp_path: Path) -> Path:
+def steering(one_layer: Path, tmp_path: Path) -> Path:
     """A model whose labels would steer a terminal."""
-    model = Path(shutil.copytree(tiny_directory, tmp_path / "m"))
+    model = Path(shutil.copytree(one_layer, tmp_path / "m"))
     config = json.loads((model / "config.json").read_text())
     config["heads"][0]["labels"] = [STEERING, "a\nb", "c"]
     (model / "config.json").write_text(json.dumps(config))
@@ -109,12 +108,11 @@ def test_a_filled_or_decoded_text_stays_on_its_line(run, tiny_directory, tiny):
     assert run("decode", "-m", tiny_directory, "--", *ids)[1] == "a\\nb\\x1b[2J\n"
 
 
-@pytest.mark.slow
-def test_log_lines_and_warnings_are_shown(tmp_path):
+def test_log_lines_and_warnings_are_shown():
     """A line of this package's log is one; of Python's warnings, which have two, each is shown."""
     say = r"""
 import logging, warnings
-from roberta_flax import cli, parity
+from roberta_flax import cli
 def app(prog_name):
     logging.getLogger("roberta_flax.test").warning("a head called %s", "\x1b[2J\nx")
     warnings.warn("a font lacks \x1b[2J")
@@ -157,22 +155,47 @@ def test_the_name_of_a_download_is_text_on_its_progress_bar(monkeypatch):
 # Streams
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["encode", "hi"], ["encode", "hi", "--json"], ["verify"]])
-def test_a_closed_or_full_stdout_is_one_line(arguments, tiny_directory):
-    model = [tiny_directory] if arguments == ["verify"] else ["-m", tiny_directory]
-    closed = program(*arguments, *model, shell=">&-")
-    assert (closed.returncode, closed.stderr) == (1, "roberta-flax: cannot write the output: stdout is closed\n")
-    full = program(*arguments, *model, shell="> /dev/full")
-    assert (full.returncode, full.stderr) == (1, "roberta-flax: cannot write the output: No space left on device\n")
+# Each of several commands, by a process that has imported everything and ends as Python does.
+EACH = """
+import json, os, sys
+import roberta_flax.convert, roberta_flax.hub
+from roberta_flax.cli import main, program
+for arguments in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        sys.argv = ["roberta-flax", *arguments]
+        main()
+    with open(sys.argv[2], "a") as file:
+        print(os.waitstatus_to_exitcode(os.wait()[1]), file=file)
+"""
+
+
+def statuses_of(
+    folder: Path, shell: str, *commands: Sequence[object]
+) -> tuple[list[int], subprocess.CompletedProcess[str]]:
+    """The exit statuses of commands whose streams a shell has changed, and what they said, one after the other."""
+    given = json.dumps([list(map(str, command)) for command in commands])
+    done = in_a_shell(shell, EACH, given, folder / "statuses")
+    return list(map(int, (folder / "statuses").read_text().split())), done
 
 
 @pytest.mark.slow
-def test_a_closed_stderr_puts_no_message_among_the_results(tiny_directory):
-    done = program("encode", "hi", "-m", "nowhere", shell="2>&-")
-    assert (done.returncode, done.stdout) == (1, "")
-    done = program("encode", "hi", "-m", tiny_directory, shell="2>&-")
-    assert (done.returncode, done.stdout != "") == (0, True)
+def test_a_closed_or_full_stdout_is_one_line(tiny_directory, tmp_path):
+    encode = ["encode", "hi", "-m", tiny_directory]
+    commands = [encode, [*encode, "--json"], ["verify", tiny_directory]]
+    for command in commands:
+        closed = in_a_shell(">&-", "from roberta_flax.cli import main; main()", *command)
+        assert (closed.returncode, closed.stderr) == (1, "roberta-flax: cannot write the output: stdout is closed\n")
+    statuses, full = statuses_of(tmp_path, "> /dev/full", *commands)
+    assert statuses == [1, 1, 1]
+    assert full.stderr == "roberta-flax: cannot write the output: No space left on device\n" * 3
+
+
+@pytest.mark.slow
+def test_a_closed_stderr_puts_no_message_among_the_results(tiny_directory, tiny, tmp_path):
+    commands = [["encode", "hi", "-m", model] for model in ("nowhere", tiny_directory)]
+    statuses, done = statuses_of(tmp_path, "2>&-", *commands)
+    assert statuses == [1, 0]
+    assert done.stdout == " ".join(map(str, tiny.encode("hi"))) + "\n"
 
 
 @pytest.mark.slow
@@ -305,12 +328,13 @@ def test_the_program_is_ready_for_errors_before_it_imports_what_takes_time():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "abacus"])
-def test_an_accelerator_that_is_not_there_is_one_line(platform, tiny_directory):
-    done = program("mnli", "a", "b", "-m", tiny_directory, JAX_PLATFORMS=platform)
+def test_an_accelerator_that_is_not_there_is_one_line(platform, start, tiny_directory):
+    done = start(processes.program, "mnli", "a", "b", "-m", tiny_directory, JAX_PLATFORMS=platform)
+    _, err = done.communicate()
     if done.returncode == 0:
         pytest.skip(f"this machine has {platform}")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-    assert f"JAX cannot use the devices that JAX_PLATFORMS={platform} names" in done.stderr
+    assert (done.returncode, err.count("\n")) == (1, 1), err
+    assert f"JAX cannot use the devices that JAX_PLATFORMS={platform} names" in err
 
 
 # Files that are none
@@ -350,27 +374,24 @@ def test_a_cache_that_cannot_be_written_keeps_no_programs_and_says_so(run, tiny_
 
 
 @pytest.fixture(scope="module")
-def report(tiny_directory: Path) -> parity.Report:
+def report(one_layer: Path) -> parity.Report:
     points = ["heads.*", "features", "layers.*.output", "embeddings.output"]
-    return parity.compare(tiny_directory, texts=["a b"], only=points)
-
-
-def of_head(report: parity.Report, name: str) -> parity.Report:
-    """The report of a model whose head has another name."""
-
-    def renamed(run: parity.Run) -> parity.Run:
-        tensors = (dataclasses.replace(each, name=each.name.replace(".mnli.", f".{name}.")) for each in run.tensors)
-        return dataclasses.replace(run, tensors=tuple(tensors))
-
-    return dataclasses.replace(report, runs=tuple(map(renamed, report.runs)))
+    return parity.compare(one_layer, texts=["a b"], only=points)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["$", "$x$", "a$_b", r"\alpha$", "a[red]b"])
-def test_a_heads_name_is_no_formula_in_a_plot(name, report):
-    page = report_html.render(of_head(report, name))
+@pytest.mark.parametrize("names", [("$", "$x$", "a$_b"), (r"\alpha$", "a[red]b")])
+def test_a_heads_name_is_no_formula_in_a_plot(names, report):
+    def with_heads(run: parity.Run) -> parity.Run:
+        """The run of a model with a head of each name."""
+        tensors = [dataclasses.replace(each, name=each.name.replace(".mnli.", f".{name}."))
+                   for name in names for each in run.tensors if ".mnli." in each.name or name == names[0]]  # fmt: skip
+        return dataclasses.replace(run, tensors=tuple(tensors))
+
+    page = report_html.render(dataclasses.replace(report, runs=tuple(map(with_heads, report.runs))))
     assert page.count("<svg") == 3
-    assert f">heads.{name}.logits</text>" in page
+    for name in names:
+        assert f">heads.{name}.logits</text>" in page
 
 
 @pytest.mark.slow
