@@ -51,7 +51,7 @@ def body(directory: Path, kind: str = "RobertaModel", seed: int = 0, **settings:
     """A directory with a small model of Transformers' class `kind`, and its tokenizer."""
     vocabulary = len(tokenizer(directory))
     shape = {
-        "vocab_size": vocabulary, "hidden_size": HIDDEN_SIZE, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": vocabulary, "hidden_size": HIDDEN_SIZE, "num_hidden_layers": 1, "num_attention_heads": 4,
         "intermediate_size": 48, "max_position_embeddings": MAX_LENGTH + 2, "layer_norm_eps": 1e-5,
         "type_vocab_size": 1,
     }  # fmt: skip

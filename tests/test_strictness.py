@@ -120,11 +120,11 @@ def losses_of_updates(directory: Any, numerics: Numerics) -> dict[str, float]:
     schedule = train.polynomial_decay(1e-4, warmup_steps=1, total_steps=5)
     optimizer = train.adam(schedule, config=config, clip_norm=1.0, layer_decay=0.9)
     still = dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
+    begin = jax.device_get((roberta.params, train.init_optimizer(optimizer, roberta.params)))
     losses = {}
     for name, of in (("dropout", config), ("none", still)):
         step = train.make_train_step(train.head_loss("mnli", config=of, numerics=numerics), optimizer, accumulate=2)
-        params = jax.device_put(jax.tree.map(np.array, jax.device_get(roberta.params)))  # a copy of each
-        state = train.init_optimizer(optimizer, params)
+        params, state = jax.device_put(jax.tree.map(np.array, begin))  # a copy of each
         for key in keys:
             params, state, metrics = step(params, state, batches, key)
         losses[name] = float(jax.device_get(metrics["loss"]))

@@ -24,7 +24,7 @@ import transformers
 
 from references.sentence_transformers import TEXTS, body
 
-TOLERANCE = 1e-5  # float32: a unit in the last place of a score is 6e-8, through two layers
+TOLERANCE = 1e-5  # float32: a unit in the last place of a score is 6e-8, through a layer
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 LABELS = ("music", "animals", "food and drink")
 LONG = "The children are playing outside in the yard, and " * 14  # over the maximum length

@@ -149,13 +149,6 @@ def test_ids_are_autotokenizers_on_10000_strings(layout, repositories):
     assert_same_ids(theirs, ours, 10_000)
 
 
-@pytest.mark.slow
-def test_ids_of_robertas_own_vocabulary_are_autotokenizers(tmp_path, gpt2_bpe, gpt2_tokenizer):
-    source = roberta_vocabulary(tmp_path / "source", gpt2_bpe, gpt2_tokenizer)
-    ours, _ = read(source, "Roberta", tmp_path / "converted", 50265)
-    assert_same_ids(auto(source), ours, 1000)
-
-
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_pairs_are_truncated_as_autotokenizer_truncates_them(layout, repositories):
     _, theirs, ours = repositories(layout)
@@ -331,33 +324,45 @@ def test_a_tokenizer_that_is_not_supported_is_refused_in_a_line(tmp_path):
     refused("name one of RobertaTokenizer", folder, "Roberta")
 
 
-def roberta_vocabulary(folder: Path, gpt2_bpe: Path, gpt2_tokenizer: Tokenizer) -> Path:
-    """RoBERTa's own vocab.json and merges.txt, as transformers has them."""
+# RoBERTa's own vocabulary
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory, gpt2_bpe, gpt2_tokenizer) -> tuple[Path, Path, Tokenizer]:
+    """A model with RoBERTa's own vocab.json and merges.txt, as transformers made them; converted; and its tokenizer."""
     encoder = json.loads((gpt2_bpe / "encoder.json").read_text())
     piece_of = {str(i): piece for piece, i in encoder.items()}
     symbols = gpt2_tokenizer.backend.dictionary.symbols
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.json").write_text(
-        json.dumps({piece_of.get(symbol, symbol): i for i, symbol in enumerate(symbols)})
-    )
+    folder = tmp_path_factory.mktemp("released") / "source"
+    build("RobertaForMaskedLM", 50265, torch.float32, hidden_size=12, num_hidden_layers=1).save_pretrained(folder)
+    vocab = {piece_of.get(symbol, symbol): i for i, symbol in enumerate(symbols)}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
     shutil.copy(gpt2_bpe / "vocab.bpe", folder / "merges.txt")
-    return folder
+    converted = convert(folder, folder.with_name("converted"))
+    return folder, converted, roberta_flax.load_tokenizer(converted)
 
 
-# RoBERTa's own vocabulary
+@pytest.mark.slow
+def test_ids_of_a_released_vocabulary_are_autotokenizers(released):
+    source, _, ours = released
+    assert_same_ids(auto(source), ours, 1000)
+
+
+@pytest.mark.slow
+def test_a_released_vocabulary_is_the_same_from_either_library(released, gpt2_tokenizer, sick_pairs):
+    _, _, ours = released
+    for text in [text for pair in sick_pairs[:500] for text in pair] + ["", "🙂 naïve\n\n  x"]:
+        assert ours.encode(text).tolist() == gpt2_tokenizer.encode(text).tolist()
+        assert ours.decode(ours.encode(text)) == text
 
 
 @pytest.mark.slow
 def test_a_released_vocabulary_goes_to_fairseq_with_the_ids_of_gpt2s_bpe(
-    tmp_path, gpt2_bpe, gpt2_tokenizer, sick_pairs
+    released, tmp_path, gpt2_bpe, gpt2_tokenizer, sick_pairs
 ):
     """fairseq's default, bpe=gpt2, is GPT-2's own encoder.json, whatever is beside the model."""
-    encoder = json.loads((gpt2_bpe / "encoder.json").read_text())
-    source = tmp_path / "source"
-    build("RobertaForMaskedLM", 50265, torch.float32, hidden_size=12, num_hidden_layers=1).save_pretrained(source)
-    roberta_vocabulary(source, gpt2_bpe, gpt2_tokenizer)
-    exported = export(convert(source, tmp_path / "converted"), tmp_path / "exported", to="fairseq")
-    assert json.loads((exported / "encoder.json").read_text()) == encoder
+    exported = export(released[1], tmp_path / "exported", to="fairseq")
+    assert json.loads((exported / "encoder.json").read_text()) == json.loads((gpt2_bpe / "encoder.json").read_text())
     lines = [line.split()[0] for line in (exported / "dict.txt").read_text().splitlines()]
     assert lines == [line.split()[0] for line in (gpt2_bpe / "dict.txt").read_text().splitlines()] + ["<mask>"]
 

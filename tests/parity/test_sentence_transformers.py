@@ -220,7 +220,8 @@ def test_vectors_are_those_of_sentence_transformers(name, dtype, network, tmp_pa
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCES[dtype])
         assert ours.get_sentence_embedding_dimension() == theirs.get_sentence_embedding_dimension()
         assert ours.max_seq_length == theirs.max_seq_length
-        assert ours.encode(TEXTS[1], **layout.encode).shape == found[1].shape
+        if dtype == "float64":  # a batch of another shape, and so another program
+            assert ours.encode(TEXTS[1], **layout.encode).shape == found[1].shape
         ours.save(tmp_path / "saved")
         shutil.rmtree(path)
         again = SentenceEncoder(tmp_path / "saved", **numerics).encode(TEXTS, **layout.encode)
@@ -437,10 +438,10 @@ def test_weights_in_parts_are_those_at_once(masked_lm, monkeypatch):
         found = []
         for limit in (1 << 26, 2 * 420 * 4):
             monkeypatch.setattr(sentence, "_LOGITS_AT_ONCE", limit)
-            jax.clear_caches()
             found.append(
                 sentence_vectors(ours.roberta.params, ({},), tokens, modules=modules, config=ours.roberta.config)
             )
+            jax.clear_caches()  # so that it is traced again
         np.testing.assert_allclose(*found, rtol=1e-6)
 
 
@@ -545,7 +546,8 @@ def test_scores_are_those_of_sentence_transformers(name, dtype, tmp_path):
         assert found.dtype == dtype
         np.testing.assert_allclose(found, np.stack(expected), rtol=0, atol=TOLERANCES[dtype])
         assert (ours.num_labels, ours.max_length) == (theirs.num_labels, theirs.max_length)
-        assert np.shape(ours.predict(PAIRS[0], **options)) == np.shape(found)[1:]
+        if dtype == "float64":  # a batch of another shape, and so another program
+            assert np.shape(ours.predict(PAIRS[0], **options)) == np.shape(found)[1:]
         ours.save(tmp_path / "saved")
         np.testing.assert_array_equal(CrossEncoder(tmp_path / "saved", **numerics).predict(PAIRS, **options), found)
 
