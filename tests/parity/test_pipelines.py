@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from roberta_flax import HeadConfig, InputError, Roberta, convert, forward, load, pipeline
+from roberta_flax import HeadConfig, InputError, Roberta, convert, load, pipeline
 from tests.conftest import skip_or_fail
+from tests.params import random_params
 
 if find_spec("sentence_transformers") is None:
     skip_or_fail("sentence-transformers, the reference, is not installed; the README's test command installs it")
@@ -363,14 +363,13 @@ FAIRSEQ_TEXTS = ["Barack Obama's  dog, it's 12,345!", "L'été à 東京都 👍
 
 
 @pytest.fixture(scope="module")
-def of_fairseq(tiny_directory, tmp_path_factory) -> Any:
+def of_fairseq(one_layer, tmp_path_factory) -> Any:
     """A model of fairseq's tokenizer with one head, and the same model in Transformers' files."""
 
     def make(head: HeadConfig) -> tuple[Roberta, Path]:
-        tiny = load(tiny_directory)
-        config = dataclasses.replace(tiny.config, heads=(head,))
-        heads = forward.init_params(config, jax.random.key(1))["heads"]
-        model = Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+        roberta = load(one_layer)
+        config = dataclasses.replace(roberta.config, heads=(head,))
+        model = Roberta(config, {**roberta.params, "heads": random_params(config)["heads"]}, roberta.tokenizer)
         folder = tmp_path_factory.mktemp("fairseq")
         model.save(folder / "saved")
         return model, convert.export(folder / "saved", folder / "transformers", to="huggingface")
