@@ -163,7 +163,7 @@ from roberta_flax.cli import main, program
 for arguments in json.loads(sys.argv[1]):
     if os.fork() == 0:
         sys.argv = ["roberta-flax", *arguments]
-        main()
+        sys.exit(main())
     with open(sys.argv[2], "a") as file:
         print(os.waitstatus_to_exitcode(os.wait()[1]), file=file)
 """
