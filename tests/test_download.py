@@ -84,7 +84,7 @@ def server(monkeypatch):
             self.wfile.write(body if cut is None else body[:cut])
 
     listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    threading.Thread(target=listening.serve_forever, args=[0.01], daemon=True).start()
     script.url = f"http://127.0.0.1:{listening.server_port}"
     monkeypatch.setenv(download.MIRROR_VARIABLE, script.url)
     yield script

@@ -70,7 +70,7 @@ def hub(monkeypatch, tmp_path, tiny_directory):
         do_HEAD = do_GET  # noqa: N815
 
     listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    threading.Thread(target=listening.serve_forever, args=[0.01], daemon=True).start()
     endpoint = f"http://127.0.0.1:{listening.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"

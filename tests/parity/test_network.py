@@ -163,46 +163,40 @@ def test_base_agrees_in_float64(base_model, base_float64):
 
 @pytest.mark.slow
 def test_gradients_of_base_agree_in_float64(base_model, base_float64):
+    """Of the sum of two losses, by which every parameter has one."""
     tokens = random_tokens([1, 9, 24], 50265)
     labels = np.array([0, 2, 1])
     targets = np.array([[5, 0], [7, 50264], [2, 31]])
     positions = np.array([[0, 0], [3, 8], [1, 23]])
     options = {"config": base_float64.config, "numerics": Numerics("float64")}
 
-    def mnli_loss(params):
-        return -forward.head_log_probs(params, tokens, head="mnli", **options)[np.arange(3), labels].mean()
-
-    def masked_lm_loss(params):
+    def loss(params):
+        mnli = -forward.head_log_probs(params, tokens, head="mnli", **options)[np.arange(3), labels].mean()
         logits = forward.lm_logits(params, tokens, positions, **options)
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1).mean()
+        masked_lm = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1).mean()
+        return mnli + masked_lm
 
-    def torch_mnli_loss():
-        logits = base_model(torch.from_numpy(tokens).long(), classification_head_name="mnli")[0]
-        return torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
-
-    def torch_masked_lm_loss():
-        logits = base_model(torch.from_numpy(tokens).long())[0]
-        picked = torch.take_along_dim(logits, torch.from_numpy(positions)[..., None], 1)
-        return torch.nn.functional.cross_entropy(picked.flatten(0, 1), torch.from_numpy(targets).flatten())
-
-    for loss, torch_loss in ((mnli_loss, torch_mnli_loss), (masked_lm_loss, torch_masked_lm_loss)):
-        base_model.zero_grad()
-        expected_loss = torch_loss()
-        expected_loss.backward()
-        value, gradient = jax.value_and_grad(loss)(base_float64.params)
-        assert abs(float(value) - expected_loss.item()) <= FLOAT64
-        ours = flatten(gradient)
-        for name, parameter in base_model.named_parameters():
-            place = from_fairseq(name)
-            mine = np.asarray(ours.pop(place.path))
-            mine = mine.T if place.transform is TRANSPOSE else mine
-            theirs = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            # A key's bias shifts all scores of a row alike: its gradient is zero, and what is there is rounding.
-            scale_of = re.sub("k_proj.bias", "q_proj.bias", name)
-            scale_gradient = base_model.get_parameter(scale_of).grad
-            scale = 0.0 if scale_gradient is None else scale_gradient.abs().max().item()
-            assert np.abs(mine - theirs.numpy()).max() <= 1e-9 * scale, name
-        assert not ours
+    base_model.zero_grad()
+    features = base_model(torch.from_numpy(tokens).long(), features_only=True)[0]
+    logits = base_model.encoder.lm_head(features[torch.arange(3)[:, None], torch.from_numpy(positions)])
+    expected = torch.nn.functional.cross_entropy(
+        base_model.classification_heads["mnli"](features), torch.from_numpy(labels)
+    ) + torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten())
+    expected.backward()
+    value, gradient = jax.value_and_grad(loss)(base_float64.params)
+    assert abs(float(value) - expected.item()) <= FLOAT64
+    ours = flatten(gradient)
+    for name, parameter in base_model.named_parameters():
+        place = from_fairseq(name)
+        mine = np.asarray(ours.pop(place.path))
+        mine = mine.T if place.transform is TRANSPOSE else mine
+        theirs = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        # A key's bias shifts all scores of a row alike: its gradient is zero, and what is there is rounding.
+        scale_of = re.sub("k_proj.bias", "q_proj.bias", name)
+        scale_gradient = base_model.get_parameter(scale_of).grad
+        scale = 0.0 if scale_gradient is None else scale_gradient.abs().max().item()
+        assert np.abs(mine - theirs.numpy()).max() <= 1e-9 * scale, name
+    assert not ours
 
 
 @pytest.mark.slow
@@ -240,8 +234,21 @@ def test_base_agrees_in_float32(tmp_path, tiny_source):
 
 
 @pytest.mark.slow
-def test_large_agrees_in_float32_and_runs_every_line_of_fairseqs_readme(tmp_path, gpt2_bpe):
+def test_large_agrees_in_float32(tmp_path, tiny_source):
     model = build("roberta_large")
+    roberta = converted(model, tmp_path, tiny_source)
+    tokens = random_tokens([1, 7, 25], 50265)
+    states, _ = all_hidden(model, tokens)
+    assert len(states) == 25
+    for state, ours in zip(states, roberta.extract_features(tokens, return_all_hiddens=True), strict=True):
+        assert largest_difference(state, ours) <= FLOAT32
+    with torch.no_grad():
+        expected = model(torch.from_numpy(tokens).long(), classification_head_name="mnli")[0].log_softmax(-1)
+    assert largest_difference(expected, roberta.predict("mnli", tokens)) <= FLOAT32
+
+
+def test_every_line_of_fairseqs_readme_runs(tmp_path, gpt2_bpe):
+    model = build(**{**SMALL, "vocab": 50265})
     source = write(model, tmp_path / "source", gpt2_bpe, "2019")
     (source / "dict.txt").write_bytes((gpt2_bpe / "dict.txt").read_bytes())
     roberta = roberta_flax.load(source, cache_dir=tmp_path / "cache")
@@ -250,12 +257,11 @@ def test_large_agrees_in_float32_and_runs_every_line_of_fairseqs_readme(tmp_path
     assert tokens.tolist() == [0, 31414, 232, 328, 2]
     assert roberta.decode(tokens) == "Hello world!"
     last_layer_features = roberta.extract_features(tokens)
-    assert last_layer_features.shape == (1, 5, 1024)
+    assert last_layer_features.shape == (1, 5, SMALL["encoder_embed_dim"])
     all_layers = roberta.extract_features(tokens, return_all_hiddens=True)
-    assert len(all_layers) == 25
-    assert (
-        largest_difference(all_layers[-1], last_layer_features) <= FLOAT32
-    )  # two programs, each rounded in its own way
+    assert len(all_layers) == 1 + SMALL["encoder_layers"]
+    # two programs, each rounded in its own way
+    assert largest_difference(all_layers[-1], last_layer_features) <= FLOAT32
 
     pairs = [
         ["Roberta is a heavily optimized version of BERT.", "Roberta is not very optimized."],

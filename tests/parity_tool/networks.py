@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,12 @@ PRE_NORM = RobertaConfig(
     type_vocab_size=2,
     heads=(HeadConfig("score", 2, 16, problem="regression"), HeadConfig("topics", 3, 16, problem="multi_label")),
 )
+
+
+def one_layer(config: RobertaConfig) -> RobertaConfig:
+    """The same network of one layer."""
+    return dataclasses.replace(config, num_layers=1)
+
 
 # Rows of one batch. Mutations refer to some of them by number.
 _LENGTHS = (1, 2, 5, 11, 24)

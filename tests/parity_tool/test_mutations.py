@@ -21,7 +21,7 @@ from roberta_flax.parity.report import failures
 from roberta_flax.parity.subject import WITHOUT_LOSS, Subject
 from roberta_flax.text.tokenizer import Tokenizer
 from tests.parity_tool.mutations import EQUIVALENTS, MUTATIONS, Equivalent, Mutation, config
-from tests.parity_tool.networks import POST_NORM, PRE_NORM, SIZES, Network, network
+from tests.parity_tool.networks import POST_NORM, PRE_NORM, SIZES, Network, network, one_layer
 
 DTYPES = ("float64", "float32", "bfloat16", "float16", "int8")
 
@@ -81,7 +81,7 @@ FAST = {number * len(CASES) // 20 for number in range(20)}  # those that are not
 )
 def test_a_wrong_network_is_found_at_the_point_where_it_is_wrong(mutation: Mutation, dtype, networks, changed):
     """In float32 and bfloat16; float64's bounds are float32's by 2^-29, and what is over these is over those."""
-    network = networks(PRE_NORM if mutation.pre_norm else POST_NORM)
+    network = networks(mutation.right)
     names = network.names[: network.names.index(mutation.at) + 1]  # what comes later takes time and says nothing
     with jax.disable_jit():
         subject = changed(Subject(network.directory, dtype), mutation.change)
@@ -120,7 +120,7 @@ def test_a_network_of_other_shapes_is_an_error_that_names_the_point(networks, ch
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("equivalent", EQUIVALENTS, ids=lambda each: each.name)
 def test_a_network_computed_otherwise_passes(equivalent: Equivalent, dtype, networks, changed):
-    network = networks(POST_NORM)
+    network = networks(one_layer(POST_NORM))
     with jax.disable_jit():
         subject = changed(Subject(network.directory, dtype, attention=equivalent.attention), *equivalent.changes)
         run = compared(network, subject)
@@ -131,8 +131,8 @@ def test_a_network_computed_otherwise_passes(equivalent: Equivalent, dtype, netw
 CONFIGURATIONS = {
     "post-norm": POST_NORM,
     "pre-norm, untied, token types, regression and any number of labels": PRE_NORM,
-    "no norm of embeddings, one head, relu, tags, a choice and a pooler": RobertaConfig(
-        **{**SIZES, "num_heads": 1},
+    "one layer, no norm of embeddings, one head, relu, tags, a choice and a pooler": RobertaConfig(
+        **{**SIZES, "num_layers": 1, "num_heads": 1},
         layernorm_embedding=False,
         activation="relu",
         lm_head_activation="tanh",

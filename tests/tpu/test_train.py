@@ -17,10 +17,10 @@ from references.tpu import V5E_BYTES, Update, collectives, figures, products
 
 pytestmark = pytest.mark.slow
 
-# of two layers of 24, or three, which take minutes less to compile
-ONE = Update("v5e:1x1", rows=32, num_layers=3, generator="rbg")
+# of one or two layers of 24, which take minutes less to compile
+ONE = Update("v5e:1x1", rows=32, num_layers=2, generator="rbg")
 DATA_PARALLEL = Update("v5e:2x2", rows=128, num_layers=2, generator="rbg")
-FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=2, generator="rbg", fully_sharded=True)
+FULLY_SHARDED = Update("v5e:2x2", rows=128, num_layers=1, generator="rbg", fully_sharded=True)
 TENSOR_PARALLEL = Update("v5e:2x2", rows=32, tensor_parallel=4, num_layers=2, generator="rbg")
 SLICE = Update("v5e:4x4", rows=64, tensor_parallel=4, num_layers=2, fully_sharded=True, dropout=False)
 KEPT = Update("v5e:1x1", rows=32, num_layers=2, generator="rbg", remat=False)
@@ -32,9 +32,9 @@ UPDATES = {
     "one chip, nothing computed again": KEPT,
 }
 each_update = pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
-# Cycles of Transformers' Flax model with optax by flax_compiled(update, FAST), which takes as long to compile again. At
-# full effort it is a sixth of these, and of ours: `python -m benchmarks.tpu --only train --layers 3 --generator rbg`.
-THEIRS = {ONE: 157.0e6, KEPT: 85.2e6}
+# Our share of the cycles of Transformers' Flax model with optax, and those by flax_compiled(update, FAST), which takes as
+# long to compile again. At full effort both are a sixth: `python -m benchmarks.tpu --only train --layers 2 --generator rbg`.
+THEIRS = {ONE: (0.65, 108.0e6), KEPT: (0.75, 85.2e6)}
 
 
 @each_update
@@ -54,27 +54,27 @@ def test_a_chip_holds_it_and_computes_nothing_twice_and_multiplies_no_float32(up
     assert 0.97 < (counted["flops"] - adam) / update.hand_count() < 1.03
 
     found = products(program)
-    assert len(found) >= 3 * 8 * (update.num_layers - 1)
+    assert len(found) >= 3 * 8 * update.num_layers  # eight products a layer, and two gradients of each
     assert {dtype for product in found for dtype in product.operands} == {"bf16"}
 
     if update in THEIRS:
-        assert counted["estimated_cycles"] < 0.75 * THEIRS[update]
+        share, theirs = THEIRS[update]
+        assert counted["estimated_cycles"] < share * theirs
 
 
 def test_a_chip_holds_all_24_layers(compiled):
-    """By a line through two layers and three, within half a chip: 5.0 GiB."""
+    """By a line through one layer and two, within half a chip: 4.7 GiB."""
 
     def size(update: Update) -> float:
         counted = figures(compiled(update))
         return counted["peak_bytes"] + counted["program_bytes"]
 
-    three = size(ONE)
-    of_a_layer = three - size(replace(ONE, num_layers=2))
-    # The parameters and moments of a layer, its input in float32, and a few MiB of instructions. Two layers' arrays fit
-    # together better, by 16 MiB, than those of three; a fourth takes 1.02 times what it holds.
+    two = size(ONE)
+    of_a_layer = two - size(replace(ONE, num_layers=1))
+    # the parameters and moments of a layer, its input in float32, and a few MiB of instructions
     held = 3 * 4 * 12 * ONE.config.hidden_size**2 + 4 * ONE.rows * ONE.length * ONE.config.hidden_size
     assert held < of_a_layer < 1.15 * held
-    assert three + 21 * of_a_layer < V5E_BYTES / 2
+    assert two + 22 * of_a_layer < V5E_BYTES / 2
 
 
 def test_data_parallel_devices_send_gradients_and_gather_nothing(compiled):
