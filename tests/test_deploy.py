@@ -135,7 +135,7 @@ def port(start) -> Iterator[int]:
                 self.wfile.write(json.dumps([status if status >= 0 else 128 - status, out, err]).encode() + b"\n")
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Started) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield server.server_address[1]
         server.shutdown()
 

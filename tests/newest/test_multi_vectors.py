@@ -21,7 +21,7 @@ from roberta_flax import CheckpointError, InputError, SentenceEncoder
 from roberta_flax.convert import convert, export
 from tests.parity import layouts
 
-TOLERANCE = 1e-5  # of vectors of norm 1, float32, two layers
+TOLERANCE = 1e-5  # of vectors of norm 1, float32, a layer
 SIZE = 12
 PUNCTUATION = list(string.punctuation)
 PREFIXES = ("[Q] ", "[D] ")
