@@ -14,8 +14,6 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from lemminflect import getAllInflections
-
 from roberta_flax.nn.config import MNLI_LABELS
 
 CONTRADICTION, NEUTRAL, ENTAILMENT = MNLI_LABELS
@@ -186,6 +184,8 @@ def _one_way_pair(specific: str, general: str, is_forward: bool) -> Pair:
 
 def _inflect(word: str, part: str) -> dict[str, str]:
     """Returns the forms of a word by tag (NN, NNS, VB, VBZ, VBG, VBD, VBN); the word itself if they are not known."""
+    from lemminflect import getAllInflections  # and spaCy with it, which takes half a second
+
     inflections = getAllInflections(word, upos=PARTS_OF_SPEECH[part])
     ignored_tags = ("VBP", "JJR", "JJS", "RBR", "RBS")
     return {tag: forms[0] for tag, forms in inflections.items() if tag not in ignored_tags} or {"": word}
