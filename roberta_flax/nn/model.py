@@ -415,9 +415,10 @@ class Head(Part):
         self.head = head
         init = partial(_torch_linear_init, numerics=numerics, rngs=rngs)
         inputs = config.hidden_size
-        self.dense = Linear(inputs, head.inner_size, numerics, rngs) if head.has_dense else None
+        unset = nnx.initializers.zeros
+        self.dense = Linear(inputs, head.inner_size, numerics, rngs, unset) if head.has_dense else None
         inputs = head.inner_size if head.has_dense else inputs
-        self.output = Linear(inputs, head.num_classes, numerics, rngs) if head.has_output else None
+        self.output = Linear(inputs, head.num_classes, numerics, rngs, unset) if head.has_output else None
         for layer in (self.dense, self.output):
             if layer is not None:
                 inputs, outputs = layer.kernel.shape
@@ -642,10 +643,16 @@ class Linear(nnx.Module):
     and derives its gradients from the casts and the product: see products.product.)
     """
 
-    def __init__(self, inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+        init: nnx.Initializer = nnx.initializers.normal(0.02),
+    ) -> None:
         self.numerics = numerics
-        kernel = nnx.initializers.normal(0.02)(rngs.params(), (inputs, outputs), numerics.param_dtype)
-        self.kernel = nnx.Param(kernel)
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), numerics.param_dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, numerics.param_dtype))
 
     def __call__(self, x: Float[Array, "*tokens inputs"]) -> Float[Array, "*tokens outputs"]:
