@@ -137,7 +137,7 @@ def test_masks_are_filled_as_one_at_a_time(tiny, sick_pairs):
 
 
 @pytest.mark.slow
-def test_eight_devices_give_the_answers_of_one(eight_devices, tiny_directory):
+def test_eight_devices_give_the_answers_of_one(eight_devices, one_layer):
     """Data parallel, and with two and four devices sharing each layer; the last batch does not fill all of them.
 
     In fixed batches a text has the same bits alone and among others.
@@ -146,7 +146,7 @@ def test_eight_devices_give_the_answers_of_one(eight_devices, tiny_directory):
 import jax, numpy as np, roberta_flax
 from roberta_flax import Classify, Embed, Predictor
 assert len(jax.devices()) == 8
-roberta = roberta_flax.load({str(tiny_directory)!r})
+roberta = roberta_flax.load({str(one_layer)!r})
 texts = [" ".join(["word", "another", "dog"][i % 3] for i in range(3 + n % 2 * 9)) for n in range(67)]
 for task in (Classify("mnli"), Embed("tokens")):
     one = list(Predictor(roberta, task, devices=jax.devices()[:1])(texts))
