@@ -362,7 +362,7 @@ def test_ten_thousand_texts_have_the_same_bits_in_any_order_file_and_run(tiny, f
         process.join()
     np.testing.assert_array_equal(np.load(output), expected)
 
-    for i in random.choice(len(texts), 300):
+    for i in random.choice(len(texts), 50):  # each is a whole batch for itself
         (result,) = predictor([texts[i]])
         np.testing.assert_array_equal(result, expected[i])
 
