@@ -49,6 +49,12 @@ def written(path: Path, *rows: Any) -> Path:
 
 
 @pytest.fixture
+def tiny(one_layer) -> roberta_flax.Roberta:
+    """The random model's first layer, loaded anew for each test."""
+    return roberta_flax.load(one_layer)
+
+
+@pytest.fixture
 def pairs(tmp_path) -> Path:
     return written(
         tmp_path / "pairs.tsv", "anchor\tpositive", *(f"the {noun} is good\ta good {noun}" for noun in NOUNS)
