@@ -465,7 +465,7 @@ def test_operands_that_are_cast_beforehand_give_the_same_bits(one_layer, dtype):
 @pytest.mark.parametrize("stored", ["float32", "int8"])
 def test_nothing_is_broadcast_or_promoted_implicitly(numerics, stored):
     """By jax_numpy_rank_promotion and jax_numpy_dtype_promotion, which research code sets: JAX raises if something is."""
-    config, tokens = CONFIGS["pre-norm"], padded_tokens()
+    config, tokens = dataclasses.replace(CONFIGS["pre-norm"], num_layers=1), padded_tokens()
     params, key = random_params(config), jax.random.key(0)
     params = quantize(params) if stored == "int8" else params
     options = {"config": config, "numerics": numerics}
