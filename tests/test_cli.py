@@ -238,7 +238,8 @@ def test_a_file_of_pairs_is_predicted_by_its_usual_columns(run, shallow, one_lay
 def test_features_and_masks_of_a_file(run, shallow, one_layer, tmp_path):
     (tmp_path / "in.txt").write_text("a <mask> b\nc <mask>\n")
     assert (
-        run("features", "-i", tmp_path / "in.txt", "-o", tmp_path / "f.npy", "-m", one_layer, "--pooling", "first")[0] == 0
+        run("features", "-i", tmp_path / "in.txt", "-o", tmp_path / "f.npy", "-m", one_layer, "--pooling", "first")[0]
+        == 0
     )
     expected = np.asarray(shallow.extract_features(shallow.encode("c <mask>")))[0, 0]
     assert np.abs(np.load(tmp_path / "f.npy")[1] - expected).max() <= 5e-5
@@ -254,7 +255,9 @@ def test_evaluate_prints_accuracy_and_a_confusion_matrix(run, shallow, one_layer
     folder = tmp_path / "MNLI"
     folder.mkdir()
     labels = ("contradiction", "neutral", "entailment")
-    predicted = [labels[int(np.asarray(shallow.predict("mnli", shallow.encode(*pair))).argmax())] for pair in sick_pairs[:30]]
+    predicted = [
+        labels[int(np.asarray(shallow.predict("mnli", shallow.encode(*pair))).argmax())] for pair in sick_pairs[:30]
+    ]
     gold = [label if i % 3 else labels[i % 2] for i, label in enumerate(predicted)]
     lines = [f"{a}\t{b}\t{label}" for (a, b), label in zip(sick_pairs, gold, strict=False)]
     (folder / "dev_matched.tsv").write_text("\n".join(["sentence1\tsentence2\tgold_label", *lines, "a\tb\t-"]) + "\n")
@@ -336,7 +339,9 @@ def test_features_of_words_are_printed_or_written(run, shallow, one_layer, tmp_p
     result = json.loads(run("features", text, "--words", "-m", one_layer, "--json")[1])
     assert result["words"] == list(expected.words) == ["<s>", "It", "'s", "a", "naïve", "😀", "</s>"]
     assert (np.array(result["features"], np.float32) == expected.features).all()
-    status, out, _ = run("features", text, "--words", "--all-layers", "-o", tmp_path / "w.npz", "-m", one_layer, "--json")
+    status, out, _ = run(
+        "features", text, "--words", "--all-layers", "-o", tmp_path / "w.npz", "-m", one_layer, "--json"
+    )
     assert (status, json.loads(out)["shape"]) == (0, [2, 7, 64])
     with np.load(tmp_path / "w.npz") as saved:
         assert saved["words"].tolist() == list(expected.words)

@@ -475,9 +475,7 @@ def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(on_
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_ends_in_one_line_and_keeps_what_was_done(
-    command_line, forked, one_layer, pairs, tmp_path
-):
+def test_a_disk_that_is_full_ends_in_one_line_and_keeps_what_was_done(command_line, forked, one_layer, pairs, tmp_path):
     """RLIMIT_FSIZE stands for the disk: writing past it fails as a full disk does, part by part."""
     arguments = [
         "predict",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     Positions = Int[Array, "batch selected"] | slice
 
 FIRST_TOKEN = slice(0, 1)
+_NORMAL = nnx.initializers.normal(0.02)  # fairseq's init_bert_params
 _Result = TypeVar("_Result")
 
 # From this many tokens on, the stream is stored after each layer. The TPU's compiler would rather keep what each layer
@@ -208,7 +209,7 @@ class Embeddings(Part):
         self.token = embed(config.vocab_size, embedding_init=init)
         self.position = embed(config.max_positions + config.pad_id + 1, embedding_init=init)
         self.token_type = (
-            embed(config.type_vocab_size, embedding_init=nnx.initializers.normal(0.02))
+            embed(config.type_vocab_size, embedding_init=_NORMAL)
             if config.type_vocab_size
             else None
         )
@@ -649,7 +650,7 @@ class Linear(nnx.Module):
         outputs: int,
         numerics: Numerics,
         rngs: nnx.Rngs,
-        init: nnx.Initializer = nnx.initializers.normal(0.02),
+        init: nnx.Initializer = _NORMAL,
     ) -> None:
         self.numerics = numerics
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), numerics.param_dtype))
@@ -702,7 +703,8 @@ def _split(key: Key[Array, ""] | None, count: int) -> list[Key[Array, ""] | None
 
 def _normal_with_zero_row(row: int) -> Callable[..., Array]:
     def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Float[Array, "..."]:
-        return nnx.initializers.normal(0.02)(key, shape, dtype).at[row].set(0)
+        array: Array = _NORMAL(key, shape, dtype)
+        return array.at[row].set(0)
 
     return init
 

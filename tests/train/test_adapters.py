@@ -147,7 +147,9 @@ def test_twenty_updates_agree_with_pefts_in_float64(variant, network, tmp_path):
 
     trainer = FairseqTrainer(model, cross_entropy, rate=1e-2, clip=1.5, decay=0.1, warmup=5, total=18)
     optimizer = adam(polynomial_decay(1e-2, warmup_steps=5, total_steps=18), config=ONE_LAYER, clip_norm=1.5)
-    train_step = make_train_step(head_loss("task", config=ONE_LAYER, numerics=Numerics("float64"), lora=lora), optimizer)
+    train_step = make_train_step(
+        head_loss("task", config=ONE_LAYER, numerics=Numerics("float64"), lora=lora), optimizer
+    )
     opt_state, random = train_step.init(params), np.random.default_rng(0)
     for update in range(UPDATES):
         batch, samples = classification(random, seed=update)

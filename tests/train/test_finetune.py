@@ -45,6 +45,12 @@ FAST = ("--lr", "2e-3", "--dropout", "0", "--attention-dropout", "0", "--batch-s
 
 
 @pytest.fixture
+def tiny(one_layer) -> roberta_flax.Roberta:
+    """The random model's first layer, loaded anew for each test."""
+    return roberta_flax.load(one_layer)
+
+
+@pytest.fixture
 def finetune(run, one_layer):
     """Fine-tunes a network of one layer, unless another model is given; gives the summary and stderr."""
 
@@ -127,7 +133,19 @@ def test_a_regression_learns_and_is_judged_by_correlations(finetune, tmp_path):
     rows = [{"a": f"the {noun}", "b": f"{word} dogs", "y": i + 1} for noun in NOUNS for i, word in enumerate(words)]
     train = written(tmp_path / "r.jsonl", *rows)
     columns = ("-c", "a", "-c", "b", "--label-column", "y")
-    options = ("--task", "custom", "--kind", "regression", *columns, "--steps", "70", "--lr", "5e-3", "--head", "degree")
+    options = (
+        "--task",
+        "custom",
+        "--kind",
+        "regression",
+        *columns,
+        "--steps",
+        "70",
+        "--lr",
+        "5e-3",
+        "--head",
+        "degree",
+    )
     summary, _ = finetune(train, tmp_path / "o", *options)
     assert summary["metrics"]["pearson"] > 0.99
     assert summary["metrics"]["mse"] < 0.1

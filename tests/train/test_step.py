@@ -300,7 +300,9 @@ def test_losses_of_other_heads_are_torchs_functions_of_their_logits(one_layer):
 def test_a_choice_head_scores_rows_and_compares_them(one_layer):
     tokens = random_tokens([9, 30, 2, 21, 5, 6], VOCAB).reshape(2, 3, -1)
     batch = {"tokens": tokens, "targets": np.array([2, 0], np.int32), "weights": np.ones(2, np.float32)}
-    scores = np.asarray(forward.head_logits(one_layer, tokens.reshape(6, -1), head="choice", config=ONE_LAYER)).reshape(2, 3)
+    scores = np.asarray(forward.head_logits(one_layer, tokens.reshape(6, -1), head="choice", config=ONE_LAYER)).reshape(
+        2, 3
+    )
     expected = np.log(np.exp(scores).sum(1)) - scores[[0, 1], [2, 0]]
     total, _ = make_eval_step(head_loss("choice", config=ONE_LAYER))(one_layer, batch)
     assert float(total) == pytest.approx(expected.sum(), rel=1e-5)
