@@ -64,7 +64,7 @@ def texts(sick_pairs, one_layer) -> list:
     def bucket(item) -> int:
         return batching.length_bucket(len(tokenizer.encode(*([item] if isinstance(item, str) else item))), 512)
 
-    buckets = {8, bucket(mixed[32]), *(size for size, _ in Counter(map(bucket, mixed[:20])).most_common(3))}
+    buckets = {8, bucket(mixed[32]), *(size for size, _ in Counter(map(bucket, mixed[:20])).most_common(2))}
     few = [item for item in mixed if bucket(item) in buckets]
     assert len(few) > 20
     return [few[i] for i in random.permutation(len(few))]
