@@ -208,11 +208,7 @@ class Embeddings(Part):
         init = _normal_with_zero_row(config.pad_id)
         self.token = embed(config.vocab_size, embedding_init=init)
         self.position = embed(config.max_positions + config.pad_id + 1, embedding_init=init)
-        self.token_type = (
-            embed(config.type_vocab_size, embedding_init=_NORMAL)
-            if config.type_vocab_size
-            else None
-        )
+        self.token_type = embed(config.type_vocab_size, embedding_init=_NORMAL) if config.type_vocab_size else None
         self.layer_norm = layer_norm(config, numerics, rngs) if config.layernorm_embedding else None
 
     def __call__(
