@@ -342,9 +342,9 @@ def test_of_a_layer_that_is_computed_again_the_last_product_is_not(normalize_bef
     """A layer has 8 products, of which each has two gradients."""
 
     def products(layers: int) -> int:
-        config = dataclasses.replace(CONFIG, num_layers=layers, normalize_before=normalize_before)
+        config = dataclasses.replace(SHALLOW, num_layers=layers, normalize_before=normalize_before)
         loss = head_loss("sentence", config=config, numerics=Numerics(remat=True))
-        params = jax.eval_shape(lambda: forward.init_params(config, jax.random.key(0)))
+        params = forward.abstract_params(config)
         gradient = jax.jit(jax.grad(lambda params: loss(params, sentence_batch(), jax.random.key(1))[0]))
         return gradient.lower(params).as_text().count("stablehlo.dot_general")
 
@@ -395,7 +395,7 @@ def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
             max_positions=time, heads=(HeadConfig("sentence", 3, hidden),),
         )  # fmt: skip
         optimizer = adam(1e-3, config=config)
-        params = jax.eval_shape(lambda: forward.init_params(config, jax.random.key(0)))
+        params = forward.abstract_params(config)
         state = jax.eval_shape(lambda: init_optimizer(optimizer, params))
         loss = head_loss("sentence", config=config, numerics=Numerics(dtype="bfloat16"))
         lowered = make_train_step(loss, optimizer).lower(params, state, batch, jax.random.key(0))
