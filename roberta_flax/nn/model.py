@@ -634,7 +634,7 @@ class RobertaModel(Part):
 
 
 class Linear(nnx.Module):
-    """kernel [inputs, outputs] and bias [outputs], initialized as init_bert_params does.
+    """kernel [inputs, outputs] and bias [outputs], initialized as init_bert_params does, unless `init` is given.
 
     The bias is added to the product's result, in the accumulation dtype. (nnx.Linear rounds it to the operands' dtype,
     and derives its gradients from the casts and the product: see products.product.)
