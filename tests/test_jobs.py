@@ -315,7 +315,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_and_ends_with_the_same_bytes
         deadline = time.monotonic() + 60
         while process.is_alive() and time.monotonic() < deadline and len(list(parts.glob("*.part"))) <= seen:
             time.sleep(0.005)  # until it has begun to write
-        time.sleep(float(random.uniform(0, 0.03)))  # as long as a part takes
+        time.sleep(float(random.uniform(0, 0.015)))  # as long as a part takes
         if process.is_alive():
             process.kill()
             kills += 1
@@ -459,10 +459,10 @@ def test_a_run_that_goes_on_begins_its_progress_with_the_rows_that_are_there(tin
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(on_a_terminal, one_layer, tmp_path):
+def test_a_terminal_shows_how_far_a_part_is_and_stdout_has_the_summary_alone(on_a_terminal, tiny_directory, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * (i % 60)} for i in range(400)])
     text, stdout = on_a_terminal(
-        [PROGRAM, "features", "-i", source, "-o", tmp_path / "out.npy", "-m", one_layer, "--json"]
+        [PROGRAM, "features", "-i", source, "-o", tmp_path / "out.npy", "-m", tiny_directory, "--json"]
     )
     summary = json.loads(stdout)
     assert (summary["rows"], summary["this_run"]["compilations"]) == (400, summary["this_run"]["shapes"])
