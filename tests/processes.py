@@ -65,6 +65,7 @@ def share_of_a_job(
     job = jobs.Job(Path(source), Path(output), ("premise", "hypothesis"), rows_per_part=64, share=share)
     summary = jobs.run(job, Predictor(roberta_flax.load(model), Classify("mnli")))
     answers.put((process, summary["this_run"]["texts"]))
+    jax.distributed.shutdown()  # waits for the others, which end if the first is gone; a forked process does not on its own
 
 
 def memory_to_refuse(path: Path, answers: multiprocessing.SimpleQueue[tuple[str, int]]) -> None:

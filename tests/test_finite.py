@@ -52,6 +52,12 @@ def with_value(roberta: roberta_flax.Roberta, value: float, index: Any = 0) -> r
 
 
 @pytest.fixture
+def tiny(one_layer) -> roberta_flax.Roberta:
+    """The random model's first layer, loaded anew for each test."""
+    return roberta_flax.load(one_layer)
+
+
+@pytest.fixture
 def broken(tiny) -> roberta_flax.Roberta:
     """A model of every kind of head, with a NaN."""
     config = tiny.config
@@ -64,9 +70,9 @@ def broken(tiny) -> roberta_flax.Roberta:
 
 
 @pytest.fixture
-def overflowing(tiny_directory, tmp_path) -> Path:
+def overflowing(one_layer, tmp_path) -> Path:
     """A model with a parameter that float32 holds and float16 does not."""
-    with_value(roberta_flax.load(tiny_directory), 1e6).save(tmp_path / "overflowing")
+    with_value(roberta_flax.load(one_layer), 1e6).save(tmp_path / "overflowing")
     return tmp_path / "overflowing"
 
 
@@ -177,17 +183,17 @@ def warnings(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_a_model_that_is_finite_loads_without_a_word(tiny_directory, caplog):
-    roberta_flax.load(tiny_directory)
-    roberta_flax.load(tiny_directory, dtype="bfloat16", param_dtype="bfloat16")
-    roberta_flax.load(tiny_directory, dtype="float16")
-    roberta_flax.load(tiny_directory, quantize="int8")
+def test_a_model_that_is_finite_loads_without_a_word(one_layer, caplog):
+    roberta_flax.load(one_layer)
+    roberta_flax.load(one_layer, dtype="bfloat16", param_dtype="bfloat16")
+    roberta_flax.load(one_layer, dtype="float16")
+    roberta_flax.load(one_layer, quantize="int8")
     assert warnings(caplog) == []
 
 
 @pytest.mark.parametrize(("value", "counted"), [(np.nan, "1 NaN"), (-np.inf, "1 infinite")])
-def test_loading_names_the_parameters_that_are_not_finite_once(tiny_directory, tmp_path, caplog, value, counted):
-    with_value(roberta_flax.load(tiny_directory), value).save(tmp_path / "broken")
+def test_loading_names_the_parameters_that_are_not_finite_once(one_layer, tmp_path, caplog, value, counted):
+    with_value(roberta_flax.load(one_layer), value).save(tmp_path / "broken")
     caplog.clear()
     for options in ({}, {"dtype": jnp.bfloat16}, {"quantize": "int8"}):
         roberta_flax.load(tmp_path / "broken", **options)

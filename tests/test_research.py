@@ -33,14 +33,23 @@ def params() -> Any:
     return random_params(CONFIG)
 
 
+LAYERS_MATTER = {"custom_head", "probing_layers"}  # of these examples
+
+
 @pytest.fixture
-def small(tiny, monkeypatch) -> None:
-    """The random model, whatever name is loaded."""
-    monkeypatch.setattr(roberta_flax, "load", lambda *name, **options: tiny)
+def loaded(monkeypatch):
+    """Has a model loaded, whatever name is asked for."""
+
+    def loaded(model: Path) -> None:
+        roberta = roberta_flax.load(model)
+        monkeypatch.setattr(roberta_flax, "load", lambda *name, **options: roberta)
+
+    return loaded
 
 
 @pytest.mark.slow
-def test_the_page_on_research_runs_from_its_beginning_to_its_end(small, tmp_path):
+def test_the_page_on_research_runs_from_its_beginning_to_its_end(loaded, one_layer, tmp_path):
+    loaded(one_layer)
     program = tmp_path / "research.py"
     program.write_text("\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)))
     names = runpy.run_path(str(program))
@@ -49,7 +58,8 @@ def test_the_page_on_research_runs_from_its_beginning_to_its_end(small, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(example: Path, small):
+def test_an_example_runs(example: Path, loaded, one_layer, tiny_directory):
+    loaded(tiny_directory if example.stem in LAYERS_MATTER else one_layer)
     runpy.run_path(str(example))
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     Positions = Int[Array, "batch selected"] | slice
 
 FIRST_TOKEN = slice(0, 1)
+_NORMAL = nnx.initializers.normal(0.02)  # fairseq's init_bert_params
 _Result = TypeVar("_Result")
 
 # From this many tokens on, the stream is stored after each layer. The TPU's compiler would rather keep what each layer
@@ -207,11 +208,7 @@ class Embeddings(Part):
         init = _normal_with_zero_row(config.pad_id)
         self.token = embed(config.vocab_size, embedding_init=init)
         self.position = embed(config.max_positions + config.pad_id + 1, embedding_init=init)
-        self.token_type = (
-            embed(config.type_vocab_size, embedding_init=nnx.initializers.normal(0.02))
-            if config.type_vocab_size
-            else None
-        )
+        self.token_type = embed(config.type_vocab_size, embedding_init=_NORMAL) if config.type_vocab_size else None
         self.layer_norm = layer_norm(config, numerics, rngs) if config.layernorm_embedding else None
 
     def __call__(
@@ -415,9 +412,10 @@ class Head(Part):
         self.head = head
         init = partial(_torch_linear_init, numerics=numerics, rngs=rngs)
         inputs = config.hidden_size
-        self.dense = Linear(inputs, head.inner_size, numerics, rngs) if head.has_dense else None
+        unset = nnx.initializers.zeros
+        self.dense = Linear(inputs, head.inner_size, numerics, rngs, unset) if head.has_dense else None
         inputs = head.inner_size if head.has_dense else inputs
-        self.output = Linear(inputs, head.num_classes, numerics, rngs) if head.has_output else None
+        self.output = Linear(inputs, head.num_classes, numerics, rngs, unset) if head.has_output else None
         for layer in (self.dense, self.output):
             if layer is not None:
                 inputs, outputs = layer.kernel.shape
@@ -636,16 +634,22 @@ class RobertaModel(Part):
 
 
 class Linear(nnx.Module):
-    """kernel [inputs, outputs] and bias [outputs], initialized as init_bert_params does.
+    """kernel [inputs, outputs] and bias [outputs], initialized as init_bert_params does, unless `init` is given.
 
     The bias is added to the product's result, in the accumulation dtype. (nnx.Linear rounds it to the operands' dtype,
     and derives its gradients from the casts and the product: see products.product.)
     """
 
-    def __init__(self, inputs: int, outputs: int, numerics: Numerics, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+        init: nnx.Initializer = _NORMAL,
+    ) -> None:
         self.numerics = numerics
-        kernel = nnx.initializers.normal(0.02)(rngs.params(), (inputs, outputs), numerics.param_dtype)
-        self.kernel = nnx.Param(kernel)
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), numerics.param_dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, numerics.param_dtype))
 
     def __call__(self, x: Float[Array, "*tokens inputs"]) -> Float[Array, "*tokens outputs"]:
@@ -695,7 +699,8 @@ def _split(key: Key[Array, ""] | None, count: int) -> list[Key[Array, ""] | None
 
 def _normal_with_zero_row(row: int) -> Callable[..., Array]:
     def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> Float[Array, "..."]:
-        return nnx.initializers.normal(0.02)(key, shape, dtype).at[row].set(0)
+        array: Array = _NORMAL(key, shape, dtype)
+        return array.at[row].set(0)
 
     return init
 

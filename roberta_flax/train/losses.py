@@ -97,17 +97,10 @@ def head_loss(
     check_trainable(numerics)
 
     def loss(params: Params, batch: Batch, key: Key[Array, ""] | None) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        tokens, targets = batch["tokens"], batch["targets"]
+        tokens = batch["tokens"]
         rows = tokens.reshape(-1, tokens.shape[-1])
         model, key = adapted_network(params, config, numerics, lora, key)
-        outputs = head_outputs(model, kind, rows, key=key)
-        if tokens.ndim == 3:
-            is_choice = (tokens != config.pad_id).any(axis=-1)
-            losses = _cross_entropy(_excluding_padding(is_choice, outputs.reshape(is_choice.shape)), targets)
-        else:
-            losses = _item_losses(kind, outputs, targets, tokens != config.pad_id)
-        default = tokens != config.pad_id if kind.kind == "token" else jnp.ones_like(losses)
-        return _weighted(losses, batch.get("weights", default))
+        return loss_of_outputs(kind, head_outputs(model, kind, rows, key=key), batch, config.pad_id)
 
     return NetworkLoss(loss, (r"lm_head\.", rf"heads\.(?!{re.escape(head)}\.)"))
 
@@ -136,6 +129,21 @@ def masked_lm_loss(
         return _weighted(losses, batch.get("weights", jnp.ones_like(losses)))
 
     return NetworkLoss(loss, (r"heads\.",))
+
+
+def loss_of_outputs(
+    head: HeadConfig, outputs: Float[Array, "rows ..."], batch: Batch, pad_id: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """What head_loss makes of a head's outputs, for use inside a traced function."""
+    tokens, targets = batch["tokens"], batch["targets"]
+    is_token = tokens != pad_id
+    if tokens.ndim == 3:
+        is_choice = is_token.any(axis=-1)
+        losses = _cross_entropy(_excluding_padding(is_choice, outputs.reshape(is_choice.shape)), targets)
+    else:
+        losses = _item_losses(head, outputs, targets, is_token)
+    default = is_token if head.kind == "token" else jnp.ones_like(losses)
+    return _weighted(losses, batch.get("weights", default))
 
 
 def _weighted(losses: Float[Array, "..."], weights: Array) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -18,14 +18,14 @@ from roberta_flax.metrics import Evaluation
 from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
-from roberta_flax.nn.meshes import own_mesh
+from roberta_flax.nn.meshes import in_auto_mode, own_mesh
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.sharding import place_batch
 from roberta_flax.tasks import judging
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train.batches import validation_batches
-from roberta_flax.train.losses import HostBatch, head_loss
+from roberta_flax.train.losses import HostBatch, check_trainable, loss_of_outputs
 
 
 class Validation:
@@ -73,13 +73,14 @@ class Validation:
         self.metrics = tuple(metrics) or default_metrics(self.head)
         self.labels = tuple(labels) or self.head.label_names
         self._config, self._tokenizer, self._batch_size, self._mesh = config, tokenizer, batch_size, mesh
-        loss = head_loss(head, config=config, numerics=numerics)
+        check_trainable(numerics)
 
+        @in_auto_mode
         def compute(params: Params, batch: Any) -> tuple[Any, Any, Any]:
-            """Returns the loss, its size and the head's outputs. The compiler merges the two networks into one."""
+            """Returns the loss, its size and the head's outputs."""
             tokens = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
             outputs = forward.head_logits(params, tokens, head=head, config=config, numerics=numerics)
-            return *loss(params, batch, None), outputs
+            return *loss_of_outputs(self.head, outputs, batch, config.pad_id), outputs
 
         replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
         self._compute = jax.jit(compute, out_shardings=replicated)

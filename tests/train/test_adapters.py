@@ -41,6 +41,7 @@ CONFIG = RobertaConfig(
     vocab_size=SMALL["vocab"], num_layers=2, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=62,
     dropout=0.0, attention_dropout=0.0, pooler_dropout=0.0, type_vocab_size=1, lm_head=False, heads=(HEAD,),
 )  # fmt: skip
+ONE_LAYER = dataclasses.replace(CONFIG, num_layers=1)  # of a run of twenty updates; files have both
 # our settings, and the modules that PEFT calls so
 VARIANTS: dict[str, tuple[LoRA, list[str]]] = {
     "plain": (LoRA(4, 8, ("attention.query", "attention.value")), ["query", "value"]),
@@ -63,14 +64,14 @@ def network() -> Any:
 
     torch.manual_seed(0)
     none = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"), 0.0)
-    settings = configuration(CONFIG, num_labels=3, attn_implementation="eager", **none)
+    settings = configuration(ONE_LAYER, num_labels=3, attn_implementation="eager", **none)
     model = transformers.RobertaForSequenceClassification(settings).double()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model
 
 
-def parameters_of(network: Any, config: RobertaConfig = CONFIG, model_type: str = "roberta") -> dict[str, Any]:
+def parameters_of(network: Any, config: RobertaConfig, model_type: str = "roberta") -> dict[str, Any]:
     """The network's parameters as a tree."""
     state, kinds = network.state_dict(), {head.name: head.kind for head in config.heads}
     leaves = {}
@@ -139,14 +140,16 @@ def cross_entropy(model: Any, sample: dict[str, Any]) -> tuple[Any, int, None]:
 def test_twenty_updates_agree_with_pefts_in_float64(variant, network, tmp_path):
     lora, modules = VARIANTS[variant]
     model = with_peft(network, lora, modules)
-    read, params = load_adapter(saved(model, tmp_path / "begin"), CONFIG, HEAD)
+    read, params = load_adapter(saved(model, tmp_path / "begin"), ONE_LAYER, HEAD)
     assert dataclasses.replace(read, targets=lora.targets) == lora
-    assert read.paths(CONFIG) == lora.paths(CONFIG)
-    body = {name: part for name, part in parameters_of(network).items() if name != "heads"}
+    assert read.paths(ONE_LAYER) == lora.paths(ONE_LAYER)
+    body = {name: part for name, part in parameters_of(network, ONE_LAYER).items() if name != "heads"}
 
     trainer = FairseqTrainer(model, cross_entropy, rate=1e-2, clip=1.5, decay=0.1, warmup=5, total=18)
-    optimizer = adam(polynomial_decay(1e-2, warmup_steps=5, total_steps=18), config=CONFIG, clip_norm=1.5)
-    train_step = make_train_step(head_loss("task", config=CONFIG, numerics=Numerics("float64"), lora=lora), optimizer)
+    optimizer = adam(polynomial_decay(1e-2, warmup_steps=5, total_steps=18), config=ONE_LAYER, clip_norm=1.5)
+    train_step = make_train_step(
+        head_loss("task", config=ONE_LAYER, numerics=Numerics("float64"), lora=lora), optimizer
+    )
     opt_state, random = train_step.init(params), np.random.default_rng(0)
     for update in range(UPDATES):
         batch, samples = classification(random, seed=update)
@@ -156,7 +159,7 @@ def test_twenty_updates_agree_with_pefts_in_float64(variant, network, tmp_path):
         assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=TOLERANCE)
 
     # what PEFT writes of its own, and what we write
-    save_adapter(tmp_path / "ours", lora, params, CONFIG, head=HEAD)
+    save_adapter(tmp_path / "ours", lora, params, ONE_LAYER, head=HEAD)
     theirs, ours = (tensors_of(path) for path in (saved(model, tmp_path / "theirs"), tmp_path / "ours"))
     assert theirs.keys() == ours.keys()
     for name, tensor in theirs.items():
@@ -165,13 +168,13 @@ def test_twenty_updates_agree_with_pefts_in_float64(variant, network, tmp_path):
     # PEFT's model of our files, and ours of the merged ones
     import peft
 
-    tokens = random_tokens([9, 30, 2, 21], CONFIG.vocab_size, seed=1)
+    tokens = random_tokens([9, 30, 2, 21], ONE_LAYER.vocab_size, seed=1)
     again = peft.PeftModel.from_pretrained(network, tmp_path / "ours").double().eval()
     ids = torch.from_numpy(tokens).long()
-    expected = again(input_ids=ids, attention_mask=ids != CONFIG.pad_id).logits.detach().numpy()
+    expected = again(input_ids=ids, attention_mask=ids != ONE_LAYER.pad_id).logits.detach().numpy()
     again.unload()
     merged = lora.merge(body, params)
-    found = forward.head_logits(merged, tokens, head="task", config=CONFIG, numerics=Numerics("float64"))
+    found = forward.head_logits(merged, tokens, head="task", config=ONE_LAYER, numerics=Numerics("float64"))
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 

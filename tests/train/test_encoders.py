@@ -49,6 +49,12 @@ def written(path: Path, *rows: Any) -> Path:
 
 
 @pytest.fixture
+def tiny(one_layer) -> roberta_flax.Roberta:
+    """The random model's first layer, loaded anew for each test."""
+    return roberta_flax.load(one_layer)
+
+
+@pytest.fixture
 def pairs(tmp_path) -> Path:
     return written(
         tmp_path / "pairs.tsv", "anchor\tpositive", *(f"the {noun} is good\ta good {noun}" for noun in NOUNS)
@@ -521,14 +527,15 @@ SHARDED = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)
-from roberta_flax.nn import forward, sharding
+from roberta_flax.nn import sharding
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.meshes import on_mesh_of_arguments
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train.encoder_losses import SentenceLoss, sentence_encoder_loss
+from tests.params import random_params
 
 config = RobertaConfig(vocab_size=90, num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32, max_positions=30)
-params = forward.init_params(config, jax.random.key(0), jnp.float64)
+params = random_params(config, np.float64)
 tokens = np.random.default_rng(0).integers(4, 90, (16, 2, 12)).astype(np.int32)
 
 def gradient(devices, tensor_parallel, mini_batch_size):

@@ -31,6 +31,7 @@ from tests.train import small
 
 RUN = [sys.executable, "-m", "tests.train.small"]
 SHORT = {"total_steps": 24, "save_every": 2}
+PLAN = {"total_steps": 30}  # nearly four epochs
 
 
 def lines(path: Path) -> list[dict]:
@@ -74,7 +75,7 @@ def restored(directory: Path, step: int) -> tuple[dict, dict]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    small.train(directory)
+    small.train(directory, PLAN)
     return directory
 
 
@@ -84,10 +85,10 @@ def undisturbed(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_a_run_computes_what_its_definition_says(tmp_path):
     """The same updates, written out: each batch once, in order, with the key of its number."""
-    outcome = small.train(tmp_path / "run")
+    outcome = small.train(tmp_path / "run", PLAN)
     params, state = small.params(), small.OPTIMIZER.init(small.params())
     data, losses, norms = small.batches(), [], []
-    for update in range(60):
+    for update in range(30):
         key = jax.random.fold_in(jax.random.key(1), update)
         params, state, metrics = small.train_step(params, state, next(data), key)
         losses.append(float(metrics["loss"]))
@@ -96,7 +97,7 @@ def test_a_run_computes_what_its_definition_says(tmp_path):
         assert found.tobytes() == expected.tobytes()
     records = lines(tmp_path / "run" / "metrics.jsonl")
     training = [line for line in records if "loss" in line]
-    assert [line["step"] for line in training] == list(range(5, 61, 5))
+    assert [line["step"] for line in training] == list(range(5, 31, 5))
     for line in training:
         last = line["step"]
         assert line["loss"] == pytest.approx(np.mean(losses[last - 5 : last]), rel=1e-6)
@@ -104,22 +105,22 @@ def test_a_run_computes_what_its_definition_says(tmp_path):
         assert line["learning_rate"] == pytest.approx(0.1 / (1 + 0.1 * (last - 1)), rel=1e-6)
         assert (line["size"], line["tokens"]) == (5 * small.BATCH, last * small.BATCH * small.WIDTH)
     validations = [line for line in records if "valid_loss" in line]
-    assert [line["step"] for line in validations] == list(range(6, 61, 6))
+    assert [line["step"] for line in validations] == list(range(6, 31, 6))
     best = min(validations, key=lambda line: line["valid_loss"])
-    assert (outcome.steps, outcome.stopped, outcome.best_step) == (60, "done", best["step"])
+    assert (outcome.steps, outcome.stopped, outcome.best_step) == (30, "done", best["step"])
     assert outcome.best == pytest.approx(best["valid_loss"], rel=1e-6)
-    assert steps(tmp_path / "run") == [52, 56, 60]
+    assert steps(tmp_path / "run") == [24, 28, 30]
     speed = lines(tmp_path / "run" / "speed.jsonl")
-    assert [line["step"] for line in speed] == list(range(5, 61, 5))
+    assert [line["step"] for line in speed] == list(range(5, 31, 5))
     assert all(line["tokens"] == 5 * small.BATCH * small.WIDTH and line["seconds"] > 0 for line in speed)
 
 
 @pytest.mark.slow
 def test_two_runs_of_one_command_have_the_same_bytes_and_a_finished_one_is_not_run_again(undisturbed, tmp_path):
-    first = small.train(tmp_path / "run")
+    first = small.train(tmp_path / "run", PLAN)
     assert_same_run(tmp_path / "run", undisturbed)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.npz")}
-    again = small.train(tmp_path / "run", train_step=None)
+    again = small.train(tmp_path / "run", PLAN, train_step=None)
     assert dataclass_without_params(again) == dataclass_without_params(first)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(leaves(again.params), leaves(first.params), strict=True))
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -219,10 +220,10 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(forked, t
 def test_what_a_kill_left_beyond_the_newest_few_is_deleted_when_the_run_is_opened(undisturbed, tmp_path):
     """Killed between its last checkpoint and the deletion of the oldest, a run has nothing more to save."""
     shutil.copytree(undisturbed, tmp_path / "run")
-    for left in ("44", "48"):
-        shutil.copytree(tmp_path / "run" / "checkpoints" / "52", tmp_path / "run" / "checkpoints" / left)
-    small.train(tmp_path / "run")
-    assert steps(tmp_path / "run") == [52, 56, 60]
+    for left in ("16", "20"):
+        shutil.copytree(tmp_path / "run" / "checkpoints" / "24", tmp_path / "run" / "checkpoints" / left)
+    small.train(tmp_path / "run", PLAN)
+    assert steps(tmp_path / "run") == [24, 28, 30]
     assert_same_run(tmp_path / "run", undisturbed)
 
 
@@ -237,14 +238,14 @@ def test_a_signal_ends_a_run_after_the_update_and_the_same_command_goes_on(undis
     count = iter(range(1, 100))
     before = signal.getsignal(number)
     with pytest.raises(StoppedError) as stopped:
-        small.train(tmp_path / "run", train_step=step)
+        small.train(tmp_path / "run", PLAN, train_step=step)
     assert signal.getsignal(number) == before
     assert str(stopped.value) == (
-        f"{number.name}: stopped after 13 of 60 steps, which are saved in {tmp_path / 'run'}; "
+        f"{number.name}: stopped after 13 of 30 steps, which are saved in {tmp_path / 'run'}; "
         "rerun the command to resume"
     )
     assert steps(tmp_path / "run")[-1] == 13
-    small.train(tmp_path / "run")
+    small.train(tmp_path / "run", PLAN)
     assert_same_run(tmp_path / "run", undisturbed)
 
 
@@ -298,7 +299,7 @@ def test_a_network_that_is_stopped_twice_ends_with_the_same_bits(one_layer, sick
 
 @pytest.mark.slow
 def test_a_run_outside_the_main_thread_takes_no_signals(undisturbed, tmp_path):
-    thread = threading.Thread(target=small.train, args=(tmp_path / "run",))
+    thread = threading.Thread(target=small.train, args=(tmp_path / "run", PLAN))
     thread.start()
     thread.join()
     assert_same_run(tmp_path / "run", undisturbed)
@@ -411,13 +412,13 @@ from tests.train import small
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
-    small.train(Path(sys.argv[1]))
+    small.train(Path(sys.argv[1]), {"total_steps": int(sys.argv[3])})
 except InputError as error:
     print(error, file=sys.stderr)
     sys.exit(1)
 """
     directory = tmp_path / "checkpoint"
-    process = start(processes.python, program, directory, 1000)  # bytes of a file
+    process = start(processes.python, program, directory, 1000, PLAN["total_steps"])  # bytes of a file, steps
     _, err = process.communicate()
     assert process.returncode == 1
     message = (
@@ -425,16 +426,16 @@ except InputError as error:
     )
     assert re.fullmatch(message.format(directory / "checkpoints", ".*File too large.*") + "\n", err), err
     assert steps(directory) == []
-    small.train(directory)
+    small.train(directory, PLAN)
     assert_same_run(directory, undisturbed)
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "speed.jsonl").symlink_to("/dev/full")
     with pytest.raises(
         InputError, match=message.format(tmp_path / "records" / "speed.jsonl", "No space left on device")
     ):
-        small.train(tmp_path / "records")
+        small.train(tmp_path / "records", PLAN)
     (tmp_path / "records" / "speed.jsonl").unlink()
-    small.train(tmp_path / "records")
+    small.train(tmp_path / "records", PLAN)
     assert_same_run(tmp_path / "records", undisturbed)
 
 
@@ -493,10 +494,10 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_terminal_shows_loss_learning_rate_speed_and_the_time_left(on_a_terminal, tmp_path):
-    text, stdout = on_a_terminal([*RUN, tmp_path / "run", json.dumps({"progress": True})])
+    text, stdout = on_a_terminal([*RUN, tmp_path / "run", json.dumps({"plan": PLAN, "progress": True})])
     assert stdout == ""
-    found = re.findall(r"(\d+)/60 loss [\d.]+ lr [\d.e-]+ \d+ tokens/s \d:\d\d:\d\d left", text)
-    assert found[-1] == "60"
+    found = re.findall(r"(\d+)/30 loss [\d.]+ lr [\d.e-]+ \d+ tokens/s \d:\d\d:\d\d left", text)
+    assert found[-1] == "30"
     assert "WARNING" not in text
 
 
@@ -530,7 +531,7 @@ def test_tensorboard_files_have_the_records(tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
-    small.train(tmp_path / "run", tensorboard=True)
+    small.train(tmp_path / "run", PLAN, tensorboard=True)
     found: dict[str, dict[int, float]] = {}
     for path in (tmp_path / "run" / "tensorboard").iterdir():
         content = path.read_bytes()
@@ -544,7 +545,7 @@ def test_tensorboard_files_have_the_records(tmp_path):
     for tag, name in (("train/loss", "loss"), ("train/learning_rate", "learning_rate"), ("valid/loss", "valid_loss")):
         expected = {line["step"]: line[name] for line in records if name in line}
         assert found[tag] == pytest.approx(expected, rel=1e-6)
-    assert len(found["speed/tokens_per_second"]) == 12
+    assert len(found["speed/tokens_per_second"]) == 6
 
 
 # several devices, several processes
@@ -655,16 +656,16 @@ def told(hosts: list[Started]) -> list[str]:
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(distributed, undisturbed, tmp_path):
     for _ in range(2):  # the second time it has ended
-        assert told(distributed(tmp_path / "run", 60)) == ["2 60", "2 60"]
+        assert told(distributed(tmp_path / "run", 30)) == ["2 30", "2 30"]
     found, expected = (arrays(path / "best" / "model.npz") for path in (tmp_path / "run", undisturbed))
     for name in expected:
         assert np.abs(found[name] - expected[name]).max() < 1e-5
     here, there = lines(tmp_path / "run" / "metrics.jsonl"), lines(undisturbed / "metrics.jsonl")
     assert [line["step"] for line in here] == [line["step"] for line in there]
     assert here[-1]["valid_loss"] == pytest.approx(there[-1]["valid_loss"], rel=1e-4)
-    assert steps(tmp_path / "run") == [52, 56, 60]
-    for line in told(distributed(tmp_path / "run", 59)):
-        assert re.match(r"InputError .* has another run \(plan.total_steps was 60 and is 59\)", line)
+    assert steps(tmp_path / "run") == [24, 28, 30]
+    for line in told(distributed(tmp_path / "run", 29)):
+        assert re.match(r"InputError .* has another run \(plan.total_steps was 30 and is 29\)", line)
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from roberta_flax.train import (
     polynomial_decay,
 )
 from tests.marks import slow_but
+from tests.params import random_params
 from tests.parity.test_network import converted
 from tests.references import SMALL, build, random_tokens, torch  # skips where there is no fairseq
 
@@ -231,18 +232,24 @@ CONFIG = RobertaConfig(
 STILL = {"dropout": 0.0, "attention_dropout": 0.0}
 
 
+# of one layer, and of one head too, where their number says nothing
+ONE_LAYER = dataclasses.replace(CONFIG, num_layers=1)
+SHALLOW = dataclasses.replace(ONE_LAYER, heads=CONFIG.heads[:1], lm_head=False)
+
+
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return jax.jit(partial(forward.init_params, CONFIG))(jax.random.key(0))
+    return random_params(CONFIG, deviation=0.02)
 
 
-# of one layer and one head, where their number says nothing
-SHALLOW = dataclasses.replace(CONFIG, num_layers=1, heads=CONFIG.heads[:1], lm_head=False)
+@pytest.fixture(scope="module")
+def one_layer() -> Any:
+    return random_params(ONE_LAYER, deviation=0.02)
 
 
 @pytest.fixture(scope="module")
 def shallow() -> Any:
-    return jax.jit(partial(forward.init_params, SHALLOW))(jax.random.key(0))
+    return random_params(SHALLOW, deviation=0.02)
 
 
 def copy_of(params: Any) -> Any:
@@ -255,13 +262,13 @@ def sentence_batch(rows: int = 4) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_losses_of_other_heads_are_torchs_functions_of_their_logits(params):
+def test_losses_of_other_heads_are_torchs_functions_of_their_logits(one_layer):
     tokens = random_tokens([9, 30, 2, 21], VOCAB)
     is_token = tokens != PAD
     functional, tensor = torch.nn.functional, lambda x: torch.from_numpy(np.array(x))
 
     def logits(head: str) -> Any:
-        return tensor(forward.head_logits(params, tokens, head=head, config=CONFIG))
+        return tensor(forward.head_logits(one_layer, tokens, head=head, config=ONE_LAYER))
 
     random = np.random.default_rng(1)
     labels = random.integers(0, 2, (4, 3)).astype(np.float32)
@@ -284,35 +291,37 @@ def test_losses_of_other_heads_are_torchs_functions_of_their_logits(params):
     }
     for head, (targets, weights, value) in expected.items():
         batch = {"tokens": tokens, "targets": targets, "weights": weights}
-        total, size = make_eval_step(head_loss(head, config=CONFIG))(params, batch)
+        total, size = make_eval_step(head_loss(head, config=ONE_LAYER))(one_layer, batch)
         assert float(size) == weights.sum()
         # float32, sums of some forty numbers of size one
         assert float(total) == pytest.approx(value.item(), rel=1e-5), head
 
 
-def test_a_choice_head_scores_rows_and_compares_them(params):
+def test_a_choice_head_scores_rows_and_compares_them(one_layer):
     tokens = random_tokens([9, 30, 2, 21, 5, 6], VOCAB).reshape(2, 3, -1)
     batch = {"tokens": tokens, "targets": np.array([2, 0], np.int32), "weights": np.ones(2, np.float32)}
-    scores = np.asarray(forward.head_logits(params, tokens.reshape(6, -1), head="choice", config=CONFIG)).reshape(2, 3)
+    scores = np.asarray(forward.head_logits(one_layer, tokens.reshape(6, -1), head="choice", config=ONE_LAYER)).reshape(
+        2, 3
+    )
     expected = np.log(np.exp(scores).sum(1)) - scores[[0, 1], [2, 0]]
-    total, _ = make_eval_step(head_loss("choice", config=CONFIG))(params, batch)
+    total, _ = make_eval_step(head_loss("choice", config=ONE_LAYER))(one_layer, batch)
     assert float(total) == pytest.approx(expected.sum(), rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_choice_of_padding_alone_is_none(params):
+def test_a_choice_of_padding_alone_is_none(one_layer):
     tokens = random_tokens([9, 30, 5, 6], VOCAB).reshape(2, 2, -1)
-    nothing = np.full((2, 1, tokens.shape[-1]), CONFIG.pad_id)
+    nothing = np.full((2, 1, tokens.shape[-1]), ONE_LAYER.pad_id)
     batch = {"tokens": tokens, "targets": np.array([1, 0], np.int32), "weights": np.ones(2, np.float32)}
     padded = {**batch, "tokens": np.concatenate([tokens, nothing], 1)}
-    loss = head_loss("choice", config=CONFIG)
+    loss = head_loss("choice", config=ONE_LAYER)
     gradients = jax.jit(jax.grad(lambda params, batch: loss(params, batch, None)[0]))
-    with_two, with_three = (gradients(params, some) for some in (batch, padded))
+    with_two, with_three = (gradients(one_layer, some) for some in (batch, padded))
     # the same sums, over more rows: float32, rounded otherwise
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max() + 1e-7), with_two, with_three
     )
-    judged = [make_eval_step(loss)(params, some)[0] for some in (batch, padded)]
+    judged = [make_eval_step(loss)(one_layer, some)[0] for some in (batch, padded)]
     assert float(judged[0]) == pytest.approx(float(judged[1]), rel=1e-6)
 
 
@@ -333,9 +342,9 @@ def test_of_a_layer_that_is_computed_again_the_last_product_is_not(normalize_bef
     """A layer has 8 products, of which each has two gradients."""
 
     def products(layers: int) -> int:
-        config = dataclasses.replace(CONFIG, num_layers=layers, normalize_before=normalize_before)
+        config = dataclasses.replace(SHALLOW, num_layers=layers, normalize_before=normalize_before)
         loss = head_loss("sentence", config=config, numerics=Numerics(remat=True))
-        params = jax.eval_shape(lambda: forward.init_params(config, jax.random.key(0)))
+        params = forward.abstract_params(config)
         gradient = jax.jit(jax.grad(lambda params: loss(params, sentence_batch(), jax.random.key(1))[0]))
         return gradient.lower(params).as_text().count("stablehlo.dot_general")
 
@@ -386,7 +395,7 @@ def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
             max_positions=time, heads=(HeadConfig("sentence", 3, hidden),),
         )  # fmt: skip
         optimizer = adam(1e-3, config=config)
-        params = jax.eval_shape(lambda: forward.init_params(config, jax.random.key(0)))
+        params = forward.abstract_params(config)
         state = jax.eval_shape(lambda: init_optimizer(optimizer, params))
         loss = head_loss("sentence", config=config, numerics=Numerics(dtype="bfloat16"))
         lowered = make_train_step(loss, optimizer).lower(params, state, batch, jax.random.key(0))
@@ -405,10 +414,10 @@ def test_an_update_in_bfloat16_keeps_16_bits_of_what_stands_between_products():
 
 
 @pytest.mark.slow
-def test_gradients_in_bfloat16_are_near_those_in_float32(params):
+def test_gradients_in_bfloat16_are_near_those_in_float32(one_layer):
     def gradient(dtype: str) -> Any:
-        loss = head_loss("sentence", config=CONFIG, numerics=Numerics(dtype=dtype))
-        return jax.jit(jax.grad(lambda p: loss(p, sentence_batch(), None)[0]))(params)
+        loss = head_loss("sentence", config=ONE_LAYER, numerics=Numerics(dtype=dtype))
+        return jax.jit(jax.grad(lambda p: loss(p, sentence_batch(), None)[0]))(one_layer)
 
     exact, rounded = gradient("float32"), gradient("bfloat16")
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
@@ -419,14 +428,14 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(params):
 
 
 @pytest.mark.slow
-def test_dropout_is_drawn_at_its_rate_and_anew_in_each_update(params):
+def test_dropout_is_drawn_at_its_rate_and_anew_in_each_update(one_layer):
     draws = 200_000
     for rate in (0.1, 0.37):
         dropped = np.asarray(dropout(jnp.ones(draws), rate, jax.random.key(3)))
         # a binomial share, within 5 standard deviations; what is left is scaled to keep the mean
         assert abs((dropped == 0).mean() - rate) < 5 * (rate * (1 - rate) / draws) ** 0.5
         np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
-    loss = jax.jit(lambda key: head_loss("sentence", config=CONFIG)(params, sentence_batch(), key)[0])
+    loss = jax.jit(lambda key: head_loss("sentence", config=ONE_LAYER)(one_layer, sentence_batch(), key)[0])
     assert float(loss(jax.random.key(0))) != float(loss(jax.random.key(1)))
     assert float(loss(jax.random.key(0))) == float(loss(jax.random.key(0)))
 
@@ -448,12 +457,12 @@ def test_what_is_frozen_stays_and_takes_no_moments(params):
 
 
 @pytest.mark.slow
-def test_what_a_loss_does_not_read_is_not_decayed(params):
-    optimizer = adam(1e-3, config=CONFIG)
-    copy = copy_of(params)
-    train_step = make_train_step(head_loss("sentence", config=CONFIG), optimizer)
+def test_what_a_loss_does_not_read_is_not_decayed(one_layer):
+    optimizer = adam(1e-3, config=ONE_LAYER)
+    copy = copy_of(one_layer)
+    train_step = make_train_step(head_loss("sentence", config=ONE_LAYER), optimizer)
     after = flatten(train_step(copy, init_optimizer(optimizer, copy), sentence_batch(), jax.random.key(0))[0])
-    for path, value in flatten(params).items():
+    for path, value in flatten(one_layer).items():
         unread = path.startswith("lm_head.") or (path.startswith("heads.") and not path.startswith("heads.sentence."))
         zero = not np.any(value) and path.endswith("key.bias")  # its gradient is rounding, far under Adam's eps
         assert np.array_equal(value, after[path]) == unread or zero, path
