@@ -6,16 +6,15 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from roberta_flax import HeadConfig, RobertaConfig
 from roberta_flax.checkpoint import converted
-from roberta_flax.nn import forward
 from roberta_flax.parity import inputs, tensor_names
 from roberta_flax.parity.reference import ReferenceValues
 from roberta_flax.parity.torch_reference import make_torch_reference
 from roberta_flax.text.tokenizer import Tokenizer
+from tests.params import random_params
 
 SIZES = {
     "vocab_size": 61,
@@ -75,13 +74,8 @@ class Network:
 
 def network(folder: Path, config: RobertaConfig, tokenizer: Tokenizer, gradients: bool = True) -> Network:
     """Writes a model with random parameters (no bias is zero, no scale is one), and runs it in torch."""
-    random = np.random.default_rng(2019)
-    params = jax.tree.map(
-        lambda leaf: np.asarray(leaf) + random.normal(0, 0.1, leaf.shape).astype(np.float32),
-        forward.init_params(config, jax.random.key(0)),
-    )
     directory = folder / "model"
-    converted.save(directory, config, params, tokenizer)
+    converted.save(directory, config, random_params(config), tokenizer)
     names = tensor_names.all_names(config, gradients)
     batches = inputs.batches_from_tokens(_rows(config), config, mask_id=60)
     reference = make_torch_reference(directory, directory, "builtin", batches, names)

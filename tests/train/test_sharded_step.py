@@ -11,17 +11,18 @@ PROGRAM = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)
-from roberta_flax.nn import forward, sharding
+from roberta_flax.nn import sharding
 from roberta_flax.nn.adapters import LoRA, joined
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train import adam, head_loss, init_optimizer, make_train_step
+from tests.params import random_params
 
 config = RobertaConfig(
     vocab_size=600, num_layers=1, hidden_size=64, num_heads=4, intermediate_size=256, max_positions=62,
     heads=(HeadConfig("mnli", 3, 64),),
 )
-params = forward.init_params(config, jax.random.key(0), jnp.float64)
+params = random_params(config, np.float64)
 lora = LoRA(4, 8, ("all-linear",), dropout=0.1, dora=True)
 body = {name: part for name, part in params.items() if name != "heads"}
 parts = {
@@ -40,9 +41,7 @@ def updates(devices, tensor_parallel, fully_sharded, what):
     settings = None if frozen is None else lora
     loss = head_loss("mnli", config=config, numerics=Numerics("float64"), lora=settings)
     train_step = make_train_step(loss, optimizer)
-    # its count belongs to no parameter: whole on all devices, as the loop places it, so that updates are one program
-    whole = jax.NamedSharding(mesh, jax.P())
-    opt_state = jax.tree.map(lambda x: x if x.committed else jax.device_put(x, whole), init_optimizer(optimizer, placed))
+    opt_state = init_optimizer(optimizer, placed)
     shardings = jax.tree.map(lambda x: x.sharding, placed)
     for update in range(3):
         random = np.random.default_rng(update)
