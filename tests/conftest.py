@@ -228,6 +228,12 @@ def tiny(tiny_directory: Path) -> roberta_flax.Roberta:
     return roberta_flax.load(tiny_directory)
 
 
+@pytest.fixture
+def shallow(one_layer: Path) -> roberta_flax.Roberta:
+    """The random model's first layer, loaded anew for each test that would be the same for any number of layers."""
+    return roberta_flax.load(one_layer)
+
+
 _command = cache(typer.main.get_command)  # all commands and their options: 40 ms, in every call of the program
 
 

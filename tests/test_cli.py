@@ -22,12 +22,6 @@ from tests.conftest import TINY
 from tests.params import random_params
 
 
-@pytest.fixture
-def shallow(one_layer) -> roberta_flax.Roberta:
-    """The random model's first layer: programs of it take half the time to compile."""
-    return roberta_flax.load(one_layer)
-
-
 def with_head(roberta: roberta_flax.Roberta, head: roberta_flax.HeadConfig) -> roberta_flax.Roberta:
     """The model with a fresh head in the place of its own."""
     config = dataclasses.replace(roberta.config, heads=(head,))

@@ -52,20 +52,15 @@ def with_value(roberta: roberta_flax.Roberta, value: float, index: Any = 0) -> r
 
 
 @pytest.fixture
-def tiny(one_layer) -> roberta_flax.Roberta:
-    """The random model's first layer, loaded anew for each test."""
-    return roberta_flax.load(one_layer)
-
-
-@pytest.fixture
-def broken(tiny) -> roberta_flax.Roberta:
+def broken(shallow) -> roberta_flax.Roberta:
     """A model of every kind of head, with a NaN."""
-    config = tiny.config
+    config = shallow.config
     for head in HEADS:
         config = config.with_head(head)
     heads = random_params(config)["heads"]
     return with_value(
-        roberta_flax.Roberta(config, {**tiny.params, "heads": heads | tiny.params["heads"]}, tiny.tokenizer), np.nan
+        roberta_flax.Roberta(config, {**shallow.params, "heads": heads | shallow.params["heads"]}, shallow.tokenizer),
+        np.nan,
     )
 
 
@@ -117,16 +112,18 @@ def test_a_predictor_rejects_what_has_nan_and_stops_where_results_alone_are_aske
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["buckets", "packing"])
 @pytest.mark.parametrize("task", [Classify("mnli"), Embed("mean"), Embed("tokens")])
-def test_one_input_that_overflows_does_not_take_the_others_with_it(tiny, strategy, task):
+def test_one_input_that_overflows_does_not_take_the_others_with_it(shallow, strategy, task):
     """An embedding that only one text has is too large for float32's sums; packing puts dozens of texts in its row."""
-    expected = list(Predictor(tiny, task)(["a dog", "a cat"]))
-    token = min(set(tiny.encode("a horse").tolist()) - {*tiny.encode("a dog").tolist(), *tiny.encode("a cat").tolist()})
-    table = tiny.params["embeddings"]["token"]["embedding"]
-    tiny.params = {
-        **tiny.params,
-        "embeddings": {**tiny.params["embeddings"], "token": {"embedding": table.at[token].set(3e38)}},
+    expected = list(Predictor(shallow, task)(["a dog", "a cat"]))
+    token = min(
+        set(shallow.encode("a horse").tolist()) - {*shallow.encode("a dog").tolist(), *shallow.encode("a cat").tolist()}
+    )
+    table = shallow.params["embeddings"]["token"]["embedding"]
+    shallow.params = {
+        **shallow.params,
+        "embeddings": {**shallow.params["embeddings"], "token": {"embedding": table.at[token].set(3e38)}},
     }
-    predictor = Predictor(tiny, task, strategy=strategy)
+    predictor = Predictor(shallow, task, strategy=strategy)
     (results,) = predictor.windows([["a dog"] * 60 + ["a horse"] + ["a cat"] * 60])
     assert [number for number, result in enumerate(results) if isinstance(result, Rejected)] == [60]
     for number, result in enumerate(results):

@@ -32,15 +32,6 @@ from tests.params import random_params
 TOLERANCE = 5e-5  # float32, as in tests/parity/test_network.py
 
 
-# Of the number of layers none of this depends; programs of one take half the time to compile.
-
-
-@pytest.fixture
-def tiny(one_layer) -> roberta_flax.Roberta:
-    """The random model's first layer, loaded anew for each test."""
-    return roberta_flax.load(one_layer)
-
-
 @pytest.fixture(scope="module")
 def texts(sick_pairs, one_layer) -> list:
     """Single texts and pairs, short and long, empty ones and emoji among them. Of few buckets: each is a program."""
@@ -71,20 +62,20 @@ def texts(sick_pairs, one_layer) -> list:
 
 
 @pytest.fixture
-def roberta(tiny: roberta_flax.Roberta) -> roberta_flax.Roberta:
+def roberta(shallow: roberta_flax.Roberta) -> roberta_flax.Roberta:
     """The embedded model with a token head, a regression and one of several labels."""
     heads = (
         HeadConfig("tags", 4, 0, "token"),
         HeadConfig("score", 1, 64),
         HeadConfig("topics", 3, 64, problem="multi_label"),
     )
-    config = tiny.config
+    config = shallow.config
     for head in heads:
         config = config.with_head(head)
     made = random_params(config)["heads"]
-    tiny.params = {**tiny.params, "heads": {**made, **tiny.params["heads"]}}
-    tiny.config = config
-    return tiny
+    shallow.params = {**shallow.params, "heads": {**made, **shallow.params["heads"]}}
+    shallow.config = config
+    return shallow
 
 
 def one_at_a_time(roberta, task, item):
@@ -123,15 +114,15 @@ def test_results_are_those_of_one_text_at_a_time_and_in_order(roberta, texts, ta
 
 
 @pytest.mark.slow
-def test_masks_are_filled_as_one_at_a_time(tiny, sick_pairs):
+def test_masks_are_filled_as_one_at_a_time(shallow, sick_pairs):
     masked = [
         "<mask>",
         "a <mask> b",
         *(first.replace(" is ", " <mask> ", 1) for first, _ in sick_pairs[:80] if " is " in first),
     ]
-    results = list(Predictor(tiny, FillMask(4), window=30)(masked))
+    results = list(Predictor(shallow, FillMask(4), window=30)(masked))
     for text, result in zip(masked, results, strict=True):
-        expected = tiny.fill_mask(text, topk=4)
+        expected = shallow.fill_mask(text, topk=4)
         assert [(filled, token) for filled, _, token in result] == [(filled, token) for filled, _, token in expected]
         assert [p for _, p, _ in result] == pytest.approx([p for _, p, _ in expected], abs=TOLERANCE)
 
@@ -204,39 +195,39 @@ def test_the_shape_of_a_fixed_batch_depends_on_the_length_of_its_sequences_alone
     }
 
 
-def test_devices_and_widths_that_do_not_divide_are_refused(tiny):
+def test_devices_and_widths_that_do_not_divide_are_refused(shallow):
     with pytest.raises(InputError, match="tensor_parallel must divide the number of devices, got 3 and 1 devices"):
-        Predictor(tiny, Embed(), tensor_parallel=3)
+        Predictor(shallow, Embed(), tensor_parallel=3)
     with pytest.raises(InputError, match="got 0 and 1"):
-        Predictor(tiny, Embed(), tensor_parallel=0)
+        Predictor(shallow, Embed(), tensor_parallel=0)
 
 
 # texts that are too long
 
 
-def test_texts_that_are_too_long_are_refused_by_number_or_truncated_and_counted(tiny):
+def test_texts_that_are_too_long_are_refused_by_number_or_truncated_and_counted(shallow):
     texts = ["a b", "c " * 600, "d"]
     with pytest.raises(InputError, match=r"input 1: 603 tokens, over the maximum length of 512"):
-        list(Predictor(tiny, Classify("mnli"), on_long="error")(texts))
-    predictor = Predictor(tiny, Classify("mnli"))
+        list(Predictor(shallow, Classify("mnli"), on_long="error")(texts))
+    predictor = Predictor(shallow, Classify("mnli"))
     results = list(predictor(texts))
-    ids = tiny.encode("c " * 600)
-    expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:511], ids[-1:]])))[0]
+    ids = shallow.encode("c " * 600)
+    expected = np.asarray(shallow.predict("mnli", np.concatenate([ids[:511], ids[-1:]])))[0]
     assert np.abs(results[1] - expected).max() <= TOLERANCE
     assert predictor.stats.truncated == 1
 
 
-def test_a_maximum_length_below_the_models_holds_for_every_way(tiny):
+def test_a_maximum_length_below_the_models_holds_for_every_way(shallow):
     text = "c " * 20
-    ids = tiny.encode(text)
+    ids = shallow.encode(text)
     with pytest.raises(InputError, match=rf"input 0: {len(ids)} tokens, over the maximum length of 16"):
-        list(Predictor(tiny, Classify("mnli"), on_long="error", max_length=16)([text]))
-    predictor = Predictor(tiny, Classify("mnli"), max_length=16)
+        list(Predictor(shallow, Classify("mnli"), on_long="error", max_length=16)([text]))
+    predictor = Predictor(shallow, Classify("mnli"), max_length=16)
     (result,) = predictor([text])
-    expected = np.asarray(tiny.predict("mnli", np.concatenate([ids[:15], ids[-1:]])))[0]
+    expected = np.asarray(shallow.predict("mnli", np.concatenate([ids[:15], ids[-1:]])))[0]
     assert np.abs(result - expected).max() <= TOLERANCE
     assert predictor.stats.truncated == 1
-    windows = Predictor(tiny, Classify("mnli"), on_long="window", max_length=16)
+    windows = Predictor(shallow, Classify("mnli"), on_long="window", max_length=16)
     list(windows([text]))
     assert windows.stats.sequences > 1
 
@@ -292,34 +283,34 @@ def test_windows_slide_over_the_last_text_by_half_and_are_joined(roberta):
     assert np.abs(mean - np.mean([f.mean(axis=0) for f in features], axis=0)).max() <= TOLERANCE
 
 
-def test_inputs_that_are_encoded_together_are_what_they_are_alone(tiny):
+def test_inputs_that_are_encoded_together_are_what_they_are_alone(shallow):
     long, wrong = ("word " * 20, "more " * 300), "\ud800"
     items = ["a text", long, wrong, "", ("a", "pair"), 7, Rejected("a bad row"), ["one", "two", "three"]]
-    together = encode_batch(tiny.tokenizer, items, 200, "window")
+    together = encode_batch(shallow.tokenizer, items, 200, "window")
     for item, found in zip(items, together, strict=True):
         if isinstance(item, Rejected):
             assert found is item
         elif isinstance(found, Rejected):
             with pytest.raises(InputError, match=re.escape(found.reason)):
-                encode_texts(tiny.tokenizer, item, 200, "window")
+                encode_texts(shallow.tokenizer, item, 200, "window")
         else:
-            alone = encode_texts(tiny.tokenizer, item, 200, "window")
+            alone = encode_texts(shallow.tokenizer, item, 200, "window")
             assert [(p.ids.tolist(), *p[1:]) for p in found] == [(p.ids.tolist(), *p[1:]) for p in alone]
     assert [isinstance(found, Rejected) for found in together] == [False, False, True, False, False, True, True, False]
     assert len(together[1]) > 1
-    assert encode_batch(tiny.tokenizer, [], 200, "window") == []
+    assert encode_batch(shallow.tokenizer, [], 200, "window") == []
 
 
 @pytest.mark.parametrize("before", [0, 100, 900])
-def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(tiny, before):
+def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(shallow, before):
     text = "a " * before + "<mask>" + " b" * 700
     with pytest.raises(InputError, match="over the maximum length of 512"):
-        list(Predictor(tiny, FillMask(3), on_long="error")([text]))
-    ((sequence,),) = FillMask(3).encode(tiny.tokenizer, [text], 512, "truncate")
+        list(Predictor(shallow, FillMask(3), on_long="error")([text]))
+    ((sequence,),) = FillMask(3).encode(shallow.tokenizer, [text], 512, "truncate")
     assert len(sequence.ids) == 512
-    assert sequence.ids[sequence.prefix_length] == tiny.tokenizer.mask_id
-    assert (sequence.ids[0], sequence.ids[-1]) == (tiny.tokenizer.bos_id, tiny.tokenizer.eos_id)
-    (filled,) = Predictor(tiny, FillMask(3), on_long="truncate")([text])
+    assert sequence.ids[sequence.prefix_length] == shallow.tokenizer.mask_id
+    assert (sequence.ids[0], sequence.ids[-1]) == (shallow.tokenizer.bos_id, shallow.tokenizer.eos_id)
+    (filled,) = Predictor(shallow, FillMask(3), on_long="truncate")([text])
     assert len(filled) <= 3
     assert all(
         len(found) == len(text) - len("<mask>") + len(token) for found, _, token in filled if " <mask>" not in text
@@ -329,9 +320,9 @@ def test_what_stands_around_a_mask_is_kept_of_a_text_that_is_too_long(tiny, befo
 # what cannot be taken
 
 
-def test_a_bad_input_keeps_its_place_in_a_window_and_others_have_their_results(tiny):
+def test_a_bad_input_keeps_its_place_in_a_window_and_others_have_their_results(shallow):
     window = ["a", 5, ("b", None), Rejected("it was null"), "\ud800", [], "c"]
-    predictor = Predictor(tiny, Classify("mnli"))
+    predictor = Predictor(shallow, Classify("mnli"))
     (results,) = predictor.windows([window])
     assert [isinstance(result, Rejected) for result in results] == [False, True, True, True, True, True, False]
     assert results[1].reason == "expected a text or a list of texts, got int: '5'"
@@ -352,21 +343,21 @@ def test_a_bad_input_keeps_its_place_in_a_window_and_others_have_their_results(t
         ({"max_length": 513}, "max_length must be from 8 to the model's 512, got 513"),
     ],
 )
-def test_options_that_cannot_be_are_refused(tiny, options, message):
+def test_options_that_cannot_be_are_refused(shallow, options, message):
     with pytest.raises(InputError, match=message):
-        Predictor(tiny, Embed(), **options)
+        Predictor(shallow, Embed(), **options)
 
 
-def test_a_task_that_the_model_cannot_do_is_refused(tiny):
-    tiny.config = tiny.config.with_head(HeadConfig("span", 2, 0, "span"))
+def test_a_task_that_the_model_cannot_do_is_refused(shallow):
+    shallow.config = shallow.config.with_head(HeadConfig("span", 2, 0, "span"))
     for task, message in (
         (Classify("sst"), "no head called 'sst'"), (Classify("span"), "is of kind span"), (Embed("max"), "pooling must be one of"),
         (FillMask(0), "topk must be an integer"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            Predictor(tiny, task)
+            Predictor(shallow, task)
     with pytest.raises(InputError, match="give a list of texts"):
-        list(Predictor(tiny, Embed())("text"))
+        list(Predictor(shallow, Embed())("text"))
 
 
 # what is known of a run
@@ -385,9 +376,9 @@ class Watched(Classify):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["buckets", "packing"])
-def test_what_is_said_to_be_done_is_what_has_come_from_the_device(tiny, strategy):
+def test_what_is_said_to_be_done_is_what_has_come_from_the_device(shallow, strategy):
     task = Watched("mnli")
-    predictor = Predictor(tiny, task, strategy=strategy, on_long="window", tokens_per_batch=256)
+    predictor = Predictor(shallow, task, strategy=strategy, on_long="window", tokens_per_batch=256)
     texts = ["w " * (n % 90) for n in range(200)]
     told: list[int] = []
 
@@ -403,8 +394,8 @@ def test_what_is_said_to_be_done_is_what_has_come_from_the_device(tiny, strategy
     assert told[-1] == 250
 
 
-def test_a_text_in_parts_is_done_when_its_last_part_is(tiny):
-    predictor = Predictor(tiny, Classify("mnli"), on_long="window", tokens_per_batch=512)  # a batch for each part
+def test_a_text_in_parts_is_done_when_its_last_part_is(shallow):
+    predictor = Predictor(shallow, Classify("mnli"), on_long="window", tokens_per_batch=512)  # a batch for each part
     told: list[tuple[int, int]] = []
     list(
         predictor.windows([["w " * 1500, "a"]], lambda: told.append((predictor.stats.sequences, predictor.stats.texts)))
@@ -452,21 +443,21 @@ def test_only_what_its_own_thread_compiles_in_the_block_is_counted():
     assert compilations.programs == 1
 
 
-def test_nothing_in_is_nothing_out(tiny):
-    predictor = Predictor(tiny, Embed())
+def test_nothing_in_is_nothing_out(shallow):
+    predictor = Predictor(shallow, Embed())
     assert list(predictor([])) == []
     assert predictor.stats.to_json()["texts"] == 0
 
 
-def test_an_error_of_the_input_comes_through_and_threads_end(tiny):
+def test_an_error_of_the_input_comes_through_and_threads_end(shallow):
     def broken():
         yield "a"
         raise RuntimeError("the disk is gone")
 
     before = threading.active_count()
     with pytest.raises(RuntimeError, match="the disk is gone"):
-        list(Predictor(tiny, Embed(), window=1)(broken()))
-    endless = Predictor(tiny, Embed(), window=4)(itertools.repeat("a"))
+        list(Predictor(shallow, Embed(), window=1)(broken()))
+    endless = Predictor(shallow, Embed(), window=4)(itertools.repeat("a"))
     assert [next(endless).shape for _ in range(9)] == [(64,)] * 9
     endless.close()
     deadline = time.monotonic() + 10
@@ -475,7 +466,7 @@ def test_an_error_of_the_input_comes_through_and_threads_end(tiny):
     assert threading.active_count() <= before
 
 
-def test_inputs_are_taken_a_few_windows_ahead_and_no_more(tiny):
+def test_inputs_are_taken_a_few_windows_ahead_and_no_more(shallow):
     seen = 0
 
     def counted():
@@ -484,7 +475,7 @@ def test_inputs_are_taken_a_few_windows_ahead_and_no_more(tiny):
             seen += 1
             yield "a"
 
-    results = Predictor(tiny, Embed(), window=10)(counted())
+    results = Predictor(shallow, Embed(), window=10)(counted())
     for _ in range(25):
         next(results)
     time.sleep(0.3)
@@ -578,7 +569,7 @@ def test_sequences_are_laid_out_by_what_costs_less_for_their_lengths(lengths, ch
 
 
 @pytest.mark.slow
-def test_programs_of_a_window_are_compiled_at_the_same_time_but_not_under_settings_of_one_thread(tiny, monkeypatch):
+def test_programs_of_a_window_are_compiled_at_the_same_time_but_not_under_settings_of_one_thread(shallow, monkeypatch):
     """Each once, with the same results; a run of one shape waits for that of another, so that they must overlap."""
     texts = ["a", "w " * 20, "w " * 50, "b"]
     meeting = threading.Barrier(2, timeout=60)
@@ -592,13 +583,13 @@ def test_programs_of_a_window_are_compiled_at_the_same_time_but_not_under_settin
             return super().run(*arguments)
 
     def predicted():
-        together = Predictor(tiny, Meeting("mnli"), tokens_per_batch=8, strategy="buckets")
+        together = Predictor(shallow, Meeting("mnli"), tokens_per_batch=8, strategy="buckets")
         results = list(together(texts))
         assert together.stats.texts == len(texts)
         assert together.stats.compilations.programs == len(together.stats.shapes) == 3
         return results
 
-    expected = list(Predictor(tiny, Classify("mnli"), tokens_per_batch=8, strategy="buckets")(texts))
+    expected = list(Predictor(shallow, Classify("mnli"), tokens_per_batch=8, strategy="buckets")(texts))
     monkeypatch.setitem(predictor.COMPILED_AT_ONCE, "cpu", 3)
     with ThreadPoolExecutor(1) as pool:  # without the settings under which all tests run
         np.testing.assert_array_equal(pool.submit(predicted).result(), expected)
@@ -633,24 +624,24 @@ def test_lengths_on_tpu_are_multiples_of_sixteen():
 # packing
 
 
-def test_a_sequence_does_not_see_its_neighbors(tiny):
+def test_a_sequence_does_not_see_its_neighbors(shallow):
     """Whatever else stands in its row, its features are the same."""
-    first, second, third = (tiny.encode(text) for text in ("a dog", "a longer text about a cat", "x"))
+    first, second, third = (shallow.encode(text) for text in ("a dog", "a longer text about a cat", "x"))
 
     def features(*sequences):
         (batch,) = batching.lay_out(sequences, tokens_per_batch=256, pad_id=1, max_positions=512, strategy="packing")
-        states = np.asarray(forward.features(tiny.params, batch.tokens, batch.segments, config=tiny.config))
+        states = np.asarray(forward.features(shallow.params, batch.tokens, batch.segments, config=shallow.config))
         place = batch.indices.tolist().index(0)
         row, column = batch.row[place], batch.column[place]
         return states[row, column : column + len(sequences[0])]
 
-    alone = np.asarray(tiny.extract_features(first))[0]
+    alone = np.asarray(shallow.extract_features(first))[0]
     for others in ((), (second,), (third, second, first)):
         assert np.abs(features(first, *others) - alone).max() <= TOLERANCE
 
 
-def test_spans_are_not_taken_from_packed_rows(tiny):
-    config = tiny.config.with_head(HeadConfig("span", 2, 0, "span"))
+def test_spans_are_not_taken_from_packed_rows(shallow):
+    config = shallow.config.with_head(HeadConfig("span", 2, 0, "span"))
     params = random_params(config)
     with pytest.raises(InputError, match="kind span"):
         forward.head_log_probs(

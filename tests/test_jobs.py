@@ -37,12 +37,6 @@ def write_rows(path: Path, rows: list) -> Path:
 
 
 @pytest.fixture
-def tiny(one_layer) -> roberta_flax.Roberta:
-    """The random model's first layer, loaded anew for each test: a job is the same for any number of layers."""
-    return roberta_flax.load(one_layer)
-
-
-@pytest.fixture
 def pairs(tmp_path, sick_pairs) -> Path:
     """300 pairs of SICK, with a number that is kept."""
     rows = [{"id": f"x{i}", "premise": a, "hypothesis": b} for i, (a, b) in enumerate(sick_pairs[:300])]
@@ -65,9 +59,9 @@ def records(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet"])
-def test_predictions_are_those_of_each_row_and_in_order(tiny, pairs, tmp_path, suffix):
+def test_predictions_are_those_of_each_row_and_in_order(shallow, pairs, tmp_path, suffix):
     output = tmp_path / f"out.{suffix}"
-    summary = run(tiny, Classify("mnli"), pairs, output, keep=("id",))
+    summary = run(shallow, Classify("mnli"), pairs, output, keep=("id",))
     assert (summary["rows"], summary["rejected"], summary["joined"], summary["rejects"]) == (300, 0, True, None)
     if suffix == "jsonl":
         found = records(output)
@@ -92,38 +86,38 @@ def test_predictions_are_those_of_each_row_and_in_order(tiny, pairs, tmp_path, s
     for row, given in zip(found, records(pairs), strict=True):
         assert row["id"] == given["id"]
         if row["row"] % 29 == 0:
-            expected = np.asarray(tiny.predict("mnli", tiny.encode(given["premise"], given["hypothesis"])))[0]
+            expected = np.asarray(shallow.predict("mnli", shallow.encode(given["premise"], given["hypothesis"])))[0]
             assert tuple(row["log_probabilities"]) == ("contradiction", "neutral", "entailment")
             assert np.abs(np.array(list(row["log_probabilities"].values())) - expected).max() <= TOLERANCE
-            assert row["label"] == tiny.config.head("mnli").label_names[expected.argmax()]
+            assert row["label"] == shallow.config.head("mnli").label_names[expected.argmax()]
             assert row["score"] == pytest.approx(np.exp(expected.max()), abs=TOLERANCE)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["pairs.jsonl", output.name])
 
 
-def test_features_are_a_memory_map_in_which_a_bad_row_is_nan(tiny, tmp_path):
+def test_features_are_a_memory_map_in_which_a_bad_row_is_nan(shallow, tmp_path):
     source = write_rows(
         tmp_path / "in.jsonl", [{"text": "a dog"}, {"text": None}, {"text": ""}, b"\n", {"text": "x " * 20}]
     )
-    summary = run(tiny, Embed("mean"), source, tmp_path / "f.npy", ("text",), rows_per_part=2)
+    summary = run(shallow, Embed("mean"), source, tmp_path / "f.npy", ("text",), rows_per_part=2)
     features = np.load(tmp_path / "f.npy", mmap_mode="r")
     assert (features.shape, features.dtype, summary["rejected"]) == ((4, 64), np.float32, 1)
     assert np.isnan(features).all(axis=1).tolist() == [False, True, False, False]
-    expected = np.asarray(tiny.extract_features(tiny.encode("a dog")))[0].mean(axis=0)
+    expected = np.asarray(shallow.extract_features(shallow.encode("a dog")))[0].mean(axis=0)
     assert np.abs(features[0] - expected).max() <= TOLERANCE
     with pytest.raises(InputError, match="a .npy file holds one vector per row"):
-        run(tiny, Embed("tokens"), source, tmp_path / "g.npy", ("text",))
+        run(shallow, Embed("tokens"), source, tmp_path / "g.npy", ("text",))
 
 
-def test_token_features_and_filled_masks_are_written(tiny, tmp_path):
+def test_token_features_and_filled_masks_are_written(shallow, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     source = write_rows(tmp_path / "in.jsonl", [{"text": "a dog"}, {"text": "b"}, {"text": "a <mask> b"}])
-    run(tiny, Embed("tokens"), source, tmp_path / "t.parquet", ("text",))
+    run(shallow, Embed("tokens"), source, tmp_path / "t.parquet", ("text",))
     tokens = parquet.read_table(tmp_path / "t.parquet").to_pylist()
-    expected = np.asarray(tiny.extract_features(tiny.encode("a dog")))[0]
+    expected = np.asarray(shallow.extract_features(shallow.encode("a dog")))[0]
     assert np.abs(np.array(tokens[0]["features"], np.float32) - expected).max() <= TOLERANCE
-    summary = run(tiny, FillMask(3), source, tmp_path / "m.jsonl", ("text",))
+    summary = run(shallow, FillMask(3), source, tmp_path / "m.jsonl", ("text",))
     (filled,) = records(tmp_path / "m.jsonl")
-    expected = tiny.fill_mask("a <mask> b", topk=3)
+    expected = shallow.fill_mask("a <mask> b", topk=3)
     assert filled["row"] == 2
     assert filled["texts"] == [text for text, _, _ in expected]
     assert filled["probabilities"] == pytest.approx([p for _, p, _ in expected], abs=TOLERANCE)
@@ -137,12 +131,12 @@ BAD_ROWS = [
 ]  # fmt: skip
 
 
-def test_bad_rows_go_to_a_file_with_line_and_reason_and_do_not_stop_a_run(tiny, tmp_path):
+def test_bad_rows_go_to_a_file_with_line_and_reason_and_do_not_stop_a_run(shallow, tmp_path):
     good = {"premise": "a", "hypothesis": "b"}
     rows = [row for bad in BAD_ROWS for row in (good, bad)]
     source = write_rows(tmp_path / "in.jsonl", rows)
     job = jobs.Job(source, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=3)
-    summary = jobs.run(job, Predictor(tiny, Classify("mnli"), on_long="error"))
+    summary = jobs.run(job, Predictor(shallow, Classify("mnli"), on_long="error"))
     assert (summary["rows"], summary["rejected"]) == (16, 8)
     assert [row["row"] for row in records(tmp_path / "out.jsonl")] == list(range(0, 16, 2))
     rejects = records(Path(summary["rejects"]))
@@ -152,36 +146,36 @@ def test_bad_rows_go_to_a_file_with_line_and_reason_and_do_not_stop_a_run(tiny, 
     ):
         assert word in reject["reason"]
     with pytest.raises(InputError, match=r"in.jsonl, line 2: column 'hypothesis'.*5.*because strict is set"):
-        run(tiny, Classify("mnli"), source, tmp_path / "strict.jsonl", rows_per_part=3, strict=True)
+        run(shallow, Classify("mnli"), source, tmp_path / "strict.jsonl", rows_per_part=3, strict=True)
 
 
 @pytest.mark.slow
-def test_texts_that_are_too_long_are_shortened_and_counted(tiny, tmp_path):
+def test_texts_that_are_too_long_are_shortened_and_counted(shallow, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "w " * n} for n in (5, 600, 7, 700)])
     for options in ({}, {"on_long": "truncate"}, {"on_long": "window"}):
         for task in (Classify("mnli"), Embed("mean")):
             output = tmp_path / f"{options.get('on_long')}-{type(task).__name__}.jsonl"
             job = jobs.Job(source, output, ("text",), rows_per_part=1)
-            summary = jobs.run(job, Predictor(tiny, task, **options))
+            summary = jobs.run(job, Predictor(shallow, task, **options))
             assert (summary["rows"], summary["rejected"], summary["truncated"]) == (4, 0, 2)
     assert (tmp_path / "None-Embed.jsonl").read_bytes() == (tmp_path / "truncate-Embed.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
-def test_nothing_in_is_a_valid_file_with_nothing_in_it(tiny, tmp_path, content):
+def test_nothing_in_is_a_valid_file_with_nothing_in_it(shallow, tmp_path, content):
     (tmp_path / "in.jsonl").write_bytes(content)
-    assert run(tiny, Classify("mnli"), tmp_path / "in.jsonl", tmp_path / "out.csv", ("text",))["rows"] == 0
+    assert run(shallow, Classify("mnli"), tmp_path / "in.jsonl", tmp_path / "out.csv", ("text",))["rows"] == 0
     assert (tmp_path / "out.csv").read_text() == "row,label,score,log_probabilities\n"
-    run(tiny, Embed("mean"), tmp_path / "in.jsonl", tmp_path / "out.npy", ("text",))
+    run(shallow, Embed("mean"), tmp_path / "in.jsonl", tmp_path / "out.npy", ("text",))
     assert np.load(tmp_path / "out.npy").shape == (0, 64)
 
 
 @pytest.mark.parametrize("framing", ["choice", "commonsenseqa"])
-def test_the_choice_of_a_row_is_the_one_that_the_model_predicts(tiny, tmp_path, framing):
+def test_the_choice_of_a_row_is_the_one_that_the_model_predicts(shallow, tmp_path, framing):
     head = HeadConfig("best", 1, 64, "choice")
-    config = dataclasses.replace(tiny.config, heads=(head,))
+    config = dataclasses.replace(shallow.config, heads=(head,))
     heads = random_params(config)["heads"]
-    roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+    roberta = roberta_flax.Roberta(config, {**shallow.params, "heads": heads}, shallow.tokenizer)
     rows = [
         {"q": "a man", "a": "is playing", "b": "sleeps."},
         {"q": "x", "a": "y " * 12, "b": ""},
@@ -215,10 +209,10 @@ HEADS = [
 @pytest.fixture(scope="module")
 def of_heads(one_layer) -> roberta_flax.Roberta:
     """The random model with these heads."""
-    tiny = roberta_flax.load(one_layer)
-    config = dataclasses.replace(tiny.config, heads=tuple(HEADS))
+    shallow = roberta_flax.load(one_layer)
+    config = dataclasses.replace(shallow.config, heads=tuple(HEADS))
     heads = random_params(config)["heads"]
-    return roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+    return roberta_flax.Roberta(config, {**shallow.params, "heads": heads}, shallow.tokenizer)
 
 
 @pytest.mark.slow
@@ -237,9 +231,9 @@ def test_labels_in_a_file_are_those_that_the_model_gives_one_text(of_heads, tmp_
 # going on
 
 
-def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs, tmp_path):
+def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(shallow, pairs, tmp_path):
     whole = tmp_path / "whole.jsonl"
-    run(tiny, Classify("mnli"), pairs, whole, keep=("id",))
+    run(shallow, Classify("mnli"), pairs, whole, keep=("id",))
 
     class StoppedError(Exception):
         pass
@@ -252,7 +246,7 @@ def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs,
 
     job = jobs.Job(pairs, output, ("premise", "hypothesis"), ("id",), rows_per_part=64)
     with pytest.raises(StoppedError):
-        jobs.run(job, Predictor(tiny, Classify("mnli")), stop)
+        jobs.run(job, Predictor(shallow, Classify("mnli")), stop)
     assert not output.exists()
     for change, message in (
         ({"rows_per_part": 32}, "rows_per_part was 64 and is 32"), ({"keep": ()}, r"keep was \['id'\] and is \[\]"),
@@ -261,16 +255,16 @@ def test_a_run_that_stopped_goes_on_and_only_with_the_same_question(tiny, pairs,
         with pytest.raises(
             InputError, match=f"has parts of a different job .*{message}.*; remove that directory to start over"
         ):
-            run(tiny, Classify("mnli"), pairs, output, **{"keep": ("id",), **change})
+            run(shallow, Classify("mnli"), pairs, output, **{"keep": ("id",), **change})
     with pytest.raises(InputError, match="max_length was 512 and is 64"):
-        jobs.run(job, Predictor(tiny, Classify("mnli"), max_length=64))
-    summary = run(tiny, Classify("mnli"), pairs, output, keep=("id",))
+        jobs.run(job, Predictor(shallow, Classify("mnli"), max_length=64))
+    summary = run(shallow, Classify("mnli"), pairs, output, keep=("id",))
     assert summary["this_run"]["parts_resumed"] == 2
     assert summary["this_run"]["texts"] == 300 - 128
     assert summary["rows"] == 300
     assert output.read_bytes() == whole.read_bytes()
     with pytest.raises(InputError, match="out.jsonl exists already; remove it or choose another name"):
-        run(tiny, Classify("mnli"), pairs, output, keep=("id",))
+        run(shallow, Classify("mnli"), pairs, output, keep=("id",))
 
 
 @pytest.mark.slow
@@ -329,13 +323,13 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_and_ends_with_the_same_bytes
 
 
 @pytest.mark.slow
-def test_ten_thousand_texts_have_the_same_bits_in_any_order_file_and_run(tiny, forked, tmp_path, one_layer):
+def test_ten_thousand_texts_have_the_same_bits_in_any_order_file_and_run(shallow, forked, tmp_path, one_layer):
     """In fixed batches: shuffled, in a run that is killed, in files that are cut elsewhere, and alone."""
     random = np.random.default_rng(0)
     lengths = np.clip(np.exp(random.normal(np.log(8), 1.0, 10_000)), 1, 60).astype(int)
     texts = [" ".join(random.choice(["a", "dog", "runs", "home"], length)) for length in lengths]
     order = random.permutation(len(texts))
-    predictor = Predictor(tiny, Embed("mean"), strategy="fixed")
+    predictor = Predictor(shallow, Embed("mean"), strategy="fixed")
 
     def features(name: str, rows, rows_per_part: int) -> np.ndarray:
         source = write_rows(tmp_path / f"{name}.jsonl", [{"text": texts[i]} for i in rows])
@@ -367,18 +361,18 @@ def test_ten_thousand_texts_have_the_same_bits_in_any_order_file_and_run(tiny, f
         np.testing.assert_array_equal(result, expected[i])
 
 
-def test_processes_share_a_job_and_the_last_joins_it(tiny, pairs, tmp_path):
-    run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
+def test_processes_share_a_job_and_the_last_joins_it(shallow, pairs, tmp_path):
+    run(shallow, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
     for process in (2, 0):
-        summary = run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(process, 3))
+        summary = run(shallow, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(process, 3))
         assert not summary["joined"]
     assert not (tmp_path / "out.jsonl").exists()
-    assert run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(1, 3))["joined"]
+    assert run(shallow, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(1, 3))["joined"]
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 @pytest.mark.slow
-def test_processes_of_jax_distributed_share_a_job(tiny, forked, one_layer, pairs, tmp_path):
+def test_processes_of_jax_distributed_share_a_job(shallow, forked, one_layer, pairs, tmp_path):
     """Two, over a coordinator on this machine; each reads its own share of the rows."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -393,25 +387,25 @@ def test_processes_of_jax_distributed_share_a_job(tiny, forked, one_layer, pairs
     assert [host.exitcode for host in hosts] == [0, 0]
     texts = dict(answers.get() for _ in hosts)
     assert texts == {0: 64 * 2 + 44, 1: 64 * 2}
-    run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
+    run(shallow, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_two_runs_of_the_same_job_do_not_write_into_each_other(tiny, pairs, tmp_path):
+def test_two_runs_of_the_same_job_do_not_write_into_each_other(shallow, pairs, tmp_path):
     job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
 
     def second(*_) -> None:
         with pytest.raises(InputError, match="another process is already writing .*out.jsonl"):
-            jobs.run(job, Predictor(tiny, Classify("mnli")))
+            jobs.run(job, Predictor(shallow, Classify("mnli")))
 
-    jobs.run(job, Predictor(tiny, Classify("mnli")), second)
+    jobs.run(job, Predictor(shallow, Classify("mnli")), second)
 
 
 # how far it is
 
 
 @pytest.mark.slow
-def test_progress_is_of_rows_that_the_device_has_done_while_a_part_is_under_way(tiny, pairs, tmp_path):
+def test_progress_is_of_rows_that_the_device_has_done_while_a_part_is_under_way(shallow, pairs, tmp_path):
     told: list[int] = []
     parts_there: list[int] = []
     batches: list[int] = []
@@ -421,7 +415,7 @@ def test_progress_is_of_rows_that_the_device_has_done_while_a_part_is_under_way(
         parts_there.append(len(list(tmp_path.glob("out.jsonl.parts/*.part"))))
         batches.append(predictor.stats.batches)
 
-    predictor = Predictor(tiny, Classify("mnli"), tokens_per_batch=256)
+    predictor = Predictor(shallow, Classify("mnli"), tokens_per_batch=256)
     jobs.run(jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=200), predictor, progress)
     assert (told[0], told[-1], sorted(told)) == (0, 300, told)
     assert sorted(set(batches)) == list(range(predictor.stats.batches + 1))
@@ -431,18 +425,18 @@ def test_progress_is_of_rows_that_the_device_has_done_while_a_part_is_under_way(
     assert max(inside) >= 200, "all of the first part counts before it is written"
 
 
-def test_progress_of_a_share_begins_with_what_that_share_has(tiny, pairs, tmp_path):
+def test_progress_of_a_share_begins_with_what_that_share_has(shallow, pairs, tmp_path):
     job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64, share=(0, 2))
     assert [jobs.rows_in(dataclasses.replace(job, share=share)) for share in ((0, 2), (1, 2), (4, 7), (6, 7))] == [
         64 * 2 + 44, 64 * 2, 44, 0,
     ]  # fmt: skip
-    run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(1, 2))
+    run(shallow, Classify("mnli"), pairs, tmp_path / "out.jsonl", share=(1, 2))
     told: list[int] = []
-    jobs.run(job, Predictor(tiny, Classify("mnli")), lambda rows, _: told.append(rows))
+    jobs.run(job, Predictor(shallow, Classify("mnli")), lambda rows, _: told.append(rows))
     assert (told[0], told[-1]) == (0, 64 * 2 + 44)
 
 
-def test_a_run_that_goes_on_begins_its_progress_with_the_rows_that_are_there(tiny, pairs, tmp_path):
+def test_a_run_that_goes_on_begins_its_progress_with_the_rows_that_are_there(shallow, pairs, tmp_path):
     class StoppedError(Exception):
         pass
 
@@ -452,9 +446,9 @@ def test_a_run_that_goes_on_begins_its_progress_with_the_rows_that_are_there(tin
 
     job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
     with pytest.raises(StoppedError):
-        jobs.run(job, Predictor(tiny, Classify("mnli")), stop)
+        jobs.run(job, Predictor(shallow, Classify("mnli")), stop)
     told: list[int] = []
-    jobs.run(job, Predictor(tiny, Classify("mnli")), lambda rows, _: told.append(rows))
+    jobs.run(job, Predictor(shallow, Classify("mnli")), lambda rows, _: told.append(rows))
     assert (told[0], told[-1]) == (64, 300)
 
 
@@ -505,28 +499,28 @@ def test_a_disk_that_is_full_ends_in_one_line_and_keeps_what_was_done(command_li
     assert len(records(tmp_path / "out.jsonl")) == 300
 
 
-def test_outputs_that_cannot_be_written_say_so(tiny, pairs, tmp_path):
+def test_outputs_that_cannot_be_written_say_so(shallow, pairs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*Not a directory"):
-        run(tiny, Classify("mnli"), pairs, tmp_path / "file" / "out.jsonl")
+        run(shallow, Classify("mnli"), pairs, tmp_path / "file" / "out.jsonl")
     with pytest.raises(InputError, match=r"predictions are written to .jsonl"):
-        run(tiny, Classify("mnli"), pairs, tmp_path / "out.xlsx")
+        run(shallow, Classify("mnli"), pairs, tmp_path / "out.xlsx")
     with pytest.raises(InputError, match="has no column 'nothing'|column 'nothing'"):
-        run(tiny, Classify("mnli"), pairs, tmp_path / "o.csv", ("nothing",), strict=True)
+        run(shallow, Classify("mnli"), pairs, tmp_path / "o.csv", ("nothing",), strict=True)
     with pytest.raises(InputError, match=r"none.jsonl"):
-        run(tiny, Classify("mnli"), tmp_path / "none.jsonl", tmp_path / "p.csv")
+        run(shallow, Classify("mnli"), tmp_path / "none.jsonl", tmp_path / "p.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pairs.jsonl"]
 
 
 @pytest.mark.slow
-def test_processes_that_begin_at_one_moment_share_the_job(tiny, pairs, tmp_path):
+def test_processes_that_begin_at_one_moment_share_the_job(shallow, pairs, tmp_path):
     """Neither takes the other's parts for those of a stopped run, and both find the same settings."""
-    run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
+    run(shallow, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
     start = threading.Barrier(2)
 
     def one(process: int, output: Path) -> dict:
         job = jobs.Job(pairs, output, ("premise", "hypothesis"), rows_per_part=64, share=(process, 2))
-        predictor = Predictor(tiny, Classify("mnli"))
+        predictor = Predictor(shallow, Classify("mnli"))
         start.wait()
         return jobs.run(job, predictor)
 
@@ -586,10 +580,10 @@ def stopped_after():
     return start
 
 
-def test_an_input_is_what_it_contains_whatever_its_name_and_time(tiny, pairs, tmp_path, stopped_after):
+def test_an_input_is_what_it_contains_whatever_its_name_and_time(shallow, pairs, tmp_path, stopped_after):
     """Other bytes of the same size and time are another input; the same bytes in another file are the same."""
-    predictor = Predictor(tiny, Classify("mnli"))
-    run(tiny, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
+    predictor = Predictor(shallow, Classify("mnli"))
+    run(shallow, Classify("mnli"), pairs, tmp_path / "whole.jsonl")
     job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
     stopped_after(job, predictor)
     content, before = pairs.read_bytes(), pairs.stat()
@@ -607,7 +601,7 @@ def test_an_input_is_what_it_contains_whatever_its_name_and_time(tiny, pairs, tm
     assert job.output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_the_files_of_a_parquet_directory_are_known_by_what_they_contain(tiny, tmp_path, stopped_after):
+def test_the_files_of_a_parquet_directory_are_known_by_what_they_contain(shallow, tmp_path, stopped_after):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
@@ -621,7 +615,7 @@ def test_the_files_of_a_parquet_directory_are_known_by_what_they_contain(tiny, t
     write(0, "old")
     write(1, "old")
     job = jobs.Job(folder, tmp_path / "out.jsonl", ("text",), rows_per_part=20)
-    predictor = Predictor(tiny, Embed("mean"))
+    predictor = Predictor(shallow, Embed("mean"))
     stopped_after(job, predictor)
     write(1, "NEW")
     with pytest.raises(InputError, match=r"\(texts has other contents in 1.parquet\)"):
@@ -664,7 +658,7 @@ def test_a_model_is_its_files_except_where_it_came_from(one_layer, pairs, tmp_pa
     assert jobs.run(*current())["this_run"]["parts_resumed"] == 2
 
 
-def test_an_input_that_changes_during_a_run_does_not_get_into_a_part(tiny, pairs, tmp_path):
+def test_an_input_that_changes_during_a_run_does_not_get_into_a_part(shallow, pairs, tmp_path):
     job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
     content = pairs.read_bytes()
 
@@ -673,17 +667,17 @@ def test_an_input_that_changes_during_a_run_does_not_get_into_a_part(tiny, pairs
             pairs.write_bytes(content.replace(b"a", b"b"))
 
     with pytest.raises(InputError, match=r"the input changed while it was read \(pairs.jsonl has other contents\)"):
-        jobs.run(job, Predictor(tiny, Classify("mnli")), change)
+        jobs.run(job, Predictor(shallow, Classify("mnli")), change)
     assert [path.name for path in job.parts.glob("*.part")] == ["00000000.part"]
     pairs.write_bytes(content)
     touch = iter(range(10))
     summary = jobs.run(
-        job, Predictor(tiny, Classify("mnli")), lambda *_: os.utime(pairs, (next(touch, 0), next(touch, 0)))
+        job, Predictor(shallow, Classify("mnli")), lambda *_: os.utime(pairs, (next(touch, 0), next(touch, 0)))
     )
     assert (summary["rows"], summary["this_run"]["parts_resumed"]) == (300, 1)
 
 
-def test_what_is_wrong_is_found_before_anything_is_written(tiny, pairs, tmp_path):
+def test_what_is_wrong_is_found_before_anything_is_written(shallow, pairs, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
 
@@ -695,33 +689,33 @@ def test_what_is_wrong_is_found_before_anything_is_written(tiny, pairs, tmp_path
     for source in (pairs, table, arrow):
         for options in ({"texts": ("premises", "hypothesis")}, {"keep": ("ids",)}):
             with pytest.raises(InputError, match=r"has no column '(premises|ids)'; its columns are .*'premise'"):
-                run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", **options)
+                run(shallow, Classify("mnli"), source, tmp_path / "out.jsonl", **options)
     with pytest.raises(InputError, match="holds one vector per row"):
-        run(tiny, Classify("mnli"), pairs, tmp_path / "out.npy")
+        run(shallow, Classify("mnli"), pairs, tmp_path / "out.npy")
     assert sorted(tmp_path.iterdir()) == there
-    assert run(tiny, Classify("mnli"), pairs, tmp_path / "out.jsonl")["rows"] == 300
+    assert run(shallow, Classify("mnli"), pairs, tmp_path / "out.jsonl")["rows"] == 300
 
 
-def test_damaged_settings_beside_results_are_those_of_another_job(tiny, pairs, tmp_path, stopped_after):
+def test_damaged_settings_beside_results_are_those_of_another_job(shallow, pairs, tmp_path, stopped_after):
     job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64)
-    stopped_after(job, Predictor(tiny, Classify("mnli")))
+    stopped_after(job, Predictor(shallow, Classify("mnli")))
     (job.parts / "job.json").write_text('{"input": ')
     with pytest.raises(
         InputError, match=r"parts of a different job \(its job.json is damaged\); remove that directory"
     ):
-        jobs.run(job, Predictor(tiny, Classify("mnli")))
+        jobs.run(job, Predictor(shallow, Classify("mnli")))
 
 
-def test_a_column_of_some_rows_is_a_column(tiny, tmp_path):
+def test_a_column_of_some_rows_is_a_column(shallow, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}] * 3 + [b"not json\n", {"text": "b", "id": 1}])
-    summary = run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), keep=("id",))
+    summary = run(shallow, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), keep=("id",))
     assert (summary["rows"], summary["rejected"]) == (5, 4)
 
 
-def test_a_run_whose_rows_are_all_rejected_fails_and_binds_nobody(tiny, tmp_path):
+def test_a_run_whose_rows_are_all_rejected_fails_and_binds_nobody(shallow, tmp_path):
     source, output = write_rows(tmp_path / "in.jsonl", [{"text": "a " * 20}] * 5), tmp_path / "out.jsonl"
     job = jobs.Job(source, output, ("text",), rows_per_part=2)
-    strict = Predictor(tiny, Classify("mnli"), on_long="error", max_length=8)
+    strict = Predictor(shallow, Classify("mnli"), on_long="error", max_length=8)
     for _ in range(2):
         with pytest.raises(
             InputError,
@@ -730,11 +724,11 @@ def test_a_run_whose_rows_are_all_rejected_fails_and_binds_nobody(tiny, tmp_path
             jobs.run(job, strict)
         assert not output.exists()
         assert [json.loads(line)["row"] for line in (job.parts / "00000001.rejects.jsonl").open()] == [2, 3]
-    assert jobs.run(job, Predictor(tiny, Classify("mnli")))["rejected"] == 0
+    assert jobs.run(job, Predictor(shallow, Classify("mnli")))["rejected"] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-def test_a_run_with_other_settings_does_not_clear_the_parts_of_one_that_is_running(tiny, pairs, tmp_path):
+def test_a_run_with_other_settings_does_not_clear_the_parts_of_one_that_is_running(shallow, pairs, tmp_path):
     job = jobs.Job(pairs, tmp_path / "out.jsonl", ("premise", "hypothesis"), rows_per_part=64, share=(0, 2))
     other = dataclasses.replace(job, share=(1, 2), rows_per_part=32)
     refused = []
@@ -742,31 +736,33 @@ def test_a_run_with_other_settings_does_not_clear_the_parts_of_one_that_is_runni
     def second(*_) -> None:
         if not refused:
             with pytest.raises(InputError, match="another process is already writing") as error:
-                jobs.run(other, Predictor(tiny, Classify("mnli")))
+                jobs.run(other, Predictor(shallow, Classify("mnli")))
             refused.append(error)
 
-    assert jobs.run(job, Predictor(tiny, Classify("mnli")), second)["rows"] == 64 * 2 + 44
+    assert jobs.run(job, Predictor(shallow, Classify("mnli")), second)["rows"] == 64 * 2 + 44
     assert refused
 
 
-def test_rows_with_scores_that_are_not_finite_are_rejected(tiny, tmp_path):
+def test_rows_with_scores_that_are_not_finite_are_rejected(shallow, tmp_path):
     """One token's embedding is too large; the other rows have their labels."""
-    token = min(set(tiny.encode("a horse").tolist()) - {*tiny.encode("a dog").tolist(), *tiny.encode("a cat").tolist()})
-    table = tiny.params["embeddings"]["token"]["embedding"]
-    embeddings = {**tiny.params["embeddings"], "token": {"embedding": table.at[token].set(np.nan)}}
-    tiny.params = {**tiny.params, "embeddings": embeddings}
+    token = min(
+        set(shallow.encode("a horse").tolist()) - {*shallow.encode("a dog").tolist(), *shallow.encode("a cat").tolist()}
+    )
+    table = shallow.params["embeddings"]["token"]["embedding"]
+    embeddings = {**shallow.params["embeddings"], "token": {"embedding": table.at[token].set(np.nan)}}
+    shallow.params = {**shallow.params, "embeddings": embeddings}
     source = write_rows(tmp_path / "in.jsonl", [{"text": f"a {animal}"} for animal in ("dog", "horse", "cat")])
     job = jobs.Job(source, tmp_path / "out.jsonl", ("text",))
-    summary = jobs.run(job, Predictor(tiny, Classify("mnli"), strategy="buckets"))
+    summary = jobs.run(job, Predictor(shallow, Classify("mnli"), strategy="buckets"))
     assert (summary["rows"], summary["rejected"]) == (3, 1)
     assert [row["row"] for row in records(job.output)] == [0, 2]
     (reject,) = records(job.rejects)
     assert (reject["row"], "NaN or infinite" in reject["reason"]) == (1, True)
 
 
-def test_counts_are_of_all_parts_there_are_while_others_are_missing(tiny, tmp_path):
+def test_counts_are_of_all_parts_there_are_while_others_are_missing(shallow, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}, {"text": 5}, {"text": "w " * 600}, {"text": "b"}] * 4)
-    summary = run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), rows_per_part=4, share=(0, 2))
+    summary = run(shallow, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), rows_per_part=4, share=(0, 2))
     assert {key: summary[key] for key in ("joined", "rows", "rejected", "truncated", "rejects")} == {
         "joined": False, "rows": 8, "rejected": 2, "truncated": 2, "rejects": None,
     }  # fmt: skip
@@ -775,18 +771,18 @@ def test_counts_are_of_all_parts_there_are_while_others_are_missing(tiny, tmp_pa
 # what an output says of itself
 
 
-def test_a_kept_column_gives_way_to_a_result_of_its_name(tiny, tmp_path):
+def test_a_kept_column_gives_way_to_a_result_of_its_name(shallow, tmp_path):
     rows = [{"text": "a dog", "label": "gold", "row": 7, "input_row": 8, "score": None}]
     source = write_rows(tmp_path / "in.jsonl", rows)
     keep = ("label", "row", "input_row", "score", "text")
-    run(tiny, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), keep=keep)
+    run(shallow, Classify("mnli"), source, tmp_path / "out.jsonl", ("text",), keep=keep)
     (found,) = records(tmp_path / "out.jsonl")
     assert list(found)[:6] == ["row", "input_label", "input_input_row", "input_row", "input_score", "text"]
     assert [found[name] for name in list(found)[:6]] == [0, "gold", 7, 8, None, "a dog"]
-    assert found["label"] == tiny.predict_labels("mnli", tiny.encode("a dog"))[0]
+    assert found["label"] == shallow.predict_labels("mnli", shallow.encode("a dog"))[0]
 
 
-def test_kept_columns_of_parquet_keep_their_types(tiny, tmp_path):
+def test_kept_columns_of_parquet_keep_their_types(shallow, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow as pa
 
@@ -797,7 +793,7 @@ def test_kept_columns_of_parquet_keep_their_types(tiny, tmp_path):
     }  # fmt: skip
     keep = tuple(columns)[1:]
     parquet.write_table(pa.table(columns), tmp_path / "in.parquet")
-    run(tiny, Embed("mean"), tmp_path / "in.parquet", tmp_path / "out.parquet", ("text",), keep=keep)
+    run(shallow, Embed("mean"), tmp_path / "in.parquet", tmp_path / "out.parquet", ("text",), keep=keep)
     found = parquet.read_table(tmp_path / "out.parquet")
     types = {name: str(found.schema.field(name).type) for name in keep}
     assert types == {
@@ -813,7 +809,7 @@ def test_kept_columns_of_parquet_keep_their_types(tiny, tmp_path):
     folder.mkdir()
     parquet.write_table(pa.table({"text": ["a"], "id": [1]}), folder / "0.parquet")
     parquet.write_table(pa.table({"text": ["a"], "id": ["x"]}), folder / "1.parquet")
-    run(tiny, Embed("mean"), folder, tmp_path / "both.parquet", ("text",), keep=("id",))
+    run(shallow, Embed("mean"), folder, tmp_path / "both.parquet", ("text",), keep=("id",))
     assert parquet.read_table(tmp_path / "both.parquet").column("id").to_pylist() == ["1", "x"]
 
 
@@ -847,10 +843,10 @@ def test_numbers_of_a_file_are_named_by_class_and_a_score_is_the_probability_of_
             assert found["scores"] == pytest.approx(probabilities, abs=TOLERANCE)
 
 
-def test_parquet_says_which_model_made_it_and_of_what(tiny, one_layer, pairs, tmp_path):
+def test_parquet_says_which_model_made_it_and_of_what(shallow, one_layer, pairs, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     model = jobs.model_contents("mine", one_layer)
-    run(tiny, Classify("mnli"), pairs, tmp_path / "out.parquet", model=model)
+    run(shallow, Classify("mnli"), pairs, tmp_path / "out.parquet", model=model)
     settings = json.loads(parquet.read_schema(tmp_path / "out.parquet").metadata[b"roberta_flax"])
     sha256 = hashlib.sha256((one_layer / "model.safetensors").read_bytes()).hexdigest()
     assert settings["model"]["name"] == "mine"
@@ -862,12 +858,12 @@ def test_parquet_says_which_model_made_it_and_of_what(tiny, one_layer, pairs, tm
     assert [f"log_probabilities.{name}" for name in ("contradiction", "neutral", "entailment")] == columns[-3:]
 
 
-def test_two_classes_of_one_name_have_a_column_each(tiny, tmp_path):
+def test_two_classes_of_one_name_have_a_column_each(shallow, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     head = HeadConfig("twice", 3, 64, labels=("A", "A", "C"))
-    config = dataclasses.replace(tiny.config, heads=(head,))
+    config = dataclasses.replace(shallow.config, heads=(head,))
     heads = random_params(config)["heads"]
-    roberta = roberta_flax.Roberta(config, {**tiny.params, "heads": heads}, tiny.tokenizer)
+    roberta = roberta_flax.Roberta(config, {**shallow.params, "heads": heads}, shallow.tokenizer)
     source = write_rows(tmp_path / "in.jsonl", [{"text": "a dog"}])
     run(roberta, Classify("twice"), source, tmp_path / "out.parquet", ("text",))
     (row,) = parquet.read_table(tmp_path / "out.parquet").to_pylist()

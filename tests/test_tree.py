@@ -33,12 +33,6 @@ def params():
     return random_params(CONFIG, deviation=0.4)
 
 
-@pytest.fixture
-def tiny(one_layer):
-    """The random model's first layer, loaded anew for each test."""
-    return roberta_flax.load(one_layer)
-
-
 def logits(params, config=CONFIG):
     return np.asarray(forward.head_logits(params, TOKENS, head="mnli", config=config))
 
@@ -113,16 +107,16 @@ def test_keys_are_strings_so_that_a_function_of_params_can_be_exported(params):
 
 
 @pytest.mark.parametrize("form", ["FrozenDict", "nnx.State", "integer layers"])
-def test_a_model_holds_and_saves_every_form(tiny, form, tmp_path):
-    config = tiny.config
+def test_a_model_holds_and_saves_every_form(shallow, form, tmp_path):
+    config = shallow.config
     forms = {**FORMS, "nnx.State": lambda tree: nnx.state(forward.network(tree, config, Numerics()))}
-    model = roberta_flax.Roberta(config, forms[form](tiny.params), tiny.tokenizer)
-    tokens = tiny.encode("A man.", "A dog.")
-    np.testing.assert_array_equal(model.predict("mnli", tokens), tiny.predict("mnli", tokens))
+    model = roberta_flax.Roberta(config, forms[form](shallow.params), shallow.tokenizer)
+    tokens = shallow.encode("A man.", "A dog.")
+    np.testing.assert_array_equal(model.predict("mnli", tokens), shallow.predict("mnli", tokens))
     model.register_classification_head("new", num_classes=2, seed=0)
     model.save(tmp_path / "saved")
     saved = roberta_flax.load(tmp_path / "saved")
-    np.testing.assert_array_equal(saved.predict("mnli", tokens), tiny.predict("mnli", tokens))
+    np.testing.assert_array_equal(saved.predict("mnli", tokens), shallow.predict("mnli", tokens))
 
 
 def change(tree, path, value):
@@ -176,15 +170,15 @@ def test_another_number_of_layers_than_the_configurations_is_refused(params):
 
 
 @pytest.mark.slow
-def test_the_gradient_through_int8_is_that_of_float32_but_for_rounding(tiny):
-    tokens = jnp.asarray(tiny.encode("A man is sleeping.", "Nobody is awake.")[None])
+def test_the_gradient_through_int8_is_that_of_float32_but_for_rounding(shallow):
+    tokens = jnp.asarray(shallow.encode("A man is sleeping.", "Nobody is awake.")[None])
 
     def gradient(params):
         def score(table):
             embeddings = {**params["embeddings"], "token": {"embedding": table}}
-            return forward.head_logits({**params, "embeddings": embeddings}, tokens, head="mnli", config=tiny.config)[
-                0, 0
-            ]
+            return forward.head_logits(
+                {**params, "embeddings": embeddings}, tokens, head="mnli", config=shallow.config
+            )[0, 0]
 
         @jax.jit
         def derivatives(table):
@@ -194,16 +188,16 @@ def test_the_gradient_through_int8_is_that_of_float32_but_for_rounding(tiny):
         np.testing.assert_allclose(slope, gradient.sum(), rtol=1e-3, atol=1e-4)  # forward and reverse mode agree
         return np.asarray(gradient[tokens[0]])
 
-    exact, rough = gradient(tiny.params), gradient(quantize(tiny.params))
+    exact, rough = gradient(shallow.params), gradient(quantize(shallow.params))
     assert (exact * rough).sum() / np.linalg.norm(exact) / np.linalg.norm(rough) > 0.95
 
 
-def test_threads_that_share_a_model_in_train_mode_draw_different_keys(tiny):
+def test_threads_that_share_a_model_in_train_mode_draw_different_keys(shallow):
     from concurrent.futures import ThreadPoolExecutor
 
-    tiny.train(seed=0)
+    shallow.train(seed=0)
     with ThreadPoolExecutor(8) as pool:
-        keys = list(pool.map(lambda _: jax.random.key_data(tiny._next_key()).tobytes(), range(200)))
+        keys = list(pool.map(lambda _: jax.random.key_data(shallow._next_key()).tobytes(), range(200)))
     assert len(set(keys)) == 200
 
 

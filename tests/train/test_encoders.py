@@ -49,12 +49,6 @@ def written(path: Path, *rows: Any) -> Path:
 
 
 @pytest.fixture
-def tiny(one_layer) -> roberta_flax.Roberta:
-    """The random model's first layer, loaded anew for each test."""
-    return roberta_flax.load(one_layer)
-
-
-@pytest.fixture
 def pairs(tmp_path) -> Path:
     return written(
         tmp_path / "pairs.tsv", "anchor\tpositive", *(f"the {noun} is good\ta good {noun}" for noun in NOUNS)
@@ -96,38 +90,40 @@ def test_rows_are_read_with_equal_texts_under_one_number_and_labels_in_their_ran
         text_rows.read(path, Columns(("a", "b"), ("y",)), label_range=(5, 1))
 
 
-def test_a_column_may_be_anchor_and_positive(tiny, pairs):
-    job = SentenceEncoderTraining.of_files(tiny, SentenceLoss(), pairs, pairs, columns=Columns(("anchor", "anchor")))
+def test_a_column_may_be_anchor_and_positive(shallow, pairs):
+    job = SentenceEncoderTraining.of_files(shallow, SentenceLoss(), pairs, pairs, columns=Columns(("anchor", "anchor")))
     assert_array_equal(job.training.numbers, [[i, i] for i in range(8)])
 
 
-def test_rows_that_all_share_a_text_have_no_negatives(tiny, tmp_path):
+def test_rows_that_all_share_a_text_have_no_negatives(shallow, tmp_path):
     path = written(tmp_path / "a.tsv", "anchor\tpositive", "one\ttwo", "one\tthree", "four\tone")
     with pytest.raises(InputError, match="every two rows have a text in common"):
-        SentenceEncoderTraining.of_files(tiny, SentenceLoss(), path, path)
+        SentenceEncoderTraining.of_files(shallow, SentenceLoss(), path, path)
 
 
-def test_a_label_outside_the_range_of_a_loss_is_an_error(tiny, scored):
+def test_a_label_outside_the_range_of_a_loss_is_an_error(shallow, scored):
     message = "the loss cosine takes labels from -1 to 1, but 10 are not; the first is 5; scale them with label_range"
     with pytest.raises(InputError, match=message):
-        SentenceEncoderTraining.of_files(tiny, SentenceLoss("cosine"), scored, scored)
+        SentenceEncoderTraining.of_files(shallow, SentenceLoss("cosine"), scored, scored)
 
 
-def test_the_validation_file_may_have_columns_of_its_own(tiny, pairs, scored):
+def test_the_validation_file_may_have_columns_of_its_own(shallow, pairs, scored):
     job = SentenceEncoderTraining.of_files(
-        tiny, SentenceLoss(), pairs, scored, validation_columns=Columns(("sentence1", "sentence2"), ("score",))
+        shallow, SentenceLoss(), pairs, scored, validation_columns=Columns(("sentence1", "sentence2"), ("score",))
     )
     assert (job.evaluation, job.best, job.training.rows.labels.shape) == ("correlation", "spearman", (8, 0))
-    job = SentenceEncoderTraining.of_files(tiny, SentenceLoss(), pairs, scored, evaluation="correlation")
+    job = SentenceEncoderTraining.of_files(shallow, SentenceLoss(), pairs, scored, evaluation="correlation")
     assert_array_equal(job.validation.rows.labels[:2], [[5], [1]])
-    job = SentenceEncoderTraining.of_files(tiny, SentenceLoss("cosent"), scored, scored, evaluation="retrieval")
+    job = SentenceEncoderTraining.of_files(shallow, SentenceLoss("cosent"), scored, scored, evaluation="retrieval")
     assert (job.evaluation, job.best) == ("retrieval", "ndcg@10")
     assert job.validation.rows.labels.shape == (16, 1)
 
 
-def test_a_multi_vector_encoder_has_no_vector_of_a_text_to_train_or_evaluate(tiny, pairs, scored):
+def test_a_multi_vector_encoder_has_no_vector_of_a_text_to_train_or_evaluate(shallow, pairs, scored):
     usage = Usage(embedding=Embedding((MultiVectorMask(),), similarity="maxsim"))
-    model = roberta_flax.Roberta(tiny.config, tiny.params, tiny.tokenizer, numerics=tiny.numerics, usage=usage)
+    model = roberta_flax.Roberta(
+        shallow.config, shallow.params, shallow.tokenizer, numerics=shallow.numerics, usage=usage
+    )
     with pytest.raises(InputError, match=r"a multi-vector encoder cannot be trained here; give pooling \(--pooling\)"):
         SentenceEncoderTraining.of_files(model, SentenceLoss(), pairs, pairs)
     job = SentenceEncoderTraining.of_files(model, SentenceLoss(), pairs, pairs, pooling="mean")
@@ -136,9 +132,9 @@ def test_a_multi_vector_encoder_has_no_vector_of_a_text_to_train_or_evaluate(tin
         evaluate_encoder(model, scored)
 
 
-def test_a_run_warns_of_a_vector_that_is_only_trained_in_part(tiny, pairs):
+def test_a_run_warns_of_a_vector_that_is_only_trained_in_part(shallow, pairs):
     def text(*dims: int) -> str:
-        return SentenceEncoderTraining.of_files(tiny, SentenceLoss(matryoshka_dims=dims), pairs, pairs).to_text()
+        return SentenceEncoderTraining.of_files(shallow, SentenceLoss(matryoshka_dims=dims), pairs, pairs).to_text()
 
     assert "warning: a vector has 64 values, and matryoshka_dims trains the first 32, 8 alone" in text(32, 8)
     assert "warning" not in text(64, 8)
@@ -242,20 +238,20 @@ def test_the_loss_of_two_pairs_by_hand():
 
 
 @pytest.mark.slow
-def test_a_batch_in_parts_has_the_gradient_of_the_whole_and_dropout_of_its_own(tiny):
-    tokens = np.stack([tiny.encode(f"the {a} {b}")[:5] for a in NOUNS[:4] for b in ("sleeps", "eats")]).reshape(
+def test_a_batch_in_parts_has_the_gradient_of_the_whole_and_dropout_of_its_own(shallow):
+    tokens = np.stack([shallow.encode(f"the {a} {b}")[:5] for a in NOUNS[:4] for b in ("sleeps", "eats")]).reshape(
         4, 2, -1
     )
     batch = {"tokens": tokens}
-    losses = [sentence_encoder_loss(SentenceLoss(), config=tiny.config, mini_batch_size=size) for size in (None, 2)]
+    losses = [sentence_encoder_loss(SentenceLoss(), config=shallow.config, mini_batch_size=size) for size in (None, 2)]
     whole, parts = (
-        jax.jit(jax.value_and_grad(lambda p, loss=loss: loss(p, batch, None)[0]))(tiny.params) for loss in losses
+        jax.jit(jax.value_and_grad(lambda p, loss=loss: loss(p, batch, None)[0]))(shallow.params) for loss in losses
     )
     assert_allclose(whole[0], parts[0], rtol=1e-5)
     for path, gradient in flatten(whole[1]).items():
         assert_allclose(flatten(parts[1])[path], gradient, rtol=0, atol=1e-4, err_msg=path)
     with pytest.raises(InputError, match="mini_batch_size must divide the 4 rows of a batch, got 3"):
-        sentence_encoder_loss(SentenceLoss(), config=tiny.config, mini_batch_size=3)(tiny.params, batch, None)
+        sentence_encoder_loss(SentenceLoss(), config=shallow.config, mini_batch_size=3)(shallow.params, batch, None)
 
 
 @pytest.mark.slow
@@ -274,32 +270,32 @@ def test_a_batch_in_parts_takes_the_memory_of_a_part():
     assert memory(8) < memory(None) / 4  # an eighth, and the vectors and gradients
 
 
-def test_a_cross_encoder_has_one_output(tiny):
+def test_a_cross_encoder_has_one_output(shallow):
     with pytest.raises(InputError, match="is trained with one output; head 'mnli' has 3"):
-        cross_encoder_loss(ScoreLoss(), "mnli", config=tiny.config)
+        cross_encoder_loss(ScoreLoss(), "mnli", config=shallow.config)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def encoded(tiny: roberta_flax.Roberta, path: Path, **columns: Any) -> EncodedRows:
+def encoded(shallow: roberta_flax.Roberta, path: Path, **columns: Any) -> EncodedRows:
     rows = text_rows.read(path, text_rows.with_usual_columns(path, Columns(**columns)))
     tasks = [SentenceEmbedding(Embedding())] * rows.numbers.shape[1]
-    return EncodedRows.of_texts(rows, tasks, tiny.tokenizer, tiny.max_positions)
+    return EncodedRows.of_texts(rows, tasks, shallow.tokenizer, shallow.max_positions)
 
 
-def batches_of(tiny: roberta_flax.Roberta, rows: EncodedRows, **options: Any) -> RowBatches:
-    sizes = {"batch_size": 3, "pad_id": tiny.config.pad_id, "max_positions": tiny.max_positions, "seed": 1}
+def batches_of(shallow: roberta_flax.Roberta, rows: EncodedRows, **options: Any) -> RowBatches:
+    sizes = {"batch_size": 3, "pad_id": shallow.config.pad_id, "max_positions": shallow.max_positions, "seed": 1}
     return RowBatches(rows, **{**sizes, **options})
 
 
-def test_a_batch_is_filled_up_with_rows_of_weight_zero_and_its_texts_are_the_rows(tiny, pairs):
-    rows = encoded(tiny, pairs)
-    batches = batches_of(tiny, rows)
+def test_a_batch_is_filled_up_with_rows_of_weight_zero_and_its_texts_are_the_rows(shallow, pairs):
+    rows = encoded(shallow, pairs)
+    batches = batches_of(shallow, rows)
     epoch = [next(batches) for _ in range(batches.batches_per_epoch)]
     assert [batch["weights"].tolist() for batch in epoch] == [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
     texts = {
-        tuple(tiny.decode(text[text != tiny.config.pad_id]) for text in row)
+        tuple(shallow.decode(text[text != shallow.config.pad_id]) for text in row)
         for batch in epoch
         for row, weight in zip(batch["tokens"], batch["weights"], strict=True)
         if weight
@@ -308,9 +304,9 @@ def test_a_batch_is_filled_up_with_rows_of_weight_zero_and_its_texts_are_the_row
     assert_array_equal(epoch[-1]["tokens"][2], epoch[-1]["tokens"][0])
 
 
-def test_batches_go_on_from_a_saved_position_and_epochs_differ(tiny, pairs):
-    rows = encoded(tiny, pairs)
-    first, again = (batches_of(tiny, rows, no_duplicates=True, update_freq=2) for _ in range(2))
+def test_batches_go_on_from_a_saved_position_and_epochs_differ(shallow, pairs):
+    rows = encoded(shallow, pairs)
+    first, again = (batches_of(shallow, rows, no_duplicates=True, update_freq=2) for _ in range(2))
     for _ in range(2):
         next(first)
     state = json.loads(json.dumps(first.get_state()))
@@ -320,7 +316,7 @@ def test_batches_go_on_from_a_saved_position_and_epochs_differ(tiny, pairs):
         for name, array in next(again).items():
             assert_array_equal(array, batch[name])
     assert rest[0]["tokens"].shape[:3] == (2, 3, 2)
-    order = batches_of(tiny, rows)
+    order = batches_of(shallow, rows)
     one, two = ([next(order)["tokens"] for _ in range(3)] for _ in range(2))
     assert any((a != b).any() for a, b in zip(one, two, strict=True))
 
@@ -331,21 +327,21 @@ def test_no_two_rows_of_a_batch_share_a_text():
     assert list(without_duplicates(range(3), [(0, 1)] * 3, 8)) == [[0], [1], [2]]
 
 
-def test_a_prompt_is_put_before_each_text_of_its_column(tiny, pairs):
+def test_a_prompt_is_put_before_each_text_of_its_column(shallow, pairs):
     rows = text_rows.read(pairs, Columns(("anchor", "positive")))
     tasks = [SentenceEmbedding(Embedding(), prompt) for prompt in ("query: ", "passage: ")]
-    found = EncodedRows.of_texts(rows, tasks, tiny.tokenizer, tiny.max_positions)
-    assert [tiny.decode(ids) for ids in found.sequences(found.numbers[0])] == [
+    found = EncodedRows.of_texts(rows, tasks, shallow.tokenizer, shallow.max_positions)
+    assert [shallow.decode(ids) for ids in found.sequences(found.numbers[0])] == [
         "query: the dog is good",
         "passage: a good dog",
     ]
 
 
-def test_a_pair_is_encoded_as_a_cross_encoder_encodes_it(tiny, pairs):
+def test_a_pair_is_encoded_as_a_cross_encoder_encodes_it(shallow, pairs):
     rows = text_rows.read(pairs, Columns(("anchor", "positive")))
-    found = EncodedRows.of_pairs(rows, SentenceScores("score"), tiny.tokenizer, tiny.max_positions)
+    found = EncodedRows.of_pairs(rows, SentenceScores("score"), shallow.tokenizer, shallow.max_positions)
     (ids,) = found.sequences(found.numbers[3])
-    assert_array_equal(ids, tiny.encode("the woman is good", "a good woman"))
+    assert_array_equal(ids, shallow.encode("the woman is good", "a good woman"))
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -376,9 +372,9 @@ def test_a_text_is_not_ranked_for_itself_unless_it_is_relevant():
         ({"head": "none"}, "none"),
     ],
 )
-def test_what_an_encoder_cannot_be_evaluated_on_is_said(tiny, pairs, options, message):
+def test_what_an_encoder_cannot_be_evaluated_on_is_said(shallow, pairs, options, message):
     with pytest.raises(InputError, match=message):
-        evaluate_encoder(tiny, pairs, **options)
+        evaluate_encoder(shallow, pairs, **options)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

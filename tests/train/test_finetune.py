@@ -45,12 +45,6 @@ FAST = ("--lr", "2e-3", "--dropout", "0", "--attention-dropout", "0", "--batch-s
 
 
 @pytest.fixture
-def tiny(one_layer) -> roberta_flax.Roberta:
-    """The random model's first layer, loaded anew for each test."""
-    return roberta_flax.load(one_layer)
-
-
-@pytest.fixture
 def finetune(run, one_layer):
     """Fine-tunes a network of one layer, unless another model is given; gives the summary and stderr."""
 
@@ -436,22 +430,22 @@ def test_a_run_is_its_contents_and_not_paths_or_times(finished, run, sentiment, 
     assert (status, "(training was '" in err, "validation was '" in err) == (1, True, True), err
 
 
-def test_gold_answers_edited_under_a_run_make_it_another(tiny, tmp_path):
+def test_gold_answers_edited_under_a_run_make_it_another(shallow, tmp_path):
     context = "The dog lives in the garden by day."
     row = {"question": "Where?", "context": context, "answers": {"text": ["the garden"], "answer_start": [17]}}
     other = {**row, "answers": {"text": ["the garden", "garden"], "answer_start": [17, 21]}}
     train = written(tmp_path / "s.jsonl", row)
 
     def note(valid: Path) -> dict[str, Any]:
-        return FineTuning.of_files(tiny, "custom", train, valid, kind="span")._note(tiny, 1)
+        return FineTuning.of_files(shallow, "custom", train, valid, kind="span")._note(shallow, 1)
 
     before, after = note(train), note(written(tmp_path / "t.jsonl", other))
     assert differences(before, before) is None
     assert re.fullmatch("validation was '[0-9a-f]{16}' and is '[0-9a-f]{16}'", differences(before, after))
 
 
-def test_runs_of_one_seed_and_of_several_keep_out_of_each_others_directories(sentiment, tiny, tmp_path, monkeypatch):
-    tuning = FineTuning.of_files(tiny, "sst-2", sentiment, sentiment, steps=2)
+def test_runs_of_one_seed_and_of_several_keep_out_of_each_others_directories(sentiment, shallow, tmp_path, monkeypatch):
+    tuning = FineTuning.of_files(shallow, "sst-2", sentiment, sentiment, steps=2)
     ran: list[tuple[str, int]] = []
 
     def run(self, roberta, directory, seed, **_):  # what matters is where
@@ -460,8 +454,8 @@ def test_runs_of_one_seed_and_of_several_keep_out_of_each_others_directories(sen
         return Result(seed, 2, "done", 2, "f1", 0.5, evaluate_answers(["a"], [("a",)]))
 
     monkeypatch.setattr(FineTuning, "_run", run)
-    tuning.run_seeds(lambda: tiny, tmp_path / "one", (4,))
-    tuning.run_seeds(lambda: tiny, tmp_path / "two", (1, 2))
+    tuning.run_seeds(lambda: shallow, tmp_path / "one", (4,))
+    tuning.run_seeds(lambda: shallow, tmp_path / "two", (1, 2))
     assert ran == [("one", 4), ("seed-1", 1), ("seed-2", 2)]
     summary = (tmp_path / "two" / "summary.json").read_text()
     other = dataclasses.replace(tuning, patience=3)
@@ -472,17 +466,17 @@ def test_runs_of_one_seed_and_of_several_keep_out_of_each_others_directories(sen
         ("two", (1, 2), other, r"two has another run \(patience was None and is 3\)"),
     ):
         with pytest.raises(InputError, match=message):
-            asked.run_seeds(lambda: tiny, tmp_path / directory, seeds)
+            asked.run_seeds(lambda: shallow, tmp_path / directory, seeds)
     assert (tmp_path / "two" / "summary.json").read_text() == summary
     assert len(ran) == 3
-    tuning.run_seeds(lambda: tiny, tmp_path / "two", (1, 2, 3))
+    tuning.run_seeds(lambda: shallow, tmp_path / "two", (1, 2, 3))
     assert [seed["seed"] for seed in json.loads((tmp_path / "two" / "summary.json").read_text())["seeds"]] == [1, 2, 3]
 
 
-def test_the_classes_are_told_at_the_start_and_names_that_look_alike(tiny, tmp_path):
+def test_the_classes_are_told_at_the_start_and_names_that_look_alike(shallow, tmp_path):
     labels = ("pos", "neg", "pos", "POS", "1", "1.0", "", "neg", "pos")
     train = written(tmp_path / "t.tsv", "text\tlabel", *(f"a\t{label}" for label in labels))
-    tuning = FineTuning.of_files(tiny, "custom", train, train)
+    tuning = FineTuning.of_files(shallow, "custom", train, train)
     counts = {"1": 1, "1.0": 1, "POS": 1, "neg": 2, "pos": 3}
     assert tuning.head.labels == tuple(counts)
     assert tuning.to_json()["classes"] == counts
@@ -505,19 +499,19 @@ def test_the_classes_are_told_at_the_start_and_names_that_look_alike(tiny, tmp_p
         (Columns(("text",), ("label",), ("a", "b", "a")), "give each class a name of its own"),
     ],
 )
-def test_a_column_or_class_named_twice_is_refused(columns, named, tiny, tmp_path):
+def test_a_column_or_class_named_twice_is_refused(columns, named, shallow, tmp_path):
     train = written(tmp_path / "t.tsv", "text\tlabel", "x\ta", "y\tb")
     with pytest.raises(InputError, match=named):
-        readers.task_reader("custom", train, tiny.config, tiny.tokenizer, columns=columns)
+        readers.task_reader("custom", train, shallow.config, shallow.tokenizer, columns=columns)
     several = Columns(("text",), ("a", "a"))
     with pytest.raises(InputError, match="the column 'a' is named twice"):
-        readers.task_reader("custom", train, tiny.config, tiny.tokenizer, kind="multi-label", columns=several)
+        readers.task_reader("custom", train, shallow.config, shallow.tokenizer, kind="multi-label", columns=several)
     for words, what in (
         (Columns(("words",), ("words",), ("a", "b")), "column 'words'"),
         (Columns(("words",), ("tags",), ("a", "b", "a")), "class 'a'"),
     ):
         with pytest.raises(InputError, match=f"the {what} is named twice"):
-            readers.task_reader("custom", train, tiny.config, tiny.tokenizer, kind="token", columns=words)
+            readers.task_reader("custom", train, shallow.config, shallow.tokenizer, kind="token", columns=words)
 
 
 @pytest.mark.slow
@@ -794,47 +788,50 @@ def test_two_hosts_that_are_killed_and_started_again_agree_with_one(
 # --- the parts ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_head_of_the_same_name_and_form_is_trained_further_and_others_begin_anew(tiny):
-    mnli = readers.task_reader("mnli", "unread", tiny.config, tiny.tokenizer).head
-    assert continues(tiny.config, mnli)
-    config, params = trained_part(tiny, mnli, CUSTOM, seed=1)
-    assert params["heads"]["mnli"] is tiny.params["heads"]["mnli"]
+def test_a_head_of_the_same_name_and_form_is_trained_further_and_others_begin_anew(shallow):
+    mnli = readers.task_reader("mnli", "unread", shallow.config, shallow.tokenizer).head
+    assert continues(shallow.config, mnli)
+    config, params = trained_part(shallow, mnli, CUSTOM, seed=1)
+    assert params["heads"]["mnli"] is shallow.params["heads"]["mnli"]
     assert config.heads == (mnli,)
     assert "lm_head" not in params
     new = HeadConfig("mnli", 2, 64, labels=("no", "yes"))
-    assert not continues(tiny.config, new)
-    fresh = [trained_part(tiny, new, CUSTOM, seed=seed)[1]["heads"]["mnli"]["output"]["kernel"] for seed in (1, 1, 2)]
+    assert not continues(shallow.config, new)
+    fresh = [
+        trained_part(shallow, new, CUSTOM, seed=seed)[1]["heads"]["mnli"]["output"]["kernel"] for seed in (1, 1, 2)
+    ]
     assert np.array_equal(fresh[0], fresh[1])
     assert not np.array_equal(fresh[0], fresh[2])
-    assert jax.tree.leaves(tiny.params)[0] is jax.tree.leaves({**params, "lm_head": 0})[0]
+    assert jax.tree.leaves(shallow.params)[0] is jax.tree.leaves({**params, "lm_head": 0})[0]
 
 
-def test_commonsenseqas_own_files_are_read_for_its_task(tiny, tmp_path):
+def test_commonsenseqas_own_files_are_read_for_its_task(shallow, tmp_path):
     choices = [{"label": letter, "text": letter.lower()} for letter in "ABCDE"]
     path = written(tmp_path / "q.jsonl", {"answerKey": "C", "question": {"stem": "Which?", "choices": choices}})
-    reader = readers.task_reader(readers.task_name("CommonsenseQA"), path, tiny.config, tiny.tokenizer)
+    reader = readers.task_reader(readers.task_name("CommonsenseQA"), path, shallow.config, shallow.tokenizer)
     assert reader.head == HeadConfig("commonsenseqa", 1, 64, "choice")
     assert reader.metrics == ("accuracy",)
     assert reader.read(path).targets.tolist() == [2]
 
 
-def test_the_recipes_dropouts_are_the_trained_networks(tiny):
-    config, _ = trained_part(tiny, HeadConfig("a", 2, 64), CUSTOM, seed=1)
+def test_the_recipes_dropouts_are_the_trained_networks(shallow):
+    config, _ = trained_part(shallow, HeadConfig("a", 2, 64), CUSTOM, seed=1)
     assert isinstance(config, RobertaConfig)
     assert (config.dropout, config.attention_dropout) == (CUSTOM.dropout, CUSTOM.attention_dropout)
 
 
 @pytest.mark.slow
-def test_the_validations_loss_is_the_mean_negative_log_probability(tiny, sentiment):
-    reader = readers.task_reader("sst-2", sentiment, tiny.config, tiny.tokenizer)
-    tiny.register_classification_head("sst-2", 2, seed=1)
+def test_the_validations_loss_is_the_mean_negative_log_probability(shallow, sentiment):
+    reader = readers.task_reader("sst-2", sentiment, shallow.config, shallow.tokenizer)
+    shallow.register_classification_head("sst-2", 2, seed=1)
     examples = reader.read(sentiment)
     validation = Validation(
-        examples, "sst-2", config=tiny.config, tokenizer=tiny.tokenizer, labels=reader.labels, batch_size=5
+        examples, "sst-2", config=shallow.config, tokenizer=shallow.tokenizer, labels=reader.labels, batch_size=5
     )
-    found = validation(tiny.params)
+    found = validation(shallow.params)
     log_probabilities = [
-        float(tiny.predict("sst-2", examples.sequences([i])[0])[0, examples.targets[i]]) for i in range(len(examples))
+        float(shallow.predict("sst-2", examples.sequences([i])[0])[0, examples.targets[i]])
+        for i in range(len(examples))
     ]
     assert found["loss"] == pytest.approx(-np.mean(log_probabilities), rel=1e-5)
     gold = [float(value > np.log(0.5)) for value in log_probabilities]
@@ -863,18 +860,18 @@ def test_questions_without_an_answer_are_judged_as_squad_2_does():
     assert evaluate_answers(["", "the"], [("the",), ("the", "dog")]).metrics == {"exact_match": 1 / 2, "f1": 1 / 2}
 
 
-def test_no_answer_is_given_where_every_window_says_so(tiny, tmp_path):
+def test_no_answer_is_given_where_every_window_says_so(shallow, tmp_path):
     """Scores made by hand, in the place of a network's."""
     answers = {"text": ["cat"], "answer_start": [4]}
     asked = [{"question": "Who?", "context": "the cat", "answers": what} for what in (answers, answers, [])]
-    config = dataclasses.replace(tiny.config, heads=(HeadConfig("span", 2, 0, "span"),))
+    config = dataclasses.replace(shallow.config, heads=(HeadConfig("span", 2, 0, "span"),))
 
     def judged(*rows: dict[str, Any]) -> dict[str, float]:
         reader = readers.task_reader(
-            "custom", written(tmp_path / "s.jsonl", *rows), config, tiny.tokenizer, kind="span", head="span"
+            "custom", written(tmp_path / "s.jsonl", *rows), config, shallow.tokenizer, kind="span", head="span"
         )
         found = reader.read(tmp_path / "s.jsonl")
-        judge = judging.Answers(found.questions, tiny.tokenizer)
+        judge = judging.Answers(found.questions, shallow.tokenizer)
         for number, (none, cat) in enumerate([(1.0, 3.0), (3.0, 1.0), (2.0, 1.0)][: len(rows)]):
             ((first, _),) = found.targets[[0]].tolist()
             scores = np.full((1, len(found.sequences([number])[0]), 2), -9.0)
@@ -889,7 +886,7 @@ def test_no_answer_is_given_where_every_window_says_so(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_documentations_python_runs(tiny, tmp_path, monkeypatch):
+def test_the_documentations_python_runs(shallow, tmp_path, monkeypatch):
     """Its section on fine-tuning, on the embedded model and a file of a few rows."""
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     (program,) = re.findall(
@@ -899,7 +896,7 @@ def test_the_documentations_python_runs(tiny, tmp_path, monkeypatch):
     (tmp_path / "RTE").mkdir()
     for name in ("train.tsv", "dev.tsv"):
         written(tmp_path / "RTE" / name, "index\tsentence1\tsentence2\tlabel", *rows)
-    monkeypatch.setattr("roberta_flax.load", lambda *_, **__: tiny)
+    monkeypatch.setattr("roberta_flax.load", lambda *_, **__: shallow)
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     exec(program, scope)  # noqa: S102 -- the page's own text
@@ -932,21 +929,21 @@ def test_the_documentation_names_every_option():
         assert option in page, name
 
 
-def test_a_run_from_a_released_model_ends_with_its_score_beside_the_published_one(tiny, sentiment, tmp_path):
+def test_a_run_from_a_released_model_ends_with_its_score_beside_the_published_one(shallow, sentiment, tmp_path):
     def results(*accuracies: float) -> SeedResults:
         evaluations = [Evaluation(20, {"accuracy": accuracy}, {}) for accuracy in accuracies]
         runs = [Result(seed, 40, "done", 20, "accuracy", 0.1, found) for seed, found in enumerate(evaluations)]
         return SeedResults(tmp_path, tuple(runs), tuning.published)
 
-    tiny.source = "roberta.large"
-    tuning = FineTuning.of_files(tiny, "sst2", sentiment, sentiment)
+    shallow.source = "roberta.large"
+    tuning = FineTuning.of_files(shallow, "sst2", sentiment, sentiment)
     published = tuning.to_json()["published"]
     assert (published["percent"], published["model"], published["metric"]) == (96.4, "roberta.large", "accuracy")
     line = "accuracy 0.9500 (fairseq's README: 96.4 for roberta.large on the dev set)"
     assert results(0.95).to_text().split("\n")[-1] == line
     assert results(0.9, 1.0, 0.95).to_text().split("\n")[-1] == f"median {line}"
 
-    tiny.source = str(tmp_path)
-    tuning = FineTuning.of_files(tiny, "sst2", sentiment, sentiment)
+    shallow.source = str(tmp_path)
+    tuning = FineTuning.of_files(shallow, "sst2", sentiment, sentiment)
     assert "published" not in tuning.to_json()
     assert "fairseq's README" not in results(0.95).to_text()
