@@ -7,47 +7,33 @@ import os
 import shutil
 import signal
 import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import roberta_flax
-from tests import processes
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "examples" / "deploy"
 SCRIPTS = (DEPLOY / "slurm.sbatch", DEPLOY / "tpu_vm.sh", ROOT / ".ci" / "run")
 
-# roberta-flax, in a process that the tests fork: to start one takes two seconds. It is stopped and killed with this one.
-PROGRAM = """#!{python} -IS
-import json, os, signal, socket, sys
-with socket.create_connection(("127.0.0.1", int(os.environ["TESTS_PORT"]))) as tests, tests.makefile() as answers:
-    signal.signal(signal.SIGTERM, lambda *_: tests.send(b"stop"))
-    tests.sendall(json.dumps([sys.argv[1:], dict(os.environ)]).encode() + b"\\n")
-    status, out, err = json.loads(answers.readline())
-sys.stdout.write(out)
-sys.stderr.write(err)
-sys.exit(status)
+PROGRAM = """#!{python}
+import sys
+sys.path.insert(0, {root!r})
+from roberta_flax.cli import main
+main()
 """
 
-# The machine from which a VM is made builds the package with what is installed here; another time, it has what it built.
+# The machine from which a VM is made builds the package with what is installed here.
 PYTHON = """#!/usr/bin/env bash
-[[ "$*" == "-m pip wheel --quiet --no-deps --wheel-dir $7 ." ]] || exit 2
-if [[ -d "$STAND_IN/wheels" ]]; then exec cp "$STAND_IN"/wheels/*.whl "$7"; fi
-{python} "$@" && cp -r "$7" "$STAND_IN/wheels"
+exec {python} "$@"
 """
 
 # Two tasks on this machine. A signal is passed on to both, as srun does.
-SRUN = """#!{python} -IS
+SRUN = """#!{python}
 import os, signal, subprocess, sys
 command = [each for each in sys.argv[1:]]
 while command[0].startswith("--"):
@@ -66,7 +52,7 @@ echo "$@" >> "$STAND_IN/scontrol"
 """
 
 # A VM of two hosts, each with a home in $STAND_IN. The first command that it runs is ended by a preemption.
-GCLOUD = """#!{python} -IS
+GCLOUD = """#!{python}
 import os, pathlib, shutil, signal, subprocess, sys, time
 folder = pathlib.Path(os.environ["STAND_IN"])
 action, *arguments = sys.argv[4:]
@@ -113,42 +99,14 @@ def linter(name: str) -> str:
 
 
 @pytest.fixture
-def port(start) -> Iterator[int]:
-    """Where the stand-in for roberta-flax asks for a process, and tells it to stop."""
-    one_by_one = threading.Lock()  # multiprocessing looks after all processes whenever it starts one
-
-    class Started(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            arguments, environment = json.loads(self.rfile.readline())
-            with one_by_one:
-                started = start(processes.program, *arguments, **environment)
-            ended = started.process.sentinel
-            while ended not in wait([ended, self.connection]):
-                if self.connection.recv(4):
-                    started.send_signal(signal.SIGTERM)
-                else:  # nobody is there any more
-                    started.kill()
-                    wait([ended])
-            with one_by_one, suppress(BrokenPipeError, ConnectionResetError):
-                out, err = started.communicate()
-                status = started.returncode
-                self.wfile.write(json.dumps([status if status >= 0 else 128 - status, out, err]).encode() + b"\n")
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Started) as server:
-        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-        yield server.server_address[1]
-        server.shutdown()
-
-
-@pytest.fixture
-def stand_ins(tmp_path, port) -> dict[str, str]:
+def stand_ins(tmp_path) -> dict[str, str]:
     """The environment in which a cluster's programs are these stand-ins."""
     programs = {"roberta-flax": PROGRAM, "python3": PYTHON, "srun": SRUN, "scontrol": SCONTROL, "gcloud": GCLOUD}
     for folder in ("bin", "host0/venv/bin", "host1/venv/bin"):
         (tmp_path / folder).mkdir(parents=True)
         for name, text in programs.items():
             path = tmp_path / folder / name
-            path.write_text(text if name == "scontrol" else text.format(python=sys.executable))
+            path.write_text(text if name == "scontrol" else text.format(python=sys.executable, root=str(ROOT)))
             path.chmod(0o755)
     with socket.create_server(("127.0.0.1", 0)) as free:
         job = free.getsockname()[1] % 2**12  # of which jax makes the coordinator's port
@@ -156,7 +114,6 @@ def stand_ins(tmp_path, port) -> dict[str, str]:
         **os.environ,
         "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "STAND_IN": str(tmp_path),
-        "TESTS_PORT": str(port),
         "JAX_PLATFORMS": "cpu",
         "SLURM_JOB_ID": str(job),
         "SLURM_STEP_NODELIST": "localhost",
@@ -226,7 +183,9 @@ def test_a_slurm_job_that_ends_by_itself_is_not_queued_again_and_has_the_command
 
 
 @pytest.mark.slow
-def test_a_job_on_a_tpu_vm_that_is_preempted_ends_with_the_results_of_one_that_is_not(stand_ins, one_layer, tmp_path):
+def test_a_job_on_a_tpu_vm_that_is_preempted_ends_with_the_results_of_one_that_is_not(
+    stand_ins, one_layer, shallow, tmp_path
+):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"text": f"a dog and {i} cats"}) + "\n" for i in range(1200)))
     arguments = ("features", source, "-o", output, "-m", one_layer, "--rows-per-part", "50", "--distributed")
@@ -240,8 +199,7 @@ def test_a_job_on_a_tpu_vm_that_is_preempted_ends_with_the_results_of_one_that_i
     assert (tmp_path / "log").read_text().splitlines() == [*once, "delete", *once]
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(1200))
-    roberta = roberta_flax.load(one_layer)
-    expected = np.asarray(roberta.extract_features(roberta.encode("a dog and 1199 cats")))[0].mean(axis=0)
+    expected = np.asarray(shallow.extract_features(shallow.encode("a dog and 1199 cats")))[0].mean(axis=0)
     assert np.abs(np.array(rows[-1]["features"]) - expected).max() <= 5e-5
 
 

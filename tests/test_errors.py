@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,9 @@ STEERING = "\x1b[2J\r\n\t\x07\x9b1m\u202e\u2066\u2028\ud800\x00[red]"
 SHOWN = r"\x1b[2J\r\n\t\x07\x9b1m\u202e\u2066\u2028\ud800\x00[red]"
 
 
-def in_a_shell(shell: str, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs a program of Python in a process of its own; `shell` is what a shell does with its streams."""
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+def program(*arguments: object, shell: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own; `shell` is what a shell does with its streams."""
+    command = [sys.executable, "-c", "from roberta_flax.cli import main; main()", *map(str, arguments)]
     return subprocess.run(["bash", "-c", f'"$@" {shell}', "bash", *command], cwd=ROOT, capture_output=True, text=True)
 
 
@@ -155,47 +154,22 @@ def test_the_name_of_a_download_is_text_on_its_progress_bar(monkeypatch):
 # Streams
 
 
-# Each of several commands, by a process that has imported everything and ends as Python does.
-EACH = """
-import json, os, sys
-import roberta_flax.convert, roberta_flax.hub
-from roberta_flax.cli import main, program
-for arguments in json.loads(sys.argv[1]):
-    if os.fork() == 0:
-        sys.argv = ["roberta-flax", *arguments]
-        sys.exit(main())
-    with open(sys.argv[2], "a") as file:
-        print(os.waitstatus_to_exitcode(os.wait()[1]), file=file)
-"""
-
-
-def statuses_of(
-    folder: Path, shell: str, *commands: Sequence[object]
-) -> tuple[list[int], subprocess.CompletedProcess[str]]:
-    """The exit statuses of commands whose streams a shell has changed, and what they said, one after the other."""
-    given = json.dumps([list(map(str, command)) for command in commands])
-    done = in_a_shell(shell, EACH, given, folder / "statuses")
-    return list(map(int, (folder / "statuses").read_text().split())), done
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["encode", "hi"], ["encode", "hi", "--json"], ["verify"]])
+def test_a_closed_or_full_stdout_is_one_line(arguments, tiny_directory):
+    model = [tiny_directory] if arguments == ["verify"] else ["-m", tiny_directory]
+    closed = program(*arguments, *model, shell=">&-")
+    assert (closed.returncode, closed.stderr) == (1, "roberta-flax: cannot write the output: stdout is closed\n")
+    full = program(*arguments, *model, shell="> /dev/full")
+    assert (full.returncode, full.stderr) == (1, "roberta-flax: cannot write the output: No space left on device\n")
 
 
 @pytest.mark.slow
-def test_a_closed_or_full_stdout_is_one_line(tiny_directory, tmp_path):
-    encode = ["encode", "hi", "-m", tiny_directory]
-    commands = [encode, [*encode, "--json"], ["verify", tiny_directory]]
-    for command in commands:
-        closed = in_a_shell(">&-", "from roberta_flax.cli import main; main()", *command)
-        assert (closed.returncode, closed.stderr) == (1, "roberta-flax: cannot write the output: stdout is closed\n")
-    statuses, full = statuses_of(tmp_path, "> /dev/full", *commands)
-    assert statuses == [1, 1, 1]
-    assert full.stderr == "roberta-flax: cannot write the output: No space left on device\n" * 3
-
-
-@pytest.mark.slow
-def test_a_closed_stderr_puts_no_message_among_the_results(tiny_directory, tiny, tmp_path):
-    commands = [["encode", "hi", "-m", model] for model in ("nowhere", tiny_directory)]
-    statuses, done = statuses_of(tmp_path, "2>&-", *commands)
-    assert statuses == [1, 0]
-    assert done.stdout == " ".join(map(str, tiny.encode("hi"))) + "\n"
+def test_a_closed_stderr_puts_no_message_among_the_results(tiny_directory, tiny):
+    done = program("encode", "hi", "-m", "nowhere", shell="2>&-")
+    assert (done.returncode, done.stdout) == (1, "")
+    done = program("encode", "hi", "-m", tiny_directory, shell="2>&-")
+    assert (done.returncode, done.stdout) == (0, " ".join(map(str, tiny.encode("hi"))) + "\n")
 
 
 @pytest.mark.slow
