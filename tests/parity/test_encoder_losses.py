@@ -130,7 +130,7 @@ def _float64() -> Iterator[None]:
 def network(tmp_path_factory) -> Path:
     """A network of one layer, without dropout."""
     folder = tmp_path_factory.mktemp("network") / "body"
-    return body(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_hidden_layers=1)
+    return body(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -109,9 +109,8 @@ def test_transformers_network_agrees(size, tmp_path, tiny_source):
         from references.transformers import configuration
     except ImportError as error:
         skip_or_fail(f"transformers cannot be imported ({error})")
-    sizes = (
-        {**SMALL} if size == "small" else {"vocab": SMALL["vocab"]}
-    )  # of base, a third are the vocabulary's embeddings
+    # of base without most of its embeddings, a third of it
+    sizes = SMALL if size == "small" else {"vocab": SMALL["vocab"]}
     model = build(**sizes, dtype=torch.float32)
     ours = roberta_flax.load(convert(write(model, tmp_path / "source", tiny_source), tmp_path / "converted"))
     config = configuration(ours.config, num_labels=3, hidden_act="gelu")

@@ -1,7 +1,7 @@
 """That the comparison finds a wrong network, at the right tensor, and finds nothing wrong with a right one.
 
-Wrong networks are run without compiling (jax.disable_jit): a mutation then takes a second, and what it changes is the
-same. Right ones are compiled, as users have them.
+Networks that are changed, and those of each activation, are run without compiling (jax.disable_jit): each then takes a
+second, and what is compared is the same. The other right ones are compiled, as users have them.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,7 @@ from roberta_flax.parity.subject import Subject
 from tests.conftest import skip_or_fail
 
 try:
-    from references import sentence_transformers as references
-    from references.sentence_transformers import HIDDEN_SIZE, edit, repository, sparse_repository, torch
+    from references.sentence_transformers import HIDDEN_SIZE, body, edit, repository, sparse_repository, torch
 except ImportError as error:
     skip_or_fail(f"the references cannot be imported ({error}); the README's test command installs them")
 
@@ -42,7 +40,6 @@ def pooled(*modes: str) -> Callable:
 def sources(tmp_path_factory) -> dict[str, Path]:
     """Repositories, by what they are for."""
     folder = tmp_path_factory.mktemp("sources")
-    body = partial(references.body, num_hidden_layers=1)  # what follows it is the same for any number
     network, masked_lm = body(folder / "body"), body(folder / "masked lm", "RobertaForMaskedLM")
 
     def dense(m, inputs: int) -> list:
