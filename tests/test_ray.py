@@ -21,7 +21,8 @@ from tests.conftest import skip_or_fail
 try:
     import pyarrow
     import pyarrow.parquet
-    import ray  # noqa: F401
+    import ray
+    import ray.data
 except ImportError as error:
     skip_or_fail(f"Ray cannot be imported ({error}); the README's test command installs it")
     pytest.skip("no ray", allow_module_level=True)
@@ -82,6 +83,7 @@ def environment() -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "RAY_prestart_worker_first_driver": "0",  # workers for tasks that never come
+        "RAY_local_fs_capacity_threshold": "1",  # what else is on this machine's disk says nothing about the run
     }
     return {**os.environ, **changes}
 
@@ -178,6 +180,23 @@ def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory, run):
     arguments = ["predict", source, "-o", tmp_path / "out", "-m", tiny_directory, "--engine", "ray"]
     status, _, err = run(*arguments, "--tpus-per-worker", "3")
     assert (status, err) == (1, "roberta-flax: --tpus-per-worker must be 1, 2, 4 or 8, got 3\n")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, tiny_directory, monkeypatch):
+    import roberta_flax.inference.ray
+
+    def read_parquet(*_, **__):
+        full = ray.exceptions.OutOfDiskError("Local disk is full")
+        raise ray.exceptions.RayTaskError("ReadFilesParquetV2", "the trace", full).as_instanceof_cause()
+
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray.data, "read_parquet", read_parquet)
+    with pytest.raises(InputError, match="Ray's object store is full, and so is the disk .* RAY_TMPDIR"):
+        roberta_flax.inference.ray.predict_parquet(
+            source, tmp_path / "out", model=tiny_directory, task=Classify("mnli"), text_columns=["premise"]
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line_runs_on_ray(source, tiny, tiny_directory, tmp_path):

@@ -117,8 +117,8 @@ def predict_parquet(
 
     Raises:
       InputError: Ray is not installed, there are no Parquet files or no rows in them, a column is missing or is not
-        text, the destination exists, an option does not exist, the cluster has none of what a worker takes, or all rows
-        were rejected.
+        text, the destination exists, an option does not exist, the cluster has none of what a worker takes, Ray's
+        memory and disk are full, or all rows were rejected.
     """
     ray = require("ray", "ray")
     require("ray.data", "ray")
@@ -152,6 +152,12 @@ def predict_parquet(
                 f"{reason}"
             )
         partial.rename(destination)
+    except ray.exceptions.OutOfDiskError as error:
+        raise InputError(
+            "Ray's object store is full, and so is the disk to which Ray moves rows that do not fit in it; free space "
+            "on that disk, or set RAY_TMPDIR to a directory on another before Ray starts. Ray calls a disk full from "
+            "the share that RAY_local_fs_capacity_threshold sets, 0.95 by default"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return counts
