@@ -48,6 +48,21 @@ class Drawing(Colors, panel="Drawing"):
     filled: Annotated[bool, typer.Option(help="Fill it.")] = False
 
 
+@dataclass(frozen=True)
+class Sheet(groups.Group, panel="Sheet"):
+    """What is drawn on."""
+
+    width: Annotated[int, typer.Option(help="Its width.")] = 21
+
+
+@dataclass(frozen=True)
+class Work(groups.Group):
+    """Groups, and no option of its own."""
+
+    drawing: Drawing = Drawing(ink="blue")
+    sheet: Sheet = Sheet()
+
+
 @pytest.fixture
 def draw():
     """Runs a command with such options: what it was given, or what it printed."""
@@ -56,11 +71,11 @@ def draw():
     @groups.grouped
     def command(
         file: Annotated[str, typer.Argument(metavar="FILE", help="A file."), groups.Formerly(("--file",))],
-        drawing: Drawing = Drawing(ink="blue"),
+        work: Work = Work(sheet=Sheet(width=30)),
         copies: Annotated[int, typer.Option(help="How many.")] = 1,
     ) -> None:
         """Draw something [to a file]."""
-        given.append((file, drawing, copies))
+        given.append((file, work, copies))
 
     app = typer.Typer(add_completion=False)
     groups.add(app, "draw", command, "draw a.png")
@@ -74,12 +89,10 @@ def draw():
 
 
 def test_a_command_gets_its_groups_filled_and_its_own_options(draw):
-    assert draw("a.png") == ("a.png", Drawing(ink="blue"), 1)
-    assert draw("a.png", "-k", "red", "--shape", "disk", "--shape", "box", "--filled", "--copies", "2") == (
-        "a.png",
-        Drawing(ink="red", shape=["disk", "box"], filled=True),
-        2,
-    )
+    assert draw("a.png") == ("a.png", Work(sheet=Sheet(30)), 1)
+    options = ["-k", "red", "--shape", "disk", "--shape", "box", "--filled", "--width", "10", "--copies", "2"]
+    drawing = Drawing(ink="red", shape=["disk", "box"], filled=True)
+    assert draw("a.png", *options) == ("a.png", Work(drawing, Sheet(10)), 2)
 
 
 def test_former_names_are_read_as_the_present_ones(draw):
@@ -93,7 +106,7 @@ def test_help_has_a_panel_for_each_group_and_no_former_names(draw):
     status, text = draw("--help")
     assert status == 0
     panels = [line.strip("╭─╮ \n") for line in text.splitlines() if line.startswith("╭")]
-    assert panels == ["Arguments", "Options", "Drawing", "Colors"]
+    assert panels == ["Arguments", "Options", "Drawing", "Colors", "Sheet"]
     assert "Color of [the ink]. [default: blue]" in text
     assert "Color of the paper. [default: (none)]" in text
     assert "Draw something [to a file]." in text
@@ -108,7 +121,7 @@ def test_wrong_usage_names_the_present_name(draw):
 
 
 def test_an_option_that_is_declared_twice_is_a_mistake():
-    def command(drawing: Drawing, ink: Annotated[str, typer.Option(help="Again.")] = "") -> None: ...
+    def command(work: Work, ink: Annotated[str, typer.Option(help="Again.")] = "") -> None: ...
 
     with pytest.raises(ValueError, match="declares ink twice"):
         groups.grouped(command)

@@ -12,7 +12,7 @@ import typer
 
 from roberta_flax.cli import run
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import MeshOptions, ModelOptions, print_lines
+from roberta_flax.cli.options import MeshOptions, ModelOptions, print_line
 
 
 @grouped
@@ -78,7 +78,8 @@ def command(
         for task in chosen:
             suite.run(task)
             text = write_table(suite, settings)
-    print_lines(text.rstrip("\n"))
+    for line in text.splitlines():
+        print_line(line)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

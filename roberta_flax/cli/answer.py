@@ -8,17 +8,7 @@ import typer
 
 from roberta_flax.cli import jobs
 from roberta_flax.cli.groups import ADVANCED, grouped
-from roberta_flax.cli.options import (
-    STRIDE,
-    TOPK,
-    BatchingOptions,
-    Head,
-    InferenceOptions,
-    Json,
-    Text,
-    print_json,
-    print_line,
-)
+from roberta_flax.cli.options import STRIDE, TOPK, Head, Json, Text, print_result
 from roberta_flax.errors import InputError
 
 
@@ -33,12 +23,7 @@ def command(
     ] = False,
     stride: Annotated[int | None, STRIDE, ADVANCED] = None,
     head: Head = None,
-    input: jobs.InputOptions = jobs.InputOptions(),
-    output: jobs.OutputOptions = jobs.OutputOptions(),
-    batching: BatchingOptions = BatchingOptions(),
-    devices: jobs.JobDevices = jobs.JobDevices(),
-    engine: jobs.EngineOptions = jobs.EngineOptions(),
-    model: InferenceOptions = InferenceOptions(),
+    options: jobs.JobOptions = jobs.JobOptions(),
     as_json: Json = False,
 ) -> None:
     """Answer the question of each row of a file from its context, or one question: text, score, and where it stands.
@@ -49,17 +34,13 @@ def command(
     """
     from roberta_flax.tasks.answers import Answer
 
-    file, texts = jobs.file_or_texts(inputs, text, input.format)
+    file, texts = jobs.file_or_texts(inputs, text, options.input.format)
     task = Answer(head, stride, topk, max_answer_length, impossible)
-    options = jobs.JobOptions(input, output, batching, devices, engine, model)
     if file is not None:
         jobs.run(file, lambda _: task, options, as_json=as_json)
         return
     if len(texts) != 2:
         raise InputError(f"give a question and its context, got {len(texts)} texts")
     answers = jobs.result_of(texts, task, options)
-    if as_json:
-        print_json(answers)
-        return
-    for answer in answers:
-        print_line(f"{answer['score']:.4f}  {answer['answer']!r}  {answer['start']}:{answer['end']}")
+    lines = (f"{each['score']:.4f}  {each['answer']!r}  {each['start']}:{each['end']}" for each in answers)
+    print_result(answers, lines, as_json=as_json)

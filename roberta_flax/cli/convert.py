@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import BaseModel, FileOptions, HeadName, Json, print_json, print_line
+from roberta_flax.cli.options import BaseModel, FileOptions, HeadName, Json, print_result
 
 
 @grouped
@@ -63,10 +63,9 @@ def command(
     config = converted.read_config(dest)
     size = (dest / converted.PARAMS_FILE).stat().st_size
     heads = [head.name for head in config.heads]
-    if as_json:
-        print_json({"directory": str(dest), "bytes": size, "heads": heads, "seconds": round(seconds, 3)})
-    else:
-        print_line(
-            f"{dest}: {config.num_layers} layers, hidden size {config.hidden_size}, {config.vocab_size} tokens, "
-            f"heads: {', '.join(heads) or 'none'}; {size / 1e6:.1f} MB in {seconds:.1f} s"
-        )
+    result = {"directory": str(dest), "bytes": size, "heads": heads, "seconds": round(seconds, 3)}
+    line = (
+        f"{dest}: {config.num_layers} layers, hidden size {config.hidden_size}, {config.vocab_size} tokens, "
+        f"heads: {', '.join(heads) or 'none'}; {size / 1e6:.1f} MB in {seconds:.1f} s"
+    )
+    print_result(result, [line], as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import Json, TokenizerOptions, print_json, print_line
+from roberta_flax.cli.options import Json, TokenizerOptions, print_result
 
 
 @grouped
@@ -22,8 +22,4 @@ def command(
     """
     decoded = model.tokenizer().decode(tokens)
     texts = [decoded] if isinstance(decoded, str) else decoded
-    if as_json:
-        print_json({"texts": texts})
-    else:
-        for text in texts:
-            print_line(text)
+    print_result({"texts": texts}, texts, as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import InferenceOptions, Json, print_json, print_line
+from roberta_flax.cli.options import InferenceOptions, Json, print_result
 from roberta_flax.errors import InputError
 
 
@@ -46,7 +46,6 @@ def command(
     pronouns.read_schema(text)
     nlp = None if candidate else pronouns.pipeline(parser)
     found = pronouns.disambiguate(model.load(), text, candidate or None, nlp)
-    if as_json:
-        print_json({"answer": found.answer, "query": found.query, "log_probabilities": found.scores})
-    else:
-        print_line(f"{found.answer}  ({', '.join(f'{phrase} {score:.4f}' for phrase, score in found.scores.items())})")
+    result = {"answer": found.answer, "query": found.query, "log_probabilities": found.scores}
+    scores = ", ".join(f"{phrase} {score:.4f}" for phrase, score in found.scores.items())
+    print_result(result, [f"{found.answer}  ({scores})"], as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import Json, TokenizerOptions, print_json
+from roberta_flax.cli.options import Json, TokenizerOptions, print_result
 
 
 @grouped
@@ -22,7 +22,4 @@ def command(
     A text is <s> a </s>, a pair <s> a </s></s> b </s>.
     """
     ids = model.tokenizer().encode(*texts, no_separator=no_separator).tolist()
-    if as_json:
-        print_json({"tokens": ids})
-    else:
-        print(*ids)
+    print_result({"tokens": ids}, [" ".join(map(str, ids))], as_json=as_json)

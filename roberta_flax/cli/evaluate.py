@@ -18,8 +18,7 @@ from roberta_flax.cli.options import (
     LabeledOptions,
     LayerDevices,
     LongTextOptions,
-    print_json,
-    print_lines,
+    print_result,
 )
 
 
@@ -76,7 +75,4 @@ def command(
         found = evaluate_encoder(roberta, file, head=head, **of_encoder, **options)
     else:
         found = evaluate(roberta, file, head, **options)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        print_lines(found.to_text())
+    print_result(found.to_json(), found.to_text().split("\n"), as_json=as_json)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import Dtype, Json, Precision, Quantize, print_json, print_line
+from roberta_flax.cli.options import Dtype, Json, Precision, Quantize, print_result
 from roberta_flax.errors import InputError
 
 
@@ -61,7 +61,5 @@ def command(
             raise InputError("--dtype, --precision, --quantize and --platform are for --to stablehlo")
         export(directory, dest, to=to, heads=chosen)
     files = sorted(str(file.relative_to(dest)) for file in dest.rglob("*") if file.is_file())
-    if as_json:
-        print_json({"directory": str(dest), "to": to, "files": files})
-    else:
-        print_line(f"{dest}: {', '.join(files)}")
+    result = {"directory": str(dest), "to": to, "files": files}
+    print_result(result, [f"{dest}: {', '.join(files)}"], as_json=as_json)

@@ -24,8 +24,7 @@ from roberta_flax.cli.options import (
     TrainingDevices,
     TrainingOptions,
     Valid,
-    print_json,
-    print_lines,
+    print_result,
 )
 from roberta_flax.errors import InputError
 
@@ -141,9 +140,6 @@ def command(
         tensorboard=run.tensorboard,
         plot=run.plot,
     )
-    if not is_first_process():
-        return
-    if as_json:
-        print_json({**tuning.to_json(), **results.to_json()})
-    else:
-        print_lines(results.to_text())
+    if is_first_process():
+        found = {**tuning.to_json(), **results.to_json()}
+        print_result(found, results.to_text().split("\n"), as_json=as_json)

@@ -8,9 +8,9 @@
 ...     run(devices.tensor_parallel)
 
 `--help` shows a group's options under its panel, and in panels at the end those that few people need: `advanced`
-groups, and options marked ADVANCED. A command that wants other defaults gives an instance with them. What
-`show_default=` says of an option is what None stands for. An option whose metavar lists its values, "a|b|c", takes no
-others; completion offers them.
+groups, and options marked ADVANCED. A command that wants other defaults gives an instance with them. A group's field
+may be a group itself. What `show_default=` says of an option is what None stands for. An option whose metavar lists its
+values, "a|b|c", takes no others; completion offers them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ADVANCED = " (advanced)"  # ends the title of a panel with such options
 class Group:
     """Base of the dataclasses. A subclass's options stand before those of its base, each in the panel of its class."""
 
-    panel: ClassVar[str]
+    panel: ClassVar[str | None] = None
 
     def __init_subclass__(cls, *, panel: str | None = None, advanced: bool = False) -> None:
         if panel is not None:
@@ -137,16 +137,17 @@ def value_of(option: str, arguments: list[str]) -> str | None:
 def grouped(function: Callable[..., None]) -> Callable[..., None]:
     """A command for typer, of a function whose parameters are groups, options and arguments."""
     hints = get_type_hints(function, include_extras=True)
-    owners: dict[str, str] = {}
     shown: list[inspect.Parameter] = []
     former: dict[str, str | None] = {}
+    names: set[str] = set()
     paths: set[str] = set()
+    parameters = inspect.signature(function).parameters
 
-    for parameter in inspect.signature(function).parameters.values():
-        for name, hint, default, panel in _options(parameter, hints[parameter.name]):
-            if name in owners:
+    for parameter in parameters.values():
+        for name, hint, default, panel in _options(parameter.name, hints[parameter.name], parameter.default):
+            if name in names:
                 raise ValueError(f"{function.__module__} declares {name} twice")
-            owners[name] = parameter.name
+            names.add(name)
             if get_args(hint)[0] in (Path, Path | None, list[Path]):
                 paths.add(name)
             kind, info, others = _split(name, hint, panel, default)
@@ -157,8 +158,7 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
 
     def command(**values: Any) -> None:
         values |= {name: _to_paths(values[name]) for name in paths}
-        of = {owner: {name: values[name] for name in values if owners[name] == owner} for owner in owners.values()}
-        function(**{owner: hints[owner](**of[owner]) if _is_group(hints[owner]) else of[owner][owner] for owner in of})
+        function(**{name: _argument(name, hints[name], values) for name in parameters})
 
     command.__doc__, command.__module__ = _escaped(inspect.getdoc(function)), function.__module__
     command.__annotations__ = {one.name: one.annotation for one in shown}
@@ -166,20 +166,30 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _options(parameter: inspect.Parameter, hint: Any) -> Iterator[tuple[str, Any, Any, str | None]]:
-    """A parameter's name, annotation, default and panel; of a group, those of each of its fields."""
+def _options(
+    name: str, hint: Any, default: Any, panel: str | None = None
+) -> Iterator[tuple[str, Any, Any, str | None]]:
+    """An option's name, annotation, default and panel; of a group, those of each of its options."""
     if not _is_group(hint):
-        yield parameter.name, hint, parameter.default, None
+        yield name, hint, default, panel
         return
-    panels: dict[str, str] = {}
+    panels: dict[str, str | None] = {}
     for kind in hint.__mro__:
         if issubclass(kind, Group) and kind is not Group:
             panels = panels | {name: kind.panel for name in inspect.get_annotations(kind) if name not in panels}
-    defaults = {field.name: getattr(parameter.default, field.name, field.default) for field in fields(hint)}
+    defaults = {field.name: getattr(default, field.name, field.default) for field in fields(hint)}
     annotations = get_type_hints(hint, include_extras=True)
     for name, panel in panels.items():
-        default = parameter.empty if defaults[name] is MISSING else defaults[name]
-        yield name, annotations[name], default, panel
+        default = inspect.Parameter.empty if defaults[name] is MISSING else defaults[name]
+        yield from _options(name, annotations[name], default, panel)
+
+
+def _argument(name: str, hint: Any, values: Mapping[str, Any]) -> Any:
+    """An option's value, or a group of the values of its options."""
+    if not _is_group(hint):
+        return values[name]
+    hints = get_type_hints(hint)
+    return hint(**{field.name: _argument(field.name, hints[field.name], values) for field in fields(hint)})
 
 
 def _is_advanced(parameter: inspect.Parameter) -> bool:

@@ -22,8 +22,7 @@ from roberta_flax.cli.options import (
     InferenceOptions,
     LayerDevices,
     TextOptions,
-    print_json,
-    print_line,
+    print_result,
 )
 from roberta_flax.errors import InputError
 from roberta_flax.files import require_rereadable
@@ -178,15 +177,15 @@ class EngineOptions(Group, panel="Devices", advanced=True):
 
 
 @dataclass(frozen=True)
-class JobOptions:
+class JobOptions(Group):
     """All of it."""
 
-    input: InputOptions
-    output: OutputOptions
-    batching: BatchingOptions
-    devices: JobDevices
-    engine: EngineOptions
-    model: InferenceOptions
+    input: InputOptions = InputOptions()
+    output: OutputOptions = OutputOptions()
+    batching: BatchingOptions = BatchingOptions()
+    devices: JobDevices = JobDevices()
+    engine: EngineOptions = EngineOptions()
+    model: InferenceOptions = InferenceOptions()
 
     def destination(self) -> Path:
         """Where the results go."""
@@ -254,31 +253,26 @@ def _run_here(
     predictor = Predictor(options.model.load(), task, **options.predictor())
     with _progress_bar(job) as progress:
         summary = jobs.run(job, predictor, progress)
-    if as_json:
-        print_json(summary)
-        return
-    _show(summary, job)
+    print_result(summary, _lines(summary, job), as_json=as_json)
 
 
-def _show(summary: dict[str, Any], job: Job) -> None:
-    """Prints a summary. If rows were rejected, the last line begins with that."""
+def _lines(summary: dict[str, Any], job: Job) -> Iterator[str]:
+    """A summary for a person. If rows were rejected, the last line begins with that."""
     done = summary["this_run"]
     where = job.output if summary["joined"] else f"{job.parts} (parts of other processes are missing)"
-    print_line(
+    yield (
         f"{where}: {summary['rows']} rows, {summary['rejected']} rejected, {summary['truncated']} truncated; "
         f"{summary['seconds']:.1f} s, {done['texts_per_second']:.1f} rows/s, {done['tokens_per_second']:.0f} tokens/s, "
         f"padding {done['padding_share']:.1%}, {done['shapes']} shapes, {done['compilations']} compiled "
         f"({done['compilations_from_cache']} from the cache) in {done['compilation_seconds']:.1f} s"
     )
     if kept := done["parts_resumed"]:
-        print_line(
-            f"{kept} part{'s' if kept > 1 else ''} kept from an earlier run; the time and the rates are of this one"
-        )
+        yield f"{kept} part{'s' if kept > 1 else ''} kept from an earlier run; the time and the rates are of this one"
     if summary["rejected"]:
         reasons = summary["rejects"] or job.parts
         count = f"{summary['rejected']} of {summary['rows']} rows"
         where = "NaN in the output" if job.output.suffix == ".npy" else "not in the output"
-        print_line(f"{count} rejected and {where}; reasons: {reasons}")
+        yield f"{count} rejected and {where}; reasons: {reasons}"
 
 
 def _run_on_ray(
@@ -308,13 +302,11 @@ def _run_on_ray(
         resources={"TPU": tpus} if tpus else None,
         **options.predictor(),
     )
-    if as_json:
-        print_json({"output": str(destination), **counts})
-    else:
-        rows, rejected = counts["rows"], counts["rejected"]
-        print_line(f"{destination}: {rows} rows, {rejected} rejected, {counts['truncated']} truncated")
-        if rejected:
-            print_line(f"{rejected} of {rows} rows have no result; reasons: the column rejected")
+    rows, rejected = counts["rows"], counts["rejected"]
+    lines = [f"{destination}: {rows} rows, {rejected} rejected, {counts['truncated']} truncated"]
+    if rejected:
+        lines.append(f"{rejected} of {rows} rows have no result; reasons: the column rejected")
+    print_result({"output": str(destination), **counts}, lines, as_json=as_json)
 
 
 @contextmanager

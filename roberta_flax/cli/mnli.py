@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import InferenceOptions, Json, print_json, print_line
+from roberta_flax.cli.options import InferenceOptions, Json, print_result
 
 
 @grouped
@@ -32,8 +32,5 @@ def command(
     from roberta_flax.inference.answers import entailment
 
     found = entailment(model.load(), premise, hypothesis, labels=labels.split(",") if labels else ())
-    if as_json:
-        print_json(found)
-    else:
-        shown = ", ".join(f"{name} {math.exp(value):.4f}" for name, value in found["log_probabilities"].items())
-        print_line(f"{found['label']}  ({shown})")
+    shown = ", ".join(f"{name} {math.exp(value):.4f}" for name, value in found["log_probabilities"].items())
+    print_result(found, [f"{found['label']}  ({shown})"], as_json=as_json)

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -645,9 +646,12 @@ def print_line(text: str) -> None:
     print(printable(text))
 
 
-def print_lines(text: str) -> None:
-    """Several lines on stdout, each as `print_line` prints it."""
-    for line in text.split("\n"):
+def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """A command's result on stdout: one JSON value, or lines for a person."""
+    if as_json:
+        print_json(result)
+        return
+    for line in lines:
         print_line(line)
 
 

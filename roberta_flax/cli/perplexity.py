@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import Json, MeshOptions, ModelOptions, SampleOptions, Seed, print_json
+from roberta_flax.cli.options import Json, MeshOptions, ModelOptions, SampleOptions, Seed, print_result
 
 
 @grouped
@@ -30,8 +30,7 @@ def command(
 
     mesh = devices.mesh(batch_size)
     found = perplexity(model.load(), data, samples.samples(seed), batch_size=batch_size, mesh=mesh)
-    if as_json:
-        print_json({"loss": found["bits"], "perplexity": found["perplexity"], "masked_tokens": int(found["size"])})
-    else:
-        tokens = int(found["size"])
-        print(f"loss {found['bits']:.3f} bits, perplexity {found['perplexity']:.2f}, of {tokens} masked tokens")
+    tokens = int(found["size"])
+    result = {"loss": found["bits"], "perplexity": found["perplexity"], "masked_tokens": tokens}
+    line = f"loss {found['bits']:.3f} bits, perplexity {found['perplexity']:.2f}, of {tokens} masked tokens"
+    print_result(result, [line], as_json=as_json)

@@ -10,7 +10,7 @@ import typer
 
 from roberta_flax.cli import jobs
 from roberta_flax.cli.groups import ADVANCED, grouped
-from roberta_flax.cli.options import BatchingOptions, Head, InferenceOptions, Json, Text, print_json
+from roberta_flax.cli.options import Head, InferenceOptions, Json, Text, print_json
 from roberta_flax.errors import InputError, printable
 
 
@@ -32,12 +32,7 @@ def command(
         ADVANCED,
     ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Write logits in place of log-probabilities.")] = False,
-    input: jobs.InputOptions = jobs.InputOptions(),
-    output: jobs.OutputOptions = jobs.OutputOptions(),
-    batching: BatchingOptions = BatchingOptions(),
-    devices: jobs.JobDevices = jobs.JobDevices(),
-    engine: jobs.EngineOptions = jobs.EngineOptions(),
-    model: InferenceOptions = InferenceOptions(model="roberta.large.mnli"),
+    options: jobs.JobOptions = jobs.JobOptions(model=InferenceOptions(model="roberta.large.mnli")),
     as_json: Json = False,
 ) -> None:
     """Classify each row of a file, or one text: labels by name, with probabilities.
@@ -50,12 +45,11 @@ def command(
     if (file is None) == (not text):
         raise InputError("give INPUT, a file of texts, or one text with --text")
     if file is None:
-        _predict_text(text or [], head, framing, model, as_json)
+        _predict_text(text or [], head, framing, options.model, as_json)
         return
     from roberta_flax.inference.heads import task_of_head
 
-    given = _with_trained_columns(input, file, head, model)
-    options = jobs.JobOptions(given, output, batching, devices, engine, model)
+    options = replace(options, input=_with_trained_columns(options.input, file, head, options.model))
     jobs.run(file, lambda config: task_of_head(config, head, logits=logits, framing=framing), options, as_json=as_json)
 
 

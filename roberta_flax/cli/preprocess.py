@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import Json, VocabularyOptions, print_json, print_line
+from roberta_flax.cli.options import Json, VocabularyOptions, print_result
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -40,14 +40,12 @@ def command(
     tokenizer = vocabulary.read()
     begin = time.monotonic()
     header = corpus.write(texts, output, tokenizer, threads=threads, progress=_progress(begin))
-    if as_json:
-        print_json({"output": str(output), **asdict(header)})
-        return
     seconds = time.monotonic() - begin
-    print_line(
+    line = (
         f"{output}: {header.documents} documents, {header.lines} lines, {header.tokens} tokens; "
         f"{header.size} bytes in {seconds:.1f} s, {header.tokens / max(seconds, 1e-9):.0f} tokens/s"
     )
+    print_result({"output": str(output), **asdict(header)}, [line], as_json=as_json)
 
 
 def _progress(begin: float) -> Callable[[int, int], None]:

@@ -23,8 +23,7 @@ from roberta_flax.cli.options import (
     Valid,
     VocabularyOptions,
     keep_programs,
-    print_json,
-    print_line,
+    print_result,
 )
 from roberta_flax.datasets.recipes import PRETRAINING
 from roberta_flax.errors import InputError
@@ -106,12 +105,8 @@ def command(
     result = pretraining.run(
         roberta, output, mesh=mesh, fully_sharded=devices.fully_sharded, tensorboard=run.tensorboard, plot=run.plot
     )
-    if not is_first_process():
-        return
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_line(result.to_text())
+    if is_first_process():
+        print_result(result.to_json(), [result.to_text()], as_json=as_json)
 
 
 def _start(vocabulary: VocabularyOptions, numerics: NumericsOptions, size: SizeOptions, seed: int) -> Roberta:

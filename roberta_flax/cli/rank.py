@@ -9,16 +9,7 @@ import typer
 
 from roberta_flax.cli import jobs
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import (
-    TOPK,
-    BatchingOptions,
-    Head,
-    InferenceOptions,
-    Json,
-    Text,
-    print_json,
-    print_line,
-)
+from roberta_flax.cli.options import TOPK, Head, Json, Text, print_result
 from roberta_flax.errors import InputError
 
 
@@ -39,12 +30,7 @@ def command(
     ] = None,
     topk: Annotated[int | None, TOPK] = None,
     head: Head = None,
-    input: jobs.InputOptions = jobs.InputOptions(),
-    output: jobs.OutputOptions = jobs.OutputOptions(),
-    batching: BatchingOptions = BatchingOptions(),
-    devices: jobs.JobDevices = jobs.JobDevices(),
-    engine: jobs.EngineOptions = jobs.EngineOptions(),
-    model: InferenceOptions = InferenceOptions(),
+    options: jobs.JobOptions = jobs.JobOptions(),
     as_json: Json = False,
 ) -> None:
     """Score each pair of query and document in a file, or rank documents for each query, with a cross-encoder.
@@ -55,8 +41,7 @@ def command(
     from roberta_flax.tasks.rank import Rank
     from roberta_flax.tasks.sentence_scores import Score
 
-    file, texts = jobs.file_or_texts(inputs, text, input.format)
-    options = jobs.JobOptions(input, output, batching, devices, engine, model)
+    file, texts = jobs.file_or_texts(inputs, text, options.input.format)
     read = () if documents is None else read_documents(documents, document_column)
     if file is not None:
         if documents is None and topk is not None:
@@ -66,8 +51,5 @@ def command(
     query, *others = texts
     found = jobs.result_of(query, Rank((*read, *others), topk, head), options)
     named = [{"document": number, "score": score, "text": (*read, *others)[number]} for number, score in found]
-    if as_json:
-        print_json(named)
-        return
-    for each in named:
-        print_line(f"{each['score']:.4f}  {each['document']}  {each['text']}")
+    lines = (f"{each['score']:.4f}  {each['document']}  {each['text']}" for each in named)
+    print_result(named, lines, as_json=as_json)

@@ -20,8 +20,7 @@ from roberta_flax.cli.options import (
     TextOptions,
     TrainingDevices,
     TrainingOptions,
-    print_json,
-    print_lines,
+    print_result,
 )
 from roberta_flax.datasets.recipes import ENCODER
 
@@ -150,9 +149,6 @@ def train(
         roberta, output, seed=seed, mesh=mesh, fully_sharded=devices.fully_sharded, tensorboard=run.tensorboard,
         plot=run.plot,
     )  # fmt: skip
-    if not is_first_process():
-        return
-    if as_json:
-        print_json({**job.to_json(), **result.to_json()})
-    else:
-        print_lines(result.to_text())
+    if is_first_process():
+        found = {**job.to_json(), **result.to_json()}
+        print_result(found, result.to_text().split("\n"), as_json=as_json)

@@ -8,16 +8,7 @@ import typer
 
 from roberta_flax.cli import jobs
 from roberta_flax.cli.groups import ADVANCED, grouped
-from roberta_flax.cli.options import (
-    STRIDE,
-    BatchingOptions,
-    Head,
-    InferenceOptions,
-    Json,
-    Text,
-    print_json,
-    print_line,
-)
+from roberta_flax.cli.options import STRIDE, Head, Json, Text, print_result
 from roberta_flax.errors import InputError
 
 
@@ -38,12 +29,7 @@ def command(
     ] = None,
     stride: Annotated[int | None, STRIDE, ADVANCED] = None,
     head: Head = None,
-    input: jobs.InputOptions = jobs.InputOptions(),
-    output: jobs.OutputOptions = jobs.OutputOptions(),
-    batching: BatchingOptions = BatchingOptions(),
-    devices: jobs.JobDevices = jobs.JobDevices(),
-    engine: jobs.EngineOptions = jobs.EngineOptions(),
-    model: InferenceOptions = InferenceOptions(),
+    options: jobs.JobOptions = jobs.JobOptions(),
     as_json: Json = False,
 ) -> None:
     """Find the entities of each row of a file, or of one text: label, score, word, and where it begins and ends.
@@ -52,18 +38,17 @@ def command(
     """
     from roberta_flax.tasks.entities import Tag
 
-    file, texts = jobs.file_or_texts(inputs, text, input.format)
+    file, texts = jobs.file_or_texts(inputs, text, options.input.format)
     task = Tag(head, stride, aggregation, tuple(ignore or ("O",)))
-    options = jobs.JobOptions(input, output, batching, devices, engine, model)
     if file is not None:
         jobs.run(file, lambda _: task, options, as_json=as_json)
         return
     if len(texts) != 1:
         raise InputError(f"entities are found in one text, got {len(texts)}")
     entities = jobs.result_of(texts[0], task, options)
-    if as_json:
-        print_json(entities)
-        return
-    for entity in entities:
-        label = entity.get("entity_group", entity.get("entity"))
-        print_line(f"{entity['score']:.4f}  {label}  {entity['word']!r}  {entity['start']}:{entity['end']}")
+    lines = (
+        f"{each['score']:.4f}  {each.get('entity_group', each.get('entity'))}  {each['word']!r}  "
+        f"{each['start']}:{each['end']}"
+        for each in entities
+    )
+    print_result(entities, lines, as_json=as_json)

@@ -8,15 +8,7 @@ import typer
 
 from roberta_flax.cli import jobs
 from roberta_flax.cli.groups import grouped
-from roberta_flax.cli.options import (
-    BatchingOptions,
-    Head,
-    InferenceOptions,
-    Json,
-    Text,
-    print_json,
-    print_line,
-)
+from roberta_flax.cli.options import Head, InferenceOptions, Json, Text, print_result
 from roberta_flax.errors import InputError
 
 
@@ -34,12 +26,7 @@ def command(
         typer.Option(help="Number of the head's class of entailment, from 0.", show_default="the class of that name"),
     ] = None,
     head: Head = None,
-    input: jobs.InputOptions = jobs.InputOptions(),
-    output: jobs.OutputOptions = jobs.OutputOptions(),
-    batching: BatchingOptions = BatchingOptions(),
-    devices: jobs.JobDevices = jobs.JobDevices(),
-    engine: jobs.EngineOptions = jobs.EngineOptions(),
-    model: InferenceOptions = InferenceOptions(model="roberta.large.mnli"),
+    options: jobs.JobOptions = jobs.JobOptions(model=InferenceOptions(model="roberta.large.mnli")),
     as_json: Json = False,
 ) -> None:
     """Classify each row of a file, or one text, by labels of your own, with a model of entailment (MNLI).
@@ -48,9 +35,8 @@ def command(
     """
     from roberta_flax.tasks.zero_shot import ZeroShot
 
-    file, texts = jobs.file_or_texts(inputs, text, input.format)
+    file, texts = jobs.file_or_texts(inputs, text, options.input.format)
     task = ZeroShot(tuple(label or ()), template, multi_label, head, entailment)
-    options = jobs.JobOptions(input, output, batching, devices, engine, model)
     if file is not None:
         jobs.run(file, lambda _: task, options, as_json=as_json)
         return
@@ -58,8 +44,5 @@ def command(
         raise InputError(f"labels are chosen for one text, got {len(texts)}")
     probabilities = jobs.result_of(texts[0], task, options).tolist()
     ranked = sorted(zip(task.labels, probabilities, strict=True), key=lambda each: each[1], reverse=True)
-    if as_json:
-        print_json({"label": ranked[0][0], "score": ranked[0][1], "probabilities": dict(ranked)})
-        return
-    for name, probability in ranked:
-        print_line(f"{probability:.4f}  {name}")
+    result = {"label": ranked[0][0], "score": ranked[0][1], "probabilities": dict(ranked)}
+    print_result(result, (f"{probability:.4f}  {name}" for name, probability in ranked), as_json=as_json)
