@@ -149,7 +149,8 @@ OFFERED = {
     "roberta_flax.stablehlo": "DTYPES KNOWN_PLATFORMS PLATFORMS Program Signature export load signatures",
     "roberta_flax.train": """
         Batch LoRA Loss TrainStep adam batches corpus encoder_losses encoder_training finetuning head_loss
-        init_optimizer loop make_eval_step make_train_step masked_lm_loss masking polynomial_decay pretraining validation
+        init_optimizer loop make_eval_step make_train_step masked_lm_loss masking polynomial_decay pretraining training_job
+        validation
         """,
 }
 COMPLETE = """

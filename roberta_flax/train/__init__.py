@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         loop,
         masking,
         pretraining,
+        training_job,
         validation,
     )
 
@@ -41,6 +42,7 @@ __all__ = [
     "masking",
     "polynomial_decay",
     "pretraining",
+    "training_job",
     "validation",
 ]
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,16 +38,13 @@ from roberta_flax.nn import sharding
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import on_mesh_of_arguments, own_mesh, with_own_mesh
-from roberta_flax.nn.numerics import Numerics
 from roberta_flax.nn.sentence import Pooling, vector_size
-from roberta_flax.remote import to_path
 from roberta_flax.tasks import ranking
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
 from roberta_flax.tasks.sentence_scores import SentenceScores
 from roberta_flax.text.encoding import resolve_max_length
 from roberta_flax.train import directory as run_directory
-from roberta_flax.train import loop
 from roberta_flax.train.devices import place
 from roberta_flax.train.encoder_batches import EncodedRows, RowBatches, sequence_batches
 from roberta_flax.train.encoder_losses import (
@@ -59,88 +56,37 @@ from roberta_flax.train.encoder_losses import (
     pair_scores,
     sentence_encoder_loss,
 )
-from roberta_flax.train.finetuning import default_save_every, frozen_paths, trained_part
+from roberta_flax.train.finetuning import trained_part
 from roberta_flax.train.losses import NetworkLoss
-from roberta_flax.train.mirror import mirrored
-from roberta_flax.train.optimizer import recipe_optimizer
+from roberta_flax.train.mirror import Mirror
 from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.step import make_train_step
+from roberta_flax.train.training_job import Length, TrainingJob, best_metric, frozen_paths
 
 EXPORTED = "sentence-transformers"  # the best model in a run's directory, as that library writes it
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderTraining(ABC):
-    """A training job: the data, the loss and the hyperparameters.
+class EncoderTraining(TrainingJob["Result"]):
+    """A training job of an encoder: the data, the loss and the hyperparameters (see TrainingJob).
+
+    A run saves its best model in `best`, as all commands read it, and in `sentence-transformers`, as that library does.
 
     Attributes:
       loss: the loss.
-      recipe: the hyperparameters.
-      warmup_steps, total_steps: the length of a run.
       training, validation: the rows of both files.
       evaluation: what validations measure, a key of tasks.ranking.METRICS.
-      best: the metric that selects the best model.
       max_length: the maximum length of a sequence, in tokens.
-      validate_every, save_every: number of steps between validations, and between checkpoints.
       mini_batch_size: number of rows that are encoded at a time (see encoder_losses.sentence_encoder_loss); None for a
         whole batch.
-      keep, log_every, patience, freeze, layer_decay, numerics, note: as in finetuning.FineTuning.
     """
 
     loss: Any
-    recipe: Recipe
-    warmup_steps: int
-    total_steps: int
     training: EncodedRows
     validation: EncodedRows
     evaluation: str
-    best: str
     max_length: int
-    validate_every: int
-    save_every: int
     mini_batch_size: int | None = None
-    keep: int = 3
-    log_every: int = 10
-    patience: int | None = None
-    freeze: tuple[str, ...] = ()
-    layer_decay: float = 1.0
-    numerics: Numerics = field(default_factory=Numerics)
-    note: Mapping[str, Any] = field(default_factory=dict)
-
-    def run(
-        self,
-        roberta: Roberta,
-        directory: Path,
-        *,
-        seed: int,
-        mesh: Mesh | None = None,
-        fully_sharded: bool = False,
-        tensorboard: bool = False,
-        plot: bool = False,
-        progress: bool = True,
-    ) -> Result:
-        """Trains a model, or resumes a run that was stopped (see loop.run).
-
-        Args:
-          roberta: the initial model. Its parameters are donated.
-          directory: the run's directory, also at a URL (module mirror). The best model is saved in its `best`, as all
-            commands read it, and in its `sentence-transformers`, as that library does; the result is in its
-            `summary.json`.
-          seed: the seed that orders the rows, draws dropout and initializes a new head.
-          mesh: devices that share a batch's rows and each layer; the default is one device.
-          fully_sharded: whether to also divide the parameters over the devices that share the rows.
-          tensorboard, plot, progress: as in loop.run.
-
-        Raises:
-          InputError: as in loop.run, or the best metric was not a number in any validation.
-          DivergedError, StoppedError: as in loop.run.
-        """
-        with mirrored(directory) as (local, mirror):
-            options: dict[str, Any] = {
-                "tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror,
-            }  # fmt: skip
-            result = self._run(roberta, local, seed, mesh=mesh, fully_sharded=fully_sharded, **options)
-        return dataclasses.replace(result, directory=to_path(directory))
 
     @with_own_mesh
     def _run(
@@ -151,17 +97,14 @@ class EncoderTraining(ABC):
         *,
         mesh: Mesh | None,
         fully_sharded: bool,
+        mirror: Mirror | None,
         **options: Any,
     ) -> Result:
-        """The same in a directory of this machine; `options` are those of loop.run."""
         recipe, note = self.recipe, self._note(roberta, seed)
         config, params = self._trained(roberta, seed)
         untrained = self._untrained(roberta)
         placed = place(params, config, mesh, fully_sharded)
-        schedule, optimizer = recipe_optimizer(
-            recipe, config=config, warmup_steps=self.warmup_steps, total_steps=self.total_steps,
-            layer_decay=self.layer_decay,
-        )  # fmt: skip
+        schedule, optimizer = self._optimizer(config)
         validation = _Validation(
             self.validation, self._outputs(config), self._judge, config.pad_id, config.max_positions,
             recipe.batch_size, mesh,
@@ -176,15 +119,13 @@ class EncoderTraining(ABC):
             )  # fmt: skip
 
         train_step = make_train_step(self._loss(config), optimizer, accumulate=recipe.update_freq, freeze=self.freeze)
-        outcome = loop.run(
+        steps, stopped, best_step = self._loop(
             train_step,
             placed,
             train_step.init(placed),
             _batches(self.training, recipe, config, seed, no_duplicates=self._is_in_batch),
-            plan=loop.Plan(
-                self.total_steps, self.validate_every, self.save_every, self.keep, self.log_every, self.patience,
-                self.best, maximize=True, seed=seed,
-            ),
+            pad_id=config.pad_id,
+            seed=seed,
             directory=directory,
             config_note=note,
             schedule=schedule,
@@ -192,18 +133,13 @@ class EncoderTraining(ABC):
             save_best=save_best,
             check_best=lambda: run_directory.check_best(directory),
             mesh=mesh,
-            accumulate=recipe.update_freq,
-            tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
+            mirror=mirror,
             **options,
-        )  # fmt: skip
-        if outcome.best_step is None:
-            raise InputError(
-                f"{self.best} was not a number in any validation on {self.validation.tally.path}, so there is no best "
-                "model; choose another metric or train longer"
-            )
+        )
         best = hub.load(directory / run_directory.BEST)
         after = validation.evaluate(place(self._trained(best, seed)[1], config, mesh, fully_sharded))
-        result = Result(directory, outcome.steps, outcome.stopped, outcome.best_step, self.best, before, after)
+        where = directory if mirror is None else mirror.url
+        result = Result(where, steps, stopped, best_step, self.best, before, after)
         if is_first_process():
             _export(directory)
             run_directory.write_summary(directory, {**self.to_json(), **result.to_json()})
@@ -211,15 +147,7 @@ class EncoderTraining(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the job and the counts of its files' rows, for json.dumps."""
-        return {
-            "loss": asdict(self.loss),
-            "evaluation": self.evaluation,
-            "total_steps": self.total_steps,
-            "warmup_steps": self.warmup_steps,
-            "recipe": asdict(self.recipe),
-            "training": {**asdict(self.training.tally), "path": str(self.training.tally.path)},
-            "validation": {**asdict(self.validation.tally), "path": str(self.validation.tally.path)},
-        }
+        return {"loss": asdict(self.loss), "evaluation": self.evaluation, **super().to_json()}
 
     def to_text(self) -> str:
         """Describes the job in lines: the rows of both files, and the length of a run."""
@@ -234,24 +162,13 @@ class EncoderTraining(ABC):
         )
 
     def _note(self, roberta: Roberta, seed: int) -> dict[str, Any]:
-        """Returns everything that the run's numbers depend on, as a JSON object."""
-        plain: dict[str, Any] = {
-            "model": run_directory.model_fingerprint(roberta),
+        return {
+            **super()._note(roberta, seed),
             "loss": asdict(self.loss),
             "evaluation": self.evaluation,
-            **asdict(self.recipe),
-            "warmup_steps": self.warmup_steps,
-            "total_steps": self.total_steps,
             "mini_batch_size": self.mini_batch_size,
             "max_length": self.max_length,
-            "training": self.training.fingerprint(),
-            "validation": self.validation.fingerprint(),
-            "freeze": list(self.freeze),
-            "layer_decay": self.layer_decay,
-            **run_directory.numerics_note(self.numerics),
-            "seed": seed,
         }
-        return {**self.note, **plain}
 
     @property
     def _is_in_batch(self) -> bool:
@@ -340,7 +257,7 @@ class SentenceEncoderTraining(EncoderTraining):
         Raises:
           InputError: the options contradict each other or do not match the files, or a file cannot be read.
         """
-        recipe = options.pop("recipe", None) or ENCODER
+        recipe, length = options.pop("recipe", None) or ENCODER, _length(options)
         embedding = roberta.usage.embedding or Embedding(prompts={"query": "", "document": ""})
         if pooling is not None:
             modules = (Pooling((pooling,)),)
@@ -377,7 +294,14 @@ class SentenceEncoderTraining(EncoderTraining):
             vector_size=size,
             max_length=limit,
             **_common(
-                roberta, rows, validation_rows, recipe, evaluation, no_duplicates=loss.is_in_batch, options=options
+                roberta,
+                rows,
+                validation_rows,
+                recipe,
+                length,
+                evaluation,
+                no_duplicates=loss.is_in_batch,
+                options=options,
             ),
         )
 
@@ -495,7 +419,7 @@ class CrossEncoderTraining(EncoderTraining):
         Raises:
           InputError: as in SentenceEncoderTraining.of_files.
         """
-        recipe = options.pop("recipe", None) or ENCODER
+        recipe, length = options.pop("recipe", None) or ENCODER, _length(options)
         columns, validation_columns = _columns(
             loss, training, validation, columns, validation_columns, evaluation, recipe.batch_size
         )
@@ -513,7 +437,7 @@ class CrossEncoderTraining(EncoderTraining):
             loss=loss,
             head=chosen,
             max_length=limit,
-            **_common(roberta, rows, validation_rows, recipe, evaluation, no_duplicates=False, options=options),
+            **_common(roberta, rows, validation_rows, recipe, length, evaluation, no_duplicates=False, options=options),
         )
 
     def _note(self, roberta: Roberta, seed: int) -> dict[str, Any]:
@@ -706,23 +630,23 @@ def _score_head(config: RobertaConfig, name: str | None) -> HeadConfig:
     return HeadConfig(name or "score", 1, config.hidden_size, "sentence", "regression")
 
 
+def _length(options: dict[str, Any]) -> Length:
+    """Takes a run's length out of the options of `of_files`."""
+    return Length(**{field.name: options.pop(field.name, None) for field in dataclasses.fields(Length)})
+
+
 def _common(
     roberta: Roberta,
     training: EncodedRows,
     validation: EncodedRows,
     recipe: Recipe,
+    length: Length,
     evaluation: str | None,
     *,
     no_duplicates: bool,
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Returns the attributes of EncoderTraining that both kinds derive in the same way."""
-    counts = {name: options.pop(name, None) for name in ("epochs", "steps", "validate_every", "save_every")}
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"{name} must be 1 or more, got {count}")
-    if counts["epochs"] is not None and counts["steps"] is not None:
-        raise InputError("give epochs or steps, not both")
     mini_batch_size = options.get("mini_batch_size")
     if mini_batch_size is not None and (mini_batch_size < 1 or recipe.batch_size % mini_batch_size):
         raise InputError(f"mini_batch_size must divide batch_size, {recipe.batch_size}, got {mini_batch_size}")
@@ -732,23 +656,14 @@ def _common(
             f"{training.tally.path}: every two rows have a text in common, so a batch without duplicates is one row "
             "and its positive has no negatives; give more rows, or a column of negatives"
         )
-    per_epoch = -(-batches.batches_per_epoch // recipe.update_freq)
-    warmup, total = recipe.steps(per_epoch, epochs=counts["epochs"], steps=counts["steps"])
-    given_warmup, best = options.pop("warmup_steps", None), options.pop("best", None)
     chosen = ranking.evaluation_name(evaluation, bool(validation.rows.labels.shape[1]))
-    metrics = ranking.METRICS[chosen]
-    if best is not None and best not in metrics:
-        raise InputError(f"the best metric must be one of {', '.join(metrics)}, got {best!r}")
     return {
         "recipe": recipe,
-        "warmup_steps": warmup if given_warmup is None else given_warmup,
-        "total_steps": total,
         "training": training,
         "validation": validation,
         "evaluation": chosen,
-        "best": best or metrics[0],
-        "validate_every": counts["validate_every"] or per_epoch,
-        "save_every": counts["save_every"] or default_save_every(per_epoch),
+        "best": best_metric(options.pop("best", None), ranking.METRICS[chosen]),
+        **length.attributes(recipe, -(-batches.batches_per_epoch // recipe.update_freq)),
         "freeze": frozen_paths(options.pop("freeze", ()), roberta.config),
         **options,
     }

@@ -8,10 +8,9 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 from roberta_flax.checkpoint import converted
 from roberta_flax.convert.cache import released_name
 from roberta_flax.datasets import readers
-from roberta_flax.datasets.examples import Examples, Tally
+from roberta_flax.datasets.examples import Examples
 from roberta_flax.datasets.layouts import lookalikes
 from roberta_flax.datasets.readers import Columns, TrainedOn
 from roberta_flax.datasets.recipes import PublishedScore, Recipe, published_score, recipe_of
@@ -35,76 +34,47 @@ from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.model import Head
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.remote import to_path
 from roberta_flax.train import directory as run_directory
-from roberta_flax.train import loop
 from roberta_flax.train.batches import training_batches
 from roberta_flax.train.devices import place
 from roberta_flax.train.losses import head_loss
 from roberta_flax.train.mirror import mirrored
-from roberta_flax.train.optimizer import recipe_optimizer
 from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.step import make_train_step
 from roberta_flax.train.trained import ApartAdapter, Trained, check_apart, lora_note
+from roberta_flax.train.training_job import Length, TrainingJob, best_metric, frozen_paths
 from roberta_flax.train.validation import Validation
-
-_SAVE_EVERY_RANGE = (100, 1000)  # limits of the default interval between checkpoints, which is an epoch, in steps
 
 _MAX_SHOWN = 50  # number of classes that are named at the start
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """A fine-tuning job: the data, the head and the hyperparameters, for any seed.
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(TrainingJob["Result"]):
+    """A fine-tuning job: the data, the head and the hyperparameters, for any seed (see TrainingJob).
 
     Attributes:
       head: the head to train.
-      recipe: the hyperparameters.
-      warmup_steps, total_steps: the length of a run (see Recipe.steps).
       training, validation: examples for the head.
       labels: the gold string of each class (see Validation).
-      metrics: the validation metrics.
-      best: the metric that selects the best model: one of `metrics`, or "loss".
-      validate_every, save_every: number of steps between validations, and between checkpoints.
-      keep: number of checkpoints to keep, the newest ones.
-      log_every: log metrics every N steps.
-      patience: stop after N validations in a row without improvement; None never stops early.
-      freeze: patterns of parameters to leave unchanged (see make_train_step).
-      layer_decay: factor of the learning rate from each layer to the one below; 1 disables it.
-      numerics: how to compute (see head_loss).
+      metrics: the validation metrics. The best model is selected by one of them, or by "loss".
       lora: settings of adapters to train, with the head, in the place of the network; None trains the network.
       lora_apart: whether best/ is the adapter and the head alone, in PEFT's files; otherwise they are merged into the
         network.
       task: the task's name, for the records.
       trained_on: what best/ says that the head was trained on.
       published: the score that fairseq publishes for this task and the released model that is trained, if there is one.
-      note: anything else that a run's numbers depend on, as a JSON object. The content of the initial model and of the
-        examples is part of it in any case.
     """
 
     head: HeadConfig
-    recipe: Recipe
-    warmup_steps: int
-    total_steps: int
     training: Examples
     validation: Examples
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
-    best: str
-    validate_every: int
-    save_every: int
-    keep: int = 3
-    log_every: int = 10
-    patience: int | None = None
-    freeze: tuple[str, ...] = ()
-    layer_decay: float = 1.0
-    numerics: Numerics = field(default_factory=Numerics)
     lora: LoRA | None = None
     lora_apart: bool = False
     task: str = readers.CUSTOM
     trained_on: TrainedOn | None = None
     published: PublishedScore | None = None
-    note: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_apart(self.lora, self.lora_apart)
@@ -144,11 +114,8 @@ class FineTuning:
           training, validation: the files.
           kind, columns, head, max_length: as in readers.task_reader.
           recipe: the hyperparameters; the default is the task's (recipes.recipe_of).
-          epochs, steps: the length of a run, given by one of the two; the default is the recipe's.
-          warmup_steps: number of warmup steps; the default is the recipe's share.
+          epochs, steps, warmup_steps, validate_every, save_every: as in training_job.Length.
           best: the metric that selects the best model, or "loss"; the default is the task's main metric.
-          validate_every: number of steps between validations; the default is an epoch.
-          save_every: number of steps between checkpoints; the default is an epoch, but at least 100 and at most 1000.
           freeze: parameters to leave unchanged: "embeddings"; a number of layers from the bottom ("2"), which includes
             the embeddings; or patterns of paths (see make_train_step).
           options: other attributes of this class.
@@ -158,70 +125,28 @@ class FineTuning:
         """
         task = readers.task_name(task)
         recipe = recipe or recipe_of(task)
-        counts = {"epochs": epochs, "steps": steps, "validate_every": validate_every, "save_every": save_every}
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise InputError(f"{name} must be 1 or more, got {count}")
-        if epochs is not None and steps is not None:
-            raise InputError("give epochs or steps, not both")
+        length = Length(epochs, steps, warmup_steps, validate_every, save_every)
         reader = readers.task_reader(
             task, training, roberta.config, roberta.tokenizer, kind=kind, columns=columns, head=head,
             max_length=max_length,
         )  # fmt: skip
         examples = reader.read(training)
         per_epoch = -(-len(examples) // (recipe.batch_size * recipe.update_freq))
-        warmup, total = recipe.steps(per_epoch, epochs=epochs, steps=steps)
         return cls(
             head=reader.head,
             recipe=recipe,
-            warmup_steps=warmup if warmup_steps is None else warmup_steps,
-            total_steps=total,
             training=examples,
             validation=reader.read(validation),
             labels=reader.labels,
             metrics=reader.metrics,
-            best=_best_metric(best, reader.metrics),
-            validate_every=validate_every or per_epoch,
-            save_every=save_every or default_save_every(per_epoch),
+            best=best_metric(best, (*reader.metrics, "loss")),
             freeze=frozen_paths(freeze, roberta.config),
             task=task,
             trained_on=reader.trained_on,
             published=published_score(released_name(roberta.source, roberta.config), task),
+            **length.attributes(recipe, per_epoch),
             **options,
         )
-
-    def run(
-        self,
-        roberta: Roberta,
-        directory: Path,
-        *,
-        seed: int,
-        mesh: Mesh | None = None,
-        fully_sharded: bool = False,
-        tensorboard: bool = False,
-        plot: bool = False,
-        progress: bool = True,
-    ) -> Result:
-        """Fine-tunes a model, or resumes a run that was stopped (see loop.run).
-
-        Args:
-          roberta: the initial model. Its parameters are donated, but with adapters only those of its head.
-          directory: the run's directory, also at a URL (module mirror). The best model is saved in its `best`, and the
-            result in its `summary.json`.
-          seed: the seed that initializes a new head, orders the examples, and draws dropout.
-          mesh: devices that share a batch's rows and each layer; the default is one device.
-          fully_sharded: whether to also divide the parameters over the devices that share the rows.
-          tensorboard, plot, progress: as in loop.run.
-
-        Raises:
-          InputError: as in loop.run, or the best metric was not a number in any validation.
-          DivergedError, StoppedError: as in loop.run.
-        """
-        with mirrored(directory) as (local, mirror):
-            options: dict[str, Any] = {
-                "tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror,
-            }  # fmt: skip
-            return self._run(roberta, local, seed, mesh=mesh, fully_sharded=fully_sharded, **options)
 
     @with_own_mesh
     def _run(
@@ -235,16 +160,12 @@ class FineTuning:
         progress: bool = True,
         **options: Any,
     ) -> Result:
-        """The same in a directory of this machine; `options` are those of loop.run."""
         recipe, name, note = self.recipe, self.head.name, self._note(roberta, seed)
         config, params = trained_part(roberta, self.head, recipe, seed)
         untrained = {part: roberta.params[part] for part in ("lm_head",) if part in roberta.params}
         apart = ApartAdapter.of(roberta, self.lora, config, self.head) if self.lora and self.lora_apart else None
         trained = Trained.of(params, config, self.lora, seed, lambda tree: place(tree, config, mesh, fully_sharded))
-        schedule, optimizer = recipe_optimizer(
-            recipe, config=config, warmup_steps=self.warmup_steps, total_steps=self.total_steps,
-            layer_decay=self.layer_decay,
-        )  # fmt: skip
+        schedule, optimizer = self._optimizer(config)
         loss = head_loss(name, config=config, numerics=self.numerics, lora=self.lora)
         train_step = make_train_step(loss, optimizer, accumulate=recipe.update_freq, freeze=self.freeze)
         validation = Validation(
@@ -271,7 +192,7 @@ class FineTuning:
         if trained.lora is not None and progress:
             report(trained.to_text())
 
-        outcome = loop.run(
+        steps, stopped, best_step = self._loop(
             trained.step(train_step),
             trained.params,
             train_step.init(trained.params),
@@ -279,10 +200,8 @@ class FineTuning:
                 self.training, batch_size=recipe.batch_size, update_freq=recipe.update_freq, pad_id=config.pad_id,
                 max_positions=config.max_positions, seed=seed,
             ),
-            plan=loop.Plan(
-                self.total_steps, self.validate_every, self.save_every, self.keep, self.log_every, self.patience,
-                self.best, maximize=self.best not in LESS_IS_BETTER, seed=seed,
-            ),
+            pad_id=config.pad_id,
+            seed=seed,
             directory=directory,
             config_note=note,
             schedule=schedule,
@@ -290,23 +209,16 @@ class FineTuning:
             save_best=save_best,
             check_best=lambda: run_directory.check_best(directory, is_adapter=apart is not None),
             mesh=mesh,
-            accumulate=recipe.update_freq,
-            tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
             progress=progress,
             **options,
         )  # fmt: skip
-        if outcome.best is None or outcome.best_step is None:
-            raise InputError(
-                f"{self.best} was not a number in any validation on {self.validation.tally.path}, so there is no best "
-                "model; choose another metric or train longer"
-            )
         best = directory / run_directory.BEST
         if apart is None:
             saved = _network_and_head(converted.read(best)[1], self.head)
         else:
             saved = apart.lora.merge(trained.loaded, apart.load(best))
         evaluation, mean_loss = validation.evaluate(place(saved, config, mesh, fully_sharded))
-        result = Result(seed, outcome.steps, outcome.stopped, outcome.best_step, self.best, mean_loss, evaluation)
+        result = Result(seed, steps, stopped, best_step, self.best, mean_loss, evaluation)
         if is_first_process():
             run_directory.write_summary(directory, {**self.to_json(), **result.to_json()})
         return result
@@ -333,15 +245,15 @@ class FineTuning:
                 f"seeds must be distinct numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds)) or 'none'}"
             )
         with mirrored(directory) as (local, mirror):
-            results = self._run_seeds(load, local, seeds, mirror=mirror, **options)
-        return dataclasses.replace(results, directory=to_path(directory))
+            where = local if mirror is None else mirror.url
+            return self._run_seeds(load, local, where, seeds, mirror=mirror, **options)
 
     def _run_seeds(
-        self, load: Callable[[], Roberta], directory: Path, seeds: Sequence[int], **options: Any
+        self, load: Callable[[], Roberta], directory: Path, where: Path, seeds: Sequence[int], **options: Any
     ) -> SeedResults:
-        """The same in a directory of this machine."""
+        """The same in a directory of this machine, which is then at `where`."""
         if len(seeds) == 1:
-            return SeedResults(directory, (self._run(load(), directory, seeds[0], **options),), self.published)
+            return SeedResults(where, (self._run(load(), directory, seeds[0], **options),), self.published)
         loaded = [load()]
         with run_directory.open_run(directory, self._common_note(loaded[0]), run_directory.SEEDS_FILE):
             run_directory.checked_by_first_process(lambda: _require_seeds(directory, seeds))
@@ -349,26 +261,18 @@ class FineTuning:
                 self._run(loaded.pop() if loaded else load(), directory / f"seed-{seed}", seed, **options)
                 for seed in seeds
             ]
-            results = SeedResults(directory, tuple(found), self.published)
+            results = SeedResults(where, tuple(found), self.published)
             if is_first_process():
                 run_directory.write_summary(directory, {**self.to_json(), **results.to_json()})
         return results
 
     def to_json(self) -> dict[str, Any]:
         """Returns the job and the counts of its files' rows, for json.dumps."""
-
-        def rows(tally: Tally) -> dict[str, Any]:
-            return {**asdict(tally), "path": str(tally.path)}
-
         return {
             "task": self.task,
             "head": self.head.name,
-            "total_steps": self.total_steps,
-            "warmup_steps": self.warmup_steps,
-            "recipe": asdict(self.recipe),
+            **super().to_json(),
             **lora_note(self.lora, self.lora_apart),
-            "training": rows(self.training.tally),
-            "validation": rows(self.validation.tally),
             "classes": self.training.class_counts(self.labels),
             **({} if self.published is None else {"published": asdict(self.published)}),
         }
@@ -402,25 +306,14 @@ class FineTuning:
             )
 
     def _note(self, roberta: Roberta, seed: int) -> dict[str, Any]:
-        """Returns everything that the run's numbers depend on, as a JSON object."""
-        plain: dict[str, Any] = {
-            "model": run_directory.model_fingerprint(roberta),
+        return {
+            **super()._note(roberta, seed),
             "task": self.task,
             "head": asdict(self.head),
             "labels": list(self.labels),
             "metrics": list(self.metrics),
-            **asdict(self.recipe),
-            "warmup_steps": self.warmup_steps,
-            "total_steps": self.total_steps,
-            "training": self.training.fingerprint(),
-            "validation": self.validation.fingerprint(),
-            "freeze": list(self.freeze),
-            "layer_decay": self.layer_decay,
             **lora_note(self.lora, self.lora_apart),
-            **run_directory.numerics_note(self.numerics),
-            "seed": seed,
         }
-        return {**self.note, **plain}
 
     def _common_note(self, roberta: Roberta) -> dict[str, Any]:
         """Returns what the runs of all seeds have in common, as a JSON object."""
@@ -545,34 +438,6 @@ def _require_seeds(directory: Path, seeds: Sequence[int]) -> None:
         )
 
 
-def frozen_paths(freeze: Sequence[str], config: RobertaConfig) -> tuple[str, ...]:
-    """Returns patterns of paths. A number becomes the embeddings and that many layers; others are already patterns.
-
-    Raises:
-      InputError: the model has fewer layers, or a pattern is not a regular expression.
-    """
-    patterns: list[str] = []
-    for item in freeze:
-        if not item.isdecimal():
-            patterns.append(item)
-        elif int(item) <= config.num_layers:
-            patterns += ["embeddings", *(rf"layers\.{layer}\." for layer in range(int(item)))]
-        else:
-            raise InputError(f"freeze: {item} is more than the {config.num_layers} layers of the model")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise InputError(f"freeze: {pattern!r} is not a regular expression: {error}") from None
-    return tuple(dict.fromkeys(patterns))
-
-
-def _best_metric(given: str | None, metrics: Sequence[str]) -> str:
-    if given is not None and given not in (*metrics, "loss"):
-        raise InputError(f"the best metric must be one of {', '.join((*metrics, 'loss'))}, got {given!r}")
-    return given or metrics[0]
-
-
 def trained_part(roberta: Roberta, head: HeadConfig, recipe: Recipe, seed: int) -> tuple[RobertaConfig, Params]:
     """Returns the part of a model to train: the network and one head, with the recipe's dropout.
 
@@ -604,8 +469,3 @@ def _network_and_head(params: Params, head: HeadConfig | None) -> Params:
     """Returns the parameters of the network and of one head."""
     body = {name: part for name, part in params.items() if name not in ("lm_head", "heads")}
     return body if head is None else {**body, "heads": {head.name: params["heads"][head.name]}}
-
-
-def default_save_every(steps_per_epoch: int) -> int:
-    """Returns the number of steps between checkpoints unless it is given: an epoch, within limits."""
-    return min(max(steps_per_epoch, _SAVE_EVERY_RANGE[0]), _SAVE_EVERY_RANGE[1])

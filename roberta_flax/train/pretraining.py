@@ -31,7 +31,6 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.remote import to_path
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train import directory as run_directory
@@ -39,7 +38,7 @@ from roberta_flax.train import loop
 from roberta_flax.train.devices import place
 from roberta_flax.train.losses import HostBatch, masked_lm_loss
 from roberta_flax.train.masked_batches import training_batches
-from roberta_flax.train.mirror import mirrored
+from roberta_flax.train.mirror import Mirror, mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
 from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.samples import Samples
@@ -137,11 +136,10 @@ class Pretraining:
           DivergedError, StoppedError: as in loop.run.
         """
         with mirrored(directory) as (local, mirror):
-            options: dict[str, Any] = {
-                "tensorboard": tensorboard, "plot": plot, "progress": progress, "mirror": mirror,
-            }  # fmt: skip
-            result = self._run(roberta, local, mesh=mesh, fully_sharded=fully_sharded, **options)
-        return dataclasses.replace(result, model=to_path(directory) / run_directory.BEST)
+            return self._run(
+                roberta, local, mesh=mesh, fully_sharded=fully_sharded, tensorboard=tensorboard, plot=plot,
+                progress=progress, mirror=mirror,
+            )  # fmt: skip
 
     @with_own_mesh
     def _run(
@@ -152,9 +150,10 @@ class Pretraining:
         mesh: Mesh | None,
         fully_sharded: bool,
         progress: bool,
+        mirror: Mirror | None,
         **options: Any,
     ) -> Result:
-        """The same in a directory of this machine; `options` are those of loop.run."""
+        """The same in a directory of this machine, which `mirror` uploads; `options` are those of loop.run."""
         recipe, tokenizer = self.recipe, roberta.tokenizer
         fingerprint = run_directory.model_fingerprint(roberta)
         config = recipe.with_dropout(dataclasses.replace(roberta.config, heads=()))
@@ -219,10 +218,12 @@ class Pretraining:
             accumulate=recipe.update_freq,
             tokens_of=lambda batch: int((batch["tokens"] != config.pad_id).sum()),
             progress=progress,
+            mirror=mirror,
             **options,
         )  # fmt: skip
+        where = directory if mirror is None else mirror.url
         result = Result(
-            directory / run_directory.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,
+            where / run_directory.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,
             training_samples.steps_per_epoch,
         )  # fmt: skip
         if is_first_process():

@@ -431,6 +431,7 @@ def test_rows_and_run_may_be_at_urls(run, one_layer, pairs, tmp_path):
         assert status == 0, err
     for name in ("best/model.safetensors", "sentence-transformers/model.safetensors"):
         assert (bucket / "run" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    assert json.loads((bucket / "run" / "summary.json").read_bytes())["best_model"] == "memory://encoders/run/best"
 
 
 @pytest.mark.slow

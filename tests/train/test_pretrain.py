@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import roberta_flax
 from roberta_flax.checkpoint import converted
 from roberta_flax.datasets.recipes import PRETRAINING
 from roberta_flax.nn.tree import flatten
+from roberta_flax.remote import to_path
 from roberta_flax.text.tokenizer import Tokenizer
 from roberta_flax.train.corpus import Blocks
 from roberta_flax.train.masked_batches import MaskedBatches, training_batches
@@ -278,8 +280,9 @@ def test_from_text_to_a_model_that_has_learned(run, data, tiny_source, tmp_path)
 
 
 @pytest.mark.slow
-def test_pretraining_from_python_is_the_commands(run, data, tiny_source, tmp_path):
+def test_pretraining_from_python_and_at_a_url_is_the_commands(run, data, tiny_source, tmp_path):
     """The same bytes of records, and the same perplexity."""
+    fsspec.filesystem("memory").rm("/", recursive=True)
     arguments = ("pretrain", data, "--valid", data, "-o", tmp_path / "command", "--tokenizer", tiny_source)
     status, out, err = run(*arguments, *SMALL, *SHORT, *ONE_SHAPE, "--seed", 3, "--json")
     assert status == 0, err
@@ -289,10 +292,12 @@ def test_pretraining_from_python_is_the_commands(run, data, tiny_source, tmp_pat
         data, data, total_steps=8, warmup_steps=2, validate_every=4, save_every=4, log_every=2,
         samples=Samples("none", tokens_per_sample=32, seed=3), recipe=dataclasses.replace(PRETRAINING, update_freq=1),
     )  # fmt: skip
-    result = pretraining.run(model, tmp_path / "python", progress=False)
-    summary = json.loads(out)
-    assert result.to_json() == {**summary, "model": str(tmp_path / "python" / "best")}
-    records = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("command", "python")]
+    bucket = to_path("memory://pretraining/run")
+    result = pretraining.run(model, bucket, progress=False)
+    summary = {**json.loads(out), "model": "memory://pretraining/run/best"}
+    assert result.to_json() == summary
+    assert json.loads((bucket / "summary.json").read_bytes()) == summary
+    records = [(directory / "metrics.jsonl").read_bytes() for directory in (tmp_path / "command", bucket)]
     assert records[0] == records[1]
     found = perplexity(roberta_flax.load(result.model), data, pretraining.samples)
     assert found["loss"] == pytest.approx(result.loss, rel=1e-5)
