@@ -95,9 +95,9 @@ class EncoderTraining(TrainingJob["Result"]):
         directory: Path,
         seed: int,
         *,
-        mesh: Mesh | None,
-        fully_sharded: bool,
-        mirror: Mirror | None,
+        mesh: Mesh | None = None,
+        fully_sharded: bool = False,
+        mirror: Mirror | None = None,
         **options: Any,
     ) -> Result:
         recipe, note = self.recipe, self._note(roberta, seed)

@@ -22,7 +22,7 @@ from roberta_flax.nn.forward import Params
 from roberta_flax.nn.numerics import Numerics
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import loop
-from roberta_flax.train.mirror import Mirror, mirrored
+from roberta_flax.train.mirror import mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
 
 _SAVE_EVERY_RANGE = (100, 1000)  # limits of the default interval between checkpoints, which is an epoch, in steps
@@ -111,18 +111,7 @@ class TrainingJob(ABC, Generic[R]):
             )  # fmt: skip
 
     @abstractmethod
-    def _run(
-        self,
-        roberta: Roberta,
-        directory: Path,
-        seed: int,
-        *,
-        mesh: Mesh | None,
-        fully_sharded: bool,
-        progress: bool,
-        mirror: Mirror | None,
-        **options: Any,
-    ) -> R:
+    def _run(self, roberta: Roberta, directory: Path, seed: int, **options: Any) -> R:
         """The same in a directory of this machine, which `mirror` uploads; `options` are those of loop.run."""
 
     def _optimizer(self, config: RobertaConfig) -> tuple[optax.Schedule, optax.GradientTransformation]:
