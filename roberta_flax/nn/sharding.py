@@ -157,16 +157,20 @@ def place_batch(
     return {name: jax.make_array_from_callback(array.shape, rows, array.__getitem__) for name, array in batch.items()}
 
 
+def everywhere(on: Mesh) -> NamedSharding:
+    """The sharding of arrays that each of a mesh's devices has whole."""
+    return NamedSharding(on, PartitionSpec())  # type: ignore[no-untyped-call]
+
+
 def replicated(tree: Any, on: Mesh) -> Any:
     """Replicates on a mesh, on all hosts, the arrays of a tree that are not on its devices; not those of a trace."""
-    devices = set(on.devices.flat)
-    everywhere = NamedSharding(on, PartitionSpec())  # type: ignore[no-untyped-call]
+    devices, whole = set(on.devices.flat), everywhere(on)
 
     def on_mesh(leaf: Any) -> Any:
         if isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices):
             return leaf
         values = np.asarray(leaf)
-        return jax.make_array_from_callback(values.shape, everywhere, lambda index: values[index])
+        return jax.make_array_from_callback(values.shape, whole, lambda index: values[index])
 
     return jax.tree.map(on_mesh, tree)
 

@@ -89,15 +89,15 @@ class TaskOfModel(Protocol):
         """The task as `model` does it. Raises InputError if it cannot."""
 
 
-class SequenceLogits:
-    """What tasks share that take one vector of each sequence, a head's logits.
+class HeadLogits:
+    """What tasks share that take a head's logits.
 
     Attributes:
       kind: of the head.
       head: its name; None for the only one of that kind.
     """
 
-    kind: ClassVar[str] = "sentence"
+    kind: ClassVar[str]
     head: Any
 
     def run(
@@ -106,13 +106,19 @@ class SequenceLogits:
         head = one_head(model.config, self.kind, self.head).name
         return forward.head_logits(params, *arrays, head=head, config=model.config, numerics=model.numerics)
 
+    def can_pack(self) -> bool:
+        return True
+
+
+class SequenceLogits(HeadLogits):
+    """What tasks share that take one vector of each sequence, a head's logits."""
+
+    kind: ClassVar[str] = "sentence"
+
     def unpack(
         self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
     ) -> list[Any]:
         return unpack_vectors(batch, outputs)
-
-    def can_pack(self) -> bool:
-        return True
 
 
 def is_finite(outputs: npt.ArrayLike | tuple[npt.ArrayLike, ...]) -> bool:

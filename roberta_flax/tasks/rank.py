@@ -13,9 +13,9 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.sentence import check_activation
 from roberta_flax.tasks.base import Model, SequenceLogits, Task, check_count, one_head
-from roberta_flax.tasks.sentence_scores import activated, cross_encoder_activation, join_within
+from roberta_flax.tasks.sentence_scores import activated, cross_encoder_activation, encode_with_each
 from roberta_flax.text.batching import TokenBatch
-from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_or_reject
+from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong
 from roberta_flax.text.tokenizer import Tokenizer
 
 
@@ -79,22 +79,9 @@ class Rank(SequenceLogits):
     def encode(
         self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
     ) -> list[EncodedInput]:
-        if on_long == "window":
-            raise InputError("scores of long texts are those of truncated texts: on_long window is not for them")
         if not self._pieces:  # two threads may both do it, with one result
             self._pieces[:] = [tokenizer.pieces_of(self.documents)]
-        documents = self._pieces[0]
-
-        def encode(query: Any) -> list[EncodedSequence]:
-            if not isinstance(query, str):
-                raise InputError(f"expected a query, got {type(query).__name__}: {query!r:.80}")
-            pieces = tokenizer.pieces(query)
-            return [
-                join_within(tokenizer, [pieces, document], max_length, on_long, "longest_first")
-                for document in documents
-            ]
-
-        return [encode_or_reject(encode, query) for query in inputs]
+        return encode_with_each(tokenizer, inputs, self._pieces[0], max_length, on_long, "longest_first", "a query")
 
     def run(
         self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]

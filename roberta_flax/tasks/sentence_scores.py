@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 Truncation = Literal["longest_first", "only_first"]
+_NO_WINDOWS = "scores of long texts are those of truncated texts: on_long (--on-long) window is not for them"
 
 
 @partial(jax.jit, static_argnames=("activation",))
@@ -61,7 +62,7 @@ class SentenceScores(SequenceLogits):
         self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
     ) -> list[EncodedInput]:
         if on_long == "window":
-            raise InputError("scores of long texts are those of truncated texts: on_long window is not for them")
+            raise InputError(_NO_WINDOWS)
 
         pieces_of = _shared_pieces(tokenizer, inputs)
 
@@ -126,6 +127,32 @@ def _shared_pieces(tokenizer: Tokenizer, inputs: Sequence[Any]) -> Callable[[str
         return known[text]
 
     return pieces
+
+
+def encode_with_each(
+    tokenizer: Tokenizer,
+    texts: Sequence[Any],
+    others: Sequence[list[int]],
+    max_length: int,
+    on_long: OnLong,
+    truncation: Truncation,
+    what: str,
+) -> list[EncodedInput]:
+    """Encodes pairs of each text with each of the others, which are pieces; all pairs of a text are one input.
+
+    Args:
+      what: what a text is, for the message about an input that is none.
+    """
+    if on_long == "window":
+        raise InputError(_NO_WINDOWS)
+
+    def encode(text: Any) -> list[EncodedSequence]:
+        if not isinstance(text, str):
+            raise InputError(f"expected {what}, got {type(text).__name__}: {text!r:.80}")
+        pieces = tokenizer.pieces(text)
+        return [join_within(tokenizer, [pieces, other], max_length, on_long, truncation) for other in others]
+
+    return [encode_or_reject(encode, text) for text in texts]
 
 
 def join_within(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from roberta_flax.nn import forward
 from roberta_flax.nn.config import RobertaConfig
-from roberta_flax.tasks.base import Model, check_count, one_head, unpack_tokens
+from roberta_flax.tasks.base import HeadLogits, check_count, one_head, unpack_tokens
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import (
     EncodedInput,
@@ -41,7 +40,7 @@ _STRIDE = 128  # of Transformers' question-answering pipeline, where half of a w
 
 
 @dataclass(frozen=True)
-class TokenLogits:
+class TokenLogits(HeadLogits):
     """Computes a head's outputs for each token of a text, or of a pair of texts; a task says what they mean.
 
     An input is one window, or if on_long is "window", as many as it takes, which slide over the last text.
@@ -53,8 +52,6 @@ class TokenLogits:
 
     head: str | None = None
     stride: int | None = None
-
-    kind: ClassVar[str]
 
     def check(self, config: RobertaConfig) -> None:
         one_head(config, self.kind, self.head)
@@ -82,19 +79,10 @@ class TokenLogits:
         """The texts of an input. Raises InputError for what is none."""
         return one_or_two_texts(given)
 
-    def run(
-        self, model: Model, params: Any, batch: TokenBatch, arrays: Sequence[Any], sequences: Sequence[EncodedSequence]
-    ) -> Any:
-        head = one_head(model.config, self.kind, self.head).name
-        return forward.head_logits(params, *arrays, head=head, config=model.config, numerics=model.numerics)
-
     def unpack(
         self, batch: TokenBatch, sequences: Sequence[EncodedSequence], outputs: Any, config: RobertaConfig
     ) -> list[Any]:
         return unpack_tokens(batch, sequences, outputs)
-
-    def can_pack(self) -> bool:
-        return True
 
 
 def windows_of(sequences: Sequence[EncodedSequence], results: Sequence[Any]) -> list[WindowLogits]:

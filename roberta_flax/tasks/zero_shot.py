@@ -12,8 +12,8 @@ import scipy.special
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.tasks.base import Model, SequenceLogits, Task, one_head
-from roberta_flax.tasks.sentence_scores import join_within
-from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong, encode_or_reject
+from roberta_flax.tasks.sentence_scores import encode_with_each
+from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong
 from roberta_flax.text.tokenizer import Tokenizer
 
 
@@ -67,20 +67,8 @@ class ZeroShot(SequenceLogits):
     def encode(
         self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
     ) -> list[EncodedInput]:
-        if on_long == "window":
-            raise InputError("zero-shot classification truncates long texts: on_long (--on-long) window is not for it")
         hypotheses = tokenizer.pieces_of(self._hypotheses())
-
-        def encode(text: Any) -> list[EncodedSequence]:
-            if not isinstance(text, str):
-                raise InputError(f"zero-shot classification takes texts, got {type(text).__name__}: {text!r:.80}")
-            pieces = tokenizer.pieces(text)
-            return [
-                join_within(tokenizer, [pieces, hypothesis], max_length, on_long, "only_first")
-                for hypothesis in hypotheses
-            ]
-
-        return [encode_or_reject(encode, text) for text in inputs]
+        return encode_with_each(tokenizer, inputs, hypotheses, max_length, on_long, "only_first", "a text to classify")
 
     def result(
         self, text_input: Any, sequences: Sequence[EncodedSequence], results: Sequence[Any], model: Model

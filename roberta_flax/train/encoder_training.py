@@ -20,7 +20,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import numpy.typing as npt
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from scipy.special import expit
 
 from roberta_flax import hub
@@ -535,8 +535,8 @@ class _Validation:
     ) -> None:
         self._encoded, self._judge, self._mesh = encoded, judge, mesh
         self._sizes = {"batch_size": batch_size, "pad_id": pad_id, "max_positions": max_positions}
-        replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-        self._compute = jax.jit(on_mesh_of_arguments(outputs), out_shardings=replicated)
+        whole = None if mesh is None else sharding.everywhere(mesh)
+        self._compute = jax.jit(on_mesh_of_arguments(outputs), out_shardings=whole)
 
     def evaluate(self, params: Params) -> Evaluation:
         """Returns the metrics. Raises InputError if outputs are NaN or infinite."""

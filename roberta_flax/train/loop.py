@@ -29,14 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from roberta_flax.errors import DivergedError, InputError, StoppedError, require_positive
 from roberta_flax.extras import require
 from roberta_flax.files import replacing
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import with_own_mesh
-from roberta_flax.nn.sharding import DATA, place_batch, replicated
+from roberta_flax.nn.sharding import DATA, everywhere, place_batch, replicated
 from roberta_flax.remote import to_path
 from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
@@ -543,9 +543,9 @@ def _make_step_inputs(
         key = jax.random.fold_in(jax.random.key(seed), step)
         return key, None if schedule is None else jnp.asarray(schedule(step), jnp.float32)
 
-    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-    compiled = jax.jit(inputs, out_shardings=everywhere)
-    return lambda step: compiled(jax.device_put(np.int32(step), everywhere))
+    whole = None if mesh is None else everywhere(mesh)
+    compiled = jax.jit(inputs, out_shardings=whole)
+    return lambda step: compiled(jax.device_put(np.int32(step), whole))
 
 
 @jax.jit

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from roberta_flax import metrics
 from roberta_flax.datasets.examples import NO_TAG, Examples
@@ -20,7 +20,7 @@ from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import in_auto_mode, own_mesh
 from roberta_flax.nn.numerics import Numerics
-from roberta_flax.nn.sharding import place_batch
+from roberta_flax.nn.sharding import everywhere, place_batch
 from roberta_flax.tasks import judging
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.text.tokenizer import Tokenizer
@@ -82,8 +82,7 @@ class Validation:
             outputs = forward.head_logits(params, tokens, head=head, config=config, numerics=numerics)
             return *loss_of_outputs(self.head, outputs, batch, config.pad_id), outputs
 
-        replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call]
-        self._compute = jax.jit(compute, out_shardings=replicated)
+        self._compute = jax.jit(compute, out_shardings=None if mesh is None else everywhere(mesh))
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Returns the mean loss, as in training, and the metrics, by name."""
