@@ -10,7 +10,7 @@ import typer
 
 from roberta_flax.cli.accelerators import open_devices
 from roberta_flax.cli.groups import ADVANCED, Formerly, grouped
-from roberta_flax.cli.options import TEXT_COLUMN, Attention, FileOptions, Json, Precision, keep_programs
+from roberta_flax.cli.options import TEXT_COLUMN, Attention, FileOptions, Json, Precision, keep_programs, print_line
 from roberta_flax.cli.progress import spoken
 from roberta_flax.errors import InputError, ParityError, printable
 
@@ -167,11 +167,14 @@ def _show(report: Report, output: Path | None, all_tensors: bool, as_json: bool,
     from roberta_flax.parity.report import divergence
     from roberta_flax.parity.report_terminal import print_report
 
-    if output is not None and (problem := write(report, output)) is not None and not said:
+    problem = None if output is None else write(report, output)
+    if output is not None and problem is not None and not said:
         print(printable(f"{output / PAGE} was not written, {REPORT} was: {problem}"), file=sys.stderr)
     if as_json:
         sys.stdout.write(report.to_json())
     else:
         print_report(report, Console(), all_tensors=all_tensors)
+        if output is not None and problem is None:
+            print_line(f"{output / PAGE}: all of it, with plots")
     if not report.passed:
         raise ParityError("; ".join(line for run in report.runs if (line := divergence(run)) is not None))

@@ -56,6 +56,7 @@ def test_agreement_exits_with_0_and_writes_a_report_of_every_dtype(run, texts, t
     assert (status, err) == (0, "")
     assert "float64 on cpu: pass" in out
     assert "float32 on cpu: pass" in out
+    assert out.endswith(f"{tmp_path / 'report' / 'report.html'}: all of it, with plots\n")
     files = {path.name for path in (tmp_path / "report").iterdir()}
     assert files == {"report.json", "report.html", *PLOTS}
     report = parity.read_report(tmp_path / "report" / "report.json")
@@ -170,7 +171,7 @@ def test_a_report_is_shown_again_and_its_page_written_without_a_model(run, texts
     assert status == 0
     monkeypatch.setattr(parity, "compare", lambda *_, **__: pytest.fail("compared"))
     saved = tmp_path / "report" / "report.json"
-    assert run("--render", saved, "-o", tmp_path / "page") == (0, out, "")
+    assert run("--render", saved, "-o", tmp_path / "page") == (0, out.replace("/report/", "/page/"), "")
     for name in ("report.json", "report.html", *PLOTS):
         assert (tmp_path / "page" / name).read_bytes() == (tmp_path / "report" / name).read_bytes()
     for name in PLOTS:
