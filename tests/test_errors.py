@@ -256,10 +256,14 @@ def test_an_interruption_is_one_line_and_its_exit_status(capsys):
 def test_an_interruption_at_any_moment_of_the_start_is_no_traceback(tiny_directory):
     command = """
 import signal
-from roberta_flax.cli import main
+from roberta_flax import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
-print(flush=True)
-main()
+prepare = cli._prepare_streams
+def begin():  # the first that the program does where errors become lines
+    print(flush=True)
+    prepare()
+cli._prepare_streams = begin
+cli.main()
 """
     interrupted = ("roberta-flax: interrupted; rerun the command to resume a run over a file\n", 130)
     said = set()
