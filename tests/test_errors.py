@@ -259,7 +259,7 @@ import signal
 from roberta_flax import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
 prepare = cli._prepare_streams
-def begin():  # the first that the program does where errors become lines
+def begin():  # the first step of _errors_as_lines that can take time
     print(flush=True)
     prepare()
 cli._prepare_streams = begin

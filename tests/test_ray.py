@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -23,6 +25,7 @@ try:
     import pyarrow.parquet
     import ray
     import ray.data
+    from ray.data.exceptions import omit_traceback_stdout
 except ImportError as error:
     skip_or_fail(f"Ray cannot be imported ({error}); the README's test command installs it")
     pytest.skip("no ray", allow_module_level=True)
@@ -182,21 +185,39 @@ def test_what_cannot_be_done_is_one_line(source, tmp_path, tiny_directory, run):
     assert (status, err) == (1, "roberta-flax: --tpus-per-worker must be 1, 2, 4 or 8, got 3\n")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, tiny_directory, monkeypatch):
+@pytest.mark.parametrize("is_disk", [True, False])
+def test_a_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, tiny_directory, monkeypatch, request, is_disk):
+    """Where Ray raises it, and logs it as a bug. Another error of Ray's stays as it is."""
     import roberta_flax.inference.ray
 
-    def read_parquet(*_, **__):
-        full = ray.exceptions.OutOfDiskError("Local disk is full")
-        raise ray.exceptions.RayTaskError("ReadFilesParquetV2", "the trace", full).as_instanceof_cause()
+    reason = ray.exceptions.OutOfDiskError("Local disk is full") if is_disk else ValueError("another")
 
+    class Dataset:
+        def map_batches(self, *_, **__):
+            return self
+
+        @omit_traceback_stdout
+        def write_parquet(self, path):
+            Path(path).mkdir()
+            error = ray.exceptions.RayTaskError("ReadFilesParquetV2", "the trace", reason).as_instanceof_cause()
+            log.error("An exception was raised from a task", exc_info=error)  # as its executor does
+            raise error
+
+    log, console = logging.getLogger("ray.data.executor"), logging.StreamHandler(io.StringIO())
+    logging.getLogger("ray.data").addHandler(console)
+    request.addfinalizer(lambda: logging.getLogger("ray.data").removeHandler(console))
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(ray.data, "read_parquet", read_parquet)
-    with pytest.raises(InputError, match="Ray's object store is full, and so is the disk .* RAY_TMPDIR"):
+    monkeypatch.setattr(ray.data, "read_parquet", lambda *_, **__: Dataset())
+    with pytest.raises((InputError, ray.exceptions.RayTaskError)) as error:
         roberta_flax.inference.ray.predict_parquet(
             source, tmp_path / "out", model=tiny_directory, task=Classify("mnli"), text_columns=["premise"]
         )
+    one_line = "Ray's object store is full, and so is the disk .* RAY_TMPDIR"
+    assert bool(re.match(one_line, str(error.value))) == is_disk
     assert not list(tmp_path.iterdir())
+    said = console.stream.getvalue()
+    assert said == "" if is_disk else said.count("Traceback") == 1 and "from a task" in said
 
 
 def test_the_command_line_runs_on_ray(source, tiny, tiny_directory, tmp_path):

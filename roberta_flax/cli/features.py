@@ -77,7 +77,7 @@ def command(
     found = text_features(options.model.load(), texts, all_layers=all_layers, words=by_word)
     inputs_of = {found.of: found.inputs.tolist()}
     if output is None:
-        result = {**inputs_of, "features": found.features.tolist()}
+        result = {**inputs_of, "features": found.features.tolist()} if as_json else None
         lines = (
             f"{word!r:12} {' '.join(str(found.features[..., place, :5]).split())} (...)"
             for place, word in enumerate(found.inputs.tolist())

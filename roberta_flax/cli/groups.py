@@ -179,9 +179,9 @@ def _options(
             panels = panels | {name: kind.panel for name in inspect.get_annotations(kind) if name not in panels}
     defaults = {field.name: getattr(default, field.name, field.default) for field in fields(hint)}
     annotations = get_type_hints(hint, include_extras=True)
-    for name, panel in panels.items():
-        default = inspect.Parameter.empty if defaults[name] is MISSING else defaults[name]
-        yield from _options(name, annotations[name], default, panel)
+    for field, its_panel in panels.items():
+        its_default = inspect.Parameter.empty if defaults[field] is MISSING else defaults[field]
+        yield from _options(field, annotations[field], its_default, its_panel)
 
 
 def _argument(name: str, hint: Any, values: Mapping[str, Any]) -> Any:

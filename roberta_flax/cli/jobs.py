@@ -178,7 +178,7 @@ class EngineOptions(Group, panel="Devices", advanced=True):
 
 @dataclass(frozen=True)
 class JobOptions(Group):
-    """All of it."""
+    """What every command over files takes."""
 
     input: InputOptions = InputOptions()
     output: OutputOptions = OutputOptions()

@@ -175,6 +175,6 @@ def _show(report: Report, output: Path | None, all_tensors: bool, as_json: bool,
     else:
         print_report(report, Console(), all_tensors=all_tensors)
         if output is not None and problem is None:
-            print_line(f"{output / PAGE}: all of it, with plots")
+            print_line(f"{output / PAGE}: the full report, with plots")
     if not report.passed:
         raise ParityError("; ".join(line for run in report.runs if (line := divergence(run)) is not None))

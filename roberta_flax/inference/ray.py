@@ -18,10 +18,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +137,18 @@ def predict_parquet(
     workers = workers or _workers(cluster, {"GPU": num_gpus, **(resources or {})})
     partial = destination.with_name(f".{destination.name}-{uuid.uuid4().hex[:8]}.partial")
     try:
-        ray.data.read_parquet(str(source), columns=columns).map_batches(
-            Predict,
-            fn_constructor_kwargs=options,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            batch_size=rows_per_batch,
-            batch_format="pyarrow",
-            num_cpus=min(1.0, max(0.1, (cpus - 1) / workers)),  # the rest is left for reading and writing
-            num_gpus=num_gpus,
-            resources=dict(resources or {}),
-            runtime_env=_environment(num_gpus),
-        ).write_parquet(str(partial))
+        with _full_disk_in_one_line(ray):
+            ray.data.read_parquet(str(source), columns=columns).map_batches(
+                Predict,
+                fn_constructor_kwargs=options,
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                batch_size=rows_per_batch,
+                batch_format="pyarrow",
+                num_cpus=min(1.0, max(0.1, (cpus - 1) / workers)),  # the rest is left for reading and writing
+                num_gpus=num_gpus,
+                resources=dict(resources or {}),
+                runtime_env=_environment(num_gpus),
+            ).write_parquet(str(partial))
         counts, reason = _counts(partial)
         if counts["rejected"] == counts["rows"] > 0:
             raise InputError(
@@ -152,15 +156,33 @@ def predict_parquet(
                 f"{reason}"
             )
         partial.rename(destination)
-    except ray.exceptions.OutOfDiskError as error:
-        raise InputError(
-            "Ray's object store is full, and so is the disk to which Ray moves rows that do not fit in it; free space "
-            "on that disk, or set RAY_TMPDIR to a directory on another before Ray starts. Ray calls a disk full from "
-            "the share that RAY_local_fs_capacity_threshold sets, 0.95 by default"
-        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return counts
+
+
+@contextmanager
+def _full_disk_in_one_line(ray: Any) -> Iterator[None]:
+    """Raises InputError where a disk is full. Ray takes that for a bug of its own; its traces go to its log file."""
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return not isinstance((record.exc_info or sys.exc_info())[1], ray.exceptions.OutOfDiskError)
+
+    handlers = logging.getLogger("ray.data").handlers
+    consoles = [handler for handler in handlers if isinstance(handler, logging.StreamHandler)]
+    for console in consoles:
+        console.addFilter(is_another)
+    try:
+        yield
+    except ray.exceptions.OutOfDiskError as error:
+        raise InputError(
+            "Ray's object store is full, and so is the disk to which Ray moves rows that do not fit in it; free space "
+            "on that disk, or set RAY_TMPDIR to a directory on another disk before Ray starts. Ray counts a disk as "
+            "full above RAY_local_fs_capacity_threshold, 0.95 by default"
+        ) from error
+    finally:
+        for console in consoles:
+            console.removeFilter(is_another)
 
 
 def _check(

@@ -13,7 +13,7 @@ from roberta_flax.errors import InputError
 from roberta_flax.nn.config import RobertaConfig
 from roberta_flax.nn.sentence import check_activation
 from roberta_flax.tasks.base import Model, SequenceLogits, Task, check_count, one_head
-from roberta_flax.tasks.sentence_scores import activated, cross_encoder_activation, encode_with_each
+from roberta_flax.tasks.sentence_scores import activated, cross_encoder_activation, encode_with_each, refuse_windows
 from roberta_flax.text.batching import TokenBatch
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong
 from roberta_flax.text.tokenizer import Tokenizer
@@ -79,6 +79,7 @@ class Rank(SequenceLogits):
     def encode(
         self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
     ) -> list[EncodedInput]:
+        refuse_windows(on_long)
         if not self._pieces:  # two threads may both do it, with one result
             self._pieces[:] = [tokenizer.pieces_of(self.documents)]
         return encode_with_each(tokenizer, inputs, self._pieces[0], max_length, on_long, "longest_first", "a query")

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 Truncation = Literal["longest_first", "only_first"]
-_NO_WINDOWS = "scores of long texts are those of truncated texts: on_long (--on-long) window is not for them"
 
 
 @partial(jax.jit, static_argnames=("activation",))
@@ -61,8 +60,7 @@ class SentenceScores(SequenceLogits):
     def encode(
         self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
     ) -> list[EncodedInput]:
-        if on_long == "window":
-            raise InputError(_NO_WINDOWS)
+        refuse_windows(on_long)
 
         pieces_of = _shared_pieces(tokenizer, inputs)
 
@@ -129,6 +127,14 @@ def _shared_pieces(tokenizer: Tokenizer, inputs: Sequence[Any]) -> Callable[[str
     return pieces
 
 
+def refuse_windows(on_long: OnLong) -> None:
+    """Raises InputError if long texts are to become several windows, for which there is no one score."""
+    if on_long == "window":
+        raise InputError(
+            "scores of long texts are those of truncated texts: on_long (--on-long) window is not for them"
+        )
+
+
 def encode_with_each(
     tokenizer: Tokenizer,
     texts: Sequence[Any],
@@ -141,10 +147,8 @@ def encode_with_each(
     """Encodes pairs of each text with each of the others, which are pieces; all pairs of a text are one input.
 
     Args:
-      what: what a text is, for the message about an input that is none.
+      what: what a text is called in the error for an input that is not one.
     """
-    if on_long == "window":
-        raise InputError(_NO_WINDOWS)
 
     def encode(text: Any) -> list[EncodedSequence]:
         if not isinstance(text, str):

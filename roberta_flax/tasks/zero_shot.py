@@ -12,7 +12,7 @@ import scipy.special
 from roberta_flax.errors import InputError
 from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.tasks.base import Model, SequenceLogits, Task, one_head
-from roberta_flax.tasks.sentence_scores import encode_with_each
+from roberta_flax.tasks.sentence_scores import encode_with_each, refuse_windows
 from roberta_flax.text.encoding import EncodedInput, EncodedSequence, OnLong
 from roberta_flax.text.tokenizer import Tokenizer
 
@@ -67,6 +67,7 @@ class ZeroShot(SequenceLogits):
     def encode(
         self, tokenizer: Tokenizer, inputs: Sequence[Any], max_length: int, on_long: OnLong
     ) -> list[EncodedInput]:
+        refuse_windows(on_long)
         hypotheses = tokenizer.pieces_of(self._hypotheses())
         return encode_with_each(tokenizer, inputs, hypotheses, max_length, on_long, "only_first", "a text to classify")
 

@@ -39,6 +39,7 @@ from roberta_flax.nn.config import HeadConfig, RobertaConfig
 from roberta_flax.nn.forward import Params
 from roberta_flax.nn.meshes import on_mesh_of_arguments, own_mesh, with_own_mesh
 from roberta_flax.nn.sentence import Pooling, vector_size
+from roberta_flax.remote import called
 from roberta_flax.tasks import ranking
 from roberta_flax.tasks.base import check_finite
 from roberta_flax.tasks.sentence_embedding import SentenceEmbedding
@@ -58,10 +59,10 @@ from roberta_flax.train.encoder_losses import (
 )
 from roberta_flax.train.finetuning import trained_part
 from roberta_flax.train.losses import NetworkLoss
-from roberta_flax.train.mirror import Mirror
+from roberta_flax.train.mirror import Mirror, as_given
 from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.step import make_train_step
-from roberta_flax.train.training_job import Length, TrainingJob, best_metric, frozen_paths
+from roberta_flax.train.training_job import RunLength, TrainingJob, best_metric, frozen_paths
 
 EXPORTED = "sentence-transformers"  # the best model in a run's directory, as that library writes it
 
@@ -138,10 +139,10 @@ class EncoderTraining(TrainingJob["Result"]):
         )
         best = hub.load(directory / run_directory.BEST)
         after = validation.evaluate(place(self._trained(best, seed)[1], config, mesh, fully_sharded))
-        where = directory if mirror is None else mirror.url
+        where = as_given(directory, mirror)
         result = Result(where, steps, stopped, best_step, self.best, before, after)
         if is_first_process():
-            _export(directory)
+            _export(directory, where)
             run_directory.write_summary(directory, {**self.to_json(), **result.to_json()})
         return result
 
@@ -554,14 +555,15 @@ class _Validation:
         return self._judge(found)
 
 
-def _export(directory: Path) -> None:
-    """Writes a run's best model for sentence-transformers, if that library can represent it."""
+def _export(directory: Path, where: Path) -> None:
+    """Writes a run's best model for sentence-transformers, if that library can represent it; messages say `where`."""
     destination = directory / EXPORTED
     shutil.rmtree(destination, ignore_errors=True)  # of a run that ended before
     try:
-        export(directory / run_directory.BEST, destination, to="sentence-transformers")
+        with called(directory, where):
+            export(directory / run_directory.BEST, destination, to="sentence-transformers")
     except CheckpointError as error:
-        report(f"{destination} is not written: {error}")
+        report(f"{where / EXPORTED} is not written: {error}")
 
 
 def _columns(
@@ -630,9 +632,9 @@ def _score_head(config: RobertaConfig, name: str | None) -> HeadConfig:
     return HeadConfig(name or "score", 1, config.hidden_size, "sentence", "regression")
 
 
-def _length(options: dict[str, Any]) -> Length:
+def _length(options: dict[str, Any]) -> RunLength:
     """Takes a run's length out of the options of `of_files`."""
-    return Length(**{field.name: options.pop(field.name, None) for field in dataclasses.fields(Length)})
+    return RunLength(**{field.name: options.pop(field.name, None) for field in dataclasses.fields(RunLength)})
 
 
 def _common(
@@ -640,7 +642,7 @@ def _common(
     training: EncodedRows,
     validation: EncodedRows,
     recipe: Recipe,
-    length: Length,
+    length: RunLength,
     evaluation: str | None,
     *,
     no_duplicates: bool,

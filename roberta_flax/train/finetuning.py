@@ -38,11 +38,11 @@ from roberta_flax.train import directory as run_directory
 from roberta_flax.train.batches import training_batches
 from roberta_flax.train.devices import place
 from roberta_flax.train.losses import head_loss
-from roberta_flax.train.mirror import mirrored
+from roberta_flax.train.mirror import Mirror, as_given, mirrored
 from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.step import make_train_step
 from roberta_flax.train.trained import ApartAdapter, Trained, check_apart, lora_note
-from roberta_flax.train.training_job import Length, TrainingJob, best_metric, frozen_paths
+from roberta_flax.train.training_job import RunLength, TrainingJob, best_metric, frozen_paths
 from roberta_flax.train.validation import Validation
 
 _MAX_SHOWN = 50  # number of classes that are named at the start
@@ -114,7 +114,7 @@ class FineTuning(TrainingJob["Result"]):
           training, validation: the files.
           kind, columns, head, max_length: as in readers.task_reader.
           recipe: the hyperparameters; the default is the task's (recipes.recipe_of).
-          epochs, steps, warmup_steps, validate_every, save_every: as in training_job.Length.
+          epochs, steps, warmup_steps, validate_every, save_every: as in training_job.RunLength.
           best: the metric that selects the best model, or "loss"; the default is the task's main metric.
           freeze: parameters to leave unchanged: "embeddings"; a number of layers from the bottom ("2"), which includes
             the embeddings; or patterns of paths (see make_train_step).
@@ -125,7 +125,7 @@ class FineTuning(TrainingJob["Result"]):
         """
         task = readers.task_name(task)
         recipe = recipe or recipe_of(task)
-        length = Length(epochs, steps, warmup_steps, validate_every, save_every)
+        length = RunLength(epochs, steps, warmup_steps, validate_every, save_every)
         reader = readers.task_reader(
             task, training, roberta.config, roberta.tokenizer, kind=kind, columns=columns, head=head,
             max_length=max_length,
@@ -245,13 +245,14 @@ class FineTuning(TrainingJob["Result"]):
                 f"seeds must be distinct numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds)) or 'none'}"
             )
         with mirrored(directory) as (local, mirror):
-            where = local if mirror is None else mirror.url
-            return self._run_seeds(load, local, where, seeds, mirror=mirror, **options)
+            return self._run_seeds(load, local, seeds, mirror=mirror, **options)
 
     def _run_seeds(
-        self, load: Callable[[], Roberta], directory: Path, where: Path, seeds: Sequence[int], **options: Any
-    ) -> SeedResults:
-        """The same in a directory of this machine, which is then at `where`."""
+        self, load: Callable[[], Roberta], directory: Path, seeds: Sequence[int], *, mirror: Mirror | None,
+        **options: Any,
+    ) -> SeedResults:  # fmt: skip
+        """The same in a directory of this machine, which `mirror` uploads."""
+        where, options = as_given(directory, mirror), {**options, "mirror": mirror}
         if len(seeds) == 1:
             return SeedResults(where, (self._run(load(), directory, seeds[0], **options),), self.published)
         loaded = [load()]

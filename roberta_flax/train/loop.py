@@ -42,7 +42,7 @@ from roberta_flax.train import directory as run_directory
 from roberta_flax.train import plots
 from roberta_flax.train.checkpoints import Checkpoints, open_checkpoints
 from roberta_flax.train.losses import HostBatch
-from roberta_flax.train.mirror import Mirror
+from roberta_flax.train.mirror import Mirror, as_given
 from roberta_flax.train.progress import Progress, report
 from roberta_flax.train.progress import shown as show_progress
 from roberta_flax.train.records import Recorded, Records, Stopwatch
@@ -207,8 +207,8 @@ def run(
         params, opt_state, state, recorded = _restored(directory, checkpoints, params, opt_state, batches, check_best)
         if progress and state.stopped is None and (directory / run_directory.METRICS_FILE).exists():
             done = f": resuming after step {state.step} of {plan.total_steps}"
-            where = directory if mirror is None else mirror.url
-            report(f"{where}{done if state.step else ' has no checkpoint yet; the run starts over'}")
+            again = " has no checkpoint yet; the run starts over"
+            report(f"{as_given(directory, mirror)}{done if state.step else again}")
         if state.stopped is None:
             with ExitStack() as stack:
                 records = on_step = None

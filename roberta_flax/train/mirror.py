@@ -74,6 +74,11 @@ def mirrored(directory: Path) -> Iterator[tuple[Path, Mirror | None]]:
         shutil.rmtree(local, ignore_errors=True)
 
 
+def as_given(directory: Path, mirror: Mirror | None) -> Path:
+    """The directory of a run as its user named it: the local one, or the URL to which it is uploaded."""
+    return directory if mirror is None else mirror.url
+
+
 @contextmanager
 def _locked(local: Path, url: RemotePath) -> Iterator[None]:
     lock = filelock.FileLock(local.with_name(f"{local.name}.lock"))

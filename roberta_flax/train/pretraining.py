@@ -38,7 +38,7 @@ from roberta_flax.train import loop
 from roberta_flax.train.devices import place
 from roberta_flax.train.losses import HostBatch, masked_lm_loss
 from roberta_flax.train.masked_batches import training_batches
-from roberta_flax.train.mirror import Mirror, mirrored
+from roberta_flax.train.mirror import Mirror, as_given, mirrored
 from roberta_flax.train.optimizer import recipe_optimizer
 from roberta_flax.train.progress import is_first_process, report
 from roberta_flax.train.samples import Samples
@@ -221,11 +221,10 @@ class Pretraining:
             mirror=mirror,
             **options,
         )  # fmt: skip
-        where = directory if mirror is None else mirror.url
+        best = as_given(directory, mirror) / run_directory.BEST
         result = Result(
-            where / run_directory.BEST, outcome.steps, outcome.stopped, outcome.best_step, outcome.best,
-            training_samples.steps_per_epoch,
-        )  # fmt: skip
+            best, outcome.steps, outcome.stopped, outcome.best_step, outcome.best, training_samples.steps_per_epoch
+        )
         if is_first_process():
             run_directory.write_summary(directory, result.to_json())
         return result

@@ -27,7 +27,7 @@ from roberta_flax.train.optimizer import recipe_optimizer
 
 _SAVE_EVERY_RANGE = (100, 1000)  # limits of the default interval between checkpoints, which is an epoch, in steps
 
-R = TypeVar("R")
+_Result = TypeVar("_Result")
 
 
 class Rows(Protocol):
@@ -42,7 +42,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingJob(ABC, Generic[R]):
+class TrainingJob(ABC, Generic[_Result]):
     """A training job: the data and the hyperparameters, for any seed.
 
     Attributes:
@@ -88,7 +88,7 @@ class TrainingJob(ABC, Generic[R]):
         tensorboard: bool = False,
         plot: bool = False,
         progress: bool = True,
-    ) -> R:
+    ) -> _Result:
         """Trains a model, or resumes a run that was stopped (see loop.run).
 
         Args:
@@ -111,8 +111,8 @@ class TrainingJob(ABC, Generic[R]):
             )  # fmt: skip
 
     @abstractmethod
-    def _run(self, roberta: Roberta, directory: Path, seed: int, **options: Any) -> R:
-        """The same in a directory of this machine, which `mirror` uploads; `options` are those of loop.run."""
+    def _run(self, roberta: Roberta, directory: Path, seed: int, **options: Any) -> _Result:
+        """Does what `run` does in a directory of this machine; `options` are the others of `run`, and the mirror."""
 
     def _optimizer(self, config: RobertaConfig) -> tuple[optax.Schedule, optax.GradientTransformation]:
         return recipe_optimizer(
@@ -181,8 +181,8 @@ class TrainingJob(ABC, Generic[R]):
 
 
 @dataclass(frozen=True)
-class Length:
-    """How long a run is, and how often it validates and saves, as far as it is given.
+class RunLength:
+    """How long a run is and how often it validates and saves; None takes the default.
 
     Attributes:
       epochs, steps: the length, given by one of the two; the default is the recipe's.
@@ -191,7 +191,7 @@ class Length:
       save_every: number of steps between checkpoints; the default is an epoch, but at least 100 and at most 1000.
 
     Raises:
-      InputError: a number is not positive, or epochs and steps are both given.
+      InputError: epochs, steps, validate_every or save_every is less than 1, or epochs and steps are both given.
     """
 
     epochs: int | None = None
@@ -208,7 +208,7 @@ class Length:
             raise InputError("give epochs or steps, not both")
 
     def attributes(self, recipe: Recipe, steps_per_epoch: int) -> dict[str, Any]:
-        """Returns the attributes of TrainingJob that say this."""
+        """Returns the matching attributes of TrainingJob."""
         warmup, total = recipe.steps(steps_per_epoch, epochs=self.epochs, steps=self.steps)
         least, most = _SAVE_EVERY_RANGE
         return {

@@ -209,6 +209,18 @@ def test_documents_must_all_be_there(models, tmp_path):
         Predictor(classifier, Rank(("a",)))
 
 
+@pytest.mark.parametrize(
+    ("kind", "task", "expected"),
+    [("scores", Rank(("a",)), "expected a query"), ("entailment", ZeroShot(("a",)), "expected a text to classify")],
+)
+def test_what_is_no_text_is_rejected_and_windows_are_refused_before_anything_is_tokenized(models, kind, task, expected):
+    _, model = models(kind)
+    with pytest.raises(InputError, match=rf"{expected}, got tuple: \('a', 'b'\)"):
+        Predictor(model, task).result(("a", "b"))
+    with pytest.raises(InputError, match=r"on_long \(--on-long\) window is not for them"):
+        task.encode(None, ["a"], 16, "window")
+
+
 TASKS = {"tags": Tag(), "spans": Answer(top_k=2), "entailment": ZeroShot(LABELS), "scores": Rank(tuple(ROWS))}
 
 

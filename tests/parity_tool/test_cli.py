@@ -56,7 +56,7 @@ def test_agreement_exits_with_0_and_writes_a_report_of_every_dtype(run, texts, t
     assert (status, err) == (0, "")
     assert "float64 on cpu: pass" in out
     assert "float32 on cpu: pass" in out
-    assert out.endswith(f"{tmp_path / 'report' / 'report.html'}: all of it, with plots\n")
+    assert out.endswith(f"{tmp_path / 'report' / 'report.html'}: the full report, with plots\n")
     files = {path.name for path in (tmp_path / "report").iterdir()}
     assert files == {"report.json", "report.html", *PLOTS}
     report = parity.read_report(tmp_path / "report" / "report.json")
@@ -158,8 +158,9 @@ def test_output_replaces_only_a_report_and_is_checked_before_the_comparison(run,
 
 def test_without_matplotlib_only_report_json_is_written(run, texts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    status, _, err = run(TINY, "--texts", texts, *FEATURES, "-o", tmp_path / "report")
+    status, out, err = run(TINY, "--texts", texts, *FEATURES, "-o", tmp_path / "report")
     assert status == 0
+    assert "report.html" not in out
     assert err.count("\n") == 1
     assert "report.html will not be written" in err
     assert "pip install 'roberta-flax[parity]'" in err
