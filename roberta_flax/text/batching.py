@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -164,6 +164,24 @@ class _Plan:
     is_packed: bool = False
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """What the shape of a batch follows from, beside the lengths of its sequences; as the arguments of `lay_out`."""
+
+    tokens_per_batch: int
+    max_positions: int
+    rows_multiple: int
+    length_multiple: int
+
+    def bucket(self, length: int) -> int:
+        """The length of rows for a sequence of this length."""
+        return length_bucket(length, self.max_positions, self.length_multiple)
+
+    def rows(self, length: int) -> int:
+        """The number of rows of this length in a full batch."""
+        return rows_per_batch(length, self.tokens_per_batch, self.rows_multiple)
+
+
 def lay_out(
     sequences: Sequence[npt.NDArray[np.int32]],
     *,
@@ -197,28 +215,21 @@ def lay_out(
       length_multiple: as in `length_bucket`.
     """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    sizes = {
-        "tokens_per_batch": tokens_per_batch,
-        "max_positions": max_positions,
-        "rows_multiple": rows_multiple,
-        "length_multiple": length_multiple,
-    }
+    sizes = _Sizes(tokens_per_batch, max_positions, rows_multiple, length_multiple)
     for plan in _plans(lengths, strategy, attention_cost, sizes):
         build = _packed_batch if plan.is_packed else _unpacked_batch
         yield build(sequences, plan.rows, plan.shape, pad_id)
 
 
-def _plans(
-    lengths: npt.NDArray[np.int64], strategy: Strategy, attention_cost: float, sizes: Mapping[str, int]
-) -> Sequence[_Plan]:
+def _plans(lengths: npt.NDArray[np.int64], strategy: Strategy, attention_cost: float, sizes: _Sizes) -> Sequence[_Plan]:
     order = np.argsort(-lengths, kind="stable")
     if strategy == "fixed":
-        return list(_plan_fixed(order, lengths, **sizes))
+        return list(_plan_fixed(order, lengths, sizes))
     plans = []
     if strategy != "packing":
-        plans.append(list(_plan_buckets(order, lengths, **sizes)))
+        plans.append(list(_plan_buckets(order, lengths, sizes)))
     if strategy != "buckets":
-        plans.append(list(_plan_packing(order, lengths, **sizes)))
+        plans.append(list(_plan_packing(order, lengths, sizes)))
     return min(plans, key=lambda plan: estimated_cost([(*each.shape, each.is_packed) for each in plan], attention_cost))
 
 
@@ -243,66 +254,33 @@ def relative_attention_cost(hidden_size: int, intermediate_size: int) -> float:
     return _ATTENTION_SLOWNESS / (2 * hidden_size + intermediate_size)
 
 
-def _plan_fixed(
-    order: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    *,
-    tokens_per_batch: int,
-    max_positions: int,
-    rows_multiple: int,
-    length_multiple: int,
-) -> Iterator[_Plan]:
-    def bucket(index: int) -> int:
-        return length_bucket(int(lengths[index]), max_positions, length_multiple)
-
-    for length, group in itertools.groupby(order, bucket):
-        members = [[int(index)] for index in group]
-        full = rows_per_batch(length, tokens_per_batch, rows_multiple)
+def _plan_fixed(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], sizes: _Sizes) -> Iterator[_Plan]:
+    for length, group in itertools.groupby(order, lambda index: sizes.bucket(int(lengths[index]))):
+        members, full = [[int(index)] for index in group], sizes.rows(length)
         for start in range(0, len(members), full):
             yield _Plan(members[start : start + full], (full, length))
 
 
-def _plan_buckets(
-    order: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    *,
-    tokens_per_batch: int,
-    max_positions: int,
-    rows_multiple: int,
-    length_multiple: int,
-) -> Iterator[_Plan]:
+def _plan_buckets(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], sizes: _Sizes) -> Iterator[_Plan]:
     done = 0
     while done < len(order):
-        length = length_bucket(int(lengths[order[done]]), max_positions, length_multiple)
-        full = rows_per_batch(length, tokens_per_batch, rows_multiple)
+        length = sizes.bucket(int(lengths[order[done]]))
+        full = sizes.rows(length)
         members = [[int(index)] for index in order[done : done + full]]
-        yield _Plan(members, (_row_bucket(len(members), full, rows_multiple), length))
+        yield _Plan(members, (_row_bucket(len(members), full, sizes.rows_multiple), length))
         done += len(members)
 
 
-def _plan_packing(
-    order: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    *,
-    tokens_per_batch: int,
-    max_positions: int,
-    rows_multiple: int,
-    length_multiple: int,
-) -> Iterator[_Plan]:
-    sizes = {
-        "tokens_per_batch": tokens_per_batch,
-        "max_positions": max_positions,
-        "rows_multiple": rows_multiple,
-        "length_multiple": length_multiple,
-    }
+def _plan_packing(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], sizes: _Sizes) -> Iterator[_Plan]:
     fills_rows = lengths.sum() > PACK_LENGTH // 2
     num_unpacked = int(np.searchsorted(-lengths[order], -PACK_LENGTH)) if fills_rows else len(order)
-    yield from _plan_buckets(order[:num_unpacked], lengths, **sizes)
-    full = rows_per_batch(PACK_LENGTH, tokens_per_batch, rows_multiple)
+    yield from _plan_buckets(order[:num_unpacked], lengths, sizes)
+    full = sizes.rows(PACK_LENGTH)
     rows = _best_fit(order[num_unpacked:], lengths)
     for first in range(0, len(rows), full):
         chosen = rows[first : first + full]
-        num_rows = _row_bucket(len(chosen), full, rows_multiple, step=2)  # finer, because the length is always the same
+        # in finer steps, because the length is always the same
+        num_rows = _row_bucket(len(chosen), full, sizes.rows_multiple, step=2)
         yield _Plan(chosen, (num_rows, PACK_LENGTH), is_packed=True)
 
 
