@@ -46,6 +46,7 @@ OTHERS_OPTIONS = {
     "--length": "benchmarks.compilation",
     "--mixed": "benchmarks.inference",
     "--network": "the tests",
+    "--no-compile": "pip",
     "--operations": "benchmarks.tpu",
     "--pairs": "benchmarks.forward, benchmarks.inference",
     "--rounds": "the benchmarks",
