@@ -67,10 +67,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Has JAX keep what it compiles, for later modules, the other worker and the next run; --cache-clear removes it."""
+    """Has Python and JAX keep what they compile, for other processes and the next run; --cache-clear removes it."""
     # Each of xdist's workers takes its share of the cores: torch's threads wait by spinning, and slow the others down.
     workers = config.getoption("numprocesses", None) or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+    if sys.dont_write_bytecode and config.pluginmanager.hasplugin("cacheprovider"):
+        # The environment wants none beside the sources. But every process that a test starts would compile the package.
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(config.cache.mkdir("bytecode"))
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
     folder = jax.config.jax_compilation_cache_dir
     if folder is None and config.pluginmanager.hasplugin("cacheprovider"):
