@@ -309,7 +309,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_and_ends_with_the_same_bytes
         deadline = time.monotonic() + 60
         while process.is_alive() and time.monotonic() < deadline and len(list(parts.glob("*.part"))) <= seen:
             time.sleep(0.005)  # until it has begun to write
-        time.sleep(float(random.uniform(0, 0.015)))  # as long as a part takes
+        time.sleep(float(random.uniform(0, 0.01)))  # as long as a part takes
         if process.is_alive():
             process.kill()
             kills += 1
